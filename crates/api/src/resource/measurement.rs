@@ -1,0 +1,88 @@
+//! `Measurement`: an approved set of facts for an agent.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Kind, Resource};
+use crate::evidence::Evidence;
+use crate::problem::FieldError;
+use crate::{AgentName, Digest};
+
+/// An approved measurement: evidence of `agent` matches when every field that is present here is equal there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Measurement {
+    /// The agent that may run this.
+    pub agent: AgentName,
+    /// The attestor that must have measured it.
+    pub attestor: String,
+    /// Merkle digest of the declared files.
+    pub code: Digest,
+    /// Digest of the declared configuration; absent: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<Digest>,
+    /// Digest of the executable; absent: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executable: Option<Digest>,
+    /// Digest of the sidecar's executable; absent: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sidecar: Option<Digest>,
+    /// Who approved it.
+    #[serde(default)]
+    pub approved_by: String,
+    /// When, Unix seconds.
+    #[serde(default)]
+    pub approved_at: u64,
+}
+
+impl Measurement {
+    /// What would have to be approved for this evidence to match.
+    pub fn of(evidence: &Evidence) -> Self {
+        Self {
+            agent: evidence.agent.clone(),
+            attestor: evidence.attestor.clone(),
+            code: evidence.code,
+            config: evidence.config,
+            executable: evidence.executable,
+            sidecar: Some(evidence.sidecar),
+            approved_by: String::new(),
+            approved_at: 0,
+        }
+    }
+
+    /// Whether the evidence shows what was approved.
+    pub fn matches(&self, evidence: &Evidence) -> bool {
+        let same = |approved: Option<Digest>, shown: Option<Digest>| approved.is_none() || approved == shown;
+        self.agent == evidence.agent
+            && self.attestor == evidence.attestor
+            && self.code == evidence.code
+            && same(self.config, evidence.config)
+            && same(self.executable, evidence.executable)
+            && same(self.sidecar, Some(evidence.sidecar))
+    }
+
+    /// The digest of what is approved, whoever approved it: the second half of the name.
+    pub fn fingerprint(&self) -> Digest {
+        let mut parts = vec![b"aip measurement\0".to_vec(), self.attestor.as_bytes().to_vec(), vec![0]];
+        for digest in [Some(self.code), self.config, self.executable, self.sidecar] {
+            // Presence is hashed too, so that "any" and a value never fold together.
+            parts.push(vec![u8::from(digest.is_some())]);
+            parts.push(digest.map(|d| d.as_bytes().to_vec()).unwrap_or_default());
+        }
+        let slices: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        Digest::of_parts(&slices)
+    }
+}
+
+impl Resource for Measurement {
+    const KIND: Kind = Kind::Measurement;
+    fn name(&self) -> String {
+        format!("{}/{}", self.agent, self.fingerprint())
+    }
+    fn validate(&self) -> Vec<FieldError> {
+        if ["files", "process", "kubernetes"].contains(&self.attestor.as_str()) {
+            Vec::new()
+        } else {
+            vec![FieldError::new("attestor", format!("{:?} is not one of files, process, kubernetes", self.attestor))]
+        }
+    }
+}
