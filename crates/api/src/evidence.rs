@@ -153,7 +153,9 @@ fn is_inner_path(path: &str) -> bool {
     !path.is_empty()
         && path.len() <= MAX_PATH_BYTES
         && !path.contains('\0')
-        && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
+        && path
+            .split('/')
+            .all(|part| !part.is_empty() && part != "." && part != "..")
 }
 
 /// RFC 6962 section 2.1 over leaf hashes.
@@ -175,7 +177,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn file(path: &str, content: &[u8]) -> MeasuredFile {
-        MeasuredFile { path: path.into(), exec: false, sha256: Digest::sha256(content) }
+        MeasuredFile {
+            path: path.into(),
+            exec: false,
+            sha256: Digest::sha256(content),
+        }
     }
 
     #[test]

@@ -69,7 +69,10 @@ mod tests {
         let id = HopId::fresh();
         assert_eq!(id.to_string().parse::<HopId>().unwrap(), id);
         assert!(id.to_string().to_uppercase().parse::<HopId>().is_err());
-        assert!("00000000-0000-4000-8000-000000000000".parse::<HopId>().is_err(), "version 4 is not ours");
+        assert!(
+            "00000000-0000-4000-8000-000000000000".parse::<HopId>().is_err(),
+            "version 4 is not ours"
+        );
         assert!("".parse::<HopId>().is_err());
     }
 }

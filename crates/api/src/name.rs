@@ -29,7 +29,9 @@ pub enum NameError {
 fn is_label(s: &str) -> bool {
     let bytes = s.as_bytes();
     (1..=MAX_LABEL).contains(&bytes.len())
-        && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
         && bytes.first() != Some(&b'-')
         && bytes.last() != Some(&b'-')
 }
@@ -80,7 +82,11 @@ text_type!(AgentName);
 impl FromStr for AgentName {
     type Err = NameError;
     fn from_str(s: &str) -> Result<Self, NameError> {
-        if is_label(s) { Ok(Self(s.into())) } else { Err(NameError::Agent(clip(s))) }
+        if is_label(s) {
+            Ok(Self(s.into()))
+        } else {
+            Err(NameError::Agent(clip(s)))
+        }
     }
 }
 
@@ -157,9 +163,15 @@ impl FromStr for SpiffeId {
     type Err = NameError;
     fn from_str(s: &str) -> Result<Self, NameError> {
         let bad = || NameError::SpiffeId(clip(s));
-        let (domain, path) = s.strip_prefix("spiffe://").and_then(|r| r.split_once('/')).ok_or_else(bad)?;
+        let (domain, path) = s
+            .strip_prefix("spiffe://")
+            .and_then(|r| r.split_once('/'))
+            .ok_or_else(bad)?;
         let name = path.strip_prefix("agent/").ok_or_else(bad)?;
-        Ok(Self { trust_domain: domain.parse().map_err(|_| bad())?, agent: name.parse().map_err(|_| bad())? })
+        Ok(Self {
+            trust_domain: domain.parse().map_err(|_| bad())?,
+            agent: name.parse().map_err(|_| bad())?,
+        })
     }
 }
 

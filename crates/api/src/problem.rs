@@ -42,7 +42,10 @@ pub struct FieldError {
 impl FieldError {
     /// A mistake at `field`.
     pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { field: field.into(), message: message.into() }
+        Self {
+            field: field.into(),
+            message: message.into(),
+        }
     }
 }
 

@@ -120,10 +120,13 @@ impl fmt::Display for Kind {
 impl FromStr for Kind {
     type Err = FieldError;
     fn from_str(s: &str) -> Result<Self, FieldError> {
-        Self::ALL.into_iter().find(|k| k.as_str().eq_ignore_ascii_case(s)).ok_or_else(|| {
-            let known: Vec<_> = Self::ALL.iter().map(|k| k.as_str()).collect();
-            FieldError::new("kind", format!("{s:?} is not a kind; known are {}", known.join(", ")))
-        })
+        Self::ALL
+            .into_iter()
+            .find(|k| k.as_str().eq_ignore_ascii_case(s))
+            .ok_or_else(|| {
+                let known: Vec<_> = Self::ALL.iter().map(|k| k.as_str()).collect();
+                FieldError::new("kind", format!("{s:?} is not a kind; known are {}", known.join(", ")))
+            })
     }
 }
 
@@ -149,7 +152,10 @@ pub struct ResourceId {
 impl ResourceId {
     /// The id of the resource `name` of `kind`.
     pub fn new(kind: Kind, name: impl Into<String>) -> Self {
-        Self { kind, name: name.into() }
+        Self {
+            kind,
+            name: name.into(),
+        }
     }
 }
 
@@ -178,7 +184,13 @@ pub struct Rejected {
 pub fn signing_bytes(kind: Kind, name: &str, revision: u64, deleted: bool, payload: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(64 + name.len() + payload.len());
     out.extend_from_slice(b"aip.mesh.v1.Resource\0");
-    for part in [kind.as_str().as_bytes(), name.as_bytes(), &revision.to_be_bytes(), &[u8::from(deleted)], payload] {
+    for part in [
+        kind.as_str().as_bytes(),
+        name.as_bytes(),
+        &revision.to_be_bytes(),
+        &[u8::from(deleted)],
+        payload,
+    ] {
         out.extend_from_slice(&(part.len() as u64).to_be_bytes());
         out.extend_from_slice(part);
     }
@@ -191,7 +203,12 @@ pub fn signing_bytes(kind: Kind, name: &str, revision: u64, deleted: bool, paylo
 /// Oversized, malformed, invalid, or named otherwise than its envelope.
 pub fn read<R: Resource>(name: &str, revision: u64, payload: &[u8]) -> Result<R, Rejected> {
     let id = ResourceId::new(R::KIND, name);
-    let refuse = |reason, detail: String| Rejected { id: id.clone(), revision, reason, detail };
+    let refuse = |reason, detail: String| Rejected {
+        id: id.clone(),
+        revision,
+        reason,
+        detail,
+    };
     if payload.len() > MAX_PAYLOAD_BYTES || name.len() > MAX_NAME_BYTES {
         let detail = format!("{} bytes; at most {MAX_PAYLOAD_BYTES} are read", payload.len());
         return Err(refuse("oversized", detail));

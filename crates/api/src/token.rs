@@ -45,7 +45,12 @@ impl JoinToken {
 
     /// The token as the user carries it. This is the secret: never log it.
     pub fn reveal(&self) -> String {
-        format!("aip1.{}.{}.{}", self.id_text(), URL_SAFE_NO_PAD.encode(self.secret), self.root)
+        format!(
+            "aip1.{}.{}.{}",
+            self.id_text(),
+            URL_SAFE_NO_PAD.encode(self.secret),
+            self.root
+        )
     }
 }
 
@@ -56,7 +61,11 @@ impl fmt::Debug for JoinToken {
 }
 
 fn decode<const N: usize>(text: &str) -> Result<[u8; N], TokenError> {
-    URL_SAFE_NO_PAD.decode(text).ok().and_then(|v| v.try_into().ok()).ok_or(TokenError)
+    URL_SAFE_NO_PAD
+        .decode(text)
+        .ok()
+        .and_then(|v| v.try_into().ok())
+        .ok_or(TokenError)
 }
 
 impl FromStr for JoinToken {
@@ -72,7 +81,11 @@ impl FromStr for JoinToken {
         else {
             return Err(TokenError);
         };
-        Ok(Self { id: decode(id)?, secret: decode(secret)?, root: root.parse().map_err(|_| TokenError)? })
+        Ok(Self {
+            id: decode(id)?,
+            secret: decode(secret)?,
+            root: root.parse().map_err(|_| TokenError)?,
+        })
     }
 }
 
@@ -81,7 +94,11 @@ mod tests {
     use super::*;
 
     fn token() -> JoinToken {
-        JoinToken { id: [7; ID_BYTES], secret: [9; SECRET_BYTES], root: Digest::sha256(b"root") }
+        JoinToken {
+            id: [7; ID_BYTES],
+            secret: [9; SECRET_BYTES],
+            root: Digest::sha256(b"root"),
+        }
     }
 
     #[test]

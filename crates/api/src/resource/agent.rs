@@ -206,19 +206,28 @@ impl Default for PrivacyContract {
 
 fn check_text(errors: &mut Vec<FieldError>, field: &str, text: &str) {
     if text.len() > MAX_LABEL_BYTES || text.chars().any(char::is_control) {
-        errors.push(FieldError::new(field, format!("at most {MAX_LABEL_BYTES} bytes, no control characters")));
+        errors.push(FieldError::new(
+            field,
+            format!("at most {MAX_LABEL_BYTES} bytes, no control characters"),
+        ));
     }
 }
 
 fn check_word(errors: &mut Vec<FieldError>, field: &str, word: &str, known: &[&str]) {
     if !known.contains(&word) {
-        errors.push(FieldError::new(field, format!("{word:?} is not one of {}", known.join(", "))));
+        errors.push(FieldError::new(
+            field,
+            format!("{word:?} is not one of {}", known.join(", ")),
+        ));
     }
 }
 
 fn check_list(errors: &mut Vec<FieldError>, field: &str, list: &[String]) {
     if list.len() > MAX_LABELS {
-        errors.push(FieldError::new(field, format!("{} entries; at most {MAX_LABELS}", list.len())));
+        errors.push(FieldError::new(
+            field,
+            format!("{} entries; at most {MAX_LABELS}", list.len()),
+        ));
     }
     for (i, entry) in list.iter().enumerate() {
         check_text(errors, &format!("{field}[{i}]"), entry);
@@ -234,7 +243,10 @@ impl Resource for Agent {
         let mut errors = Vec::new();
         check_text(&mut errors, "owner", &self.owner);
         if self.labels.len() > MAX_LABELS {
-            errors.push(FieldError::new("labels", format!("{} entries; at most {MAX_LABELS}", self.labels.len())));
+            errors.push(FieldError::new(
+                "labels",
+                format!("{} entries; at most {MAX_LABELS}", self.labels.len()),
+            ));
         }
         for (key, value) in &self.labels {
             check_text(&mut errors, &format!("labels.{key}"), key);
@@ -246,7 +258,12 @@ impl Resource for Agent {
         let levels = ["verified_partner", "trusted", "standard", "unknown", "untrusted"];
         check_word(&mut errors, "manifest.trust_level", &manifest.trust_level, &levels);
         let reversibility = &manifest.capabilities.reversibility;
-        check_word(&mut errors, "manifest.capabilities.reversibility", reversibility, &["full", "partial", "none"]);
+        check_word(
+            &mut errors,
+            "manifest.capabilities.reversibility",
+            reversibility,
+            &["full", "partial", "none"],
+        );
         let retention = &manifest.privacy_contract.retention;
         let kept = ["ephemeral", "temporary", "permanent", "forever"];
         check_word(&mut errors, "manifest.privacy_contract.retention", retention, &kept);

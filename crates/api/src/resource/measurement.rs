@@ -62,7 +62,11 @@ impl Measurement {
 
     /// The digest of what is approved, whoever approved it: the second half of the name.
     pub fn fingerprint(&self) -> Digest {
-        let mut parts = vec![b"aip measurement\0".to_vec(), self.attestor.as_bytes().to_vec(), vec![0]];
+        let mut parts = vec![
+            b"aip measurement\0".to_vec(),
+            self.attestor.as_bytes().to_vec(),
+            vec![0],
+        ];
         for digest in [Some(self.code), self.config, self.executable, self.sidecar] {
             // Presence is hashed too, so that "any" and a value never fold together.
             parts.push(vec![u8::from(digest.is_some())]);
@@ -82,7 +86,10 @@ impl Resource for Measurement {
         if ["files", "process", "kubernetes"].contains(&self.attestor.as_str()) {
             Vec::new()
         } else {
-            vec![FieldError::new("attestor", format!("{:?} is not one of files, process, kubernetes", self.attestor))]
+            vec![FieldError::new(
+                "attestor",
+                format!("{:?} is not one of files, process, kubernetes", self.attestor),
+            )]
         }
     }
 }

@@ -99,13 +99,19 @@ impl Resource for MeshConfig {
             errors.push(FieldError::new("svid_ttl_seconds", message));
         }
         if self.egress.len() > MAX_EGRESS {
-            errors.push(FieldError::new("egress", format!("{} rules; at most {MAX_EGRESS}", self.egress.len())));
+            errors.push(FieldError::new(
+                "egress",
+                format!("{} rules; at most {MAX_EGRESS}", self.egress.len()),
+            ));
         }
         for (i, rule) in self.egress.iter().enumerate() {
             let host = rule.host.strip_prefix("*.").unwrap_or(&rule.host);
             let named = host.parse::<TrustDomain>().is_ok() && !self.trust_domain.owns_host(host);
             if !named && rule.host.parse::<std::net::IpAddr>().is_err() {
-                let message = format!("{:?} is not a lower-case DNS name outside the mesh, nor an address", rule.host);
+                let message = format!(
+                    "{:?} is not a lower-case DNS name outside the mesh, nor an address",
+                    rule.host
+                );
                 errors.push(FieldError::new(format!("egress[{i}].host"), message));
             }
             if rule.port == 0 {

@@ -37,7 +37,9 @@ impl fmt::Display for PolicyName {
 impl TryFrom<String> for PolicyName {
     type Error = FieldError;
     fn try_from(s: String) -> Result<Self, FieldError> {
-        let word = s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+        let word = s
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
         if word && (1..=63).contains(&s.len()) && s.as_bytes()[0].is_ascii_lowercase() {
             Ok(Self(s))
         } else {
@@ -110,20 +112,32 @@ impl Resource for Policy {
     fn validate(&self) -> Vec<FieldError> {
         let mut errors = Vec::new();
         if self.rego.len() > MAX_POLICY_BYTES {
-            errors.push(FieldError::new("rego", format!("{} bytes; at most {MAX_POLICY_BYTES}", self.rego.len())));
+            errors.push(FieldError::new(
+                "rego",
+                format!("{} bytes; at most {MAX_POLICY_BYTES}", self.rego.len()),
+            ));
         }
         if !self.data.is_null() && !self.data.is_object() {
             errors.push(FieldError::new("data", "must be an object"));
         }
         let data = self.data.to_string().len();
         if data > MAX_POLICY_DATA_BYTES {
-            errors.push(FieldError::new("data", format!("{data} bytes as JSON; at most {MAX_POLICY_DATA_BYTES}")));
+            errors.push(FieldError::new(
+                "data",
+                format!("{data} bytes as JSON; at most {MAX_POLICY_DATA_BYTES}"),
+            ));
         }
         if self.tests.as_ref().is_some_and(|t| t.len() > 2 * MAX_POLICY_BYTES) {
-            errors.push(FieldError::new("tests", format!("at most {} bytes", 2 * MAX_POLICY_BYTES)));
+            errors.push(FieldError::new(
+                "tests",
+                format!("at most {} bytes", 2 * MAX_POLICY_BYTES),
+            ));
         }
         if matches!(&self.attach, Attach::Labels(labels) if labels.is_empty()) {
-            errors.push(FieldError::new("attach.labels", "name at least one label, or attach to the mesh"));
+            errors.push(FieldError::new(
+                "attach.labels",
+                "name at least one label, or attach to the mesh",
+            ));
         }
         if self.name.as_str() == BASELINE && self.attach != Attach::Mesh {
             errors.push(FieldError::new("attach", "the baseline takes part in every hop"));

@@ -17,20 +17,37 @@ fn every_kind_has_its_own_wire_value_and_unknown_ones_are_none() {
 #[test]
 fn a_document_is_held_against_its_envelope() {
     assert!(read::<Agent>("planner", 1, &agent_json("")).is_ok());
-    assert_eq!(read::<Agent>("ledger", 1, &agent_json("")).unwrap_err().reason, "name_mismatch");
+    assert_eq!(
+        read::<Agent>("ledger", 1, &agent_json("")).unwrap_err().reason,
+        "name_mismatch"
+    );
     assert_eq!(read::<Agent>("planner", 1, b"{").unwrap_err().reason, "malformed");
-    assert_eq!(read::<Agent>("planner", 1, &agent_json(r#","nmae":1"#)).unwrap_err().reason, "malformed");
+    assert_eq!(
+        read::<Agent>("planner", 1, &agent_json(r#","nmae":1"#))
+            .unwrap_err()
+            .reason,
+        "malformed"
+    );
     let large = agent_json(&format!(r#","owner":"{}""#, "x".repeat(MAX_PAYLOAD_BYTES)));
     assert_eq!(read::<Agent>("planner", 1, &large).unwrap_err().reason, "oversized");
 }
 
 #[test]
 fn all_mistakes_come_at_once_by_field_path() {
-    let bad = agent_json(r#","generation":0,"manifest":{"trust_level":"best","capabilities":{"reversibility":"some"}}"#);
+    let bad =
+        agent_json(r#","generation":0,"manifest":{"trust_level":"best","capabilities":{"reversibility":"some"}}"#);
     let refused = read::<Agent>("planner", 7, &bad).unwrap_err();
     assert_eq!(refused.reason, "invalid");
-    for field in ["generation", "manifest.trust_level", "manifest.capabilities.reversibility"] {
-        assert!(refused.detail.contains(field), "{field} is missing from: {}", refused.detail);
+    for field in [
+        "generation",
+        "manifest.trust_level",
+        "manifest.capabilities.reversibility",
+    ] {
+        assert!(
+            refused.detail.contains(field),
+            "{field} is missing from: {}",
+            refused.detail
+        );
     }
 }
 
@@ -69,16 +86,37 @@ fn measurements_match_field_by_field() {
     };
     let approved = Measurement::of(&evidence);
     assert!(approved.matches(&evidence));
-    let any_executable = Measurement { executable: None, ..approved.clone() };
+    let any_executable = Measurement {
+        executable: None,
+        ..approved.clone()
+    };
     assert!(any_executable.matches(&evidence));
     assert_ne!(any_executable.name(), approved.name());
     for other in [
-        Measurement { code: d("x"), ..approved.clone() },
-        Measurement { config: Some(d("x")), ..approved.clone() },
-        Measurement { executable: Some(d("x")), ..approved.clone() },
-        Measurement { sidecar: Some(d("x")), ..approved.clone() },
-        Measurement { agent: "ledger".parse().unwrap(), ..approved.clone() },
-        Measurement { attestor: "process".into(), ..approved.clone() },
+        Measurement {
+            code: d("x"),
+            ..approved.clone()
+        },
+        Measurement {
+            config: Some(d("x")),
+            ..approved.clone()
+        },
+        Measurement {
+            executable: Some(d("x")),
+            ..approved.clone()
+        },
+        Measurement {
+            sidecar: Some(d("x")),
+            ..approved.clone()
+        },
+        Measurement {
+            agent: "ledger".parse().unwrap(),
+            ..approved.clone()
+        },
+        Measurement {
+            attestor: "process".into(),
+            ..approved.clone()
+        },
     ] {
         assert!(!other.matches(&evidence), "{other:?}");
     }
@@ -87,10 +125,18 @@ fn measurements_match_field_by_field() {
 #[test]
 fn a_trust_domain_host_is_never_egress() {
     let mut config = MeshConfig::new("aip.internal".parse().unwrap(), MeshMode::Dev);
-    for (host, good) in
-        [("api.example.com", true), ("*.example.com", true), ("10.0.0.1", true), ("x.aip.internal", false), ("*", false)]
-    {
-        config.egress = vec![EgressRule { host: host.into(), port: 443, allow_private: false }];
+    for (host, good) in [
+        ("api.example.com", true),
+        ("*.example.com", true),
+        ("10.0.0.1", true),
+        ("x.aip.internal", false),
+        ("*", false),
+    ] {
+        config.egress = vec![EgressRule {
+            host: host.into(),
+            port: 443,
+            allow_private: false,
+        }];
         assert_eq!(config.validate().is_empty(), good, "{host}");
     }
 }

@@ -36,7 +36,10 @@ impl Resource for TrustBundle {
     fn validate(&self) -> Vec<FieldError> {
         let mut errors = Vec::new();
         if !(1..=MAX_ROOTS).contains(&self.roots.len()) {
-            errors.push(FieldError::new("roots", format!("{} roots; 1 to {MAX_ROOTS}", self.roots.len())));
+            errors.push(FieldError::new(
+                "roots",
+                format!("{} roots; 1 to {MAX_ROOTS}", self.roots.len()),
+            ));
         }
         for (i, root) in self.roots.iter().enumerate() {
             if STANDARD.decode(root).is_err() {

@@ -1,0 +1,69 @@
+//! gRPC over our TLS: the generated stubs, a client channel, and the connections of a server.
+
+mod incoming;
+
+/// The stubs, generated from `crates/api/proto` and checked in.
+#[allow(missing_docs, clippy::all, unreachable_pub, rust_2018_idioms)]
+#[rustfmt::skip]
+mod stubs {
+    include!("gen/aip.mesh.v1.rs");
+}
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use tokio::net::TcpStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+pub use incoming::{Incoming, PeerInfo, incoming};
+pub use stubs::{config_client, config_server, identity_client, identity_server};
+
+use crate::tls;
+
+/// The metadata key of the stable reason of a failure.
+pub const REASON: &str = "aip-reason";
+/// Largest message either side decodes: a snapshot of policies, never a bulk transfer.
+pub const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
+/// How long dialling the control plane may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// HTTP/2 pings find a control plane that vanished without a word; below a minute, above what bothers a NAT.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// A status with its stable reason in the metadata.
+pub fn status(code: tonic::Code, reason: &'static str, detail: impl Into<String>) -> tonic::Status {
+    let mut status = tonic::Status::new(code, detail);
+    status
+        .metadata_mut()
+        .insert(REASON, tonic::metadata::MetadataValue::from_static(reason));
+    status
+}
+
+/// The stable reason of a status, if it carries one.
+pub fn reason(status: &tonic::Status) -> Option<&str> {
+    status.metadata().get(REASON).and_then(|v| v.to_str().ok())
+}
+
+/// A channel to the control plane at `address`.
+///
+/// # Errors
+/// Not reachable, or the handshake failed; the source says which.
+pub async fn channel(address: SocketAddr, tls: Arc<ClientConfig>) -> Result<Channel, tonic::transport::Error> {
+    let endpoint = Endpoint::from_static("http://control-plane.aip.invalid")
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_while_idle(true);
+    let connect = tower::service_fn(move |_: Uri| {
+        let tls = tls.clone();
+        async move {
+            let tcp = TcpStream::connect(address).await?;
+            tcp.set_nodelay(true)?;
+            let stream = tls::handshake(&tls, tcp).await.map_err(std::io::Error::other)?;
+            Ok::<_, std::io::Error>(TokioIo::new(stream))
+        }
+    });
+    endpoint.connect_with_connector(connect).await
+}

@@ -1,0 +1,86 @@
+//! Logs and metrics.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object a line, for machines.
+    #[default]
+    Json,
+    /// For people at a terminal.
+    Text,
+}
+
+impl std::str::FromStr for LogFormat {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "json" => Ok(Self::Json),
+            "text" => Ok(Self::Text),
+            other => Err(format!("{other:?} is not a log format: json or text")),
+        }
+    }
+}
+
+/// Sends log lines to standard error. `filter` is a `tracing` filter such as `info` or `aip_sidecar=debug,info`.
+/// A second call in one process changes nothing (tests run several meshes in one).
+pub fn init_logs(format: LogFormat, filter: &str) {
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    // An error only says that somebody was first.
+    let _ = match format {
+        LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).try_init(),
+        LogFormat::Text => builder.with_target(false).try_init(),
+    };
+}
+
+/// The process's metrics.
+#[derive(Clone, Debug)]
+pub struct Metrics(PrometheusHandle);
+
+/// Seconds, from what a decision takes to what an agent may think: every histogram of ours is a duration.
+const BUCKETS: [f64; 16] = [
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 300.0,
+];
+
+/// How often histograms are folded; without it they grow by every sample.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// The process's recorder, installed at the first call.
+pub fn init_metrics() -> Metrics {
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+    let handle = HANDLE.get_or_init(|| {
+        let builder = PrometheusBuilder::new();
+        let builder = builder.set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &BUCKETS);
+        let recorder = builder.unwrap_or_else(|_| PrometheusBuilder::new()).build_recorder();
+        let handle = recorder.handle();
+        // An error only says that the process already has a recorder.
+        let _ = metrics::set_global_recorder(recorder);
+        let upkeep = handle.clone();
+        let thread = std::thread::Builder::new().name("metrics-upkeep".into());
+        // Without the thread, scrapes fold the histograms instead.
+        let _ = thread.spawn(move || {
+            loop {
+                std::thread::sleep(UPKEEP);
+                upkeep.run_upkeep();
+            }
+        });
+        handle
+    });
+    Metrics(handle.clone())
+}
+
+impl Metrics {
+    /// The Prometheus text exposition.
+    pub fn render(&self) -> String {
+        self.0.render()
+    }
+}

@@ -1,0 +1,247 @@
+//! TLS 1.3, both sides, always. Streams come out with a verified peer; nothing outside this crate sees rustls.
+//!
+//! No session resumption: a resumed session would skip the check of the peer's certificate, and with it revocation.
+
+mod identity;
+mod verifier;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aip_api::{Digest, SpiffeId};
+use rustls::crypto::CryptoProvider;
+use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::trust::Trust;
+use crate::x509::{IdentityError, PeerIdentity, peer_identity};
+
+pub use identity::IdentitySlot;
+use verifier::{AgentVerifier, Expected, reason_of};
+
+/// How long a handshake may take: two round trips on a bad line, and no more for a peer that stalls.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A server's side of a connection.
+pub type ServerTls<IO> = tokio_rustls::server::TlsStream<IO>;
+/// A client's side of a connection.
+pub type ClientTls<IO> = tokio_rustls::client::TlsStream<IO>;
+
+/// HTTP/2, and nothing else.
+pub const ALPN_H2: &[&[u8]] = &[b"h2"];
+
+/// Why a connection was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The peer is not who it must be.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The peer showed no certificate.
+    #[error("the peer showed no certificate")]
+    NoCertificate,
+    /// The peer does not speak TLS 1.3.
+    #[error("the peer does not speak TLS 1.3")]
+    Version,
+    /// The peer does not speak TLS at all.
+    #[error("the peer does not speak TLS")]
+    NotTls,
+    /// No HTTP/2 in ALPN.
+    #[error("the peer does not offer HTTP/2 (ALPN h2)")]
+    Alpn,
+    /// The other end ended the handshake; its alert says why.
+    #[error("the other end refused the handshake: {0}")]
+    Refused(String),
+    /// Took longer than [`HANDSHAKE_TIMEOUT`].
+    #[error("the handshake took longer than {} s", HANDSHAKE_TIMEOUT.as_secs())]
+    Timeout,
+    /// Anything else in the protocol.
+    #[error("the handshake failed: {0}")]
+    Protocol(String),
+    /// The connection broke.
+    #[error("the connection broke during the handshake: {0}")]
+    Io(std::io::Error),
+    /// Our own key can't be used.
+    #[error("this process's own key or certificate can't be used: {0}")]
+    OwnKey(String),
+}
+
+impl TlsError {
+    /// The stable reason, as in metrics and logs.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Identity(e) => e.reason(),
+            Self::NoCertificate => "no_certificate",
+            Self::Version => "tls_version",
+            Self::NotTls => "not_tls",
+            Self::Alpn => "alpn",
+            Self::Refused(_) => "refused_by_peer",
+            Self::Timeout => "handshake_timeout",
+            Self::Protocol(_) => "tls_protocol",
+            Self::Io(_) => "connection_broken",
+            Self::OwnKey(_) => "own_key",
+        }
+    }
+}
+
+/// Whether a client must show a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clients {
+    /// Sidecars to sidecars.
+    Required,
+    /// The control plane's port: a sidecar that joins has none yet. One that is shown is verified.
+    Optional,
+}
+
+/// The one crypto provider of the process.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// A server of this mesh: presents `identity`, verifies clients as agents.
+///
+/// # Errors
+/// The provider lacks TLS 1.3.
+pub fn server_config(
+    identity: &IdentitySlot,
+    trust: &Trust,
+    clients: Clients,
+    alpn: &[&[u8]],
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let verifier = AgentVerifier::for_clients(trust.clone(), clients);
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| TlsError::OwnKey(e.to_string()))?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(Arc::new(identity.clone()));
+    config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    config.max_early_data_size = 0;
+    Ok(Arc::new(config))
+}
+
+fn client_config(
+    identity: Option<&IdentitySlot>,
+    verifier: AgentVerifier,
+    alpn: &[&[u8]],
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| TlsError::OwnKey(e.to_string()))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match identity {
+        Some(identity) => builder.with_client_cert_resolver(Arc::new(identity.clone())),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
+    config.resumption = rustls::client::Resumption::disabled();
+    // SPIFFE IDs are checked, not host names, and names of the mesh are nobody else's business.
+    config.enable_sni = false;
+    Ok(Arc::new(config))
+}
+
+/// A client that calls the agent `expected`, and nobody else.
+///
+/// # Errors
+/// The provider lacks TLS 1.3.
+pub fn agent_client(
+    identity: &IdentitySlot,
+    trust: &Trust,
+    expected: SpiffeId,
+    alpn: &[&[u8]],
+) -> Result<Arc<ClientConfig>, TlsError> {
+    client_config(
+        Some(identity),
+        AgentVerifier::for_server(trust.clone(), Expected::Agent(expected)),
+        alpn,
+    )
+}
+
+/// A client of the control plane, whose root is known.
+///
+/// # Errors
+/// The provider lacks TLS 1.3.
+pub fn control_plane_client(identity: Option<&IdentitySlot>, trust: &Trust) -> Result<Arc<ClientConfig>, TlsError> {
+    client_config(
+        identity,
+        AgentVerifier::for_server(trust.clone(), Expected::ControlPlane),
+        ALPN_H2,
+    )
+}
+
+/// A client of a control plane of which only the digest of the root is known, from a join token.
+///
+/// # Errors
+/// The provider lacks TLS 1.3.
+pub fn pinned_client(root: Digest) -> Result<Arc<ClientConfig>, TlsError> {
+    client_config(None, AgentVerifier::pinned(root), ALPN_H2)
+}
+
+/// Accepts a connection: the stream, and the peer where it showed a certificate.
+///
+/// # Errors
+/// As [`TlsError`] lists; the peer got an alert.
+pub async fn accept<IO>(
+    config: &Arc<ServerConfig>,
+    trust: &Trust,
+    io: IO,
+) -> Result<(ServerTls<IO>, Option<PeerIdentity>), TlsError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let handshake = TlsAcceptor::from(config.clone()).accept(io);
+    let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
+        .await
+        .map_err(|_| TlsError::Timeout)?
+        .map_err(reason_of)?;
+    let peer = peer_of(stream.get_ref().1.peer_certificates(), trust)?;
+    Ok((stream, peer))
+}
+
+/// Connects to an agent: the stream, and who answered.
+///
+/// # Errors
+/// As [`TlsError`] lists.
+pub async fn connect<IO>(
+    config: &Arc<ClientConfig>,
+    trust: &Trust,
+    io: IO,
+) -> Result<(ClientTls<IO>, PeerIdentity), TlsError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let stream = handshake(config, io).await?;
+    let peer = peer_of(stream.get_ref().1.peer_certificates(), trust)?.ok_or(TlsError::NoCertificate)?;
+    if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+        return Err(TlsError::Alpn);
+    }
+    Ok((stream, peer))
+}
+
+/// The client's handshake alone; who answered was checked by the configuration's verifier.
+pub(crate) async fn handshake<IO>(config: &Arc<ClientConfig>, io: IO) -> Result<ClientTls<IO>, TlsError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    // Never sent (SNI is off) and never checked: the verifier looks at the SPIFFE ID.
+    let name = ServerName::try_from("aip.invalid").map_err(|e| TlsError::Protocol(e.to_string()))?;
+    let handshake = TlsConnector::from(config.clone()).connect(name, io);
+    tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
+        .await
+        .map_err(|_| TlsError::Timeout)?
+        .map_err(reason_of)
+}
+
+fn peer_of(chain: Option<&[CertificateDer<'_>]>, trust: &Trust) -> Result<Option<PeerIdentity>, TlsError> {
+    match chain {
+        Some([leaf, issuer, ..]) => {
+            let state = trust.load();
+            Ok(Some(peer_identity(leaf, issuer, &state, crate::unix_now())?))
+        }
+        Some([_]) => Err(IdentityError::Malformed("the issuing certificate was not sent".into()).into()),
+        Some([]) | None => Ok(None),
+    }
+}
