@@ -119,13 +119,24 @@ mod tests {
     use super::*;
 
     fn replacing(text: &str) -> Obligations {
-        Obligations { replace: BTreeMap::from([("/a".to_owned(), text.to_owned())]), ..Obligations::default() }
+        Obligations {
+            replace: BTreeMap::from([("/a".to_owned(), text.to_owned())]),
+            ..Obligations::default()
+        }
     }
 
     #[test]
     fn the_tighter_number_wins_in_either_order() {
-        let a = Obligations { rate_per_minute: Some(10), timeout_ms: Some(5), ..Obligations::default() };
-        let b = Obligations { rate_per_minute: Some(3), concurrency: Some(2), ..Obligations::default() };
+        let a = Obligations {
+            rate_per_minute: Some(10),
+            timeout_ms: Some(5),
+            ..Obligations::default()
+        };
+        let b = Obligations {
+            rate_per_minute: Some(3),
+            concurrency: Some(2),
+            ..Obligations::default()
+        };
         let want = Obligations {
             rate_per_minute: Some(3),
             timeout_ms: Some(5),
@@ -140,7 +151,10 @@ mod tests {
 
     #[test]
     fn a_field_that_one_rule_redacts_and_another_replaces_is_redacted() {
-        let redact = Obligations { redact: BTreeSet::from(["/a".to_owned()]), ..Obligations::default() };
+        let redact = Obligations {
+            redact: BTreeSet::from(["/a".to_owned()]),
+            ..Obligations::default()
+        };
         for (mut first, second) in [(replacing("x"), redact.clone()), (redact, replacing("x"))] {
             first.join(second);
             assert!(first.replace.is_empty() && first.redact.contains("/a"));
@@ -158,8 +172,14 @@ mod tests {
 
     #[test]
     fn the_stronger_durability_wins() {
-        let mut joined = Obligations { audit: Some(Durability::Required), ..Obligations::default() };
-        joined.join(Obligations { audit: Some(Durability::Buffered), ..Obligations::default() });
+        let mut joined = Obligations {
+            audit: Some(Durability::Required),
+            ..Obligations::default()
+        };
+        joined.join(Obligations {
+            audit: Some(Durability::Buffered),
+            ..Obligations::default()
+        });
         assert_eq!(joined.audit, Some(Durability::Required));
     }
 }

@@ -42,7 +42,13 @@ pub struct Diagnostic {
 
 impl Diagnostic {
     pub(crate) fn new(file: impl Into<String>, reason: &str, message: impl Into<String>) -> Self {
-        Self { file: file.into(), line: None, column: None, reason: reason.to_owned(), message: message.into() }
+        Self {
+            file: file.into(),
+            line: None,
+            column: None,
+            reason: reason.to_owned(),
+            message: message.into(),
+        }
     }
 
     pub(crate) fn at(mut self, line: u32, column: u32) -> Self {
@@ -62,5 +68,26 @@ impl std::fmt::Display for Diagnostic {
             }
         }
         write!(f, ": {}", self.message)
+    }
+}
+
+impl Diagnostic {
+    /// From an error of the engine, which draws the line it is about under a `--> file:line:column`.
+    pub(crate) fn from_engine(file: &str, reason: &str, drawing: &str) -> Self {
+        let last = drawing
+            .lines()
+            .rev()
+            .map(str::trim)
+            .find(|line| !line.is_empty())
+            .unwrap_or(drawing);
+        let message = last.strip_prefix("error: ").unwrap_or(last);
+        let place = drawing.lines().find_map(|line| line.trim().strip_prefix("--> "));
+        let mut parts = place.unwrap_or_default().rsplitn(3, ':');
+        let column = parts.next().and_then(|column| column.parse().ok());
+        let line = parts.next().and_then(|line| line.parse().ok());
+        match (parts.next(), line, column) {
+            (Some(place), Some(line), Some(column)) => Self::new(place, reason, message).at(line, column),
+            _ => Self::new(file, reason, message),
+        }
     }
 }

@@ -27,8 +27,14 @@ pub enum Verdict {
 
 impl Verdict {
     /// All verdicts, strictest first.
-    pub const ALL: [Self; 6] =
-        [Self::Deny, Self::Escalate, Self::Warn, Self::Restrict, Self::Transform, Self::Allow];
+    pub const ALL: [Self; 6] = [
+        Self::Deny,
+        Self::Escalate,
+        Self::Warn,
+        Self::Restrict,
+        Self::Transform,
+        Self::Allow,
+    ];
 
     /// The word used in policies, headers, logs and metrics.
     pub const fn as_str(self) -> &'static str {

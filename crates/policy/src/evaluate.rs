@@ -1,0 +1,208 @@
+//! A worker's evaluator: its own copies of programs and data, its own virtual machines, its own decisions.
+//!
+//! Nothing here is shared between threads. Two threads that share a program and its data spend more time on the
+//! reference counts than on the evaluation; two that don't are twice as fast as one.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use regorus::Value;
+use regorus::rvm::vm::{ExecutionMode, VmError};
+use regorus::rvm::{Program, RegoVM};
+use regorus::utils::limits::ExecutionTimerConfig;
+
+use crate::cache::DecisionCache;
+use crate::facts::Facts;
+use crate::guard::{self, Trouble};
+use crate::input::{self, View, private_copy};
+use crate::limits::{MAX_CACHE_KEY_BYTES, MAX_EVALUATION, MAX_INSTRUCTIONS, MAX_SETS_PER_WORKER, TIMER_INTERVAL};
+use crate::outcome;
+use crate::reads::Reads;
+use crate::set::PolicySet;
+use crate::verdict::{Decision, builtin};
+
+/// Decides. One per worker thread; see [`with_evaluator`].
+#[derive(Default)]
+pub struct Evaluator {
+    /// Most recently used last.
+    loaded: Vec<Loaded>,
+    cache: DecisionCache,
+    key: Vec<u8>,
+}
+
+/// A set in memory of this worker's own.
+struct Loaded {
+    digest: Arc<str>,
+    originals: Arc<Program>,
+    guarded: Arc<Program>,
+    data: Value,
+    reads: Reads,
+    vm: Option<RegoVM>,
+}
+
+impl Evaluator {
+    /// An evaluator that has loaded nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Decides on a request. Never fails: what goes wrong is a deny that says so.
+    pub fn decide(&mut self, set: &Arc<PolicySet>, facts: &Facts) -> Decision {
+        self.decide_with(set, facts, true)
+    }
+
+    /// Decides without looking into the cache or adding to it: for replays, explanations and tests.
+    pub fn decide_uncached(&mut self, set: &Arc<PolicySet>, facts: &Facts) -> Decision {
+        self.decide_with(set, facts, false)
+    }
+
+    fn decide_with(&mut self, set: &Arc<PolicySet>, facts: &Facts, cached: bool) -> Decision {
+        if set.members.is_empty() {
+            return Decision::refuse(&set.digest, builtin::NO_RULE, "no policy is attached");
+        }
+        let missing = set.missing(facts);
+        if let Some((path, why)) = missing.blocking {
+            let reason = format!("{path} could not be established: {why}");
+            return Decision::refuse(&set.digest, builtin::FACT_UNESTABLISHED, reason);
+        }
+        let view = View::new(facts, &missing.paths);
+        let at = self.load(set);
+        let loaded = &mut self.loaded[at];
+        if !cached || !set.cacheable {
+            return loaded.evaluate(&view);
+        }
+        self.key.clear();
+        self.key.extend_from_slice(set.digest.as_bytes());
+        input::encode(view.root(), &loaded.reads, &mut self.key);
+        if self.key.len() > MAX_CACHE_KEY_BYTES {
+            return loaded.evaluate(&view);
+        }
+        if let Some(decision) = self.cache.get(&self.key) {
+            return Decision {
+                cached: true,
+                ..decision.clone()
+            };
+        }
+        let decision = loaded.evaluate(&view);
+        // A limit may have been hit because the machine was busy; the next request deserves a try of its own.
+        if decision.rule() != builtin::LIMIT_EXCEEDED {
+            self.cache.insert(&facts.source.id, &self.key, decision.clone());
+        }
+        decision
+    }
+
+    /// The index of the set in `loaded`, after it was loaded where need be.
+    fn load(&mut self, set: &Arc<PolicySet>) -> usize {
+        let last = self.loaded.len().wrapping_sub(1);
+        match self.loaded.iter().rposition(|loaded| loaded.digest == set.digest) {
+            Some(at) if at == last => return at,
+            Some(at) => {
+                let loaded = self.loaded.remove(at);
+                self.loaded.push(loaded);
+            }
+            None => {
+                if self.loaded.len() >= MAX_SETS_PER_WORKER {
+                    self.loaded.remove(0);
+                }
+                self.loaded.push(Loaded::new(set));
+            }
+        }
+        self.loaded.len() - 1
+    }
+}
+
+impl Loaded {
+    fn new(set: &PolicySet) -> Self {
+        Self {
+            digest: set.digest.clone(),
+            originals: Arc::new(private_program(&set.original)),
+            guarded: Arc::new(private_program(&set.guarded)),
+            data: private_copy(&set.data),
+            reads: set.reads.reads.private_copy(),
+            vm: None,
+        }
+    }
+
+    fn machine(&self) -> Result<RegoVM, VmError> {
+        let mut vm = RegoVM::new();
+        vm.load_program(self.guarded.clone());
+        vm.set_data(self.data.clone())?;
+        vm.set_max_instructions(MAX_INSTRUCTIONS);
+        vm.set_strict_builtin_errors(true);
+        // Only programs without recursion are ever compiled into a set, so the stack is bounded.
+        vm.set_execution_mode(ExecutionMode::RunToCompletion);
+        vm.set_execution_timer_config(Some(ExecutionTimerConfig {
+            limit: MAX_EVALUATION,
+            check_interval: TIMER_INTERVAL,
+        }));
+        Ok(vm)
+    }
+
+    fn evaluate(&mut self, view: &View<'_>) -> Decision {
+        let mut vm = match self.vm.take().map_or_else(|| self.machine(), Ok) {
+            Ok(vm) => vm,
+            Err(error) => return Decision::refuse(&self.digest, builtin::EVALUATION_ERROR, error.to_string()),
+        };
+        vm.set_input(input::to_value(view.root(), &self.reads));
+        let (result, trouble) = guard::watch(&self.originals, || vm.execute_entry_point_by_index(0));
+        match (result, trouble) {
+            (Ok(value), None) => {
+                let decision = outcome::decision(&value, &self.digest);
+                self.vm = Some(vm);
+                decision
+            }
+            // After an error the machine's state is not to be trusted; it is dropped, and a new one costs a microsecond.
+            (_, Some(Trouble::Error(message))) => Decision::refuse(&self.digest, builtin::EVALUATION_ERROR, message),
+            (_, Some(Trouble::Limit(message))) => Decision::refuse(&self.digest, builtin::LIMIT_EXCEEDED, message),
+            (Err(error), None) => self.refusal(&error),
+        }
+    }
+
+    fn refusal(&self, error: &VmError) -> Decision {
+        match error {
+            VmError::InstructionLimitExceeded { .. } => Decision::refuse(
+                &self.digest,
+                builtin::INSTRUCTION_LIMIT,
+                format!("the policies need more than {MAX_INSTRUCTIONS} instructions"),
+            ),
+            VmError::TimeLimitExceeded { .. } => Decision::refuse(
+                &self.digest,
+                builtin::LIMIT_EXCEEDED,
+                format!("the policies need more than {} ms", MAX_EVALUATION.as_millis()),
+            ),
+            VmError::MemoryLimitExceeded { .. } | VmError::RegexSizeLimitExceeded { .. } => {
+                Decision::refuse(&self.digest, builtin::LIMIT_EXCEEDED, error.to_string())
+            }
+            _ => Decision::refuse(&self.digest, builtin::EVALUATION_ERROR, error.to_string()),
+        }
+    }
+}
+
+/// The program with literals and tables of its own. The sources stay behind: only diagnostics need them.
+fn private_program(program: &Program) -> Program {
+    let mut copy = program.clone();
+    copy.literals = program.literals.iter().map(private_copy).collect();
+    copy.rule_tree = private_copy(&program.rule_tree);
+    for rule in &mut copy.rule_infos {
+        rule.definitions = Arc::new((*rule.definitions).clone());
+    }
+    copy.sources = Vec::new();
+    copy.instruction_spans = Vec::new();
+    copy
+}
+
+thread_local! {
+    static EVALUATOR: RefCell<Evaluator> = RefCell::new(Evaluator::new());
+}
+
+/// Runs `f` with this thread's evaluator. Not to be nested.
+pub fn with_evaluator<R>(f: impl FnOnce(&mut Evaluator) -> R) -> R {
+    EVALUATOR.with(|evaluator| match evaluator.try_borrow_mut() {
+        Ok(mut evaluator) => f(&mut evaluator),
+        // Nested after all: correct, only slower.
+        Err(_) => f(&mut Evaluator::new()),
+    })
+}
+
+#[cfg(test)]
+mod tests;

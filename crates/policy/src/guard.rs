@@ -1,0 +1,247 @@
+//! A watch over builtin calls and arithmetic.
+//!
+//! The virtual machine treats an error inside a rule's body as "the body doesn't hold", so a deny rule whose builtin
+//! fails would silently not fire, and its instruction limit doesn't see what one call costs. Both are decided here: the
+//! table of builtins in the compiled program is replaced by calls that first look at the arguments, and that turn every
+//! error into one that ends the evaluation. Arithmetic instructions become such calls too.
+//!
+//! The engine's function type can't be named outside of it and carries no state, hence one function per table slot and
+//! a thread-local that says which program is running.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use regorus::rvm::instructions::BuiltinCallParams;
+use regorus::rvm::program::BuiltinInfo;
+use regorus::rvm::{Instruction, Program};
+use regorus::{LimitError, Value};
+
+use crate::bounds;
+
+/// Slots in the table: our allow-list of builtins and the five operators fit.
+const SLOTS: usize = 128;
+
+/// What went wrong in the evaluation that runs on this thread.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// A builtin or an operator failed.
+    Error(String),
+    /// A call would have produced, or the evaluation has produced, too much.
+    Limit(String),
+}
+
+struct Run {
+    originals: Arc<Program>,
+    trouble: Option<Trouble>,
+    produced: usize,
+}
+
+thread_local! {
+    static RUN: RefCell<Option<Run>> = const { RefCell::new(None) };
+}
+
+/// Runs `evaluate` on a guarded program, and reports what its builtins and operators ran into.
+pub(crate) fn watch<R>(originals: &Arc<Program>, evaluate: impl FnOnce() -> R) -> (R, Option<Trouble>) {
+    let run = Run {
+        originals: originals.clone(),
+        trouble: None,
+        produced: 0,
+    };
+    let before = RUN.with(|slot| slot.borrow_mut().replace(run));
+    let result = evaluate();
+    let after = RUN.with(|slot| std::mem::replace(&mut *slot.borrow_mut(), before));
+    (result, after.and_then(|run| run.trouble))
+}
+
+/// Puts a watch on every builtin and operator of the program. `None` if it uses more of them than there are slots.
+pub(crate) fn guarded(original: &Program) -> Option<Program> {
+    let mut program = original.clone();
+    for index in 0..program.instructions.len() {
+        let instruction = program.instructions[index];
+        let (operator, dest, left, right) = match instruction {
+            Instruction::Add { dest, left, right } => (Operator::Add, dest, left, right),
+            Instruction::Sub { dest, left, right } => (Operator::Sub, dest, left, right),
+            Instruction::Mul { dest, left, right } => (Operator::Mul, dest, left, right),
+            Instruction::Div { dest, left, right } => (Operator::Div, dest, left, right),
+            Instruction::Mod { dest, left, right } => (Operator::Mod, dest, left, right),
+            _ => continue,
+        };
+        let builtin_index = operator_slot(&mut program, operator)?;
+        let args = [left, right, 0, 0, 0, 0, 0, 0];
+        let call = BuiltinCallParams {
+            dest,
+            builtin_index,
+            num_args: 2,
+            args,
+        };
+        let params_index = u16::try_from(program.instruction_data.builtin_call_params.len()).ok()?;
+        program.instruction_data.builtin_call_params.push(call);
+        program.instructions[index] = Instruction::BuiltinCall { params_index };
+    }
+    if program.builtin_info_table.len() > SLOTS {
+        return None;
+    }
+    fill_slots(&mut program, original.builtin_info_table.len());
+    Some(program)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Operator {
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Mod,
+}
+
+impl Operator {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Add => "+",
+            Self::Sub => "-",
+            Self::Mul => "*",
+            Self::Div => "/",
+            Self::Mod => "%",
+        }
+    }
+}
+
+fn operator_slot(program: &mut Program, operator: Operator) -> Option<u16> {
+    let known = program
+        .builtin_info_table
+        .iter()
+        .position(|builtin| builtin.name == operator.name());
+    let slot = known.unwrap_or_else(|| {
+        program.builtin_info_table.push(BuiltinInfo {
+            name: operator.name().to_owned(),
+            num_args: 2,
+        });
+        program.builtin_info_table.len() - 1
+    });
+    u16::try_from(slot).ok()
+}
+
+macro_rules! slots {
+    ($table:ident, $originals:ident, $($slot:literal)+) => {
+        $(if $slot < $originals {
+            $table[$slot].0 = |span, expressions, args, _strict| {
+                let original = begin($slot, args)?;
+                let result = (original.resolved_builtins[$slot].0)(span, expressions, args, true);
+                Ok(end($slot, &original, result)?)
+            };
+        })+
+    };
+}
+
+fn fill_slots(program: &mut Program, originals: usize) {
+    let operators: Vec<String> = program.builtin_info_table[originals..]
+        .iter()
+        .map(|builtin| builtin.name.clone())
+        .collect();
+    let table = &mut program.resolved_builtins;
+    slots!(table, originals,
+        0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
+        32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63
+        64 65 66 67 68 69 70 71 72 73 74 75 76 77 78 79 80 81 82 83 84 85 86 87 88 89 90 91 92 93 94 95
+        96 97 98 99 100 101 102 103 104 105 106 107 108 109 110 111 112 113 114 115 116 117 118 119 120 121 122
+        123 124 125 126 127);
+    for operator in operators {
+        match operator.as_str() {
+            "+" => table.push((|_, _, args, _| Ok(operate(Operator::Add, args)?), 2)),
+            "-" => table.push((|_, _, args, _| Ok(operate(Operator::Sub, args)?), 2)),
+            "*" => table.push((|_, _, args, _| Ok(operate(Operator::Mul, args)?), 2)),
+            "/" => table.push((|_, _, args, _| Ok(operate(Operator::Div, args)?), 2)),
+            _ => table.push((|_, _, args, _| Ok(operate(Operator::Mod, args)?), 2)),
+        }
+    }
+}
+
+/// The kind of error that the virtual machine never takes for "doesn't hold"; what it means is in `Run::trouble`.
+fn fatal() -> LimitError {
+    LimitError::MemoryLimitExceeded { usage: 0, limit: 0 }
+}
+
+fn stop(trouble: Trouble) -> LimitError {
+    RUN.with(|slot| {
+        if let Some(run) = slot.borrow_mut().as_mut() {
+            run.trouble.get_or_insert(trouble);
+        }
+    });
+    fatal()
+}
+
+fn begin(slot: usize, args: &[Value]) -> Result<Arc<Program>, LimitError> {
+    let original = RUN
+        .with(|run| run.borrow().as_ref().map(|run| run.originals.clone()))
+        .ok_or_else(fatal)?;
+    let name = original
+        .builtin_info_table
+        .get(slot)
+        .map_or("", |builtin| builtin.name.as_str());
+    match bounds::before(name, args) {
+        Ok(()) => Ok(original),
+        Err(message) => Err(stop(Trouble::Limit(message))),
+    }
+}
+
+fn end<E: std::fmt::Display>(slot: usize, original: &Program, result: Result<Value, E>) -> Result<Value, LimitError> {
+    let name = || {
+        original
+            .builtin_info_table
+            .get(slot)
+            .map_or("", |builtin| builtin.name.as_str())
+    };
+    let value = result.map_err(|error| stop(Trouble::Error(describe(name(), &error.to_string()))))?;
+    let produced = RUN.with(|run| {
+        run.borrow_mut().as_mut().map_or(usize::MAX, |run| {
+            run.produced = run.produced.saturating_add(bounds::shallow_size(&value));
+            run.produced
+        })
+    });
+    if produced > bounds::MAX_PRODUCED {
+        return Err(stop(Trouble::Limit(format!(
+            "builtins produced more than {} bytes",
+            bounds::MAX_PRODUCED
+        ))));
+    }
+    Ok(value)
+}
+
+/// The engine's message is a drawing of the source line, of which the last line says what happened.
+fn describe(name: &str, message: &str) -> String {
+    let last = message
+        .lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or(message)
+        .trim();
+    format!("{name}: {}", last.strip_prefix("error: ").unwrap_or(last))
+}
+
+fn operate(operator: Operator, args: &[Value]) -> Result<Value, LimitError> {
+    let failed = |what: &str| stop(Trouble::Error(format!("`{}` {what}", operator.name())));
+    match (args.first(), args.get(1)) {
+        (Some(Value::Number(left)), Some(Value::Number(right))) => {
+            let zero = matches!(args.get(1), Some(right) if *right == Value::from(0u64));
+            let result = match operator {
+                Operator::Add => left.add(right),
+                Operator::Sub => left.sub(right),
+                Operator::Mul => left.mul(right),
+                Operator::Div | Operator::Mod if zero => return Err(failed("by zero")),
+                Operator::Mod if !left.is_integer() || !right.is_integer() => return Err(failed("of a fraction")),
+                Operator::Div => left.clone().divide(right),
+                Operator::Mod => left.clone().modulo(right),
+            };
+            let number = Value::Number(result.map_err(|_| failed("overflows"))?);
+            if bounds::is_plain_number(&number) {
+                Ok(number)
+            } else {
+                Err(failed("overflows"))
+            }
+        }
+        (Some(Value::Set(left)), Some(Value::Set(right))) if operator == Operator::Sub => {
+            Ok(Value::Set(regorus::Rc::new(left.difference(right))))
+        }
+        _ => Err(failed("on something that isn't a number")),
+    }
+}

@@ -1,0 +1,445 @@
+//! What a compiled program can do, read off its instructions: which parts of the input it reads, which data, which
+//! rules call which. This is the program that runs, so nothing hides in syntax; what it doesn't understand, it refuses.
+
+use std::collections::BTreeSet;
+
+use regorus::Value;
+use regorus::rvm::instructions::{LiteralOrRegister, LoopMode};
+use regorus::rvm::program::RuleType;
+use regorus::rvm::{Instruction, Program};
+
+use crate::reads::Reads;
+use crate::set::operands::operands;
+
+/// Where a rule of the program comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The entry that we generate.
+    Entry,
+    /// The policy with that package name.
+    Policy(String),
+    /// The library module with that package name.
+    Library(String),
+}
+
+/// Something a program must not do, and the instruction that does it.
+#[derive(Debug)]
+pub(crate) struct Fault {
+    pub(crate) origin: Origin,
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+    pub(crate) line: Option<(u32, u32)>,
+}
+
+/// One rule, or one function, with all its definitions.
+#[derive(Debug)]
+pub(crate) struct RuleUse {
+    pub(crate) name: String,
+    pub(crate) origin: Origin,
+    pub(crate) reads: Reads,
+    pub(crate) calls: BTreeSet<usize>,
+    pub(crate) builtins: BTreeSet<usize>,
+    line: Option<(u32, u32)>,
+}
+
+/// What every rule of the program uses, by rule index.
+#[derive(Debug)]
+pub(crate) struct Analysis {
+    pub(crate) rules: Vec<RuleUse>,
+    pub(crate) faults: Vec<Fault>,
+}
+
+/// Rules that call each other may nest this deep. Each level is a frame on the worker's stack.
+pub(crate) const MAX_CALL_DEPTH: usize = 64;
+
+pub(crate) fn origin(rule: &str) -> Option<Origin> {
+    let rest = rule.strip_prefix("data.aip.")?;
+    let (kind, rest) = rest.split_once('.')?;
+    match kind {
+        "entry" => Some(Origin::Entry),
+        "policy" => rest
+            .split_once('.')
+            .map(|(package, _)| Origin::Policy(package.to_owned())),
+        "lib" => rest
+            .split_once('.')
+            .map(|(package, _)| Origin::Library(package.to_owned())),
+        _ => None,
+    }
+}
+
+/// Ranges of instructions that belong to the rule: its bodies and the blocks that take its arguments apart.
+pub(crate) fn units(program: &Program, rule: usize) -> Vec<std::ops::Range<usize>> {
+    let Some(info) = program.rule_infos.get(rule) else {
+        return Vec::new();
+    };
+    let bodies = info.definitions.iter().flatten();
+    let blocks = info.destructuring_blocks.iter().flatten();
+    bodies
+        .chain(blocks)
+        .map(|entry| {
+            let start = *entry as usize;
+            let length = program.instructions[start.min(program.instructions.len())..]
+                .iter()
+                .position(|instruction| {
+                    matches!(
+                        instruction,
+                        Instruction::RuleReturn {} | Instruction::DestructuringSuccess {}
+                    )
+                })
+                .map_or(program.instructions.len().saturating_sub(start), |last| last + 1);
+            start..start + length
+        })
+        .collect()
+}
+
+pub(crate) fn analyse(program: &Program) -> Analysis {
+    let mut faults = Vec::new();
+    let rules: Vec<RuleUse> = (0..program.rule_infos.len())
+        .map(|rule| analyse_rule(program, rule, &mut faults))
+        .collect();
+    check_calls(&rules, &mut faults);
+    Analysis { rules, faults }
+}
+
+fn analyse_rule(program: &Program, rule: usize, faults: &mut Vec<Fault>) -> RuleUse {
+    let info = &program.rule_infos[rule];
+    let known = origin(&info.name);
+    let mut used = RuleUse {
+        name: info.name.clone(),
+        origin: known.clone().unwrap_or(Origin::Entry),
+        reads: Reads::default(),
+        calls: BTreeSet::new(),
+        builtins: BTreeSet::new(),
+        line: units(program, rule).first().and_then(|unit| line(program, unit.start)),
+    };
+    let mut fault = |pc: usize, reason, message: String| {
+        faults.push(Fault {
+            origin: used.origin.clone(),
+            reason,
+            message,
+            line: line(program, pc),
+        });
+    };
+    if known.is_none() {
+        fault(
+            0,
+            "foreign_package",
+            format!("`{}` is not in a package of ours", info.name),
+        );
+    }
+    for unit in units(program, rule) {
+        let start = unit.start;
+        let code: Vec<(usize, Instruction)> = unit.map(|pc| (pc, program.instructions[pc])).collect();
+        for (reason, message) in ambiguities(program, rule, &code) {
+            fault(start, reason, message);
+        }
+        let mut inputs = BTreeSet::new();
+        let mut datas = BTreeSet::new();
+        for (pc, instruction) in &code {
+            match *instruction {
+                Instruction::LoadInput { dest } => drop(inputs.insert(dest)),
+                Instruction::LoadData { dest } => drop(datas.insert(dest)),
+                Instruction::CallRule { rule_index, .. } => drop(used.calls.insert(usize::from(rule_index))),
+                Instruction::FunctionCall { params_index } => {
+                    match program.instruction_data.get_function_call_params(params_index) {
+                        Some(params) => drop(used.calls.insert(usize::from(params.func_rule_index))),
+                        None => fault(*pc, "unsupported", "a call without parameters".to_owned()),
+                    }
+                }
+                Instruction::BuiltinCall { params_index } => {
+                    match program.instruction_data.get_builtin_call_params(params_index) {
+                        Some(params) => drop(used.builtins.insert(usize::from(params.builtin_index))),
+                        None => fault(*pc, "unsupported", "a call without parameters".to_owned()),
+                    }
+                }
+                Instruction::VirtualDataDocumentLookup { .. } => fault(
+                    *pc,
+                    "dynamic_rule_reference",
+                    "a whole package, or a rule chosen by a variable, can't be read: name the rule".to_owned(),
+                ),
+                _ => {}
+            }
+        }
+        for (pc, instruction) in &code {
+            let Some(operands) = operands(program, instruction) else {
+                fault(
+                    *pc,
+                    "unsupported",
+                    format!("the program uses {instruction:?}, which policies have no need of"),
+                );
+                continue;
+            };
+            for register in &operands {
+                if inputs.contains(register) {
+                    used.reads.add(&path_from(program, instruction, *register));
+                }
+                if datas.contains(register) {
+                    let path = path_from(program, instruction, *register);
+                    if let Some(message) = forbidden_data(&path, &used.origin) {
+                        fault(*pc, "data_reference", message);
+                    }
+                }
+            }
+        }
+    }
+    used
+}
+
+/// The constant path that the instruction takes from the document in `register`; empty if it can take all of it.
+fn path_from(program: &Program, instruction: &Instruction, register: u8) -> Vec<String> {
+    let literal = |index: u16| match program.literals.get(usize::from(index)) {
+        Some(Value::String(name)) => Some(name.to_string()),
+        _ => None,
+    };
+    match instruction {
+        Instruction::IndexLiteral {
+            container, literal_idx, ..
+        } if *container == register => literal(*literal_idx).into_iter().collect(),
+        Instruction::ChainedIndex { params_index } => {
+            let Some(params) = program.instruction_data.get_chained_index_params(*params_index) else {
+                return Vec::new();
+            };
+            let key = |part: &LiteralOrRegister| matches!(part, LiteralOrRegister::Register(key) if *key == register);
+            if params.root != register || params.path_components.iter().any(key) {
+                return Vec::new();
+            }
+            params
+                .path_components
+                .iter()
+                .map_while(|part| match part {
+                    LiteralOrRegister::Literal(index) => literal(*index),
+                    LiteralOrRegister::Register(_) => None,
+                })
+                .collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn forbidden_data(path: &[String], origin: &Origin) -> Option<String> {
+    match (path.first().map(String::as_str), path.get(1), origin) {
+        (Some("mesh"), _, _) => None,
+        (Some("user"), Some(name), Origin::Policy(package)) if name == package => None,
+        (Some("user"), _, Origin::Policy(package)) => Some(format!(
+            "of data.user, this policy may read data.user.{package} only, and by that name"
+        )),
+        _ => {
+            Some("of data, a policy may read data.mesh and its own data.user.<name> only, by constant names".to_owned())
+        }
+    }
+}
+
+/// Where a rule that has one value could have several. The interpreter calls that a conflict; the virtual machine takes
+/// one of them, or none: a deny rule behind it would silently not fire.
+fn ambiguities(program: &Program, rule: usize, code: &[(usize, Instruction)]) -> Vec<(&'static str, String)> {
+    let info = &program.rule_infos[rule];
+    let name = info.name.rsplit('.').next().unwrap_or(&info.name);
+    let mut found = Vec::new();
+    match info.rule_type {
+        RuleType::PartialSet => return found,
+        RuleType::PartialObject => {
+            found.push((
+                "ambiguous_rule",
+                format!("`{name}[key]`: write `{name} := {{key: value | …}}`, a comprehension"),
+            ));
+            return found;
+        }
+        RuleType::Complete => {}
+    }
+    let first = info
+        .definitions
+        .first()
+        .and_then(|bodies| bodies.first())
+        .map(|entry| *entry as usize);
+    if info.definitions.len() > 1 && !info.early_exit_on_first_success && first == code.first().map(|(pc, _)| *pc) {
+        found.push((
+            "ambiguous_rule",
+            format!("`{name}` has several definitions that can give different values: join them with `else`"),
+        ));
+    }
+    let mut comprehensions = 0usize;
+    for (_, instruction) in code {
+        match instruction {
+            Instruction::ComprehensionBegin { .. } => comprehensions += 1,
+            Instruction::ComprehensionEnd {} => comprehensions = comprehensions.saturating_sub(1),
+            Instruction::LoopStart { params_index } if comprehensions == 0 => {
+                let mode = program
+                    .instruction_data
+                    .get_loop_params(*params_index)
+                    .map(|params| params.mode);
+                if mode == Some(LoopMode::ForEach) {
+                    found.push((
+                        "ambiguous_rule",
+                        format!(
+                            "`{name}` can have several values, one per turn of a loop: collect them in a comprehension"
+                        ),
+                    ));
+                }
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+fn check_calls(rules: &[RuleUse], faults: &mut Vec<Fault>) {
+    for rule in rules {
+        for callee in rule.calls.iter().filter_map(|callee| rules.get(*callee)) {
+            let permitted = match (&rule.origin, &callee.origin) {
+                (Origin::Entry, Origin::Policy(_)) | (_, Origin::Library(_)) => true,
+                (Origin::Policy(caller), Origin::Policy(callee)) => caller == callee,
+                _ => false,
+            };
+            if !permitted {
+                faults.push(rule.fault(
+                    "foreign_package",
+                    format!(
+                        "`{}` can't be used here: a policy uses its own rules and data.aip.lib",
+                        callee.name
+                    ),
+                ));
+            }
+        }
+    }
+    let mut depth = vec![None; rules.len()];
+    for rule in 0..rules.len() {
+        if let Err(fault) = call_depth(rules, rule, &mut Vec::new(), &mut depth) {
+            faults.push(fault);
+            return;
+        }
+    }
+}
+
+impl RuleUse {
+    fn fault(&self, reason: &'static str, message: String) -> Fault {
+        Fault {
+            origin: self.origin.clone(),
+            reason,
+            message,
+            line: self.line,
+        }
+    }
+}
+
+/// Levels of calls below a rule, itself included. Its own recursion ends at `MAX_CALL_DEPTH`.
+fn call_depth(
+    rules: &[RuleUse],
+    rule: usize,
+    path: &mut Vec<usize>,
+    known: &mut [Option<usize>],
+) -> Result<usize, Fault> {
+    let Some(this) = rules.get(rule) else { return Ok(0) };
+    if let Some(start) = path.iter().position(|caller| *caller == rule) {
+        let names: Vec<&str> = path[start..]
+            .iter()
+            .chain([&rule])
+            .map(|index| rules[*index].name.as_str())
+            .collect();
+        return Err(this.fault(
+            "recursion",
+            format!("rules must not call themselves: {}", names.join(" → ")),
+        ));
+    }
+    if let Some(depth) = known[rule] {
+        return Ok(depth);
+    }
+    let too_deep = || {
+        this.fault(
+            "call_depth",
+            format!("rules call each other more than {MAX_CALL_DEPTH} levels deep"),
+        )
+    };
+    if path.len() >= MAX_CALL_DEPTH {
+        return Err(too_deep());
+    }
+    path.push(rule);
+    let mut deepest = 0;
+    for callee in &this.calls {
+        deepest = deepest.max(call_depth(rules, *callee, path, known)?);
+    }
+    path.pop();
+    if deepest >= MAX_CALL_DEPTH {
+        return Err(too_deep());
+    }
+    known[rule] = Some(deepest + 1);
+    Ok(deepest + 1)
+}
+
+impl Analysis {
+    /// The rules that run when `root` runs.
+    pub(crate) fn reachable(&self, root: &str) -> Vec<&RuleUse> {
+        let mut seen = BTreeSet::new();
+        let mut open: Vec<usize> = self
+            .rules
+            .iter()
+            .position(|rule| rule.name == root)
+            .into_iter()
+            .collect();
+        while let Some(rule) = open.pop() {
+            if rule < self.rules.len() && seen.insert(rule) {
+                open.extend(&self.rules[rule].calls);
+            }
+        }
+        seen.into_iter().map(|rule| &self.rules[rule]).collect()
+    }
+}
+
+fn line(program: &Program, pc: usize) -> Option<(u32, u32)> {
+    let span = program.instruction_spans.get(pc)?.as_ref()?;
+    match (u32::try_from(span.line), u32::try_from(span.column)) {
+        (Ok(line), Ok(column)) if line > 0 => Some((line, column)),
+        _ => None,
+    }
+}
+
+/// The program with `input` and `data` loaded first thing in each body.
+///
+/// The compiler loads them where they are first used and keeps them for the rest of the body. Where the first use is in
+/// a loop that doesn't turn, the later ones would see nothing, and their condition would silently not hold.
+pub(crate) fn hoisted(program: &Program) -> Program {
+    let mut program = program.clone();
+    for rule in 0..program.rule_infos.len() {
+        for unit in units(&program, rule) {
+            if !matches!(program.instructions.get(unit.start), Some(Instruction::RuleInit { .. })) {
+                continue;
+            }
+            let first = unit.start + 1;
+            for pc in first + 1..unit.end {
+                if matches!(
+                    program.instructions[pc],
+                    Instruction::LoadInput { .. } | Instruction::LoadData { .. }
+                ) {
+                    program.instructions[first..=pc].rotate_right(1);
+                    if program.instruction_spans.len() > pc {
+                        program.instruction_spans[first..=pc].rotate_right(1);
+                    }
+                    shift_targets(&mut program, first, pc);
+                }
+            }
+        }
+    }
+    program
+}
+
+/// After the instruction at `to` moved up to `from`, what was in between is one further down.
+fn shift_targets(program: &mut Program, from: usize, to: usize) {
+    let shift = |target: &mut u16| {
+        if (from..=to).contains(&usize::from(*target)) {
+            *target += 1;
+        }
+    };
+    for instruction in &mut program.instructions[from..] {
+        if let Instruction::LoopNext { body_start, loop_end } = instruction {
+            shift(body_start);
+            shift(loop_end);
+        }
+    }
+    for params in &mut program.instruction_data.loop_params {
+        shift(&mut params.body_start);
+        shift(&mut params.loop_end);
+    }
+    for params in &mut program.instruction_data.comprehension_begin_params {
+        shift(&mut params.body_start);
+        shift(&mut params.comprehension_end);
+    }
+}
