@@ -1,2 +1,39 @@
-//! Placeholder
-fn main() {}
+//! `aip-bench`: load, and the mesh side by side with its peers.
+//!
+//! `load` puts one server under load and says how long answers took and what they cost. `report` starts an agent alone,
+//! an nginx pair, an Envoy pair and our own pair of sidecars, measures them in turns in one run, and writes a table.
+//! `check` is the same for Envoy and us only, and fails when ours costs too much.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`load`] | the load generator: open and closed loop over HTTP/1.1 keep-alive |
+//! | [`meter`] | CPU time and memory of groups of processes, from `/proc` |
+//! | [`children`] | processes that are started, waited for and ended |
+//! | [`rig`] | what is measured: the agent, the peers, our pair |
+//! | [`report`] | rounds, ratios, the table |
+//!
+//! It talks to loopback addresses only, and every run is bounded in count and in time.
+
+mod children;
+mod cli;
+mod load;
+mod machine;
+mod meter;
+mod report;
+mod rig;
+
+use clap::Parser;
+
+fn main() -> anyhow::Result<()> {
+    let command = cli::Cli::parse();
+    // One thread: the generator must not take both cores of a small machine from what it measures.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let work = tokio::task::LocalSet::new();
+    runtime.block_on(work.run_until(async {
+        tokio::select! {
+            done = command.run() => done,
+            // Returning drops the rig, and that ends every process it started.
+            _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
+        }
+    }))
+}
