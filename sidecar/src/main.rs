@@ -1,2 +1,38 @@
-//! Placeholder
-fn main() {}
+//! `aip-sidecar`: the data plane of AIP.
+
+use std::process::ExitCode;
+
+use aip_runtime::telemetry;
+use aip_sidecar::{app, config::Flags};
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let config = match Flags::parse().resolve() {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("aip-sidecar: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    telemetry::init_logs(config.log_format, &config.log);
+    // Keys live in this process: no core dump, and no other process of this user attaches to it.
+    if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "this process can be dumped");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.workers)
+        .enable_all()
+        .build();
+    let ended = runtime
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(app::run(config)));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Both: the log for machines, and a line for whoever typed the command.
+            tracing::error!(error = format!("{error:#}"), "ended");
+            eprintln!("aip-sidecar: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use aip_api::{Digest, SpiffeId};
 use rustls::crypto::CryptoProvider;
-use rustls::{ClientConfig, ServerConfig};
+pub use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector};

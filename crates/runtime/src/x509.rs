@@ -116,6 +116,16 @@ pub fn spki_digest(certificate: &[u8]) -> Result<Digest, IdentityError> {
     Ok(Digest::sha256(parse(certificate)?.public_key().raw))
 }
 
+/// The SPIFFE ID of an agent's certificate. Proves nothing by itself: see [`verify_chain`] and [`peer_identity`].
+///
+/// # Errors
+/// Not a certificate, or of no agent.
+pub fn spiffe_id(certificate: &[u8]) -> Result<SpiffeId, IdentityError> {
+    let uri = spiffe_uri(&parse(certificate)?)?;
+    uri.parse()
+        .map_err(|_| IdentityError::NoSpiffeId(format!("{uri:?} is not the SPIFFE ID of an agent")))
+}
+
 /// The only URI among a certificate's subject alternative names (SPIFFE X.509-SVID section 2: exactly one).
 fn spiffe_uri(certificate: &X509Certificate<'_>) -> Result<String, IdentityError> {
     let names = certificate

@@ -1,0 +1,391 @@
+//! What this sidecar is told at start: flags, or the same names in a YAML file. Flags win. Every mistake is reported at
+//! once, by field.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use aip_api::AgentName;
+use aip_api::problem::FieldError;
+use aip_runtime::settings::{self, SettingsError};
+use aip_runtime::telemetry::LogFormat;
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+
+const fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+/// The AIP data plane: one sidecar beside each agent.
+#[derive(Debug, Clone, Default, Parser, Deserialize)]
+#[command(name = "aip-sidecar", version)]
+#[serde(deny_unknown_fields, default)]
+pub struct Flags {
+    /// YAML file with these settings, by the same names with '_' for '-'
+    #[arg(long)]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// The agent's name: a DNS label
+    #[arg(long)]
+    pub name: Option<String>,
+    /// The control plane's mesh port
+    #[arg(long, value_name = "IP:PORT")]
+    pub control_plane: Option<SocketAddr>,
+    /// File that holds the join token (or the variable AIP_JOIN_TOKEN)
+    #[arg(long, value_name = "FILE")]
+    pub join_token_file: Option<PathBuf>,
+    /// Where the agent itself serves
+    #[arg(long, value_name = "IP:PORT")]
+    pub agent: Option<SocketAddr>,
+    /// Where peers' sidecars reach this one (mTLS)
+    #[arg(long, value_name = "IP:PORT")]
+    pub inbound: Option<SocketAddr>,
+    /// The address that is told to peers, where it differs from --inbound
+    #[arg(long, value_name = "IP:PORT")]
+    pub advertise: Option<SocketAddr>,
+    /// Where the agent sends its own calls (loopback)
+    #[arg(long, value_name = "IP:PORT")]
+    pub outbound: Option<SocketAddr>,
+    /// Read-only admin and metrics (loopback)
+    #[arg(long, value_name = "IP:PORT")]
+    pub admin: Option<SocketAddr>,
+    /// Liveness and readiness
+    #[arg(long, value_name = "IP:PORT")]
+    pub probes: Option<SocketAddr>,
+    /// Directory for the signed cache
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Directory for the sealed key; a tmpfs where there is one
+    #[arg(long, value_name = "DIR")]
+    pub runtime_dir: Option<PathBuf>,
+    /// `sealed` (restart without a control plane works) or `memory`
+    #[arg(long, value_name = "sealed|memory")]
+    pub keys: Option<Keys>,
+    /// File with the sealing key (or the variable AIP_DATA_KEY); made in the runtime directory if neither is given
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// Directory below which declared files lie
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// Declared code: globs below the root; repeatable
+    #[arg(long, value_name = "GLOB")]
+    pub code: Vec<String>,
+    /// Declared configuration: files below the root; repeatable
+    #[arg(long = "config-file", value_name = "FILE")]
+    pub config_file: Vec<String>,
+    /// The agent's executable, where a supervisor started it
+    #[arg(long, value_name = "FILE")]
+    pub executable: Option<PathBuf>,
+    /// The agent's command line as a JSON array, where a supervisor started it
+    #[arg(long, value_name = "JSON")]
+    #[serde(default)]
+    pub argv: Option<String>,
+    /// File with the secret that the agent must show at the outbound port
+    #[arg(long, value_name = "FILE")]
+    pub proxy_secret_file: Option<PathBuf>,
+    /// Whether the agent can go around: `cooperative` or `captured`
+    #[arg(long, value_name = "cooperative|captured")]
+    pub enforcement: Option<String>,
+    /// Worker threads of the data path
+    #[arg(long)]
+    pub workers: Option<usize>,
+    /// Seconds that a drain may take
+    #[arg(long)]
+    pub drain_seconds: Option<u64>,
+    /// `json` or `text`
+    #[arg(long)]
+    pub log_format: Option<LogFormat>,
+    /// Log filter, as in RUST_LOG
+    #[arg(long)]
+    pub log: Option<String>,
+}
+
+/// Where the private key lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Keys {
+    /// Sealed in the runtime directory.
+    #[default]
+    Sealed,
+    /// Only in this process: a restart needs the control plane.
+    Memory,
+}
+
+impl std::str::FromStr for Keys {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "sealed" => Ok(Self::Sealed),
+            "memory" => Ok(Self::Memory),
+            other => Err(format!("{other:?} is neither sealed nor memory")),
+        }
+    }
+}
+
+/// Checked settings, served at `/config` of the admin port. Holds paths of secrets, never secrets.
+#[derive(Debug, Clone, Serialize)]
+pub struct Config {
+    /// The agent.
+    pub name: AgentName,
+    /// The control plane's mesh port.
+    pub control_plane: SocketAddr,
+    /// Where the join token is.
+    pub join_token_file: Option<PathBuf>,
+    /// Where the agent serves.
+    pub agent: SocketAddr,
+    /// Where peers reach this sidecar.
+    pub inbound: SocketAddr,
+    /// What peers are told, where it differs.
+    pub advertise: Option<SocketAddr>,
+    /// Where the agent sends its calls.
+    pub outbound: SocketAddr,
+    /// Admin and metrics.
+    pub admin: SocketAddr,
+    /// Probes.
+    pub probes: SocketAddr,
+    /// The signed cache.
+    pub data: PathBuf,
+    /// The sealed key.
+    pub runtime_dir: PathBuf,
+    /// Where the private key lives.
+    pub keys: Keys,
+    /// The sealing key.
+    pub key_file: Option<PathBuf>,
+    /// What is measured.
+    pub measured: Measured,
+    /// The secret that the agent must show.
+    pub proxy_secret_file: Option<PathBuf>,
+    /// Worker threads.
+    pub workers: usize,
+    /// How long a drain may take, seconds.
+    pub drain_seconds: u64,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// What is logged.
+    pub log: String,
+}
+
+/// What evidence is made of.
+#[derive(Debug, Clone, Serialize)]
+pub struct Measured {
+    /// Below which files lie.
+    pub root: PathBuf,
+    /// Globs of code.
+    pub code: Vec<String>,
+    /// Files of configuration.
+    pub config: Vec<String>,
+    /// The agent's executable.
+    pub executable: Option<PathBuf>,
+    /// Its command line.
+    pub argv: Option<Vec<String>>,
+    /// Can it go around?
+    pub enforcement: aip_api::evidence::Enforcement,
+}
+
+/// The sidecar's own work is bounded by the agent's, so more than this only costs memory.
+const DEFAULT_WORKERS: usize = 2;
+/// Kubernetes gives 30 s between SIGTERM and SIGKILL; this leaves time to flush.
+const DEFAULT_DRAIN_SECONDS: u64 = 20;
+
+impl Flags {
+    /// Flags over file over defaults, checked.
+    ///
+    /// # Errors
+    /// The file can't be read, or any setting can't be used: all of them.
+    pub fn resolve(self) -> Result<Config, SettingsError> {
+        let file: Self = match &self.config {
+            Some(path) => settings::load(path)?,
+            None => Self::default(),
+        };
+        let mut errors = Vec::new();
+        let config = self.over(file).check(&mut errors);
+        match config {
+            Some(config) if errors.is_empty() => Ok(config),
+            _ => Err(SettingsError::Invalid(errors)),
+        }
+    }
+
+    fn over(self, file: Self) -> Self {
+        let list = |mine: Vec<String>, theirs: Vec<String>| if mine.is_empty() { theirs } else { mine };
+        Self {
+            config: self.config,
+            name: self.name.or(file.name),
+            control_plane: self.control_plane.or(file.control_plane),
+            join_token_file: self.join_token_file.or(file.join_token_file),
+            agent: self.agent.or(file.agent),
+            inbound: self.inbound.or(file.inbound),
+            advertise: self.advertise.or(file.advertise),
+            outbound: self.outbound.or(file.outbound),
+            admin: self.admin.or(file.admin),
+            probes: self.probes.or(file.probes),
+            data: self.data.or(file.data),
+            runtime_dir: self.runtime_dir.or(file.runtime_dir),
+            keys: self.keys.or(file.keys),
+            key_file: self.key_file.or(file.key_file),
+            root: self.root.or(file.root),
+            code: list(self.code, file.code),
+            config_file: list(self.config_file, file.config_file),
+            executable: self.executable.or(file.executable),
+            argv: self.argv.or(file.argv),
+            proxy_secret_file: self.proxy_secret_file.or(file.proxy_secret_file),
+            enforcement: self.enforcement.or(file.enforcement),
+            workers: self.workers.or(file.workers),
+            drain_seconds: self.drain_seconds.or(file.drain_seconds),
+            log_format: self.log_format.or(file.log_format),
+            log: self.log.or(file.log),
+        }
+    }
+
+    fn check(self, errors: &mut Vec<FieldError>) -> Option<Config> {
+        let measured = self.measured(errors);
+        let mut local = |field: &str, address: Option<SocketAddr>, port: u16| {
+            let address = address.unwrap_or(loopback(port));
+            if !address.ip().is_loopback() {
+                errors.push(FieldError::new(
+                    field,
+                    format!("{address} is not a loopback address: it is for this machine only"),
+                ));
+            }
+            address
+        };
+        let outbound = local("outbound", self.outbound, 15001);
+        let admin = local("admin", self.admin, 15000);
+        let name = required(errors, "name", self.name.as_deref()).and_then(|name| match name.parse() {
+            Ok(name) => Some(name),
+            Err(error) => {
+                errors.push(FieldError::new("name", format!("{error}")));
+                None
+            }
+        });
+        let control_plane = required(errors, "control_plane", self.control_plane);
+        let agent = required(errors, "agent", self.agent);
+        let data = required(errors, "data", self.data);
+        let workers = self.workers.unwrap_or(DEFAULT_WORKERS);
+        if !(1..=64).contains(&workers) {
+            errors.push(FieldError::new(
+                "workers",
+                format!("{workers} is out of bounds: 1 to 64"),
+            ));
+        }
+        let drain_seconds = self.drain_seconds.unwrap_or(DEFAULT_DRAIN_SECONDS);
+        if drain_seconds > 3_600 {
+            errors.push(FieldError::new(
+                "drain_seconds",
+                format!("{drain_seconds} is out of bounds: 0 to 3600"),
+            ));
+        }
+        let data = data?;
+        Some(Config {
+            name: name?,
+            control_plane: control_plane?,
+            join_token_file: self.join_token_file,
+            agent: agent?,
+            inbound: self.inbound.unwrap_or(loopback(15006)),
+            advertise: self.advertise,
+            outbound,
+            admin,
+            probes: self.probes.unwrap_or(loopback(15021)),
+            runtime_dir: self.runtime_dir.unwrap_or_else(|| data.join("runtime")),
+            data,
+            keys: self.keys.unwrap_or_default(),
+            key_file: self.key_file,
+            measured,
+            proxy_secret_file: self.proxy_secret_file,
+            workers,
+            drain_seconds,
+            log_format: self.log_format.unwrap_or_default(),
+            log: self.log.unwrap_or_else(|| "info".into()),
+        })
+    }
+
+    fn measured(&self, errors: &mut Vec<FieldError>) -> Measured {
+        use aip_api::evidence::Enforcement;
+        let enforcement = match self.enforcement.as_deref() {
+            None | Some("cooperative") => Enforcement::Cooperative,
+            Some("captured") => Enforcement::Captured,
+            Some(other) => {
+                let message = format!("{other:?} is neither cooperative nor captured");
+                errors.push(FieldError::new("enforcement", message));
+                Enforcement::Cooperative
+            }
+        };
+        let argv = self.argv.as_deref().and_then(|text| {
+            let parsed = serde_json::from_str(text);
+            parsed
+                .map_err(|e| errors.push(FieldError::new("argv", format!("not a JSON array of strings: {e}"))))
+                .ok()
+        });
+        Measured {
+            root: self.root.clone().unwrap_or_else(|| PathBuf::from(".")),
+            code: self.code.clone(),
+            config: self.config_file.clone(),
+            executable: self.executable.clone(),
+            argv,
+            enforcement,
+        }
+    }
+}
+
+fn required<T>(errors: &mut Vec<FieldError>, field: &str, value: Option<T>) -> Option<T> {
+    if value.is_none() {
+        errors.push(FieldError::new(
+            field,
+            format!("is missing: give --{} or set it in the file", field.replace('_', "-")),
+        ));
+    }
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_mistake_is_reported_at_once() {
+        let flags = Flags {
+            name: Some("Not A Name".into()),
+            outbound: Some("0.0.0.0:15001".parse().unwrap()),
+            enforcement: Some("strong".into()),
+            workers: Some(0),
+            ..Flags::default()
+        };
+        let error = flags.resolve().unwrap_err().to_string();
+        for field in [
+            "name",
+            "control_plane",
+            "agent",
+            "data",
+            "outbound",
+            "enforcement",
+            "workers",
+        ] {
+            assert!(
+                error.contains(&format!("{field}:")),
+                "{field} is missing from:\n{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_unknown_names_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("sidecar.yaml");
+        let text = "name: ledger\ncontrol_plane: 127.0.0.1:1\nagent: 127.0.0.1:2\ndata: here\nworkers: 3\n";
+        std::fs::write(&file, text).unwrap();
+        let flags = Flags {
+            config: Some(file.clone()),
+            workers: Some(1),
+            ..Flags::default()
+        };
+        let config = flags.resolve().unwrap();
+        assert_eq!((config.name.as_str(), config.workers), ("ledger", 1));
+        std::fs::write(&file, format!("{text}nmae: x\n")).unwrap();
+        let error = Flags {
+            config: Some(file),
+            ..Flags::default()
+        }
+        .resolve()
+        .unwrap_err()
+        .to_string();
+        assert!(error.contains("nmae"), "{error}");
+    }
+}

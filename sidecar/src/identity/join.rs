@@ -1,0 +1,229 @@
+//! Nonce, evidence, SVID: one issuance, with a join token or with the current SVID.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use aip_api::evidence::{EVIDENCE_TYP, Evidence};
+use aip_api::token::JoinToken;
+use aip_api::{AgentName, SpiffeId, TrustDomain, wire};
+use aip_runtime::grpc::{self, identity_client::IdentityClient};
+use aip_runtime::jws::{self, JwsError};
+use aip_runtime::svid::{PendingKey, Svid};
+use aip_runtime::tls::{self, IdentitySlot, TlsError};
+use aip_runtime::trust::Trust;
+use aip_runtime::unix_now;
+use aip_runtime::x509::{self, IdentityError};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use wire::issue_request::Credential;
+
+use super::measure::{MeasureError, Measurement};
+use crate::mesh::world::Origin;
+
+/// Why an SVID was not issued.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The control plane can't be reached.
+    #[error("the control plane at {address} is not reachable: {source:?}")]
+    Unreachable {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: tonic::transport::Error,
+    },
+    /// The control plane refused; its reason is stable.
+    #[error("the control plane refused ({reason}): {detail}")]
+    Refused {
+        /// Stable.
+        reason: String,
+        /// For people.
+        detail: String,
+        /// Whether trying again with the same credential can help.
+        retryable: bool,
+    },
+    /// What is declared can't be measured.
+    #[error(transparent)]
+    Measure(#[from] MeasureError),
+    /// The answer is not one that a peer would accept.
+    #[error("the control plane's answer can't be used: {0}")]
+    Answer(#[from] IdentityError),
+    /// TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Signing the evidence.
+    #[error("the evidence can't be signed: {0}")]
+    Evidence(#[from] JwsError),
+    /// No token, no SVID.
+    #[error("there is no credential: give --join-token-file or AIP_JOIN_TOKEN (`aip token create {0}` makes one)")]
+    NoCredential(AgentName),
+    /// The root that the token names is not the one that answered.
+    #[error("the control plane's root is not the one that the join token names: another mesh, or somebody in between")]
+    WrongRoot,
+}
+
+impl JoinError {
+    /// The stable reason.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Unreachable { .. } => "control_plane_unreachable",
+            Self::Refused { reason, .. } => reason,
+            Self::Measure(e) => e.reason(),
+            Self::Answer(e) => e.reason(),
+            Self::Tls(e) => e.reason(),
+            Self::Evidence(_) => "evidence_signing",
+            Self::NoCredential(_) => "no_credential",
+            Self::WrongRoot => "wrong_root",
+        }
+    }
+
+    /// Whether the same attempt may succeed later.
+    pub fn retryable(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Refused { retryable, .. } => *retryable,
+            Self::Measure(_) | Self::Answer(_) | Self::Tls(_) | Self::Evidence(_) => false,
+            Self::NoCredential(_) | Self::WrongRoot => false,
+        }
+    }
+}
+
+/// What an issuance brings.
+pub struct Joined {
+    /// The SVID, checked as a peer would.
+    pub svid: Svid,
+    /// Roots and keys that came with it.
+    pub origin: Origin,
+}
+
+/// Asks for SVIDs for one agent.
+pub struct Joiner {
+    /// For whom.
+    pub agent: AgentName,
+    /// Where the control plane listens.
+    pub control_plane: SocketAddr,
+}
+
+impl Joiner {
+    /// Joins with a token. `key` is the caller's, so that a lost reply can be asked for again with the same one.
+    ///
+    /// # Errors
+    /// As [`JoinError`] lists.
+    pub async fn with_token(
+        &self,
+        token: &JoinToken,
+        key: &PendingKey,
+        measured: &Measurement,
+    ) -> Result<Joined, JoinError> {
+        let channel = self.channel(tls::pinned_client(token.root)?).await?;
+        let joined = self
+            .issue(channel, Credential::JoinToken(token.reveal()), key, measured)
+            .await?;
+        // The roots must be the ones that the token vouches for, not merely ones that the answer names.
+        let pinned = |root: &Vec<u8>| x509::spki_digest(root).is_ok_and(|d| d == token.root);
+        if joined.origin.roots.iter().any(pinned) {
+            Ok(joined)
+        } else {
+            Err(JoinError::WrongRoot)
+        }
+    }
+
+    /// Renews with the current SVID. It authenticates the connection and replaces no evidence.
+    ///
+    /// # Errors
+    /// As [`JoinError`] lists.
+    pub async fn with_svid(
+        &self,
+        slot: &IdentitySlot,
+        trust: &Trust,
+        key: &PendingKey,
+        measured: &Measurement,
+    ) -> Result<Joined, JoinError> {
+        let channel = self.channel(tls::control_plane_client(Some(slot), trust)?).await?;
+        self.issue(channel, Credential::CurrentSvid(wire::CurrentSvid {}), key, measured)
+            .await
+    }
+
+    async fn channel(&self, tls: Arc<tls::ClientConfig>) -> Result<tonic::transport::Channel, JoinError> {
+        let address = self.control_plane;
+        grpc::channel(address, tls)
+            .await
+            .map_err(|source| JoinError::Unreachable { address, source })
+    }
+
+    async fn issue(
+        &self,
+        channel: tonic::transport::Channel,
+        credential: Credential,
+        key: &PendingKey,
+        measured: &Measurement,
+    ) -> Result<Joined, JoinError> {
+        let mut stub = IdentityClient::new(channel);
+        let challenge = wire::ChallengeRequest {
+            agent: self.agent.to_string(),
+        };
+        let nonce = stub.challenge(challenge).await.map_err(refusal)?.into_inner().nonce;
+        let evidence = self.evidence(&nonce, key, measured);
+        let request = wire::IssueRequest {
+            agent: self.agent.to_string(),
+            credential: Some(credential),
+            csr: key.csr.clone(),
+            evidence: jws::sign_es256(&key.pkcs8, EVIDENCE_TYP, &evidence)?,
+        };
+        let answer = stub.issue(request).await.map_err(refusal)?.into_inner();
+        let leaf = answer
+            .chain
+            .first()
+            .ok_or_else(|| IdentityError::Malformed("an empty chain".into()))?;
+        let origin = Origin {
+            id: SpiffeId::new(trust_domain_of(leaf)?, self.agent.clone()),
+            roots: answer.roots,
+            signing_keys: answer.signing_keys,
+        };
+        let svid = Svid::assemble(key.pkcs8.clone(), answer.chain, &origin.trust())?;
+        if *svid.id() != origin.id {
+            let (expected, found) = (origin.id.to_string(), svid.id().to_string());
+            return Err(IdentityError::WrongAgent { expected, found }.into());
+        }
+        Ok(Joined { svid, origin })
+    }
+
+    fn evidence(&self, nonce: &[u8], key: &PendingKey, measured: &Measurement) -> Evidence {
+        Evidence {
+            v: 1,
+            agent: self.agent.clone(),
+            nonce: URL_SAFE_NO_PAD.encode(nonce),
+            jkt: key.key.jkt,
+            attestor: measured.attestor.to_owned(),
+            assurance: measured.assurance,
+            code: measured.code,
+            files: measured.files.clone(),
+            config: measured.config,
+            executable: measured.executable,
+            argv: measured.argv.clone(),
+            sidecar: measured.sidecar,
+            enforcement: measured.enforcement,
+            iat: unix_now(),
+        }
+    }
+}
+
+fn trust_domain_of(leaf: &[u8]) -> Result<TrustDomain, IdentityError> {
+    x509::spiffe_id(leaf).map(|id| id.trust_domain)
+}
+
+fn refusal(status: tonic::Status) -> JoinError {
+    use tonic::Code;
+    let reason = grpc::reason(&status).map(str::to_owned);
+    // A pending measurement waits for a person; everything else that the control plane decided stays decided.
+    let transient = matches!(
+        status.code(),
+        Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted
+    );
+    let retryable = transient || reason.as_deref() == Some("measurement_pending");
+    let reason = reason.unwrap_or_else(|| format!("grpc_{:?}", status.code()).to_lowercase());
+    JoinError::Refused {
+        reason,
+        detail: status.message().to_owned(),
+        retryable,
+    }
+}

@@ -1,0 +1,261 @@
+//! Keeps an SVID current: the first one from the vault or by joining, then a renewal at half of its life.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aip_api::Digest;
+use aip_api::token::JoinToken;
+use aip_runtime::backoff::{Backoff, jitter};
+use aip_runtime::ready::Readiness;
+use aip_runtime::svid::{PendingKey, Svid, SvidSource};
+use aip_runtime::trust::Trust;
+use aip_runtime::unix_now;
+use ring::rand::SystemRandom;
+use tokio::sync::mpsc;
+use zeroize::Zeroizing;
+
+use super::{JoinError, Joined, Joiner, Measurement, Vault, measure};
+use crate::config::{Config, Measured};
+use crate::mesh::world::Origin;
+
+/// First and last bound of the wait between attempts to get an SVID.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// Renewal begins at this part of the SVID's life, give or take [`SPREAD`], so that a fleet that joined together does
+/// not renew together.
+const RENEW_AT: f64 = 0.5;
+const SPREAD: f64 = 0.1;
+
+/// Gets and keeps the SVID of one sidecar.
+pub struct Keeper {
+    config: Arc<Config>,
+    joiner: Joiner,
+    svid: SvidSource,
+    trust: Trust,
+    vault: Option<Vault>,
+    ready: Readiness,
+    origins: mpsc::Sender<Origin>,
+}
+
+impl Keeper {
+    /// A keeper; renewed roots and keys go to `origins`.
+    pub fn new(
+        config: Arc<Config>,
+        svid: SvidSource,
+        trust: Trust,
+        vault: Option<Vault>,
+        ready: Readiness,
+        origins: mpsc::Sender<Origin>,
+    ) -> Self {
+        let joiner = Joiner {
+            agent: config.name.clone(),
+            control_plane: config.control_plane,
+        };
+        Self {
+            config,
+            joiner,
+            svid,
+            trust,
+            vault,
+            ready,
+            origins,
+        }
+    }
+
+    /// The first SVID: the kept one if the agent still measures the same, else a new one by token. Tries until it can
+    /// be had, or until trying is pointless.
+    ///
+    /// # Errors
+    /// Trying again can't help.
+    pub async fn first(&self) -> Result<Origin, JoinError> {
+        let measured = measured(&self.config.measured).await?;
+        if let Some(origin) = self.from_vault(&measured).await? {
+            return Ok(origin);
+        }
+        let token = join_token(&self.config)?;
+        let key = PendingKey::generate()?;
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        loop {
+            // One key for all attempts: a reply that got lost can be had again with the same key only.
+            match self.joiner.with_token(&token, &key, &measured).await {
+                Ok(joined) => {
+                    return self
+                        .adopt(joined, measured.fingerprint(&self.config.name))
+                        .map_err(JoinError::from);
+                }
+                Err(error) if error.retryable() => self.retry_later(&error, backoff.next()).await,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn retry_later(&self, error: &JoinError, wait: Duration) {
+        tracing::warn!(reason = error.reason(), %error, wait_ms = wait.as_millis() as u64, "no SVID yet; trying again");
+        tokio::time::sleep(wait).await;
+    }
+
+    /// The kept identity, if the agent measures as it did when it was issued. If it measures otherwise, the kept one
+    /// only proves who asks: a new one is issued when the new measurement is approved.
+    async fn from_vault(&self, measured: &Measurement) -> Result<Option<Origin>, JoinError> {
+        let Some(vault) = &self.vault else { return Ok(None) };
+        let kept = match vault.load() {
+            Ok(Some(kept)) => kept,
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                tracing::warn!(reason = "kept_identity_unusable", %error, "the kept identity is not used; joining anew");
+                return Ok(None);
+            }
+        };
+        if kept.svid.id().agent != self.config.name {
+            tracing::warn!(kept = %kept.svid.id(), "the kept identity is another agent's; joining anew");
+            return Ok(None);
+        }
+        self.trust.store(Arc::new(kept.origin.trust()));
+        if kept.measured == measured.fingerprint(&self.config.name) {
+            tracing::info!(id = %kept.svid.id(), "serving from the kept identity");
+            self.svid.set(kept.svid)?;
+            self.ready.set("identity", true);
+            return Ok(Some(kept.origin));
+        }
+        tracing::warn!(
+            reason = "measurement_changed",
+            "the agent measures otherwise than when its SVID was issued"
+        );
+        self.rejoin(kept.svid, measured).await
+    }
+
+    /// Asks for a new SVID with the old one as credential, presented nowhere but to the control plane.
+    async fn rejoin(&self, old: Svid, measured: &Measurement) -> Result<Option<Origin>, JoinError> {
+        let slot = aip_runtime::tls::IdentitySlot::default();
+        slot.set(&old.chain, old.pkcs8())?;
+        let key = PendingKey::generate()?;
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        loop {
+            match self.joiner.with_svid(&slot, &self.trust, &key, measured).await {
+                Ok(joined) => {
+                    return self
+                        .adopt(joined, measured.fingerprint(&self.config.name))
+                        .map(Some)
+                        .map_err(JoinError::from);
+                }
+                Err(error) if error.retryable() => self.retry_later(&error, backoff.next()).await,
+                Err(error) if self.config.join_token_file.is_some() => {
+                    tracing::warn!(reason = error.reason(), %error, "the old SVID is no credential any more; using the token");
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn adopt(&self, joined: Joined, measured: Digest) -> Result<Origin, aip_runtime::tls::TlsError> {
+        let Joined { svid, origin } = joined;
+        if let Some(vault) = &self.vault
+            && let Err(error) = vault.store(&svid, &origin, measured)
+        {
+            // Serving goes on: only a restart without a control plane is lost.
+            tracing::error!(reason = "identity_not_kept", %error, "a restart will need the control plane");
+        }
+        tracing::info!(
+            id = %svid.id(), serial = svid.identity.serial, not_after = svid.identity.not_after,
+            generation = svid.result().generation, "SVID issued"
+        );
+        metrics::gauge!("aip_svid_not_after_seconds").set(svid.identity.not_after as f64);
+        self.svid.set(svid)?;
+        self.ready.set("identity", true);
+        Ok(origin)
+    }
+
+    /// Renews for as long as the process lives. An SVID that expires is taken away: no handshake succeeds, and the
+    /// sidecar is not ready.
+    pub async fn keep(self) {
+        let random = SystemRandom::new();
+        loop {
+            let Some(current) = self.svid.current() else { return };
+            let life = current.identity.not_after.saturating_sub(current.identity.not_before) as f64;
+            let part = RENEW_AT - SPREAD + 2.0 * SPREAD * jitter(&random);
+            let due = current.identity.not_before + (life * part) as u64;
+            tokio::time::sleep(Duration::from_secs(due.saturating_sub(unix_now()))).await;
+            self.renew_until_expiry(&current).await;
+        }
+    }
+
+    async fn renew_until_expiry(&self, current: &Svid) {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        loop {
+            match self.renew().await {
+                Ok(origin) => {
+                    let _ = self.origins.send(origin).await;
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(reason = error.reason(), %error, "the SVID was not renewed");
+                    metrics::counter!("aip_svid_renewal_failures_total").increment(1);
+                }
+            }
+            let left = current.identity.not_after.saturating_sub(unix_now());
+            if left == 0 {
+                tracing::error!(
+                    reason = "svid_expired",
+                    "the SVID has expired; nothing is served until it is renewed"
+                );
+                self.svid.slot().clear();
+                self.ready.set("identity", false);
+            }
+            let wait = backoff.next();
+            tokio::time::sleep(if left == 0 {
+                wait
+            } else {
+                wait.min(Duration::from_secs(left))
+            })
+            .await;
+        }
+    }
+
+    async fn renew(&self) -> Result<Origin, JoinError> {
+        let measured = measured(&self.config.measured).await?;
+        let key = PendingKey::generate()?;
+        let joined = match self
+            .joiner
+            .with_svid(self.svid.slot(), &self.trust, &key, &measured)
+            .await
+        {
+            // An expired SVID proves nothing; an unspent token still does.
+            Err(error) if !error.retryable() && self.expired() => {
+                let token = join_token(&self.config).map_err(|_| error)?;
+                self.joiner.with_token(&token, &key, &measured).await?
+            }
+            other => other?,
+        };
+        Ok(self.adopt(joined, measured.fingerprint(&self.config.name))?)
+    }
+
+    fn expired(&self) -> bool {
+        self.svid
+            .current()
+            .is_none_or(|svid| svid.identity.not_after <= unix_now())
+    }
+}
+
+async fn measured(declared: &Measured) -> Result<Measurement, JoinError> {
+    let declared = declared.clone();
+    let measured = tokio::task::spawn_blocking(move || measure(&declared)).await;
+    // A panic of the task is the only other way out, and there is none in it.
+    measured
+        .unwrap_or_else(|e| Err(super::MeasureError::Glob(e.to_string())))
+        .map_err(JoinError::from)
+}
+
+/// The token, from its file or `AIP_JOIN_TOKEN`.
+fn join_token(config: &Config) -> Result<JoinToken, JoinError> {
+    let missing = || JoinError::NoCredential(config.name.clone());
+    let text = match &config.join_token_file {
+        Some(path) => Zeroizing::new(std::fs::read_to_string(path).map_err(|_| missing())?),
+        None => Zeroizing::new(std::env::var("AIP_JOIN_TOKEN").map_err(|_| missing())?),
+    };
+    text.parse()
+        .map_err(|error: aip_api::token::TokenError| JoinError::Refused {
+            reason: "token_malformed".into(),
+            detail: error.to_string(),
+            retryable: false,
+        })
+}

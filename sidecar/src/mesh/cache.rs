@@ -1,0 +1,134 @@
+//! The last good configuration on disk: the signed resources as they came, and beside them a sealed note of their
+//! digest and of the highest revision ever applied. A copy that is older, cut or mixed does not load.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aip_api::{Digest, wire};
+use aip_runtime::files;
+use aip_runtime::sealing::SealingKey;
+use prost::Message as _;
+use serde::{Deserialize, Serialize};
+
+/// Largest cache that is read back: 100,000 small resources.
+const MAX_BYTES: u64 = 256 * 1024 * 1024;
+/// What the note is sealed for.
+const LABEL: &str = "aip-sidecar config floor";
+
+/// Why a cache was not loaded. The sidecar then waits for its control plane.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// There is none.
+    #[error("there is no cached configuration")]
+    Absent,
+    /// Can't be read or written.
+    #[error("the cached configuration: {0}")]
+    Io(#[from] io::Error),
+    /// Not what was written last.
+    #[error("the cached configuration is not the one that was written last ({0}); it is not loaded")]
+    Altered(&'static str),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Floor {
+    revision: u64,
+    digest: Digest,
+}
+
+/// Where the cache lies, and the key of its note.
+#[derive(Debug)]
+pub struct Cache {
+    resources: PathBuf,
+    floor: PathBuf,
+    key: std::sync::Arc<SealingKey>,
+}
+
+impl Cache {
+    /// A cache in `dir`.
+    pub fn new(dir: &Path, key: std::sync::Arc<SealingKey>) -> Self {
+        Self {
+            resources: dir.join("config.cache"),
+            floor: dir.join("config.floor"),
+            key,
+        }
+    }
+
+    /// Writes what is held. Readers see the old cache or the new one: the note names the file's digest, and is written
+    /// after it.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn store<'a>(
+        &self,
+        revision: u64,
+        resources: impl Iterator<Item = &'a wire::Resource>,
+    ) -> Result<(), CacheError> {
+        let mut bytes = Vec::new();
+        for resource in resources {
+            resource.encode_length_delimited(&mut bytes).map_err(io::Error::other)?;
+        }
+        let note = Floor {
+            revision,
+            digest: Digest::sha256(&bytes),
+        };
+        let note = serde_json::to_vec(&note).map_err(io::Error::other)?;
+        let sealed = self.key.seal(LABEL, &note).map_err(io::Error::other)?;
+        files::write_private(&self.resources, &bytes)?;
+        files::write_private(&self.floor, &sealed)?;
+        Ok(())
+    }
+
+    /// What was written last, and the revision floor.
+    ///
+    /// # Errors
+    /// Absent, unreadable, or not what was written last.
+    pub fn load(&self) -> Result<(u64, Vec<wire::Resource>), CacheError> {
+        if !self.floor.exists() {
+            return Err(CacheError::Absent);
+        }
+        let note = self.key.open(LABEL, &std::fs::read(&self.floor)?);
+        let note = note.map_err(|_| CacheError::Altered("its note can't be opened"))?;
+        let floor: Floor = serde_json::from_slice(&note).map_err(|_| CacheError::Altered("its note can't be read"))?;
+        if std::fs::metadata(&self.resources)?.len() > MAX_BYTES {
+            return Err(CacheError::Altered("it is too large"));
+        }
+        let bytes = std::fs::read(&self.resources)?;
+        if Digest::sha256(&bytes) != floor.digest {
+            return Err(CacheError::Altered("its digest is another"));
+        }
+        let mut rest = &bytes[..];
+        let mut resources = Vec::new();
+        while !rest.is_empty() {
+            let resource = wire::Resource::decode_length_delimited(&mut rest);
+            resources.push(resource.map_err(|_| CacheError::Altered("it can't be decoded"))?);
+        }
+        Ok((floor.revision, resources))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_written_last_loads() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::new(dir.path(), std::sync::Arc::new(SealingKey::generate().unwrap()));
+        assert!(matches!(cache.load(), Err(CacheError::Absent)));
+        let resource = |name: &str| wire::Resource {
+            name: name.into(),
+            revision: 3,
+            ..Default::default()
+        };
+        let (old, new) = ([resource("a")], [resource("a"), resource("b")]);
+        cache.store(3, old.iter()).unwrap();
+        let old_file = std::fs::read(&cache.resources).unwrap();
+        cache.store(4, new.iter()).unwrap();
+        assert_eq!(cache.load().unwrap(), (4, new.to_vec()));
+        let new_file = std::fs::read(&cache.resources).unwrap();
+        for bad in [old_file, new_file[..new_file.len() - 1].to_vec(), vec![]] {
+            std::fs::write(&cache.resources, bad).unwrap();
+            assert!(matches!(cache.load(), Err(CacheError::Altered(_))));
+        }
+    }
+}

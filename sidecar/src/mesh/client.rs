@@ -1,0 +1,249 @@
+//! The `Config` stream: hello with what is held, pushes applied and answered, peers asked for, the endpoint leased.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aip_api::resource::{Kind, Rejected};
+use aip_api::{AgentName, wire};
+use aip_runtime::backoff::Backoff;
+use aip_runtime::grpc::{self, config_client::ConfigClient};
+use aip_runtime::ready::Readiness;
+use aip_runtime::svid::SvidSource;
+use aip_runtime::trust::Trust;
+use aip_runtime::{tls, unix_now};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use wire::config_request::Message;
+
+use super::Mesh;
+use super::cache::Cache;
+use super::world::{Origin, World};
+
+/// First and last bound of the wait between attempts (full jitter below it): a restarted control plane must see its
+/// fleet within seconds, and not all of it in the first one.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
+/// A stream that lasted this long was a good one: the next attempt starts over with short waits.
+const HEALTHY: Duration = Duration::from_secs(10);
+/// Requests that may wait to be sent.
+const OUTGOING: usize = 64;
+
+/// What the stream needs beside the world.
+pub struct Client {
+    /// Where the control plane listens.
+    pub control_plane: SocketAddr,
+    /// What this sidecar presents.
+    pub svid: SvidSource,
+    /// What it trusts.
+    pub trust: Trust,
+    /// Gate `config`.
+    pub ready: Readiness,
+    /// This process.
+    pub instance: String,
+    /// Where to write what is held; none with `keys: memory`.
+    pub cache: Option<Arc<Cache>>,
+    /// What is leased: where the inbound port can be dialled, or nothing (not ready, draining).
+    pub lease: watch::Receiver<Option<SocketAddr>>,
+    /// Roots and keys of a renewed SVID.
+    pub origins: mpsc::Receiver<Origin>,
+    /// Names that requests ask for.
+    pub asked: mpsc::Receiver<AgentName>,
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum StreamEnd {
+    #[error("the control plane is not reachable: {0:?}")]
+    Connect(#[from] tonic::transport::Error),
+    #[error("the control plane refused: {0}")]
+    Status(#[from] tonic::Status),
+    #[error("the control plane ended the stream")]
+    Closed,
+    #[error("{0}")]
+    Tls(#[from] tls::TlsError),
+}
+
+/// What one loop carries from stream to stream.
+struct Session {
+    client: Client,
+    mesh: Mesh,
+    world: World,
+    /// Peers that the stream is subscribed to.
+    peers: HashSet<AgentName>,
+}
+
+/// Keeps the stream up and the mesh current, for as long as the process lives.
+pub async fn run(client: Client, mesh: Mesh, world: World) {
+    let peers = mesh
+        .snapshot()
+        .agents
+        .keys()
+        .filter(|name| **name != mesh.snapshot().id.agent)
+        .cloned()
+        .collect();
+    let mut session = Session {
+        client,
+        mesh,
+        world,
+        peers,
+    };
+    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+    loop {
+        let began = tokio::time::Instant::now();
+        let end = session.stream().await;
+        metrics::gauge!("aip_control_plane_connected").set(0.0);
+        if let Err(error) = end {
+            tracing::warn!(reason = "control_plane_stream", %error, "the configuration stream ended; going on with the last good one");
+        }
+        if began.elapsed() > HEALTHY {
+            backoff.reset();
+        }
+        session.wait(backoff.next()).await;
+    }
+}
+
+impl Session {
+    /// Waits, and meanwhile takes renewed origins: their senders must not block on a control plane that is gone.
+    async fn wait(&mut self, wait: Duration) {
+        let until = tokio::time::sleep(wait);
+        tokio::pin!(until);
+        loop {
+            tokio::select! {
+                () = &mut until => return,
+                Some(origin) = self.client.origins.recv() => self.world.renew(origin),
+                // Nobody can be asked now; whoever waits runs into the deadline.
+                Some(_) = self.client.asked.recv() => {}
+            }
+        }
+    }
+
+    async fn stream(&mut self) -> Result<(), StreamEnd> {
+        let tls = tls::control_plane_client(Some(self.client.svid.slot()), &self.client.trust)?;
+        let channel = grpc::channel(self.client.control_plane, tls).await?;
+        let (send, outgoing) = mpsc::channel(OUTGOING);
+        self.greet(&send).await?;
+        let mut stub = ConfigClient::new(channel).max_decoding_message_size(grpc::MAX_MESSAGE_BYTES);
+        let mut pushes = stub.stream(ReceiverStream::new(outgoing)).await?.into_inner();
+        metrics::gauge!("aip_control_plane_connected").set(1.0);
+        tracing::info!(control_plane = %self.client.control_plane, "configuration stream up");
+        loop {
+            tokio::select! {
+                push = pushes.message() => match push? {
+                    Some(push) => self.take(push, &send).await?,
+                    None => return Err(StreamEnd::Closed),
+                },
+                Some(name) = self.client.asked.recv() => self.ask(name, &send).await?,
+                Some(origin) = self.client.origins.recv() => self.world.renew(origin),
+                Ok(()) = self.client.lease.changed() => {
+                    let lease = lease_message(&mut self.client.lease);
+                    say(&send, lease).await?;
+                }
+            }
+        }
+    }
+
+    async fn greet(&mut self, send: &mpsc::Sender<wire::ConfigRequest>) -> Result<(), StreamEnd> {
+        let hello = wire::Hello {
+            instance: self.client.instance.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            held: self.world.held(),
+            revision_floor: self.world.revision(),
+        };
+        say(send, Message::Hello(hello)).await?;
+        let peers: Vec<String> = self.peers.iter().map(ToString::to_string).collect();
+        if !peers.is_empty() {
+            subscribe(send, peers).await?;
+        }
+        let lease = lease_message(&mut self.client.lease);
+        say(send, lease).await
+    }
+
+    async fn ask(&mut self, name: AgentName, send: &mpsc::Sender<wire::ConfigRequest>) -> Result<(), StreamEnd> {
+        // Single flight: who else waits for this name waits for the same push.
+        if self.peers.insert(name.clone()) {
+            subscribe(send, vec![name.to_string()]).await
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn take(
+        &mut self,
+        push: wire::ConfigResponse,
+        send: &mpsc::Sender<wire::ConfigRequest>,
+    ) -> Result<(), StreamEnd> {
+        let rejected = self.world.apply(&push, unix_now());
+        for refused in &rejected {
+            tracing::error!(reason = refused.reason, resource = %refused.id, "{refused}; the last good version stays");
+            metrics::counter!("aip_config_rejected_total", "kind" => refused.id.kind.as_str(), "reason" => refused.reason).increment(1);
+        }
+        self.mesh.replace(self.world.snapshot());
+        for missing in &push.missing {
+            if let (Some(Kind::Agent), Ok(name)) = (Kind::from_wire(missing.kind), missing.name.parse::<AgentName>()) {
+                self.peers.remove(&name);
+                self.mesh.absent(name);
+            }
+        }
+        self.persist().await;
+        metrics::gauge!("aip_config_revision").set(self.world.revision() as f64);
+        if self.world.is_synced() && self.world.is_usable() {
+            self.client.ready.set("config", true);
+        }
+        let rejected = rejected.into_iter().map(rejection).collect();
+        say(
+            send,
+            Message::Ack(wire::Ack {
+                nonce: push.nonce,
+                rejected,
+            }),
+        )
+        .await
+    }
+
+    async fn persist(&self) {
+        let Some(cache) = self.client.cache.clone() else { return };
+        let (revision, resources): (u64, Vec<_>) = (self.world.revision(), self.world.resources().cloned().collect());
+        let stored = tokio::task::spawn_blocking(move || cache.store(revision, resources.iter())).await;
+        if let Ok(Err(error)) = stored {
+            // Serving goes on: only a restart without a control plane is lost.
+            tracing::error!(reason = "cache_not_written", %error, "a restart would need the control plane");
+            metrics::counter!("aip_cache_write_failures_total").increment(1);
+        }
+    }
+}
+
+/// Policies before the agent they are attached to: whoever waits for the agent then finds it with all of them.
+async fn subscribe(send: &mpsc::Sender<wire::ConfigRequest>, names: Vec<String>) -> Result<(), StreamEnd> {
+    for kind in [Kind::Policy, Kind::Endpoint, Kind::Agent] {
+        say(
+            send,
+            Message::Subscribe(wire::Subscribe {
+                kind: kind.to_wire() as i32,
+                names: names.clone(),
+            }),
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+fn lease_message(lease: &mut watch::Receiver<Option<SocketAddr>>) -> Message {
+    let address = lease.borrow_and_update().map(|a| a.to_string()).unwrap_or_default();
+    Message::Endpoint(wire::EndpointLease { address })
+}
+
+fn rejection(refused: Rejected) -> wire::Rejection {
+    wire::Rejection {
+        kind: refused.id.kind.to_wire() as i32,
+        name: refused.id.name,
+        revision: refused.revision,
+        reason: refused.reason.to_owned(),
+        detail: refused.detail,
+    }
+}
+
+async fn say(send: &mpsc::Sender<wire::ConfigRequest>, message: Message) -> Result<(), StreamEnd> {
+    let request = wire::ConfigRequest { message: Some(message) };
+    send.send(request).await.map_err(|_| StreamEnd::Closed)
+}
