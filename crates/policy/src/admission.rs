@@ -2,6 +2,7 @@
 
 pub(crate) mod lexer;
 pub(crate) mod lexical;
+mod names;
 
 use serde::{Deserialize, Serialize};
 

@@ -1,9 +1,10 @@
-//! A watch over builtin calls and arithmetic.
+//! A watch over builtin calls, arithmetic and order.
 //!
 //! The virtual machine treats an error inside a rule's body as "the body doesn't hold", so a deny rule whose builtin
 //! fails would silently not fire, and its instruction limit doesn't see what one call costs. Both are decided here: the
 //! table of builtins in the compiled program is replaced by calls that first look at the arguments, and that turn every
-//! error into one that ends the evaluation. Arithmetic instructions become such calls too.
+//! error into one that ends the evaluation. Arithmetic and ordering become such calls too: an
+//! argument that is a text where the rule compares numbers must not slip past the rule.
 //!
 //! The engine's function type can't be named outside of it and carries no state, hence one function per table slot and
 //! a thread-local that says which program is running.
@@ -18,7 +19,7 @@ use regorus::{LimitError, Value};
 
 use crate::bounds;
 
-/// Slots in the table: our allow-list of builtins and the five operators fit.
+/// Slots in the table: our allow-list of builtins fits.
 const SLOTS: usize = 128;
 
 /// What went wrong in the evaluation that runs on this thread.
@@ -64,6 +65,10 @@ pub(crate) fn guarded(original: &Program) -> Option<Program> {
             Instruction::Mul { dest, left, right } => (Operator::Mul, dest, left, right),
             Instruction::Div { dest, left, right } => (Operator::Div, dest, left, right),
             Instruction::Mod { dest, left, right } => (Operator::Mod, dest, left, right),
+            Instruction::Lt { dest, left, right } => (Operator::Lt, dest, left, right),
+            Instruction::Le { dest, left, right } => (Operator::Le, dest, left, right),
+            Instruction::Gt { dest, left, right } => (Operator::Gt, dest, left, right),
+            Instruction::Ge { dest, left, right } => (Operator::Ge, dest, left, right),
             _ => continue,
         };
         let builtin_index = operator_slot(&mut program, operator)?;
@@ -92,6 +97,10 @@ enum Operator {
     Mul,
     Div,
     Mod,
+    Lt,
+    Le,
+    Gt,
+    Ge,
 }
 
 impl Operator {
@@ -102,6 +111,10 @@ impl Operator {
             Self::Mul => "*",
             Self::Div => "/",
             Self::Mod => "%",
+            Self::Lt => "<",
+            Self::Le => "<=",
+            Self::Gt => ">",
+            Self::Ge => ">=",
         }
     }
 }
@@ -151,7 +164,11 @@ fn fill_slots(program: &mut Program, originals: usize) {
             "-" => table.push((|_, _, args, _| Ok(operate(Operator::Sub, args)?), 2)),
             "*" => table.push((|_, _, args, _| Ok(operate(Operator::Mul, args)?), 2)),
             "/" => table.push((|_, _, args, _| Ok(operate(Operator::Div, args)?), 2)),
-            _ => table.push((|_, _, args, _| Ok(operate(Operator::Mod, args)?), 2)),
+            "%" => table.push((|_, _, args, _| Ok(operate(Operator::Mod, args)?), 2)),
+            "<" => table.push((|_, _, args, _| Ok(compare(Operator::Lt, args)?), 2)),
+            "<=" => table.push((|_, _, args, _| Ok(compare(Operator::Le, args)?), 2)),
+            ">" => table.push((|_, _, args, _| Ok(compare(Operator::Gt, args)?), 2)),
+            _ => table.push((|_, _, args, _| Ok(compare(Operator::Ge, args)?), 2)),
         }
     }
 }
@@ -230,7 +247,7 @@ fn operate(operator: Operator, args: &[Value]) -> Result<Value, LimitError> {
                 Operator::Div | Operator::Mod if zero => return Err(failed("by zero")),
                 Operator::Mod if !left.is_integer() || !right.is_integer() => return Err(failed("of a fraction")),
                 Operator::Div => left.clone().divide(right),
-                Operator::Mod => left.clone().modulo(right),
+                _ => left.clone().modulo(right),
             };
             let number = Value::Number(result.map_err(|_| failed("overflows"))?);
             if bounds::is_plain_number(&number) {
@@ -243,5 +260,20 @@ fn operate(operator: Operator, args: &[Value]) -> Result<Value, LimitError> {
             Ok(Value::Set(regorus::Rc::new(left.difference(right))))
         }
         _ => Err(failed("on something that isn't a number")),
+    }
+}
+
+/// Order is between two numbers or two texts. The engine says of others that they don't compare, and a rule
+/// `amount > 100` would not fire for the text "999".
+fn compare(operator: Operator, args: &[Value]) -> Result<Value, LimitError> {
+    match (args.first(), args.get(1)) {
+        (Some(left @ Value::Number(_)), Some(right @ Value::Number(_)))
+        | (Some(left @ Value::String(_)), Some(right @ Value::String(_))) => Ok(Value::from(match operator {
+            Operator::Lt => left < right,
+            Operator::Le => left <= right,
+            Operator::Gt => left > right,
+            _ => left >= right,
+        })),
+        _ => Err(stop(Trouble::Error(format!("`{}` between values that have no order", operator.name())))),
     }
 }

@@ -11,6 +11,17 @@ pub const MAX_MODULE_BYTES: usize = 64 * 1024;
 /// 24: minutes), so depth is bounded before it sees the text. At 10 it needs about a millisecond.
 pub const MAX_BRACKET_DEPTH: usize = 10;
 
+/// Operators, dots, calls and indexes in a row within one expression. The parser and the compiler recurse once for
+/// each, and ten thousand of them end the process.
+pub const MAX_EXPRESSION_CHAIN: usize = 64;
+
+/// Levels of rules that call each other. Each is a frame on the worker's stack.
+pub const MAX_CALL_DEPTH: usize = 64;
+
+/// How often the parts of one value may repeat inside another, as far as the program's text alone says: a chain of
+/// `x := [y, y]` doubles the work of every comparison at each step, and no instruction count sees it.
+pub const MAX_AMPLIFICATION: u64 = 4096;
+
 /// Bytes of a policy's own data, as compact JSON. In memory it is four to five times as much, on every worker.
 pub const MAX_DATA_BYTES: usize = 256 * 1024;
 

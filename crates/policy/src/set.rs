@@ -1,5 +1,6 @@
 //! A set of attached policies, compiled into one program.
 
+mod amplification;
 mod compile;
 mod operands;
 pub(crate) mod program;

@@ -1,7 +1,8 @@
 //! The gates before the parser: cheap, and safe on any bytes.
 
 use super::lexer::{Kind, Token, tokens};
-use crate::limits::{MAX_BRACKET_DEPTH, MAX_MODULE_BYTES};
+use super::names;
+use crate::limits::{MAX_BRACKET_DEPTH, MAX_EXPRESSION_CHAIN, MAX_MODULE_BYTES};
 use crate::source::Diagnostic;
 
 /// Facts that may be called optional: those that can fail to be established.
@@ -69,12 +70,14 @@ pub(crate) fn check_module(name: &str, rego: &str, module: Module) -> Result<(),
     check_depth(&file, &tokens)?;
     check_hints(&file, &tokens)?;
     let tokens: Vec<Token<'_>> = tokens.into_iter().filter(|token| token.kind != Kind::Comment).collect();
+    check_chains(&file, &tokens)?;
+    check_defaults(&file, &tokens)?;
     check_package(&file, name, module, &tokens)?;
     check_imports(&file, name, module, &tokens)?;
     if module == Module::Policy {
         check_with(&file, &tokens)?;
     }
-    Ok(())
+    names::check(&file, &name.replace('-', "_"), module, &tokens)
 }
 
 fn is_name(name: &str) -> bool {
@@ -98,6 +101,87 @@ fn check_depth(file: &str, tokens: &[Token<'_>]) -> Result<(), Diagnostic> {
         if depth > MAX_BRACKET_DEPTH {
             let message = format!("brackets nest more than {MAX_BRACKET_DEPTH} levels deep");
             return Err(Diagnostic::new(file, "bracket_depth", message).at(token.line, token.column));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a token can be the last of an operand.
+pub(crate) fn ends_operand(token: &Token<'_>) -> bool {
+    match token.kind {
+        Kind::Name => !is_keyword(token.text),
+        Kind::Text | Kind::Number => true,
+        Kind::Symbol => matches!(token.text, ")" | "]" | "}"),
+        Kind::Comment => false,
+    }
+}
+
+/// Words after which, or before which, an expression goes on.
+pub(crate) fn is_keyword(word: &str) -> bool {
+    matches!(
+        word,
+        "as" | "contains" | "default" | "else" | "every" | "if" | "import" | "in" | "not" | "package" | "some" | "with"
+    )
+}
+
+/// Each operator, dot, call and index of an expression is a level of recursion in the parser and in the compiler.
+fn check_chains(file: &str, tokens: &[Token<'_>]) -> Result<(), Diagnostic> {
+    // One count per open bracket: what is in brackets doesn't end the expression around them.
+    let mut counts = vec![0usize];
+    for (index, token) in tokens.iter().enumerate() {
+        let after_operand = index.checked_sub(1).is_some_and(|before| ends_operand(&tokens[before]));
+        let Some(count) = counts.last_mut() else { return Ok(()) };
+        match (token.kind, token.text) {
+            (Kind::Symbol, "," | ";") => *count = 0,
+            (Kind::Symbol, ")" | "]" | "}") => {
+                if counts.len() > 1 {
+                    counts.pop();
+                }
+            }
+            (Kind::Symbol, "(" | "[" | "{") => {
+                *count += 1;
+                counts.push(0);
+            }
+            (Kind::Symbol, _) | (Kind::Name, "in" | "else") => *count += 1,
+            // Two operands without an operator between them: another statement.
+            _ if after_operand => *count = 0,
+            _ => {}
+        }
+        if counts.iter().any(|count| *count > MAX_EXPRESSION_CHAIN) {
+            let message = format!("more than {MAX_EXPRESSION_CHAIN} operators in one expression");
+            return Err(Diagnostic::new(file, "expression_chain", message).at(token.line, token.column));
+        }
+    }
+    Ok(())
+}
+
+/// Defaults are computed while the policy is compiled, where no limit holds: they must be constants.
+fn check_defaults(file: &str, tokens: &[Token<'_>]) -> Result<(), Diagnostic> {
+    for (at, token) in tokens.iter().enumerate() {
+        let field = at > 0 && tokens[at - 1].text == ".";
+        if token.kind != Kind::Name || token.text != "default" || field {
+            continue;
+        }
+        let assigned = tokens[at..].iter().position(|token| token.text == "=").map(|offset| at + offset + 1);
+        let mut depth = 0usize;
+        for index in assigned.unwrap_or(tokens.len())..tokens.len() {
+            let (before, here) = (&tokens[index - 1], &tokens[index]);
+            let constant = match here.kind {
+                Kind::Name => matches!(here.text, "true" | "false" | "null") || (depth == 0 && ends_operand(before)),
+                Kind::Symbol => matches!(here.text, "[" | "]" | "{" | "}" | "," | ":" | "-"),
+                _ => true,
+            };
+            if depth == 0 && ends_operand(before) && here.kind == Kind::Name {
+                break;
+            }
+            if !constant {
+                return Err(Diagnostic::new(file, "default", "the value of a default is a constant").at(here.line, here.column));
+            }
+            match here.text {
+                "[" | "{" => depth += 1,
+                "]" | "}" => depth = depth.saturating_sub(1),
+                _ => {}
+            }
         }
     }
     Ok(())

@@ -8,8 +8,10 @@ use regorus::rvm::instructions::{LiteralOrRegister, LoopMode};
 use regorus::rvm::program::RuleType;
 use regorus::rvm::{Instruction, Program};
 
+use super::amplification;
+use super::operands::operands;
+use crate::limits::MAX_CALL_DEPTH;
 use crate::reads::Reads;
-use crate::set::operands::operands;
 
 /// Where a rule of the program comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,9 +50,6 @@ pub(crate) struct Analysis {
     pub(crate) rules: Vec<RuleUse>,
     pub(crate) faults: Vec<Fault>,
 }
-
-/// Rules that call each other may nest this deep. Each level is a frame on the worker's stack.
-pub(crate) const MAX_CALL_DEPTH: usize = 64;
 
 pub(crate) fn origin(rule: &str) -> Option<Origin> {
     let rest = rule.strip_prefix("data.aip.")?;
@@ -98,6 +97,13 @@ pub(crate) fn analyse(program: &Program) -> Analysis {
         .map(|rule| analyse_rule(program, rule, &mut faults))
         .collect();
     check_calls(&rules, &mut faults);
+    if faults.is_empty() {
+        // Only now is it certain that following the calls comes to an end.
+        let ours = |rule: &usize| rules[*rule].origin != Origin::Entry;
+        faults.extend(amplification::excessive(program).find(ours).map(|rule| {
+            rules[rule].fault("amplification", "the rule repeats values inside values too often".to_owned())
+        }));
+    }
     Analysis { rules, faults }
 }
 
@@ -234,7 +240,7 @@ fn forbidden_data(path: &[String], origin: &Origin) -> Option<String> {
 fn ambiguities(program: &Program, rule: usize, code: &[(usize, Instruction)]) -> Vec<(&'static str, String)> {
     let info = &program.rule_infos[rule];
     let name = info.name.rsplit('.').next().unwrap_or(&info.name);
-    let mut found = Vec::new();
+    let mut found = comprehension_conflicts(program, code);
     match info.rule_type {
         RuleType::PartialSet => return found,
         RuleType::PartialObject => {
@@ -257,22 +263,20 @@ fn ambiguities(program: &Program, rule: usize, code: &[(usize, Instruction)]) ->
             format!("`{name}` has several definitions that can give different values: join them with `else`"),
         ));
     }
+    if gives_constant(info.result_reg, code) {
+        return found;
+    }
     let mut comprehensions = 0usize;
     for (_, instruction) in code {
         match instruction {
             Instruction::ComprehensionBegin { .. } => comprehensions += 1,
             Instruction::ComprehensionEnd {} => comprehensions = comprehensions.saturating_sub(1),
             Instruction::LoopStart { params_index } if comprehensions == 0 => {
-                let mode = program
-                    .instruction_data
-                    .get_loop_params(*params_index)
-                    .map(|params| params.mode);
-                if mode == Some(LoopMode::ForEach) {
+                let mode = program.instruction_data.get_loop_params(*params_index).map(|params| params.mode);
+                if mode != Some(LoopMode::Every) {
                     found.push((
                         "ambiguous_rule",
-                        format!(
-                            "`{name}` can have several values, one per turn of a loop: collect them in a comprehension"
-                        ),
+                        format!("`{name}` can have several values, one per turn of a loop: use a comprehension"),
                     ));
                 }
             }
@@ -280,6 +284,82 @@ fn ambiguities(program: &Program, rule: usize, code: &[(usize, Instruction)]) ->
         }
     }
     found
+}
+
+/// Object comprehensions that could give a key two values: the interpreter calls that a conflict, the virtual machine
+/// keeps the last. Safe are those with one loop whose key is the loop's own: its key, or its element where nothing else
+/// depends on the key.
+fn comprehension_conflicts(program: &Program, code: &[(usize, Instruction)]) -> Vec<(&'static str, String)> {
+    let mut found = Vec::new();
+    // Loops of each open comprehension.
+    let mut open: Vec<Vec<(u8, u8)>> = Vec::new();
+    let source = |register: u8| {
+        let moved = code.iter().find_map(|(_, instruction)| match instruction {
+            Instruction::Move { dest, src } if *dest == register => Some(*src),
+            _ => None,
+        });
+        moved.unwrap_or(register)
+    };
+    let read = |register: u8| {
+        code.iter().any(|(_, instruction)| {
+            operands(program, instruction).is_none_or(|operands| operands.contains(&register))
+        })
+    };
+    for (_, instruction) in code {
+        match instruction {
+            Instruction::ComprehensionBegin { .. } => open.push(Vec::new()),
+            Instruction::ComprehensionEnd {} => drop(open.pop()),
+            Instruction::LoopStart { params_index } => {
+                if let (Some(loops), Some(params)) =
+                    (open.last_mut(), program.instruction_data.get_loop_params(*params_index))
+                {
+                    if params.mode != LoopMode::Every {
+                        loops.push((params.key_reg, params.value_reg));
+                    }
+                }
+            }
+            Instruction::ComprehensionYield { key_reg: Some(key), .. } => {
+                let key = source(*key);
+                let safe = match open.last().map(Vec::as_slice) {
+                    Some([]) => true,
+                    Some([(loop_key, value)]) => {
+                        key == *loop_key && loop_key != value || key == *value && (loop_key == value || !read(*loop_key))
+                    }
+                    _ => false,
+                };
+                if !safe {
+                    found.push((
+                        "ambiguous_comprehension",
+                        "an object comprehension that could give a key two values: iterate over one object, and use its \
+                         key or its element as the key"
+                            .to_owned(),
+                    ));
+                }
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Whether all that a body ever writes to its result is one constant, so that a loop can't give it two.
+fn gives_constant(result: u8, code: &[(usize, Instruction)]) -> bool {
+    let constant = |register: u8| {
+        let mut writes = code.iter().filter(|(_, instruction)| match instruction {
+            Instruction::Load { dest, .. }
+            | Instruction::LoadBool { dest, .. }
+            | Instruction::LoadTrue { dest }
+            | Instruction::LoadFalse { dest }
+            | Instruction::LoadNull { dest } => *dest == register,
+            _ => false,
+        });
+        writes.next().is_some() && writes.next().is_none()
+    };
+    let mut results = code.iter().filter_map(|(_, instruction)| match instruction {
+        Instruction::Move { dest, src } if *dest == result => Some(*src),
+        _ => None,
+    });
+    results.next().is_some_and(constant) && results.next().is_none()
 }
 
 fn check_calls(rules: &[RuleUse], faults: &mut Vec<Fault>) {
