@@ -68,7 +68,7 @@ impl Keeper {
     /// Trying again can't help.
     pub async fn first(&self) -> Result<Origin, JoinError> {
         let measured = measured(&self.config.measured).await?;
-        if let Some(origin) = self.from_vault(&measured).await? {
+        if let Some(origin) = self.kept(&measured).await? {
             return Ok(origin);
         }
         let token = join_token(&self.config)?;
@@ -95,7 +95,7 @@ impl Keeper {
 
     /// The kept identity, if the agent measures as it did when it was issued. If it measures otherwise, the kept one
     /// only proves who asks: a new one is issued when the new measurement is approved.
-    async fn from_vault(&self, measured: &Measurement) -> Result<Option<Origin>, JoinError> {
+    async fn kept(&self, measured: &Measurement) -> Result<Option<Origin>, JoinError> {
         let Some(vault) = &self.vault else { return Ok(None) };
         let kept = match vault.load() {
             Ok(Some(kept)) => kept,
