@@ -3,6 +3,7 @@
 pub(crate) mod lexer;
 pub(crate) mod lexical;
 mod names;
+mod trials;
 
 use serde::{Deserialize, Serialize};
 
@@ -39,19 +40,49 @@ pub fn lexical_gate(name: &str, rego: &str) -> Result<(), Diagnostic> {
 
 /// Runs the whole pipeline in this process.
 ///
+/// The gates keep hostile text from the parser, but the parser, the compiler and the interpreter that runs the tests are
+/// not ours. Where the author is not the one who runs this, let a child process do it: see [`serve`].
+///
 /// # Errors
 ///
-/// Everything that is wrong, as far as that can be told at once.
+/// Everything that is wrong, as far as that can be told at once: the gates on all parts first, then what the compiler
+/// and the checks on the program say, then every test that fails.
 pub fn admit(source: &PolicySource) -> Result<Admission, Vec<Diagnostic>> {
-    let set = PolicySet::compile(std::slice::from_ref(source), &serde_json::Value::Null)?;
+    let tests = source.tests.as_deref().map(|tests| lexical::check_module(&source.name, tests, lexical::Module::Tests));
+    let mut faults: Vec<Diagnostic> = tests.and_then(Result::err).into_iter().collect();
+    let set = match PolicySet::compile(std::slice::from_ref(source), &serde_json::Value::Null) {
+        Ok(set) if faults.is_empty() => set,
+        Ok(_) => return Err(faults),
+        Err(more) => {
+            faults.extend(more);
+            return Err(faults);
+        }
+    };
+    let tests_passed = trials::run(source)?;
     Ok(Admission {
         reads: set.reads().paths(),
         cacheable: set.cacheable(),
-        volatility: String::new(),
-        tests_passed: 0,
+        volatility: volatility(&set).to_owned(),
+        tests_passed,
         instructions: set.instructions(),
         digest: set.digest().to_owned(),
     })
+}
+
+/// What the set depends on that changes soonest.
+fn volatility(set: &PolicySet) -> &'static str {
+    let reads = |paths: &[&str]| paths.iter().any(|path| set.reads().needs(path));
+    if !set.cacheable() {
+        "uncached"
+    } else if reads(&["time", "source.attestation.age", "destination.attestation.age"]) {
+        "clock"
+    } else if reads(&["request", "protocol", "content", "delegation", "trace", "unestablished"]) {
+        "request"
+    } else if reads(&["source", "destination"]) {
+        "connection"
+    } else {
+        "stable"
+    }
 }
 
 /// The body of a child process that may die: a [`PolicySource`] as JSON in, a `Result<Admission, Vec<Diagnostic>>` as

@@ -5,6 +5,7 @@
 //! not run, and the request is denied. Negation can't turn ignorance into permission.
 
 mod peer;
+mod replay;
 mod request;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize, Serializer};
 pub use peer::{
     Assurance, AttestationFacts, AttestationStatus, Enforcement, PeerFacts, PeerKind, ReputationFacts, ReputationStatus,
 };
+pub use replay::FactsError;
 pub use request::{BudgetFacts, ContentFacts, DelegationFacts, Finding, ProtocolFacts, RequestFacts, TraceFacts};
 
 use crate::node::{AsNode, Neutral, Node, fields};

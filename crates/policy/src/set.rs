@@ -10,6 +10,8 @@ use std::sync::Arc;
 use regorus::Value;
 use regorus::rvm::Program;
 
+pub(crate) use compile::data_document;
+
 use crate::facts::Facts;
 use crate::input;
 use crate::reads::{ReadSet, Reads};
