@@ -1,1 +1,25 @@
-//! 
+//! What AIP's tests share: the mesh as real processes, official clients against it, and a scripted control plane.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`wait`] | conditions with deadlines; no test sleeps |
+//! | [`process`] | the binaries, a whole mesh of them, their access logs and admin APIs |
+//! | [`clients`] | the agents and clients of `tests/clients`, as their users run them |
+//! | [`agent`] | an HTTP agent in this process that shows exactly what reached it |
+//! | [`http`] | HTTP through a sidecar, and raw bytes where a client library would be too polite |
+//! | [`pki`] | a mesh's keys, and certificates with every fault |
+//! | [`scripted`] | a control plane that pushes what a test tells it to |
+//! | [`wire`] | TLS as a stranger would speak it to a sidecar's port |
+//!
+//! Tests live in `tests/tests`. Everything here may panic: a broken harness is a failed test.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+pub mod agent;
+pub mod clients;
+pub mod http;
+pub mod pki;
+pub mod process;
+pub mod scripted;
+pub mod wait;
+pub mod wire;

@@ -1,0 +1,146 @@
+//! One process: in a group of its own, logging to files, ended with the test whatever happens to the test.
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+
+use rustix::process::{Pid, Signal};
+
+use crate::wait;
+
+/// Starts the program in its arguments, and beside it, in the same process group, one that waits for our end of a
+/// pipe to close: a test that is killed, or a mesh in a `static`, which is never dropped, leaves nothing behind.
+/// The group is first asked to end, because an `aip run` in it has an agent of its own to end.
+const LEASHED: &str = r#"exec 3<&0 </dev/null
+(trap '' TERM; cat <&3 >/dev/null; kill -TERM -- -$$; sleep 2; kill -KILL -- -$$) >/dev/null 2>&1 &
+exec 3<&-
+exec "$@""#;
+
+/// A process that ends when this is dropped.
+#[derive(Debug)]
+pub struct Process {
+    pub name: String,
+    child: Child,
+    leash: Option<ChildStdin>,
+    out: PathBuf,
+    err: PathBuf,
+}
+
+impl Process {
+    /// Starts `command`; its output goes to `<dir>/<name>.out` and `.err`.
+    pub fn start(name: &str, command: &Command, dir: &Path) -> Self {
+        let (out, err) = (dir.join(format!("{name}.out")), dir.join(format!("{name}.err")));
+        let log = |path: &Path| File::options().create(true).append(true).open(path).unwrap();
+        let mut leashed = Command::new("sh");
+        leashed
+            .arg("-c")
+            .arg(LEASHED)
+            .arg("sh")
+            .arg(command.get_program())
+            .args(command.get_args());
+        for (key, value) in command.get_envs() {
+            match value {
+                Some(value) => leashed.env(key, value),
+                None => leashed.env_remove(key),
+            };
+        }
+        leashed.current_dir(command.get_current_dir().unwrap_or(dir));
+        leashed
+            .stdin(Stdio::piped())
+            .stdout(log(&out))
+            .stderr(log(&err))
+            .process_group(0);
+        let mut child = leashed.spawn().unwrap_or_else(|e| panic!("{name} starts: {e}"));
+        let leash = child.stdin.take();
+        Self {
+            name: name.to_owned(),
+            child,
+            leash,
+            out,
+            err,
+        }
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// What it wrote to standard output so far.
+    pub fn stdout(&self) -> String {
+        read(&self.out)
+    }
+
+    /// What it wrote to standard error so far.
+    pub fn stderr(&self) -> String {
+        read(&self.err)
+    }
+
+    /// Sends a signal to the process itself.
+    pub fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(self.pid(), signal).unwrap_or_else(|e| panic!("{} is there: {e}", self.name));
+    }
+
+    /// SIGKILL, and waits for its end.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        self.child.wait().unwrap();
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Waits for its end.
+    pub async fn end(&mut self) -> ExitStatus {
+        let what = format!("{} ends", self.name);
+        wait::until(&what, async || self.ended()).await
+    }
+
+    /// Panics with its last words if it has ended.
+    pub fn assert_alive(&mut self) {
+        if let Some(status) = self.ended() {
+            panic!("{} ended with {status}:\n{}", self.name, self.last_words());
+        }
+    }
+
+    /// The end of its logs.
+    pub fn last_words(&self) -> String {
+        let tail = |text: String| {
+            let lines: Vec<_> = text.lines().collect();
+            lines[lines.len().saturating_sub(60)..].join("\n")
+        };
+        format!(
+            "--- {} stdout\n{}\n--- {} stderr\n{}",
+            self.name,
+            tail(self.stdout()),
+            self.name,
+            tail(self.stderr())
+        )
+    }
+}
+
+fn read(path: &Path) -> String {
+    String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.last_words());
+        }
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        // What is left of the group ends with the leash.
+        drop(self.leash.take());
+    }
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}

@@ -1,0 +1,172 @@
+//! A mesh: one control plane, and sidecars as tests need them.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::child::Process;
+use super::sidecar::read_run;
+use super::{Admin, Sidecar, SidecarSpec, binary};
+
+/// A running control plane.
+#[derive(Debug)]
+pub struct ControlPlane {
+    pub process: Process,
+    pub dir: PathBuf,
+    pub mesh: SocketAddr,
+    pub admin: Admin,
+}
+
+impl ControlPlane {
+    /// The command line; ports of 0 are chosen by the system.
+    pub fn command(data: &Path, mesh: SocketAddr, admin: SocketAddr, flags: &[&str]) -> Command {
+        let mut command = Command::new(binary("aip-control-plane"));
+        command.arg("--data").arg(data);
+        command.args(["--mesh-listen", &mesh.to_string(), "--admin-listen", &admin.to_string()]);
+        command.args(flags);
+        command
+    }
+
+    /// Starts it on `<dir>/data`.
+    pub async fn start(dir: &Path, flags: &[&str]) -> Self {
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        Self::start_at(dir, any, any, flags).await
+    }
+
+    async fn start_at(dir: &Path, mesh: SocketAddr, admin: SocketAddr, flags: &[&str]) -> Self {
+        let data = dir.join("data");
+        std::fs::create_dir_all(&data).unwrap();
+        let _ = std::fs::remove_file(data.join("run.json"));
+        let mut process = Process::start("control-plane", &Self::command(&data, mesh, admin, flags), dir);
+        let run = read_run(&data.join("run.json"), &mut process).await;
+        let port = |field: &str| {
+            run[field]
+                .as_str()
+                .and_then(|p| p.parse().ok())
+                .unwrap_or_else(|| panic!("{field} in {run}"))
+        };
+        let token = std::fs::read_to_string(data.join("admin.jwt"))
+            .unwrap()
+            .trim()
+            .to_owned();
+        Self {
+            process,
+            dir: dir.to_owned(),
+            mesh: port("mesh"),
+            admin: Admin {
+                address: port("admin"),
+                token,
+            },
+        }
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it again where it was, after [`Self::kill`].
+    pub async fn revive(&mut self, flags: &[&str]) {
+        *self = Self::start_at(&self.dir.clone(), self.mesh, self.admin.address, flags).await;
+    }
+}
+
+/// Flags of every control plane that the tests start.
+const DEV: &[&str] = &["--mode", "dev", "--log-format", "json"];
+
+/// A mesh.
+#[derive(Debug)]
+pub struct Mesh {
+    pub control_plane: ControlPlane,
+    dir: Mutex<Option<TempDir>>,
+    path: PathBuf,
+}
+
+impl Mesh {
+    /// A dev mesh with the default policy.
+    pub async fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("aip-test-").tempdir().unwrap();
+        let path = dir.path().to_owned();
+        let home = path.join("control-plane");
+        std::fs::create_dir_all(&home).unwrap();
+        sweep_after_us(&path);
+        Self {
+            control_plane: ControlPlane::start(&home, DEV).await,
+            dir: Mutex::new(Some(dir)),
+            path,
+        }
+    }
+
+    pub fn admin(&self) -> &Admin {
+        &self.control_plane.admin
+    }
+
+    /// Starts the control plane again after it was killed.
+    pub async fn revive(&mut self) {
+        self.control_plane.revive(DEV).await;
+    }
+
+    /// A directory for `name`.
+    pub fn dir(&self, name: &str) -> PathBuf {
+        let dir = self.path.join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    /// How to start a sidecar for `name`, whose agent serves at `agent`: registers it and makes a token.
+    pub async fn spec(&self, document: Value, agent: SocketAddr) -> SidecarSpec {
+        let name = document["name"].as_str().unwrap().to_owned();
+        self.admin().agent(document).await;
+        let token = self.admin().token(&name).await;
+        SidecarSpec {
+            name,
+            control_plane: self.control_plane.mesh,
+            token,
+            agent,
+            flags: Vec::new(),
+        }
+    }
+
+    /// Registers the agent `name`, which serves at `agent`, and starts its sidecar.
+    pub async fn sidecar(&self, name: &str, agent: SocketAddr) -> Sidecar {
+        let spec = self.spec(json!({"name": name}), agent).await;
+        Sidecar::start(spec, &self.dir(name)).await
+    }
+
+    /// Starts a program of this mesh.
+    pub fn process(&self, name: &str, command: &Command) -> Process {
+        Process::start(name, command, &self.path)
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        // Kept for whoever wants to read the logs.
+        if std::env::var_os("AIP_TEST_KEEP").is_some() {
+            if let Some(dir) = self.dir.lock().unwrap().take() {
+                eprintln!("kept {}", dir.keep().display());
+            }
+        }
+    }
+}
+
+/// A mesh in a `static` is never dropped: a process that waits for our end removes its directory then.
+fn sweep_after_us(path: &Path) {
+    if std::env::var_os("AIP_TEST_KEEP").is_some() {
+        return;
+    }
+    let mut sweeper = Command::new("sh")
+        .args(["-c", r#"cat >/dev/null; sleep 3; rm -rf -- "$1""#, "sh"])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // Its pipe closes when this process ends.
+    std::mem::forget(sweeper.stdin.take());
+}

@@ -1,0 +1,174 @@
+//! A sidecar process, and what it says of itself.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ::http::Request;
+use ::http::request::Builder;
+use bytes::Bytes;
+use http_body_util::Full;
+use serde_json::Value;
+
+use super::child::Process;
+use super::{Records, binary};
+use crate::http::{self, Answer};
+use crate::wait;
+
+/// How to start a sidecar.
+#[derive(Debug, Clone)]
+pub struct SidecarSpec {
+    pub name: String,
+    pub control_plane: SocketAddr,
+    pub token: String,
+    /// Where its agent serves.
+    pub agent: SocketAddr,
+    /// More flags.
+    pub flags: Vec<String>,
+}
+
+/// A running sidecar.
+#[derive(Debug)]
+pub struct Sidecar {
+    pub spec: SidecarSpec,
+    pub process: Process,
+    pub dir: PathBuf,
+    pub inbound: SocketAddr,
+    pub outbound: SocketAddr,
+    pub admin: SocketAddr,
+    pub probes: SocketAddr,
+}
+
+impl Sidecar {
+    /// The command line.
+    pub fn command(spec: &SidecarSpec, dir: &Path) -> Command {
+        let mut command = Command::new(binary("aip-sidecar"));
+        command.args(["--name", &spec.name]);
+        command.args(["--control-plane", &spec.control_plane.to_string()]);
+        command.args(["--agent", &spec.agent.to_string()]);
+        for port in ["--inbound", "--outbound", "--admin", "--probes"] {
+            command.args([port, "127.0.0.1:0"]);
+        }
+        command.arg("--data").arg(dir.join("data"));
+        command.arg("--runtime-dir").arg(dir.join("run"));
+        command.arg("--root").arg(dir.join("code"));
+        command.args(["--code", "**"]);
+        command.args(&spec.flags);
+        command.env("AIP_JOIN_TOKEN", &spec.token);
+        command
+    }
+
+    /// Starts it, with its files under `dir`, and waits until it is ready.
+    pub async fn start(spec: SidecarSpec, dir: &Path) -> Self {
+        let sidecar = Self::start_unready(spec, dir).await;
+        sidecar.ready().await;
+        sidecar
+    }
+
+    /// Starts it and waits until it listens.
+    pub async fn start_unready(spec: SidecarSpec, dir: &Path) -> Self {
+        for sub in ["data", "run", "code"] {
+            std::fs::create_dir_all(dir.join(sub)).unwrap();
+        }
+        let code = dir.join("code/agent.txt");
+        if !code.exists() {
+            std::fs::write(code, &spec.name).unwrap();
+        }
+        let run = dir.join("data/run.json");
+        let _ = std::fs::remove_file(&run);
+        let mut process = Process::start(&format!("sidecar-{}", spec.name), &Self::command(&spec, dir), dir);
+        let ports = read_run(&run, &mut process).await;
+        let port = |field: &str| {
+            ports[field]
+                .as_str()
+                .and_then(|p| p.parse().ok())
+                .unwrap_or_else(|| panic!("{field} in {ports}"))
+        };
+        Self {
+            inbound: port("inbound"),
+            outbound: port("outbound"),
+            admin: port("admin"),
+            probes: port("probes"),
+            spec,
+            process,
+            dir: dir.to_owned(),
+        }
+    }
+
+    /// Waits until it is ready.
+    pub async fn ready(&self) {
+        let what = format!("the sidecar of {} is ready", self.spec.name);
+        wait::until_ok(&what, async || match http::get(self.probes, "/readyz").await {
+            Ok(answer) if answer.status.is_success() => Ok(()),
+            Ok(answer) => Err(format!("{} {}", answer.status, answer.text())),
+            Err(e) => Err(e),
+        })
+        .await;
+    }
+
+    /// SIGKILL and start again, from what is on its disk.
+    pub async fn restart(&mut self) {
+        self.process.kill();
+        let (spec, dir) = (self.spec.clone(), self.dir.clone());
+        *self = Self::start(spec, &dir).await;
+    }
+
+    /// A GET of its admin port.
+    pub async fn look(&self, path: &str) -> Answer {
+        http::get(self.admin, path)
+            .await
+            .expect("the sidecar's admin port answers")
+    }
+
+    /// The value of a metric's sample whose labels contain all of `labels`; 0 where there is none.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        sample(&self.look("/metrics").await.text(), name, labels)
+    }
+
+    /// Its access log so far.
+    pub fn records(&self) -> Records {
+        Records::parse(&self.process.stdout())
+    }
+
+    /// Calls `url` as its agent would: absolute-form through the outbound port.
+    pub async fn call(&self, request: Builder, body: impl Into<Bytes>) -> Answer {
+        let mut request = request.body(Full::new(body.into())).unwrap();
+        if let Some(authority) = request.uri().authority().cloned() {
+            request
+                .headers_mut()
+                .entry("host")
+                .or_insert(authority.as_str().parse().unwrap());
+        }
+        http::send(self.outbound, request)
+            .await
+            .expect("the outbound port answers")
+    }
+
+    /// A GET of `url` through the outbound port.
+    pub async fn get(&self, url: &str) -> Answer {
+        self.call(Request::get(url), "").await
+    }
+
+    /// The revisions and names it holds, as its snapshot says.
+    pub async fn snapshot(&self) -> Value {
+        self.look("/snapshot").await.json()
+    }
+}
+
+/// A sample of a Prometheus text page.
+pub(crate) fn sample(page: &str, name: &str, labels: &[&str]) -> f64 {
+    page.lines()
+        .filter(|line| line.starts_with(name) && labels.iter().all(|label| line.contains(label)))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum()
+}
+
+/// Waits for the file in which a process says where it listens.
+pub(crate) async fn read_run(path: &Path, process: &mut Process) -> Value {
+    let what = format!("{} listens", process.name);
+    wait::until(&what, async || {
+        process.assert_alive();
+        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+    })
+    .await
+}
