@@ -1,11 +1,11 @@
-# The time of the request, in a zone.
+# The time of a request, in a zone. `seconds` is input.time.
 package aip.lib.time
 
 # Nanoseconds, as the time builtins take them.
-ns := input.time * 1000000000
+ns(seconds) := seconds * 1000000000
 
 # Day of the week in the zone, "Monday" to "Sunday".
-weekday(zone) := time.weekday([ns, zone])
+weekday(seconds, zone) := time.weekday([ns(seconds), zone])
 
-# Minutes since midnight in the zone.
-minutes(zone) := (clock[0] * 60) + clock[1] if clock := time.clock([ns, zone])
+# Hours since midnight in the zone, with their fraction.
+hours(seconds, zone) := clock[0] + (clock[1] / 60) if clock := time.clock([ns(seconds), zone])

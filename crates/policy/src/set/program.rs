@@ -161,7 +161,9 @@ fn analyse_rule(program: &Program, rule: usize, faults: &mut Vec<Fault>) -> Rule
                 Instruction::VirtualDataDocumentLookup { .. } => fault(
                     *pc,
                     "dynamic_rule_reference",
-                    "a whole package, or a rule chosen by a variable, can't be read: name the rule".to_owned(),
+                    "a package, or a rule chosen by a variable, can't be read: name the rule in full (through an import, only \
+                     functions can be called)"
+                        .to_owned(),
                 ),
                 _ => {}
             }

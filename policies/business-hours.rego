@@ -1,0 +1,25 @@
+# Outside of business hours a human decides.
+#
+# data.user.business_hours: {"zone": "Europe/Berlin", "days": ["Monday", …], "from": 8, "to": 18}
+# Hours may have fractions (8.5 is half past eight); `from` is included, `to` is not. What can't be computed, such as an unknown zone, denies.
+package aip.policy.business_hours
+
+import data.aip.lib.time as clock
+
+hours := data.user.business_hours
+
+rules contains {
+	"rule": "business-hours/closed",
+	"verdict": "escalate",
+	"reason": sprintf("outside of business hours (%s)", [hours.zone]),
+	"obligations": {"hold_seconds": 60},
+} if {
+	not open
+}
+
+open if {
+	clock.weekday(input.time, hours.zone) in hours.days
+	now := clock.hours(input.time, hours.zone)
+	now >= hours.from
+	now < hours.to
+}
