@@ -16,7 +16,8 @@ pub const MAX_POLICY_DATA_BYTES: usize = 256 * 1024;
 /// The name of the policy that takes part in every hop.
 pub(crate) const BASELINE: &str = "baseline";
 
-/// A policy's name: 1 to 63 of `a-z`, `0-9` and `_`, beginning with a letter. It is also the last part of its package.
+/// A policy's name: 1 to 63 of `a-z`, `0-9` and `-`, beginning with a letter. The last part of its package is the name
+/// with `_` for `-`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PolicyName(String);
@@ -39,12 +40,12 @@ impl TryFrom<String> for PolicyName {
     fn try_from(s: String) -> Result<Self, FieldError> {
         let word = s
             .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
         if word && (1..=63).contains(&s.len()) && s.as_bytes()[0].is_ascii_lowercase() {
             Ok(Self(s))
         } else {
             let clipped: String = s.chars().take(80).collect();
-            let message = format!("{clipped:?} is not a policy name: use 1 to 63 of a-z, 0-9 and '_', a letter first");
+            let message = format!("{clipped:?} is not a policy name: use 1 to 63 of a-z, 0-9 and '-', a letter first");
             Err(FieldError::new("name", message))
         }
     }
@@ -60,7 +61,7 @@ impl From<PolicyName> for String {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
-    /// The name, and the package `aip.policy.<name>`.
+    /// The name; the package is `aip.policy.<name>` with `_` for `-`.
     pub name: PolicyName,
     /// The module's text.
     pub rego: String,
