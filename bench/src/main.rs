@@ -22,18 +22,34 @@ mod meter;
 mod report;
 mod rig;
 
-use clap::Parser;
+use std::process::ExitCode;
 
-fn main() -> anyhow::Result<()> {
-    let command = cli::Cli::parse();
+use clap::Parser;
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::LocalSet;
+
+fn main() -> ExitCode {
+    match run(cli::Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("aip-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: cli::Cli) -> anyhow::Result<()> {
     // One thread: the generator must not take both cores of a small machine from what it measures.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let work = tokio::task::LocalSet::new();
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let work = LocalSet::new();
     runtime.block_on(work.run_until(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        // Returning drops the rig, and that ends every process it started.
         tokio::select! {
-            done = command.run() => done,
-            // Returning drops the rig, and that ends every process it started.
+            done = cli.run() => done,
             _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
+            _ = terminate.recv() => anyhow::bail!("terminated"),
         }
     }))
 }

@@ -9,6 +9,7 @@ mod mesh;
 mod peers;
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
@@ -19,6 +20,11 @@ use crate::children::Child;
 use crate::load::{Target, probe};
 use crate::machine::Machine;
 use crate::meter::Group;
+
+/// Longest from the last process's start to the first answer through it.
+const OPEN: Duration = Duration::from_secs(10);
+/// How often the way is tried.
+const POLL: Duration = Duration::from_millis(50);
 
 /// Something to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
@@ -93,7 +99,7 @@ impl Rig {
             if *subject != Subject::Direct {
                 groups.push(agent_group.clone());
             }
-            probe(&target)
+            answers(&target)
                 .await
                 .with_context(|| format!("one request through {subject:?}"))?;
             running.push(Running {
@@ -108,6 +114,18 @@ impl Rig {
             _agent: agent,
             _dir: dir,
         })
+    }
+}
+
+/// Waits until the whole way is open: a proxy may listen before the one behind it is known.
+async fn answers(target: &Target) -> anyhow::Result<()> {
+    let deadline = Instant::now() + OPEN;
+    loop {
+        match probe(target).await {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() > deadline => return Err(error),
+            Err(_) => tokio::time::sleep(POLL).await,
+        }
     }
 }
 

@@ -36,6 +36,10 @@ impl Admin {
         self.call(http::Method::POST, path, Some(body)).await
     }
 
+    pub(super) async fn put(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        self.call(http::Method::PUT, path, Some(body)).await
+    }
+
     async fn call(&self, method: http::Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
         let what = format!("{method} {path}");
         let request = http::Request::builder()

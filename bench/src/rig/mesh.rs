@@ -23,7 +23,6 @@ use crate::meter::Group;
 const AGENTS: [&str; 2] = ["caller", "worker"];
 /// What both ends decide by, at the worth of the Envoy pair's RBAC rule: who calls, and how.
 const POLICY: &str = r#"package aip.policy.bench
-import rego.v1
 
 rules contains {"rule": "caller_to_worker", "verdict": "allow", "reason": "the bench's own call"} if {
 	input.source.id == "spiffe://aip.internal/agent/caller"
@@ -56,7 +55,7 @@ pub(super) async fn start(dir: &Path, bin_dir: &Path, agent: SocketAddr) -> anyh
     let jwt = std::fs::read_to_string(dir.join("control-plane/admin.jwt"))?;
     let admin = Admin::new(at.admin, jwt.trim());
     admin
-        .post("/v1/policies", &json!({"name": "bench", "rego": POLICY}))
+        .put("/v1/policies/bench", &json!({"name": "bench", "rego": POLICY}))
         .await?;
 
     let mut children = vec![control_plane];
@@ -80,7 +79,7 @@ pub(super) async fn start(dir: &Path, bin_dir: &Path, agent: SocketAddr) -> anyh
         Group::of("control-plane", &[children[0].pid()])?,
     ];
     let secret = std::fs::read_to_string(secret_file(dir, AGENTS[0]))?;
-    let proxy_auth = format!("Basic {}", STANDARD.encode(format!("agent:{}", secret.trim())));
+    let proxy_auth = format!("Basic {}", STANDARD.encode(format!("aip:{}", secret.trim())));
     let target = Target {
         addr: sidecars[0].outbound,
         path: "/mcp".to_owned(),
@@ -167,11 +166,10 @@ async fn ready(admin: &Admin, name: &str, probes: SocketAddr) -> anyhow::Result<
 async fn approve_pending(admin: &Admin) -> anyhow::Result<()> {
     let pending = admin.get("/v1/measurements?state=pending").await?;
     for item in pending["items"].as_array().into_iter().flatten() {
-        let id = item["id"]
-            .as_str()
-            .with_context(|| format!("a pending measurement without id: {item}"))?;
+        let named = item["measurement"]["agent"].as_str().zip(item["fingerprint"].as_str());
+        let (agent, fingerprint) = named.with_context(|| format!("a pending measurement without a name: {item}"))?;
         admin
-            .post(&format!("/v1/measurements/{id}/approve"), &json!({}))
+            .post(&format!("/v1/measurements/{agent}/{fingerprint}/approve"), &json!({}))
             .await?;
     }
     Ok(())
