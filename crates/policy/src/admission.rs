@@ -48,7 +48,10 @@ pub fn lexical_gate(name: &str, rego: &str) -> Result<(), Diagnostic> {
 /// Everything that is wrong, as far as that can be told at once: the gates on all parts first, then what the compiler
 /// and the checks on the program say, then every test that fails.
 pub fn admit(source: &PolicySource) -> Result<Admission, Vec<Diagnostic>> {
-    let tests = source.tests.as_deref().map(|tests| lexical::check_module(&source.name, tests, lexical::Module::Tests));
+    let tests = source
+        .tests
+        .as_deref()
+        .map(|tests| lexical::check_module(&source.name, tests, lexical::Module::Tests));
     let mut faults: Vec<Diagnostic> = tests.and_then(Result::err).into_iter().collect();
     let set = match PolicySet::compile(std::slice::from_ref(source), &serde_json::Value::Null) {
         Ok(set) if faults.is_empty() => set,

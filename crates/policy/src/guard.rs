@@ -274,6 +274,9 @@ fn compare(operator: Operator, args: &[Value]) -> Result<Value, LimitError> {
             Operator::Gt => left > right,
             _ => left >= right,
         })),
-        _ => Err(stop(Trouble::Error(format!("`{}` between values that have no order", operator.name())))),
+        _ => Err(stop(Trouble::Error(format!(
+            "`{}` between values that have no order",
+            operator.name()
+        )))),
     }
 }

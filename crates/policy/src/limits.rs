@@ -19,8 +19,9 @@ pub const MAX_EXPRESSION_CHAIN: usize = 64;
 pub const MAX_CALL_DEPTH: usize = 64;
 
 /// How often the parts of one value may repeat inside another, as far as the program's text alone says: a chain of
-/// `x := [y, y]` doubles the work of every comparison at each step, and no instruction count sees it.
-pub const MAX_AMPLIFICATION: u64 = 4096;
+/// `x := [y, y]` doubles the work of every comparison at each step, and no instruction count sees it. At this
+/// number a comparison of small parts takes about a millisecond.
+pub const MAX_AMPLIFICATION: u64 = 65_536;
 
 /// Bytes of a policy's own data, as compact JSON. In memory it is four to five times as much, on every worker.
 pub const MAX_DATA_BYTES: usize = 256 * 1024;

@@ -15,7 +15,9 @@ fn shipped() -> Vec<PolicySource> {
     for entry in fs::read_dir(directory()).unwrap() {
         let path = entry.unwrap().path();
         let file = path.file_name().unwrap().to_string_lossy().into_owned();
-        let Some(name) = file.strip_suffix(".rego") else { continue };
+        let Some(name) = file.strip_suffix(".rego") else {
+            continue;
+        };
         if name.ends_with("_test") {
             continue;
         }
@@ -49,7 +51,10 @@ fn all_shipped_policies_compile_into_one_set() {
     let set = PolicySet::compile(&policies, &serde_json::json!({})).unwrap();
     assert_eq!(set.policies().count(), policies.len());
     let reversed: Vec<PolicySource> = policies.into_iter().rev().collect();
-    assert_eq!(set.digest(), PolicySet::compile(&reversed, &serde_json::json!({})).unwrap().digest());
+    assert_eq!(
+        set.digest(),
+        PolicySet::compile(&reversed, &serde_json::json!({})).unwrap().digest()
+    );
 }
 
 #[test]

@@ -162,7 +162,10 @@ fn check_defaults(file: &str, tokens: &[Token<'_>]) -> Result<(), Diagnostic> {
         if token.kind != Kind::Name || token.text != "default" || field {
             continue;
         }
-        let assigned = tokens[at..].iter().position(|token| token.text == "=").map(|offset| at + offset + 1);
+        let assigned = tokens[at..]
+            .iter()
+            .position(|token| token.text == "=")
+            .map(|offset| at + offset + 1);
         let mut depth = 0usize;
         for index in assigned.unwrap_or(tokens.len())..tokens.len() {
             let (before, here) = (&tokens[index - 1], &tokens[index]);
@@ -175,7 +178,9 @@ fn check_defaults(file: &str, tokens: &[Token<'_>]) -> Result<(), Diagnostic> {
                 break;
             }
             if !constant {
-                return Err(Diagnostic::new(file, "default", "the value of a default is a constant").at(here.line, here.column));
+                return Err(
+                    Diagnostic::new(file, "default", "the value of a default is a constant").at(here.line, here.column)
+                );
             }
             match here.text {
                 "[" | "{" => depth += 1,

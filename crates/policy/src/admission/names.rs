@@ -100,13 +100,22 @@ fn check_recursion(file: &str, tokens: &[Token<'_>]) -> Result<(), Diagnostic> {
         None => return Ok(()),
         Some(Fault::Cycle(path)) => {
             let way = path.join(" → ");
-            (path.first().copied(), "recursion", format!("rules must not call themselves: {way}"))
+            (
+                path.first().copied(),
+                "recursion",
+                format!("rules must not call themselves: {way}"),
+            )
         }
-        Some(Fault::Deep(rule)) => {
-            (Some(rule), "call_depth", format!("rules call each other more than {MAX_CALL_DEPTH} levels deep"))
-        }
+        Some(Fault::Deep(rule)) => (
+            Some(rule),
+            "call_depth",
+            format!("rules call each other more than {MAX_CALL_DEPTH} levels deep"),
+        ),
     };
-    let place = starts.iter().find(|start| defined(tokens, **start) == name).map(|start| &tokens[*start]);
+    let place = starts
+        .iter()
+        .find(|start| defined(tokens, **start) == name)
+        .map(|start| &tokens[*start]);
     let diagnostic = Diagnostic::new(file, reason, message);
     Err(match place {
         Some(token) => diagnostic.at(token.line, token.column),
@@ -142,7 +151,9 @@ fn fault<'a>(calls: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> Option<Fault<'a>> 
                 continue;
             };
             if let Some(start) = path.iter().position(|(name, _)| *name == callee) {
-                return Some(Fault::Cycle(path[start..].iter().map(|(name, _)| *name).chain([callee]).collect()));
+                return Some(Fault::Cycle(
+                    path[start..].iter().map(|(name, _)| *name).chain([callee]).collect(),
+                ));
             }
             if path.len() > MAX_CALL_DEPTH {
                 return Some(Fault::Deep(root));

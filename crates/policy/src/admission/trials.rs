@@ -47,9 +47,17 @@ struct Case {
 /// Runs all tests and cases. The number that passed, or what failed.
 pub(super) fn run(source: &PolicySource) -> Result<usize, Vec<Diagnostic>> {
     let Some(text) = &source.tests else { return Ok(0) };
-    let tokens: Vec<Token<'_>> =
-        tokens(text).unwrap_or_default().into_iter().filter(|token| token.kind != Kind::Comment).collect();
-    let mut trials = Trials { source, file: format!("{}_test.rego", source.name), passed: 0, faults: Vec::new() };
+    let tokens: Vec<Token<'_>> = tokens(text)
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|token| token.kind != Kind::Comment)
+        .collect();
+    let mut trials = Trials {
+        source,
+        file: format!("{}_test.rego", source.name),
+        passed: 0,
+        faults: Vec::new(),
+    };
     let mut engine = trials.engine(&Json::Null).map_err(|fault| vec![fault])?;
     let mut has_cases = false;
     let mut names: Vec<&str> = Vec::new();
@@ -70,7 +78,11 @@ pub(super) fn run(source: &PolicySource) -> Result<usize, Vec<Diagnostic>> {
         let message = "no tests: rules `test_… if {…}` and entries of `cases` are";
         trials.faults.push(Diagnostic::new(&*trials.file, "no_tests", message));
     }
-    if trials.faults.is_empty() { Ok(trials.passed) } else { Err(trials.faults) }
+    if trials.faults.is_empty() {
+        Ok(trials.passed)
+    } else {
+        Err(trials.faults)
+    }
 }
 
 struct Trials<'a> {
@@ -90,16 +102,23 @@ impl Trials<'_> {
             check_interval: NonZeroU32::MIN,
         });
         let tests = self.source.tests.as_deref().unwrap_or_default();
-        let own = [(format!("{}.rego", self.source.name), self.source.rego.as_str()), (self.file.clone(), tests)];
+        let own = [
+            (format!("{}.rego", self.source.name), self.source.rego.as_str()),
+            (self.file.clone(), tests),
+        ];
         let library = library::used_by([self.source.rego.as_str(), tests].into_iter());
-        let library = library.into_iter().map(|(name, text)| (format!("lib/{name}.rego"), text));
+        let library = library
+            .into_iter()
+            .map(|(name, text)| (format!("lib/{name}.rego"), text));
         for (file, text) in own.into_iter().chain(library) {
             engine
                 .add_policy(file.clone(), text.to_owned())
                 .map_err(|error| Diagnostic::from_engine(&file, "parse", &error.to_string()))?;
         }
         let data = json_value(&data_document(&[self.source], mesh));
-        engine.add_data(data).map_err(|error| Diagnostic::from_engine(&self.file, "data", &error.to_string()))?;
+        engine
+            .add_data(data)
+            .map_err(|error| Diagnostic::from_engine(&self.file, "data", &error.to_string()))?;
         Ok(engine)
     }
 
@@ -118,11 +137,13 @@ impl Trials<'_> {
             Ok(Value::Undefined) => format!("{name} doesn't hold"),
             Ok(value) => format!("{name} is {value}, not true"),
             Err(error) => {
-                self.faults.push(Diagnostic::from_engine(&self.file, "test_error", &error.to_string()));
+                self.faults
+                    .push(Diagnostic::from_engine(&self.file, "test_error", &error.to_string()));
                 return;
             }
         };
-        self.faults.push(Diagnostic::new(&*self.file, "test_failed", message).at(token.line, token.column));
+        self.faults
+            .push(Diagnostic::new(&*self.file, "test_failed", message).at(token.line, token.column));
     }
 
     fn cases(&mut self, engine: &mut Engine) {
@@ -135,7 +156,11 @@ impl Trials<'_> {
         let cases = match cases {
             Ok(Json::Array(cases)) if cases.len() <= MAX_TRIALS => cases,
             Ok(_) => return self.fail("cases", format!("`cases` is a set of at most {MAX_TRIALS} objects")),
-            Err(error) => return self.faults.push(Diagnostic::from_engine(&self.file, "test_error", &error)),
+            Err(error) => {
+                return self
+                    .faults
+                    .push(Diagnostic::from_engine(&self.file, "test_error", &error));
+            }
         };
         for case in cases {
             match serde_json::from_value::<Case>(case) {
@@ -153,14 +178,20 @@ impl Trials<'_> {
 
     fn case(&self, case: &Case) -> Result<(), (&'static str, String)> {
         let broken = |error: String| ("case_error", error);
-        let input = if case.input.is_null() { serde_json::json!({}) } else { case.input.clone() };
+        let input = if case.input.is_null() {
+            serde_json::json!({})
+        } else {
+            case.input.clone()
+        };
         let facts = Facts::from_json(input).map_err(|error| broken(error.to_string()))?;
         let set = PolicySet::compile(std::slice::from_ref(self.source), &case.mesh)
             .map_err(|faults| broken(faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))?;
         let set = Arc::new(set);
         let decision = Evaluator::new().decide_uncached(&set, &facts);
         if set.missing(&facts).blocking.is_none() {
-            let other = self.interpret(&set, &facts, &case.mesh).map_err(|fault| broken(fault.to_string()))?;
+            let other = self
+                .interpret(&set, &facts, &case.mesh)
+                .map_err(|fault| broken(fault.to_string()))?;
             if !alike(&decision, &other) {
                 let message = format!(
                     "the virtual machine says {}, the interpreter {}",
@@ -170,7 +201,11 @@ impl Trials<'_> {
                 return Err(("engines_differ", message));
             }
         }
-        let verdict = if decision.rule() == builtin::NO_RULE { "none" } else { decision.verdict.as_str() };
+        let verdict = if decision.rule() == builtin::NO_RULE {
+            "none"
+        } else {
+            decision.verdict.as_str()
+        };
         if verdict != case.verdict {
             return Err(("case_failed", format!("{}, not {}", describe(&decision), case.verdict)));
         }
@@ -186,18 +221,20 @@ impl Trials<'_> {
         let mut engine = self.engine(mesh)?;
         engine.set_input(json_value(&facts.to_json()));
         let bundle: Arc<str> = set.digest().into();
-        Ok(match engine.eval_rule(format!("data.aip.policy.{}.rules", self.source.package())) {
-            Ok(Value::Set(rules)) => {
-                let name = Value::from(self.source.name.as_str());
-                let tagged = rules.iter().map(|rule| Value::from(vec![name.clone(), rule.clone()]));
-                outcome::decision(&Value::from(tagged.collect::<std::collections::BTreeSet<_>>()), &bundle)
-            }
-            Ok(_) => outcome::decision(&Value::Undefined, &bundle),
-            Err(error) => {
-                let said = Diagnostic::from_engine(&self.file, "", &error.to_string());
-                Decision::refuse(&bundle, builtin::EVALUATION_ERROR, said.message)
-            }
-        })
+        Ok(
+            match engine.eval_rule(format!("data.aip.policy.{}.rules", self.source.package())) {
+                Ok(Value::Set(rules)) => {
+                    let name = Value::from(self.source.name.as_str());
+                    let tagged = rules.iter().map(|rule| Value::from(vec![name.clone(), rule.clone()]));
+                    outcome::decision(&Value::from(tagged.collect::<std::collections::BTreeSet<_>>()), &bundle)
+                }
+                Ok(_) => outcome::decision(&Value::Undefined, &bundle),
+                Err(error) => {
+                    let said = Diagnostic::from_engine(&self.file, "", &error.to_string());
+                    Decision::refuse(&bundle, builtin::EVALUATION_ERROR, said.message)
+                }
+            },
+        )
     }
 }
 

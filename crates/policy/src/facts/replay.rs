@@ -104,9 +104,15 @@ mod tests {
     #[test]
     fn a_rendering_read_back_renders_the_same() {
         let mut facts = Facts::default();
-        facts.request.headers = vec![("a".into(), "1".into()), ("b".into(), "2".into()), ("a".into(), "3".into())];
+        facts.request.headers = vec![
+            ("a".into(), "1".into()),
+            ("b".into(), "2".into()),
+            ("a".into(), "3".into()),
+        ];
         facts.protocol.arguments = Fact::Unestablished("body_truncated");
-        Arc::make_mut(&mut facts.source).labels.insert("tier".into(), "gold".into());
+        Arc::make_mut(&mut facts.source)
+            .labels
+            .insert("tier".into(), "gold".into());
         facts.budget = Fact::Known([("calls".to_owned(), super::super::BudgetFacts::default())].into());
         let rendered = facts.to_json();
         assert_eq!(Facts::from_json(rendered.clone()).unwrap().to_json(), rendered);

@@ -2,105 +2,273 @@
 //!
 //! Values are shared, so `x1 := [x0, x0]`, `x2 := [x1, x1]` … cost nothing to make, yet comparing two of them visits every
 //! repetition: forty such rules would hold a worker for hours within a hundred instructions. The bound is on the text of
-//! the program: weights are summed where values are put together, and multiplied along calls.
+//! the program: weights are summed where values are put together, and multiplied along calls and where a loop repeats
+//! what doesn't change with it.
 
+use regorus::Value;
 use regorus::rvm::{Instruction, Program};
 
 use super::operands::operands;
 use super::program::units;
 use crate::limits::MAX_AMPLIFICATION;
 
-/// A comprehension that repeats a composed value is taken to repeat it this often.
+/// A loop is taken to repeat what doesn't change with it this often.
 const LOOP_TURNS: u64 = 1024;
+
+/// Builtins that pass parts of their arguments on. The others give texts, numbers or lists of these, whose size is
+/// bounded at each call.
+const PASSING: &[&str] = &[
+    "array.concat",
+    "array.reverse",
+    "array.slice",
+    "intersection",
+    "json.filter",
+    "json.remove",
+    "max",
+    "min",
+    "object.filter",
+    "object.get",
+    "object.keys",
+    "object.remove",
+    "object.union",
+    "object.union_n",
+    "sort",
+    "union",
+    "__builtin_sets.intersection",
+    "__builtin_sets.union",
+];
+
+/// What is known about the value in a register.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    /// How often it repeats parts of arguments, input, data and constants.
+    weight: u64,
+    /// Whether all that isn't flat in it is a part of the element of a loop, other in each turn.
+    varies: bool,
+    /// Whether it is a text, a number, a flag or null.
+    flat: bool,
+}
+
+const FLAT: Part = Part {
+    weight: 1,
+    varies: true,
+    flat: true,
+};
+const WHOLE: Part = Part {
+    weight: 1,
+    varies: false,
+    flat: false,
+};
+
+impl Part {
+    fn heavier(self, other: Self) -> Self {
+        Self {
+            weight: self.weight.max(other.weight),
+            varies: self.varies && other.varies,
+            flat: self.flat && other.flat,
+        }
+    }
+}
 
 /// The rules whose values repeat their parts more than [`MAX_AMPLIFICATION`] times. Calls must not be recursive.
 pub(crate) fn excessive(program: &Program) -> impl Iterator<Item = usize> {
     let mut known = vec![None; program.rule_infos.len()];
-    (0..program.rule_infos.len()).filter(move |rule| weight(program, *rule, &mut known) > MAX_AMPLIFICATION)
+    (0..program.rule_infos.len()).filter(move |rule| weights(program, *rule, &mut known).heaviest > MAX_AMPLIFICATION)
 }
 
-/// Weight of the rule's value, where its arguments, the input, data and constants weigh one.
-fn weight(program: &Program, rule: usize, known: &mut [Option<u64>]) -> u64 {
+#[derive(Debug, Clone, Copy)]
+struct Weights {
+    /// Of the rule's value.
+    result: u64,
+    /// Of the heaviest value on the way.
+    heaviest: u64,
+}
+
+fn weights(program: &Program, rule: usize, known: &mut [Option<Weights>]) -> Weights {
     match known.get(rule) {
         Some(None) => {}
-        Some(Some(weight)) => return *weight,
-        None => return u64::MAX,
+        Some(Some(weights)) => return *weights,
+        None => {
+            return Weights {
+                result: u64::MAX,
+                heaviest: u64::MAX,
+            };
+        }
     }
+    let (mut result, result_reg) = (1, program.rule_infos[rule].result_reg);
     let mut heaviest = 1;
     for unit in units(program, rule) {
-        let mut registers = [1u64; 256];
-        let mut comprehensions: Vec<u8> = Vec::new();
+        let mut walk = Walk {
+            program,
+            registers: [None; 256],
+            comprehensions: Vec::new(),
+        };
         for pc in unit {
-            let instruction = program.instructions[pc];
-            let (dest, weight) = step(program, &instruction, &registers, &mut comprehensions, known);
-            if let Some(dest) = dest {
-                let slot = &mut registers[usize::from(dest)];
-                *slot = weight.max(*slot);
-                heaviest = heaviest.max(*slot);
+            if let Some((dest, part)) = walk.step(&program.instructions[pc], known) {
+                let slot = &mut walk.registers[usize::from(dest)];
+                let part = slot.map_or(part, |before: Part| before.heavier(part));
+                *slot = Some(part);
+                heaviest = heaviest.max(part.weight);
             }
         }
+        result = result.max(walk.registers[usize::from(result_reg)].map_or(1, |part| part.weight));
     }
-    known[rule] = Some(heaviest);
-    heaviest
+    let weights = Weights { result, heaviest };
+    known[rule] = Some(weights);
+    weights
 }
 
-/// The register that the instruction gives a value, and the value's weight.
-fn step(
-    program: &Program,
-    instruction: &Instruction,
-    registers: &[u64; 256],
-    comprehensions: &mut Vec<u8>,
-    known: &mut [Option<u64>],
-) -> (Option<u8>, u64) {
-    use Instruction as I;
-    let data = &program.instruction_data;
-    let of = |register: u8| registers[usize::from(register)];
-    let sum = || {
-        operands(program, instruction).unwrap_or_default().into_iter().map(of).fold(0, u64::saturating_add).max(1)
-    };
-    let heaviest = || operands(program, instruction).unwrap_or_default().into_iter().map(of).max().unwrap_or(1);
-    match *instruction {
-        I::Move { dest, src } => (Some(dest), of(src)),
-        I::Index { dest, container, .. } | I::IndexLiteral { dest, container, .. } => (Some(dest), of(container)),
-        I::ChainedIndex { params_index } => match data.get_chained_index_params(params_index) {
-            Some(params) => (Some(params.dest), of(params.root)),
-            None => (None, 1),
-        },
-        I::ArrayCreate { params_index } => (data.get_array_create_params(params_index).map(|params| params.dest), sum()),
-        I::SetCreate { params_index } => (data.get_set_create_params(params_index).map(|params| params.dest), sum()),
-        I::ObjectCreate { params_index } => {
-            (data.get_object_create_params(params_index).map(|params| params.dest), sum())
+struct Walk<'a> {
+    program: &'a Program,
+    registers: [Option<Part>; 256],
+    /// Result registers of the open comprehensions.
+    comprehensions: Vec<u8>,
+}
+
+impl Walk<'_> {
+    fn part(&self, register: u8) -> Part {
+        // What nothing was put into is an argument.
+        self.registers[usize::from(register)].unwrap_or(WHOLE)
+    }
+
+    /// A value that is put together from all operands.
+    fn together(&self, instruction: &Instruction) -> Part {
+        let parts = operands(self.program, instruction).unwrap_or_default();
+        let mut sum = Part {
+            weight: 0,
+            varies: true,
+            flat: false,
+        };
+        for part in parts.into_iter().map(|register| self.part(register)) {
+            sum.weight = sum.weight.saturating_add(part.weight);
+            sum.varies &= part.varies;
         }
-        I::BuiltinCall { params_index } => (data.get_builtin_call_params(params_index).map(|params| params.dest), sum()),
-        I::ArrayPush { arr, .. } => (Some(arr), sum()),
-        I::SetAdd { set, .. } => (Some(set), heaviest()),
-        I::ObjectSet { obj, .. } => (Some(obj), sum()),
-        I::CallRule { dest, rule_index } => (Some(dest), weight(program, usize::from(rule_index), known)),
-        I::FunctionCall { params_index } => match data.get_function_call_params(params_index) {
-            Some(params) => {
-                let own = weight(program, usize::from(params.func_rule_index), known);
-                (Some(params.dest), own.saturating_mul(heaviest()))
+        Part {
+            weight: sum.weight.max(1),
+            ..sum
+        }
+    }
+
+    /// The register that the instruction puts a value into, and what is known about it.
+    fn step(&mut self, instruction: &Instruction, known: &mut [Option<Weights>]) -> Option<(u8, Part)> {
+        use Instruction as I;
+        let data = &self.program.instruction_data;
+        Some(match *instruction {
+            I::Load { dest, literal_idx } => match self.program.literals.get(usize::from(literal_idx)) {
+                Some(Value::Array(_) | Value::Set(_) | Value::Object(_)) | None => (dest, WHOLE),
+                Some(_) => (dest, FLAT),
+            },
+            I::LoadInput { dest } | I::LoadData { dest } => (dest, WHOLE),
+            I::Move { dest, src } => (dest, self.part(src)),
+            I::Index { dest, container, .. } | I::IndexLiteral { dest, container, .. } => (
+                dest,
+                Part {
+                    flat: false,
+                    ..self.part(container)
+                },
+            ),
+            I::ChainedIndex { params_index } => {
+                let params = data.get_chained_index_params(params_index)?;
+                (
+                    params.dest,
+                    Part {
+                        flat: false,
+                        ..self.part(params.root)
+                    },
+                )
             }
-            None => (None, 1),
-        },
-        I::LoopStart { params_index } => match data.get_loop_params(params_index) {
-            Some(params) => (Some(params.value_reg), of(params.collection)),
-            None => (None, 1),
-        },
-        I::ComprehensionBegin { params_index } => {
-            if let Some(params) = data.get_comprehension_begin_params(params_index) {
-                comprehensions.push(params.result_reg);
+            I::ArrayCreate { params_index } => (
+                data.get_array_create_params(params_index)?.dest,
+                self.together(instruction),
+            ),
+            I::SetCreate { params_index } => (
+                data.get_set_create_params(params_index)?.dest,
+                self.together(instruction),
+            ),
+            I::ObjectCreate { params_index } => (
+                data.get_object_create_params(params_index)?.dest,
+                self.together(instruction),
+            ),
+            I::BuiltinCall { params_index } => {
+                let params = data.get_builtin_call_params(params_index)?;
+                let name = self
+                    .program
+                    .get_builtin_info(params.builtin_index)
+                    .map_or("", |builtin| &builtin.name);
+                let passing = PASSING.contains(&name);
+                (params.dest, if passing { self.together(instruction) } else { FLAT })
             }
-            (None, 1)
-        }
-        I::ComprehensionYield { .. } => match heaviest() {
-            1 => (comprehensions.last().copied(), 1),
-            composed => (comprehensions.last().copied(), composed.saturating_mul(LOOP_TURNS)),
-        },
-        I::ComprehensionEnd {} => {
-            comprehensions.pop();
-            (None, 1)
-        }
-        _ => (None, 1),
+            I::ArrayPush { arr, .. } => (arr, self.together(instruction)),
+            I::ObjectSet { obj, .. } => (obj, self.together(instruction)),
+            I::SetAdd { set, value } => (set, self.part(value)),
+            I::CallRule { dest, rule_index } => (
+                dest,
+                Part {
+                    weight: weights(self.program, usize::from(rule_index), known).result,
+                    ..WHOLE
+                },
+            ),
+            I::FunctionCall { params_index } => {
+                let params = data.get_function_call_params(params_index)?;
+                let own = weights(self.program, usize::from(params.func_rule_index), known).result;
+                let given = self.together(instruction);
+                let weight = own.saturating_mul(given.weight);
+                (
+                    params.dest,
+                    Part {
+                        weight,
+                        varies: given.varies && own == 1,
+                        flat: false,
+                    },
+                )
+            }
+            I::LoopStart { params_index } => {
+                let params = data.get_loop_params(params_index)?;
+                let element = Part {
+                    varies: true,
+                    flat: false,
+                    ..self.part(params.collection)
+                };
+                self.registers[usize::from(params.key_reg)] = Some(element);
+                (params.value_reg, element)
+            }
+            I::ComprehensionBegin { params_index } => {
+                let params = data.get_comprehension_begin_params(params_index)?;
+                self.comprehensions.push(params.result_reg);
+                return None;
+            }
+            I::ComprehensionYield { .. } => {
+                let part = self.together(instruction);
+                let turns = if part.varies { 1 } else { LOOP_TURNS };
+                let weight = part.weight.saturating_mul(turns);
+                (*self.comprehensions.last()?, Part { weight, ..WHOLE })
+            }
+            I::ComprehensionEnd {} => {
+                self.comprehensions.pop();
+                return None;
+            }
+            I::Eq { dest, .. }
+            | I::Ne { dest, .. }
+            | I::Lt { dest, .. }
+            | I::Le { dest, .. }
+            | I::Gt { dest, .. }
+            | I::Ge { dest, .. }
+            | I::Add { dest, .. }
+            | I::Mul { dest, .. }
+            | I::Div { dest, .. }
+            | I::Mod { dest, .. }
+            | I::And { dest, .. }
+            | I::Or { dest, .. }
+            | I::Not { dest, .. }
+            | I::Contains { dest, .. }
+            | I::Count { dest, .. }
+            | I::LoadBool { dest, .. }
+            | I::LoadTrue { dest }
+            | I::LoadFalse { dest }
+            | I::LoadNull { dest } => (dest, FLAT),
+            // Also the difference of two sets.
+            I::Sub { dest, left, .. } => (dest, self.part(left)),
+            _ => return None,
+        })
     }
 }

@@ -101,7 +101,10 @@ pub(crate) fn analyse(program: &Program) -> Analysis {
         // Only now is it certain that following the calls comes to an end.
         let ours = |rule: &usize| rules[*rule].origin != Origin::Entry;
         faults.extend(amplification::excessive(program).find(ours).map(|rule| {
-            rules[rule].fault("amplification", "the rule repeats values inside values too often".to_owned())
+            rules[rule].fault(
+                "amplification",
+                "the rule repeats values inside values too often".to_owned(),
+            )
         }));
     }
     Analysis { rules, faults }
@@ -226,7 +229,7 @@ fn path_from(program: &Program, instruction: &Instruction, register: u8) -> Vec<
 
 fn forbidden_data(path: &[String], origin: &Origin) -> Option<String> {
     match (path.first().map(String::as_str), path.get(1), origin) {
-        (Some("mesh"), _, _) => None,
+        (Some("mesh"), _, _) | (_, _, Origin::Entry) => None,
         (Some("user"), Some(name), Origin::Policy(package)) if name == package => None,
         (Some("user"), _, Origin::Policy(package)) => Some(format!(
             "of data.user, this policy may read data.user.{package} only, and by that name"
@@ -274,7 +277,10 @@ fn ambiguities(program: &Program, rule: usize, code: &[(usize, Instruction)]) ->
             Instruction::ComprehensionBegin { .. } => comprehensions += 1,
             Instruction::ComprehensionEnd {} => comprehensions = comprehensions.saturating_sub(1),
             Instruction::LoopStart { params_index } if comprehensions == 0 => {
-                let mode = program.instruction_data.get_loop_params(*params_index).map(|params| params.mode);
+                let mode = program
+                    .instruction_data
+                    .get_loop_params(*params_index)
+                    .map(|params| params.mode);
                 if mode != Some(LoopMode::Every) {
                     found.push((
                         "ambiguous_rule",
@@ -303,9 +309,8 @@ fn comprehension_conflicts(program: &Program, code: &[(usize, Instruction)]) -> 
         moved.unwrap_or(register)
     };
     let read = |register: u8| {
-        code.iter().any(|(_, instruction)| {
-            operands(program, instruction).is_none_or(|operands| operands.contains(&register))
-        })
+        code.iter()
+            .any(|(_, instruction)| operands(program, instruction).is_none_or(|operands| operands.contains(&register)))
     };
     for (_, instruction) in code {
         match instruction {
@@ -325,7 +330,8 @@ fn comprehension_conflicts(program: &Program, code: &[(usize, Instruction)]) -> 
                 let safe = match open.last().map(Vec::as_slice) {
                     Some([]) => true,
                     Some([(loop_key, value)]) => {
-                        key == *loop_key && loop_key != value || key == *value && (loop_key == value || !read(*loop_key))
+                        key == *loop_key && loop_key != value
+                            || key == *value && (loop_key == value || !read(*loop_key))
                     }
                     _ => false,
                 };
