@@ -81,7 +81,7 @@ const NAMED_ONLY_BY: [(&str, &[&str]); 3] = [
 ];
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
 fn metadata() -> Metadata {
