@@ -27,17 +27,32 @@ fn url(agent: &Agent, peer: &str, path: &str) -> Result<String, String> {
         .ok_or_else(|| format!("no peer is called {peer:?}"))
 }
 
-fn header_object(headers: &[(String, String)]) -> Json {
-    Json::Object(headers.iter().map(|(k, v)| (k.clone(), v.as_str().into())).collect())
+/// Names and values in order: a name may come twice.
+fn header_list(headers: &[(String, String)]) -> Json {
+    let pairs = headers
+        .iter()
+        .map(|(k, v)| Json::Array(vec![k.as_str().into(), v.as_str().into()]));
+    Json::Array(pairs.collect())
 }
 
 impl Planner {
-    /// Calls one tool of one peer, and says what came back.
+    /// Calls one tool of one peer, over MCP or, where the step says so, by a plain HTTP path.
     fn call(&self, agent: &Agent, id: usize, step: &Json) -> Result<Json, String> {
         let peer = step.get("agent").as_str().ok_or("a call names its agent")?;
         let tool = step.get("tool").as_str().ok_or("a call names its tool")?;
-        let url = url(agent, peer, "/mcp")?;
-        let body = call_request(id as f64, tool, step.get("arguments")).to_string();
+        let plain = step.get("over").as_str() == Some("http");
+        let path = if plain {
+            format!("/tools/{tool}")
+        } else {
+            "/mcp".to_owned()
+        };
+        let url = url(agent, peer, &path)?;
+        let arguments = step.get("arguments");
+        let body = if plain {
+            arguments.to_string()
+        } else {
+            call_request(id as f64, tool, arguments).to_string()
+        };
         let headers = [
             ("content-type", "application/json"),
             ("accept", "application/json, text/event-stream"),
@@ -55,7 +70,7 @@ impl Planner {
             ("tool", tool.into()),
             ("status", f64::from(reply.status).into()),
             ("ms", took),
-            ("headers", header_object(&reply.headers)),
+            ("headers", header_list(&reply.headers)),
             ("answer", answer),
         ]))
     }
@@ -104,7 +119,7 @@ impl Planner {
         Ok(Json::object([
             ("url", url.into()),
             ("status", f64::from(reply.status).into()),
-            ("headers", header_object(&reply.headers)),
+            ("headers", header_list(&reply.headers)),
             ("events", events.into()),
         ]))
     }
