@@ -1,0 +1,325 @@
+//! A cached decision is the decision. Random facts against a family of policies: the cache, a fresh evaluation on the
+//! facts that the program reads, and the interpreter on the whole input document must agree.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use aip_policy::{
+    Assurance, AttestationFacts, AttestationStatus, Decision, Direction, Evaluator, Fact, Facts, PeerFacts, PolicySet,
+    PolicySource, ReputationFacts, ReputationStatus, RequestFacts, Verdict,
+};
+use proptest::prelude::*;
+use proptest::sample::select;
+use serde_json::{Map, Value as Json, json};
+
+const ALLOW: &str = r#"rules contains {"rule": "all", "verdict": "allow", "reason": "all"} if true"#;
+
+/// What the policies of the family look at; each denies when it holds.
+const CONDITIONS: &[&str] = &[
+    r#"input.source.name == "a""#,
+    r#"not input.source.name == "a""#,
+    r#"not input.source.labels.tier"#,
+    r#"input.source.labels.tier == "gold""#,
+    r#"input.source.labels[input.source.name] == "gold""#,
+    r#"input.protocol.arguments.path == null"#,
+    r#"not input.protocol.arguments.path"#,
+    r#"input.protocol.arguments[input.protocol.tool].deep == 1"#,
+    r#"count(input.protocol.arguments) > 1"#,
+    r#"some key, value in input.protocol.arguments; key == value"#,
+    r#"every segment in input.request.path { segment != "x" }"#,
+    r#"input.request.path[1] == "x""#,
+    r#"input.request.headers["x-team"][0] == "blue""#,
+    r#"not input.request.headers["x-team"]"#,
+    r#"count(input.request.headers["x-team"]) == 2"#,
+    r#"input.request.headers.accept == ["a", "b"]"#,
+    r#""x" in input.request.query.q"#,
+    r#"input.source.attestation.age >= 20"#,
+    r#"input.time % 2 == 0"#,
+    r#"input.source.reputation.score < 4; input.source.reputation.status == "known""#,
+    r#"some name, score in input.source.reputation.factors; score < 3; name == "honesty""#,
+    r#"x := input.source; x.owner == input.destination.owner"#,
+    r#"object.get(input, ["source", "labels", "tier"], "none") == "none""#,
+    r#"some key, _ in input; key == "delegation"; input.direction == "outbound""#,
+    r#"[1 | some c in input.source.capabilities; c == input.protocol.tool] == []"#,
+    r#"not helper"#,
+    r#"helper; input.direction == "inbound""#,
+    r#"input.source.attestation == input.destination.attestation"#,
+    r#"input["source"]["owner"] == "team""#,
+];
+
+fn family() -> Vec<PolicySource> {
+    CONDITIONS
+        .iter()
+        .enumerate()
+        .map(|(index, condition)| {
+            let rego = format!(
+                "package aip.policy.p{index}\n\n{ALLOW}\n\nrules contains {{\"rule\": \"no\", \"verdict\": \"deny\", \
+                 \"reason\": sprintf(\"%v\", [input.source.name])}} if {{\n{condition}\n}}\n\n\
+                 helper if {{\n\tinput.source.kind == \"agent\"\n\tinput.source.labels.tier != \"gold\"\n}}\n"
+            );
+            PolicySource {
+                name: format!("p{index}"),
+                rego,
+                data: Json::Null,
+                tests: None,
+            }
+        })
+        .collect()
+}
+
+/// What the interpreter makes of the whole document: the verdict, and the reasons of the rules that decide.
+fn reference(policy: &PolicySource, document: &Json) -> (Verdict, Vec<String>) {
+    let mut engine = regorus::Engine::new();
+    engine.add_policy("p.rego".into(), policy.rego.clone()).unwrap();
+    engine.set_input_json(&document.to_string()).unwrap();
+    let rules = engine
+        .eval_rule(format!("data.aip.policy.{}.rules", policy.name))
+        .unwrap();
+    let rules: Vec<Json> = serde_json::from_str(&rules.to_json_str().unwrap()).unwrap();
+    let with = |verdict: &str| -> Vec<String> {
+        let matching = rules.iter().filter(|rule| rule["verdict"] == verdict);
+        matching
+            .map(|rule| rule["reason"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    match with("deny") {
+        denied if !denied.is_empty() => (Verdict::Deny, denied),
+        _ => (Verdict::Allow, with("allow")),
+    }
+}
+
+fn word() -> impl Strategy<Value = String> {
+    select(vec!["", "a", "b", "x", "gold", "tier"]).prop_map(str::to_owned)
+}
+
+fn argument() -> impl Strategy<Value = Json> {
+    select(vec![
+        json!(null),
+        json!(false),
+        json!(0),
+        json!("a"),
+        json!("path"),
+        json!({"deep": 1}),
+        json!([1]),
+        json!({}),
+    ])
+}
+
+fn arguments() -> impl Strategy<Value = Map<String, Json>> {
+    let key = select(vec!["path", "a", "x", "other"]).prop_map(str::to_owned);
+    proptest::collection::vec((key, argument()), 0..4).prop_map(|pairs| pairs.into_iter().collect())
+}
+
+fn pairs(names: Vec<&'static str>, values: Vec<&'static str>) -> impl Strategy<Value = Vec<(String, String)>> {
+    let pair = (select(names), select(values)).prop_map(|(name, value)| (name.to_owned(), value.to_owned()));
+    proptest::collection::vec(pair, 0..4)
+}
+
+prop_compose! {
+    fn peer()(
+        name in word(),
+        owner in select(vec!["", "team"]),
+        tier in proptest::option::of(select(vec!["gold", "", "tin"])),
+        named in proptest::option::of(word()),
+        capabilities in proptest::collection::vec(word(), 0..3),
+        age in 0u64..40,
+        agent in any::<bool>(),
+        score in select(vec![0.0, 2.5, 4.0, f64::NAN]),
+        known in any::<bool>(),
+    ) -> PeerFacts {
+        let mut labels = std::collections::BTreeMap::new();
+        labels.extend(named.map(|value| (name.clone(), value)));
+        labels.extend(tier.map(|value| ("tier".to_owned(), value.to_owned())));
+        PeerFacts {
+            kind: if agent { aip_policy::PeerKind::Agent } else { aip_policy::PeerKind::Unknown },
+            id: format!("spiffe://aip.internal/agent/{name}"),
+            name,
+            owner: owner.to_owned(),
+            labels,
+            capabilities,
+            attestation: AttestationFacts {
+                status: AttestationStatus::Valid,
+                assurance: Assurance::Observed,
+                age,
+                ..AttestationFacts::default()
+            }.into(),
+            reputation: ReputationFacts {
+                status: if known { ReputationStatus::Known } else { ReputationStatus::Unknown },
+                score,
+                factors: [("honesty".to_owned(), score)].into(),
+                ..ReputationFacts::default()
+            }.into(),
+            ..PeerFacts::default()
+        }
+    }
+}
+
+prop_compose! {
+    fn facts()(
+        source in peer(),
+        destination in peer(),
+        outbound in any::<bool>(),
+        path in proptest::collection::vec(word(), 0..3),
+        query in pairs(vec!["q", "r"], vec!["x", "y"]),
+        headers in pairs(vec!["x-team", "accept"], vec!["blue", "a", "b"]),
+        tool in word(),
+        arguments in arguments(),
+        time in 0u64..4,
+    ) -> Facts {
+        let mut facts = Facts {
+            direction: if outbound { Direction::Outbound } else { Direction::Inbound },
+            source: Arc::new(source),
+            destination: Arc::new(destination),
+            request: RequestFacts { path, query, headers, ..RequestFacts::default() },
+            time,
+            ..Facts::default()
+        };
+        facts.protocol.tool = Fact::Known(tool);
+        facts.protocol.arguments = Fact::Known(arguments);
+        facts
+    }
+}
+
+fn outcome(decision: &Decision) -> (Verdict, Vec<String>) {
+    (
+        decision.verdict,
+        decision.rules.iter().map(|rule| rule.reason.clone()).collect(),
+    )
+}
+
+thread_local! {
+    /// One evaluator over all random facts, so that its cache fills and its sets evict each other.
+    static EVALUATOR: RefCell<Evaluator> = RefCell::new(Evaluator::new());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn cached_and_fresh_and_interpreted_decisions_agree(all in proptest::collection::vec(facts(), 1..4)) {
+        static SETS: std::sync::LazyLock<Vec<(PolicySource, Arc<PolicySet>)>> = std::sync::LazyLock::new(|| {
+            family().into_iter().map(|policy| {
+                let set = PolicySet::compile(std::slice::from_ref(&policy), &Json::Null).unwrap();
+                (policy, Arc::new(set))
+            }).collect()
+        });
+        for facts in &all {
+            let document = facts.to_json();
+            for (policy, set) in SETS.iter() {
+                let want = reference(policy, &document);
+                let (first, again, fresh) = EVALUATOR.with_borrow_mut(|evaluator| {
+                    (evaluator.decide(set, facts), evaluator.decide(set, facts), evaluator.decide_uncached(set, facts))
+                });
+                prop_assert!(again.cached == set.cacheable() && !fresh.cached, "{}", policy.rego);
+                prop_assert_eq!(outcome(&first), want.clone(), "{}", &policy.rego);
+                prop_assert_eq!(outcome(&again), want.clone(), "{}", &policy.rego);
+                prop_assert_eq!(outcome(&fresh), want, "{}", &policy.rego);
+            }
+        }
+    }
+}
+
+fn set(rego: &str) -> Arc<PolicySet> {
+    let rego = format!("package aip.policy.p\n\n{rego}\n");
+    let policy = PolicySource {
+        name: "p".into(),
+        rego,
+        data: Json::Null,
+        tests: None,
+    };
+    Arc::new(PolicySet::compile(&[policy], &Json::Null).unwrap())
+}
+
+#[test]
+fn only_what_is_read_is_in_the_key() {
+    let set =
+        set(r#"rules contains {"rule": "r", "verdict": "allow", "reason": ""} if input.protocol.arguments.a == 1"#);
+    let mut evaluator = Evaluator::new();
+    let with = |arguments: Json, tool: &str| {
+        let mut facts = Facts::default();
+        facts.protocol.arguments = arguments.as_object().unwrap().clone().into();
+        facts.protocol.tool = tool.into();
+        facts
+    };
+    assert!(!evaluator.decide(&set, &with(json!({"a": 1, "b": 1}), "x")).cached);
+    let hit = evaluator.decide(&set, &with(json!({"a": 1, "b": 2}), "y"));
+    assert!(hit.cached && hit.verdict == Verdict::Allow);
+    for other in [
+        json!({"a": 2}),
+        json!({"a": null}),
+        json!({}),
+        json!({"a": "1"}),
+        json!({"a": [1]}),
+    ] {
+        let miss = evaluator.decide(&set, &with(other.clone(), "x"));
+        assert!(!miss.cached && miss.verdict == Verdict::Deny, "{other}");
+    }
+}
+
+#[test]
+fn a_set_with_other_data_has_a_cache_of_its_own() {
+    let rego = "package aip.policy.p\n\nrules contains {\"rule\": \"r\", \"verdict\": \"allow\", \"reason\": \"\"} if \
+                input.source.name in data.mesh.friends\n";
+    let policy = PolicySource {
+        name: "p".into(),
+        rego: rego.into(),
+        data: Json::Null,
+        tests: None,
+    };
+    let before = Arc::new(PolicySet::compile(std::slice::from_ref(&policy), &json!({"friends": [""]})).unwrap());
+    let after = Arc::new(PolicySet::compile(&[policy], &json!({"friends": []})).unwrap());
+    let mut evaluator = Evaluator::new();
+    assert_eq!(evaluator.decide(&before, &Facts::default()).verdict, Verdict::Allow);
+    let decision = evaluator.decide(&after, &Facts::default());
+    assert!(!decision.cached && decision.verdict == Verdict::Deny);
+}
+
+#[test]
+fn what_reads_a_budget_is_not_cached() {
+    let set = set(r#"rules contains {"rule": "r", "verdict": "allow", "reason": ""} if input.budget == {}"#);
+    let mut evaluator = Evaluator::new();
+    for _ in 0..3 {
+        let decision = evaluator.decide(&set, &Facts::default());
+        assert!(!decision.cached && decision.verdict == Verdict::Allow);
+    }
+}
+
+#[test]
+fn an_optional_fact_doesnt_deny_and_the_policy_can_see_that_it_is_missing() {
+    let rego = r#"
+# aip:optional source.reputation
+rules contains {"rule": "known", "verdict": "allow", "reason": ""} if input.source.reputation.score >= 4
+
+rules contains {"rule": "missing", "verdict": "restrict", "reason": "", "obligations": {"rate_per_minute": 5}} if {
+    "source.reputation" in input.unestablished
+}"#;
+    let set = set(rego);
+    let mut facts = Facts::default();
+    let mut evaluator = Evaluator::new();
+    assert_eq!(evaluator.decide(&set, &facts).rule(), "no_rule");
+    Arc::make_mut(&mut facts.source).reputation = Fact::Unestablished("registry_unreachable");
+    let decision = evaluator.decide(&set, &facts);
+    assert_eq!((decision.verdict, decision.rule()), (Verdict::Restrict, "missing"));
+    assert_eq!(decision.obligations.rate_per_minute, Some(5));
+    assert!(!decision.cached, "the same values, but one of them isn't known");
+}
+
+#[test]
+fn more_sets_than_a_worker_keeps_still_decide() {
+    let mut evaluator = Evaluator::new();
+    let sets: Vec<Arc<PolicySet>> = (0..40)
+        .map(|index| {
+            set(&format!(
+                r#"rules contains {{"rule": "r{index}", "verdict": "allow", "reason": ""}} if true"#
+            ))
+        })
+        .collect();
+    for _ in 0..2 {
+        for (index, set) in sets.iter().enumerate() {
+            assert_eq!(
+                evaluator.decide_uncached(set, &Facts::default()).rule(),
+                format!("r{index}")
+            );
+        }
+    }
+}
