@@ -3,12 +3,7 @@
 
 use regorus::Value;
 
-/// Bytes and elements that the builtins of one evaluation may produce together, and that one call may be given where
-/// its result grows with what it is given.
-pub(crate) const MAX_PRODUCED: usize = 1024 * 1024;
-
-/// Numbers that `numbers.range` and `numbers.range_step` may produce.
-pub(crate) const MAX_RANGE: i64 = 10_000;
+use crate::limits::{MAX_PRODUCED, MAX_RANGE};
 
 /// Bits that a number may be shifted by.
 const MAX_SHIFT: i64 = 63;

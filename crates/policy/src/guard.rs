@@ -18,6 +18,7 @@ use regorus::rvm::{Instruction, Program};
 use regorus::{LimitError, Value};
 
 use crate::bounds;
+use crate::limits::MAX_PRODUCED;
 
 /// Slots in the table: our allow-list of builtins fits.
 const SLOTS: usize = 128;
@@ -215,10 +216,10 @@ fn end<E: std::fmt::Display>(slot: usize, original: &Program, result: Result<Val
             run.produced
         })
     });
-    if produced > bounds::MAX_PRODUCED {
+    if produced > MAX_PRODUCED {
         return Err(stop(Trouble::Limit(format!(
             "builtins produced more than {} bytes",
-            bounds::MAX_PRODUCED
+            MAX_PRODUCED
         ))));
     }
     Ok(value)

@@ -48,6 +48,13 @@ pub const TIMER_INTERVAL: NonZeroU32 = match NonZeroU32::new(256) {
     None => NonZeroU32::MIN,
 };
 
+/// Bytes and elements that the builtins of one decision may produce together, and that one call may be given. One call is
+/// one instruction, whatever it makes; bodies that policies read are smaller than this.
+pub const MAX_PRODUCED: usize = 1024 * 1024;
+
+/// Numbers that one call of `numbers.range` or `numbers.range_step` may produce.
+pub const MAX_RANGE: i64 = 10_000;
+
 /// Rules that may fire in one decision. More than this can't be explained to anybody.
 pub const MAX_FIRED_RULES: usize = 64;
 

@@ -1,7 +1,9 @@
 //! A set of attached policies, compiled into one program.
 
+mod ambiguity;
 mod amplification;
 mod compile;
+mod hoist;
 mod operands;
 pub(crate) mod program;
 

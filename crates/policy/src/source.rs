@@ -34,11 +34,65 @@ pub struct Diagnostic {
     pub line: Option<u32>,
     /// Column, from 1, where known.
     pub column: Option<u32>,
-    /// What kind of mistake: a stable word in snake_case.
+    /// What kind of mistake: one of [`REASONS`].
     pub reason: String,
     /// What is wrong, and what to do about it where that is known.
     pub message: String,
 }
+
+/// Every [`Diagnostic::reason`], and what it means.
+pub const REASONS: &[(&str, &str)] = &[
+    ("name", "the policy's name isn't one"),
+    ("size", "a module is too large"),
+    ("lexical", "a module has characters that Rego has no use for"),
+    ("bracket_depth", "brackets nest too deep"),
+    ("expression_chain", "an expression has too many operators"),
+    ("default", "the value of a default isn't a constant"),
+    ("hint", "a comment `# aip:` isn't understood"),
+    ("package", "the module's package isn't the policy's"),
+    ("import", "something else than a library module is imported"),
+    ("with", "`with` outside of tests"),
+    ("data_reference", "a document is read that policies may not read"),
+    ("foreign_package", "a rule of another package is used"),
+    (
+        "dynamic_rule_reference",
+        "a package, or a rule chosen by a variable, is read",
+    ),
+    ("recursion", "a rule calls itself, directly or through others"),
+    ("call_depth", "rules call each other too deep"),
+    ("ambiguous_rule", "a rule that has one value could have several"),
+    (
+        "ambiguous_comprehension",
+        "an object comprehension could give a key two values",
+    ),
+    ("amplification", "a rule repeats values inside values too often"),
+    ("builtin", "a builtin is called that policies may not call"),
+    ("too_many_builtins", "the set calls too many different builtins"),
+    (
+        "unsupported",
+        "the program has instructions that policies have no need of",
+    ),
+    ("rules_shape", "the policy doesn't define `rules contains {…} if {…}`"),
+    ("parse", "a module isn't Rego"),
+    ("compile", "the compiler refuses the policy"),
+    ("data", "the policy's data conflicts with its rules"),
+    ("data_shape", "the policy's data isn't an object"),
+    ("data_depth", "the policy's data nests too deep"),
+    ("data_size", "the policy's data is too large"),
+    ("too_many_policies", "the set has too many policies"),
+    ("name_collision", "two policies of the set share a package"),
+    ("no_tests", "the test module has no tests"),
+    ("test_failed", "a test doesn't hold"),
+    ("test_error", "a test ends in an error"),
+    ("cases", "`cases` isn't a set of cases"),
+    ("case_failed", "a case is decided otherwise than it says"),
+    ("case_error", "a case can't be decided"),
+    (
+        "engines_differ",
+        "the virtual machine and the interpreter decide a case differently",
+    ),
+    ("request", "the request to the admission process isn't one"),
+];
 
 impl Diagnostic {
     pub(crate) fn new(file: impl Into<String>, reason: &str, message: impl Into<String>) -> Self {

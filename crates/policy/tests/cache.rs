@@ -1,6 +1,8 @@
 //! A cached decision is the decision. Random facts against a family of policies: the cache, a fresh evaluation on the
 //! facts that the program reads, and the interpreter on the whole input document must agree.
 
+#![allow(clippy::unwrap_used)]
+
 use std::cell::RefCell;
 use std::sync::Arc;
 

@@ -1,6 +1,8 @@
 //! What hostile or careless policies try, and how each of them ends: refused before it runs, or in a deny. None may hang
 //! or end the process, and none may turn an error into permission.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

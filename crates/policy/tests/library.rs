@@ -1,5 +1,7 @@
 //! The policies that the project ships are admitted, with all their tests.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

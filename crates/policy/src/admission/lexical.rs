@@ -130,14 +130,11 @@ fn check_chains(file: &str, tokens: &[Token<'_>]) -> Result<(), Diagnostic> {
     let mut counts = vec![0usize];
     for (index, token) in tokens.iter().enumerate() {
         let after_operand = index.checked_sub(1).is_some_and(|before| ends_operand(&tokens[before]));
+        let inside = counts.len() > 1;
         let Some(count) = counts.last_mut() else { return Ok(()) };
         match (token.kind, token.text) {
             (Kind::Symbol, "," | ";") => *count = 0,
-            (Kind::Symbol, ")" | "]" | "}") => {
-                if counts.len() > 1 {
-                    counts.pop();
-                }
-            }
+            (Kind::Symbol, ")" | "]" | "}") if inside => drop(counts.pop()),
             (Kind::Symbol, "(" | "[" | "{") => {
                 *count += 1;
                 counts.push(0);

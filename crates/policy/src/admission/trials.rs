@@ -230,7 +230,7 @@ impl Trials<'_> {
                 }
                 Ok(_) => outcome::decision(&Value::Undefined, &bundle),
                 Err(error) => {
-                    let said = Diagnostic::from_engine(&self.file, "", &error.to_string());
+                    let said = Diagnostic::from_engine(&self.file, "test_error", &error.to_string());
                     Decision::refuse(&bundle, builtin::EVALUATION_ERROR, said.message)
                 }
             },

@@ -9,6 +9,7 @@ use regorus::rvm::Program;
 use regorus::rvm::program::RuleType;
 use serde_json::Value as Json;
 
+use super::hoist::hoisted;
 use super::program::{Analysis, Origin};
 use super::{Member, PolicySet, program};
 use crate::admission::lexical;
@@ -46,7 +47,7 @@ pub(super) fn compile(policies: &[PolicySource], mesh_data: &Json) -> Result<Pol
         .iter()
         .map(|policy| member(policy, &original, &analysis, &mut faults))
         .collect();
-    let original = program::hoisted(&original);
+    let original = hoisted(&original);
     let Some(guarded) = guard::guarded(&original) else {
         faults.push(Diagnostic::new(
             ENTRY_FILE,

@@ -4,10 +4,10 @@
 use std::collections::BTreeSet;
 
 use regorus::Value;
-use regorus::rvm::instructions::{LiteralOrRegister, LoopMode};
-use regorus::rvm::program::RuleType;
+use regorus::rvm::instructions::LiteralOrRegister;
 use regorus::rvm::{Instruction, Program};
 
+use super::ambiguity::ambiguities;
 use super::amplification;
 use super::operands::operands;
 use crate::limits::MAX_CALL_DEPTH;
@@ -240,136 +240,6 @@ fn forbidden_data(path: &[String], origin: &Origin) -> Option<String> {
     }
 }
 
-/// Where a rule that has one value could have several. The interpreter calls that a conflict; the virtual machine takes
-/// one of them, or none: a deny rule behind it would silently not fire.
-fn ambiguities(program: &Program, rule: usize, code: &[(usize, Instruction)]) -> Vec<(&'static str, String)> {
-    let info = &program.rule_infos[rule];
-    let name = info.name.rsplit('.').next().unwrap_or(&info.name);
-    let mut found = comprehension_conflicts(program, code);
-    match info.rule_type {
-        RuleType::PartialSet => return found,
-        RuleType::PartialObject => {
-            found.push((
-                "ambiguous_rule",
-                format!("`{name}[key]`: write `{name} := {{key: value | …}}`, a comprehension"),
-            ));
-            return found;
-        }
-        RuleType::Complete => {}
-    }
-    let first = info
-        .definitions
-        .first()
-        .and_then(|bodies| bodies.first())
-        .map(|entry| *entry as usize);
-    if info.definitions.len() > 1 && !info.early_exit_on_first_success && first == code.first().map(|(pc, _)| *pc) {
-        found.push((
-            "ambiguous_rule",
-            format!("`{name}` has several definitions that can give different values: join them with `else`"),
-        ));
-    }
-    if gives_constant(info.result_reg, code) {
-        return found;
-    }
-    let mut comprehensions = 0usize;
-    for (_, instruction) in code {
-        match instruction {
-            Instruction::ComprehensionBegin { .. } => comprehensions += 1,
-            Instruction::ComprehensionEnd {} => comprehensions = comprehensions.saturating_sub(1),
-            Instruction::LoopStart { params_index } if comprehensions == 0 => {
-                let mode = program
-                    .instruction_data
-                    .get_loop_params(*params_index)
-                    .map(|params| params.mode);
-                if mode != Some(LoopMode::Every) {
-                    found.push((
-                        "ambiguous_rule",
-                        format!("`{name}` can have several values, one per turn of a loop: use a comprehension"),
-                    ));
-                }
-            }
-            _ => {}
-        }
-    }
-    found
-}
-
-/// Object comprehensions that could give a key two values: the interpreter calls that a conflict, the virtual machine
-/// keeps the last. Safe are those with one loop whose key is the loop's own: its key, or its element where nothing else
-/// depends on the key.
-fn comprehension_conflicts(program: &Program, code: &[(usize, Instruction)]) -> Vec<(&'static str, String)> {
-    let mut found = Vec::new();
-    // Loops of each open comprehension.
-    let mut open: Vec<Vec<(u8, u8)>> = Vec::new();
-    let source = |register: u8| {
-        let moved = code.iter().find_map(|(_, instruction)| match instruction {
-            Instruction::Move { dest, src } if *dest == register => Some(*src),
-            _ => None,
-        });
-        moved.unwrap_or(register)
-    };
-    let read = |register: u8| {
-        code.iter()
-            .any(|(_, instruction)| operands(program, instruction).is_none_or(|operands| operands.contains(&register)))
-    };
-    for (_, instruction) in code {
-        match instruction {
-            Instruction::ComprehensionBegin { .. } => open.push(Vec::new()),
-            Instruction::ComprehensionEnd {} => drop(open.pop()),
-            Instruction::LoopStart { params_index } => {
-                if let (Some(loops), Some(params)) =
-                    (open.last_mut(), program.instruction_data.get_loop_params(*params_index))
-                {
-                    if params.mode != LoopMode::Every {
-                        loops.push((params.key_reg, params.value_reg));
-                    }
-                }
-            }
-            Instruction::ComprehensionYield { key_reg: Some(key), .. } => {
-                let key = source(*key);
-                let safe = match open.last().map(Vec::as_slice) {
-                    Some([]) => true,
-                    Some([(loop_key, value)]) => {
-                        key == *loop_key && loop_key != value
-                            || key == *value && (loop_key == value || !read(*loop_key))
-                    }
-                    _ => false,
-                };
-                if !safe {
-                    found.push((
-                        "ambiguous_comprehension",
-                        "an object comprehension that could give a key two values: iterate over one object, and use its \
-                         key or its element as the key"
-                            .to_owned(),
-                    ));
-                }
-            }
-            _ => {}
-        }
-    }
-    found
-}
-
-/// Whether all that a body ever writes to its result is one constant, so that a loop can't give it two.
-fn gives_constant(result: u8, code: &[(usize, Instruction)]) -> bool {
-    let constant = |register: u8| {
-        let mut writes = code.iter().filter(|(_, instruction)| match instruction {
-            Instruction::Load { dest, .. }
-            | Instruction::LoadBool { dest, .. }
-            | Instruction::LoadTrue { dest }
-            | Instruction::LoadFalse { dest }
-            | Instruction::LoadNull { dest } => *dest == register,
-            _ => false,
-        });
-        writes.next().is_some() && writes.next().is_none()
-    };
-    let mut results = code.iter().filter_map(|(_, instruction)| match instruction {
-        Instruction::Move { dest, src } if *dest == result => Some(*src),
-        _ => None,
-    });
-    results.next().is_some_and(constant) && results.next().is_none()
-}
-
 fn check_calls(rules: &[RuleUse], faults: &mut Vec<Fault>) {
     for rule in rules {
         for callee in rule.calls.iter().filter_map(|callee| rules.get(*callee)) {
@@ -477,57 +347,5 @@ fn line(program: &Program, pc: usize) -> Option<(u32, u32)> {
     match (u32::try_from(span.line), u32::try_from(span.column)) {
         (Ok(line), Ok(column)) if line > 0 => Some((line, column)),
         _ => None,
-    }
-}
-
-/// The program with `input` and `data` loaded first thing in each body.
-///
-/// The compiler loads them where they are first used and keeps them for the rest of the body. Where the first use is in
-/// a loop that doesn't turn, the later ones would see nothing, and their condition would silently not hold.
-pub(crate) fn hoisted(program: &Program) -> Program {
-    let mut program = program.clone();
-    for rule in 0..program.rule_infos.len() {
-        for unit in units(&program, rule) {
-            if !matches!(program.instructions.get(unit.start), Some(Instruction::RuleInit { .. })) {
-                continue;
-            }
-            let first = unit.start + 1;
-            for pc in first + 1..unit.end {
-                if matches!(
-                    program.instructions[pc],
-                    Instruction::LoadInput { .. } | Instruction::LoadData { .. }
-                ) {
-                    program.instructions[first..=pc].rotate_right(1);
-                    if program.instruction_spans.len() > pc {
-                        program.instruction_spans[first..=pc].rotate_right(1);
-                    }
-                    shift_targets(&mut program, first, pc);
-                }
-            }
-        }
-    }
-    program
-}
-
-/// After the instruction at `to` moved up to `from`, what was in between is one further down.
-fn shift_targets(program: &mut Program, from: usize, to: usize) {
-    let shift = |target: &mut u16| {
-        if (from..=to).contains(&usize::from(*target)) {
-            *target += 1;
-        }
-    };
-    for instruction in &mut program.instructions[from..] {
-        if let Instruction::LoopNext { body_start, loop_end } = instruction {
-            shift(body_start);
-            shift(loop_end);
-        }
-    }
-    for params in &mut program.instruction_data.loop_params {
-        shift(&mut params.body_start);
-        shift(&mut params.loop_end);
-    }
-    for params in &mut program.instruction_data.comprehension_begin_params {
-        shift(&mut params.body_start);
-        shift(&mut params.comprehension_end);
     }
 }
