@@ -7,6 +7,7 @@
 //! | [`clients`] | the agents and clients of `tests/clients`, as their users run them |
 //! | [`agent`] | an HTTP agent in this process that shows exactly what reached it |
 //! | [`http`] | HTTP through a sidecar, and raw bytes where a client library would be too polite |
+//! | [`pair`] | two sidecars with that agent behind both, for tests of what a request meets |
 //! | [`pki`] | a mesh's keys, and certificates with every fault |
 //! | [`scripted`] | a control plane that pushes what a test tells it to |
 //! | [`wire`] | TLS as a stranger would speak it to a sidecar's port |
@@ -18,6 +19,7 @@
 pub mod agent;
 pub mod clients;
 pub mod http;
+pub mod pair;
 pub mod pki;
 pub mod process;
 pub mod scripted;

@@ -5,6 +5,7 @@ mod admin;
 mod binaries;
 mod child;
 mod mesh;
+mod run;
 mod sidecar;
 
 pub use access::{Record, Records, pairs};
@@ -12,5 +13,7 @@ pub use admin::Admin;
 pub use binaries::binary;
 pub(crate) use binaries::repository;
 pub use child::{Process, free_port};
+pub(crate) use mesh::sweep_after_us;
 pub use mesh::{ControlPlane, Mesh};
-pub use sidecar::{Sidecar, SidecarSpec};
+pub use run::RunAgent;
+pub use sidecar::{FREE, Sidecar, SidecarSpec};

@@ -22,7 +22,7 @@ use base64::engine::general_purpose::STANDARD;
 use tokio::sync::mpsc;
 
 use crate::pki::{LeafSpec, Pki};
-use crate::process::{Sidecar, SidecarSpec};
+use crate::process::{FREE, Sidecar, SidecarSpec};
 use crate::wait;
 
 /// A policy that allows everything.
@@ -64,14 +64,17 @@ pub struct Scripted {
 
 impl Scripted {
     /// A mesh with an allow-all baseline and no agents.
-    pub async fn start() -> Self {
+    ///
+    /// It serves on a thread of its own until the process ends, so that tests can share it.
+    pub fn start() -> Self {
         let pki = Pki::new("aip.internal");
         let trust = pki.trust().shared();
         let slot = IdentitySlot::default();
         let own = pki.control_plane();
         slot.set(&own.chain, &own.pkcs8).unwrap();
         let tls = server_config(&slot, &trust, Clients::Optional, ALPN_H2).unwrap();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let state = State {
             pki,
@@ -87,10 +90,17 @@ impl Scripted {
             address,
         };
         scripted.put_mesh();
-        tokio::spawn(services::serve(
-            aip_runtime::grpc::incoming(listener, tls, trust),
-            scripted.clone(),
-        ));
+        let serving = scripted.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                services::serve(aip_runtime::grpc::incoming(listener, tls, trust), serving).await;
+            });
+        });
         scripted
     }
 
@@ -271,6 +281,7 @@ impl Scripted {
             control_plane: self.address,
             token: self.token(),
             agent,
+            ports: FREE,
             flags: flags.iter().map(|f| (*f).to_owned()).collect(),
         };
         let dir = dir.join(name);

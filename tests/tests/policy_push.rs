@@ -85,7 +85,7 @@ fn bad_ones(scripted: &Scripted, first: u64) -> Vec<(&'static str, Resource)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bad_resource_is_refused_by_itself_and_the_last_good_one_stays() {
     let dir = tempfile::tempdir().unwrap();
-    let scripted = Scripted::start().await;
+    let scripted = Scripted::start();
     let sidecar = scripted.sidecar("alone", Agent::start().address, dir.path()).await;
     let first = scripted.put(&baseline(&rules("first")));
     wait::until("the first policy runs", async || {
@@ -142,7 +142,7 @@ async fn a_bad_resource_is_refused_by_itself_and_the_last_good_one_stays() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sidecar_restarts_with_the_last_good_policy() {
     let dir = tempfile::tempdir().unwrap();
-    let scripted = Scripted::start().await;
+    let scripted = Scripted::start();
     let mut sidecar = scripted.sidecar("alone", Agent::start().address, dir.path()).await;
     let first = scripted.put(&baseline(&rules("first")));
     wait::until("the first policy runs", async || {

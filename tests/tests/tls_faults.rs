@@ -20,7 +20,7 @@ struct Fixture {
 
 async fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
-    let scripted = Scripted::start().await;
+    let scripted = Scripted::start();
     let agent = Agent::start();
     let sidecar = scripted.sidecar("callee", agent.address, dir.path()).await;
     Fixture {

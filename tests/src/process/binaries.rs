@@ -4,14 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// The packages whose binaries the tests run.
-const PACKAGES: [&str; 4] = ["aip", "aip-sidecar", "aip-control-plane", "aip-demo-agents"];
-
 /// The path of a binary of this workspace, built from the current source.
 ///
-/// Cargo builds a package's binaries for its own tests only. So the first call builds them, with cargo's own lock
-/// against other test processes; with `AIP_BIN_DIR` set they are taken from there as they are (`make test` builds
-/// first and sets it).
+/// Cargo builds a package's binaries for its own tests only. So the first call builds what is not fresh (nothing, after
+/// `make build`), under cargo's own lock against other test processes. With `AIP_BIN_DIR` set they are taken from there
+/// as they are.
 pub fn binary(name: &str) -> PathBuf {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     let path = DIR.get_or_init(dir).join(name);
@@ -24,10 +21,7 @@ fn dir() -> PathBuf {
         return dir.into();
     }
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.arg("build").arg("--quiet").arg("--bins");
-    for package in PACKAGES {
-        cargo.args(["-p", package]);
-    }
+    cargo.args(["build", "--quiet", "--workspace", "--bins"]);
     let status = cargo.current_dir(repository()).status().expect("cargo runs");
     assert!(status.success(), "the binaries under test don't build");
     // This test lies in <target>/<profile>/deps.

@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
@@ -14,9 +15,14 @@ use crate::wait;
 /// pipe to close: a test that is killed, or a mesh in a `static`, which is never dropped, leaves nothing behind.
 /// The group is first asked to end, because an `aip run` in it has an agent of its own to end.
 const LEASHED: &str = r#"exec 3<&0 </dev/null
-(trap '' TERM; cat <&3 >/dev/null; kill -TERM -- -$$; sleep 2; kill -KILL -- -$$) >/dev/null 2>&1 &
+(trap '' TERM; cat <&3 >/dev/null; kill -TERM -- -$$; sleep 8; kill -KILL -- -$$) >/dev/null 2>&1 &
 exec 3<&-
 exec "$@""#;
+
+/// How long a supervisor may take to end what it started.
+const GRACE: Duration = Duration::from_secs(10);
+/// Between two looks at whether it has.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// A process that ends when this is dropped.
 #[derive(Debug)]
@@ -24,6 +30,8 @@ pub struct Process {
     pub name: String,
     child: Child,
     leash: Option<ChildStdin>,
+    /// It has children of its own to end, in groups of their own.
+    supervisor: bool,
     out: PathBuf,
     err: PathBuf,
 }
@@ -58,8 +66,25 @@ impl Process {
             name: name.to_owned(),
             child,
             leash,
+            supervisor: false,
             out,
             err,
+        }
+    }
+
+    /// As [`Self::start`], of a program that must be asked to end, because it ends others.
+    pub fn start_supervisor(name: &str, command: &Command, dir: &Path) -> Self {
+        let mut process = Self::start(name, command, dir);
+        process.supervisor = true;
+        process
+    }
+
+    /// SIGTERM, and waits a while for its end.
+    fn ask_to_end(&mut self) {
+        let _ = rustix::process::kill_process(self.pid(), Signal::TERM);
+        let asked = Instant::now();
+        while asked.elapsed() < GRACE && self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            std::thread::sleep(LOOK);
         }
     }
 
@@ -130,6 +155,9 @@ impl Drop for Process {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}", self.last_words());
+        }
+        if self.supervisor {
+            self.ask_to_end();
         }
         if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
             let _ = self.child.kill();

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::child::Process;
 use super::sidecar::read_run;
-use super::{Admin, Sidecar, SidecarSpec, binary};
+use super::{Admin, FREE, Sidecar, SidecarSpec, binary};
 
 /// A running control plane.
 #[derive(Debug)]
@@ -127,6 +127,7 @@ impl Mesh {
             control_plane: self.control_plane.mesh,
             token,
             agent,
+            ports: FREE,
             flags: Vec::new(),
         }
     }
@@ -155,7 +156,7 @@ impl Drop for Mesh {
 }
 
 /// A mesh in a `static` is never dropped: a process that waits for our end removes its directory then.
-fn sweep_after_us(path: &Path) {
+pub(crate) fn sweep_after_us(path: &Path) {
     if std::env::var_os("AIP_TEST_KEEP").is_some() {
         return;
     }

@@ -1,6 +1,6 @@
 //! A sidecar process, and what it says of itself.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -23,9 +23,14 @@ pub struct SidecarSpec {
     pub token: String,
     /// Where its agent serves.
     pub agent: SocketAddr,
+    /// Where it listens, in the order of [`Sidecar`]'s fields; port 0 takes a free one.
+    pub ports: [SocketAddr; 4],
     /// More flags.
     pub flags: Vec<String>,
 }
+
+/// Free ports on loopback.
+pub const FREE: [SocketAddr; 4] = [SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0); 4];
 
 /// A running sidecar.
 #[derive(Debug)]
@@ -46,8 +51,11 @@ impl Sidecar {
         command.args(["--name", &spec.name]);
         command.args(["--control-plane", &spec.control_plane.to_string()]);
         command.args(["--agent", &spec.agent.to_string()]);
-        for port in ["--inbound", "--outbound", "--admin", "--probes"] {
-            command.args([port, "127.0.0.1:0"]);
+        for (flag, address) in ["--inbound", "--outbound", "--admin", "--probes"]
+            .iter()
+            .zip(spec.ports)
+        {
+            command.arg(flag).arg(address.to_string());
         }
         command.arg("--data").arg(dir.join("data"));
         command.arg("--runtime-dir").arg(dir.join("run"));
@@ -106,10 +114,11 @@ impl Sidecar {
         .await;
     }
 
-    /// SIGKILL and start again, from what is on its disk.
+    /// SIGKILL and start again where it was, from what is on its disk.
     pub async fn restart(&mut self) {
         self.process.kill();
-        let (spec, dir) = (self.spec.clone(), self.dir.clone());
+        let (mut spec, dir) = (self.spec.clone(), self.dir.clone());
+        spec.ports = [self.inbound, self.outbound, self.admin, self.probes];
         *self = Self::start(spec, &dir).await;
     }
 

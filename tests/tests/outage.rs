@@ -1,0 +1,115 @@
+//! The control plane is killed: traffic goes on, a sidecar restarts from its cache, and nothing is lost.
+
+use aip_tests::agent::Agent;
+use aip_tests::process::{Mesh, pairs};
+use aip_tests::wait;
+use http::Method;
+use serde_json::json;
+
+const URL: &str = "http://callee.aip.internal/work";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_mesh_outlives_its_control_plane() {
+    let mut mesh = Mesh::start().await;
+    let agent = Agent::start();
+    let mut caller = mesh.sidecar("caller", agent.address).await;
+    let mut callee = mesh.sidecar("callee", agent.address).await;
+    assert_eq!(caller.get(URL).await.status, 200);
+    let rego = "package aip.policy.extra\n\nrules contains {\"rule\": \"no_blocked\", \"verdict\": \"deny\", \"reason\": \"blocked\"} if input.request.path == [\"blocked\"]\n";
+    let revision = mesh
+        .admin()
+        .apply(&json!({"name": "extra", "rego": rego, "attach": "mesh"}))
+        .await;
+    let before = mesh.admin().get("/v1/agents/callee").await;
+
+    mesh.control_plane.kill();
+    for _ in 0..20 {
+        assert_eq!(caller.get(URL).await.status, 200, "traffic goes on");
+    }
+    let serial = callee.look("/identity").await.json()["serial"].clone();
+    callee.restart().await;
+    assert_eq!(
+        callee.look("/identity").await.json()["serial"],
+        serial,
+        "the sealed SVID"
+    );
+    assert!(
+        callee.snapshot().await["revision"].as_u64() >= Some(revision),
+        "the signed cache"
+    );
+    assert_eq!(
+        caller.get(URL).await.status,
+        200,
+        "the callee serves again, from its cache"
+    );
+    caller.restart().await;
+    assert_eq!(
+        caller.get(URL).await.status,
+        200,
+        "the caller knows its peer from its cache"
+    );
+    assert_eq!(
+        caller.get("http://callee.aip.internal/blocked").await.status,
+        403,
+        "the policy of the cache decides"
+    );
+
+    mesh.revive().await;
+    let after = mesh.admin().get("/v1/agents/callee").await;
+    assert_eq!(after["revision"], before["revision"], "nothing lost");
+    let policy = mesh.admin().get("/v1/policies/extra").await;
+    assert_eq!(policy["revision"].as_u64(), Some(revision), "{policy}");
+    wait::until_ok("both sidecars come again, with their endpoints", async || {
+        let answer = caller.get(URL).await;
+        if answer.status == 200 {
+            Ok(())
+        } else {
+            Err(answer.text())
+        }
+    })
+    .await;
+    // And new changes reach everybody.
+    mesh.admin().ok(Method::DELETE, "/v1/policies/extra", None).await;
+    wait::until_ok("the removal arrives", async || {
+        let answer = caller.get("http://callee.aip.internal/blocked").await;
+        if answer.status == 200 {
+            Ok(())
+        } else {
+            Err(answer.text())
+        }
+    })
+    .await;
+}
+
+/// The control plane dies in the middle of a stream of events, and the stream doesn't notice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_outlives_the_control_plane() {
+    let mut mesh = Mesh::start().await;
+    let agent = Agent::start();
+    let caller = mesh.sidecar("caller", agent.address).await;
+    let callee = mesh.sidecar("callee", agent.address).await;
+    let stream = tokio::spawn({
+        let outbound = caller.outbound;
+        async move {
+            let url = "http://callee.aip.internal/events?stream=outage&steps=3";
+            let request = http::Request::get(url).header("host", "callee.aip.internal");
+            aip_tests::http::send(outbound, request.body(http_body_util::Full::default()).unwrap())
+                .await
+                .unwrap()
+        }
+    });
+    wait::until("the stream begins", async || {
+        (!agent.seen("stream=outage").is_empty()).then_some(())
+    })
+    .await;
+    mesh.control_plane.kill();
+    for step in 1..=3 {
+        agent.heard("outage", step);
+    }
+    let answer = stream.await.unwrap();
+    assert_eq!(answer.text(), "data: step 1\n\ndata: step 2\n\ndata: step 3\n\n");
+    wait::until_ok("both ends recorded it", async || {
+        pairs(&caller.records(), &callee.records())
+    })
+    .await;
+}
