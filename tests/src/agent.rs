@@ -241,3 +241,6 @@ fn upgrade(request: &mut Request<Incoming>) -> Response<Body> {
         .body(full(""))
         .unwrap()
 }
+
+#[cfg(test)]
+mod tests;

@@ -124,7 +124,7 @@ pub async fn raw(address: SocketAddr, bytes: &[u8], enough: impl Fn(&[u8]) -> bo
 /// Reads until the other end closes or `enough` says so.
 pub async fn read_until(tcp: &mut TcpStream, enough: impl Fn(&[u8]) -> bool) -> String {
     let mut answer = Vec::new();
-    let mut part = [0; 16 * 1024];
+    let mut part = vec![0; 16 * 1024];
     while !enough(&answer) {
         let read = tokio::time::timeout(DEADLINE, tcp.read(&mut part)).await;
         match read.unwrap_or_else(|_| panic!("only {:?} came in time", String::from_utf8_lossy(&answer))) {

@@ -1,5 +1,7 @@
 //! What goes wrong at start, and who may not come in: each with a stable reason and an answer that says what to do.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

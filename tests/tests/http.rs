@@ -1,5 +1,7 @@
 //! HTTP through both sidecars: what the agent receives is what was sent, in every form that HTTP has.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use ::http::{Request, Version};
 use aip_tests::http::{self, head_came, read_until, to_the_end};
 use aip_tests::pair::{Pair, registered};
@@ -77,7 +79,7 @@ async fn method_path_query_headers_and_body_arrive_as_sent() {
         .header("authorization", "Bearer of-the-agents-own");
     let answer = pair.caller.call(request, body.clone()).await;
     assert_eq!(
-        (answer.status.as_u16(), &answer.body[..] == body),
+        (answer.status.as_u16(), answer.body == body),
         (200, true),
         "the body comes back whole"
     );

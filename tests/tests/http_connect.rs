@@ -1,6 +1,8 @@
 //! CONNECT in its three meanings: a mesh name with HTTP/1.1 or h2c inside, terminated and decided per request; an
 //! outside host, through the egress guard; and what is refused, always with a full answer.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use aip_tests::http::{collect, head_came, read_until, to_the_end};
 use aip_tests::pair::Pair;
 use aip_tests::pki::{LeafSpec, Pki};

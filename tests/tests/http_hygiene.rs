@@ -1,6 +1,8 @@
 //! What a request can't smuggle past policy: headers that are ours, framing that two readers read in two ways, paths
 //! that mean something else to the agent, hops that were seen before.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use aip_tests::http::{collect, to_the_end};
 use aip_tests::pair::{Pair, registered};
 use aip_tests::pki::LeafSpec;

@@ -1,5 +1,7 @@
 //! The control plane is killed: traffic goes on, a sidecar restarts from its cache, and nothing is lost.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use aip_tests::agent::Agent;
 use aip_tests::process::{Mesh, pairs};
 use aip_tests::wait;

@@ -1,5 +1,7 @@
 //! Pushes: everybody gets a change and says so; what is bad is refused by itself, and the last good one stays.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use aip_api::resource::{Kind, MAX_PAYLOAD_BYTES, Resource as _};
 use aip_api::wire::Resource;
 use aip_tests::agent::Agent;

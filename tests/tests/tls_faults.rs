@@ -1,6 +1,8 @@
 //! The inbound port to a stranger: each fault of TLS or identity is refused, counted by its reason, and the process
 //! goes on serving. The mesh's keys are the test's own, so that every fault can be forged.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use aip_api::resource::Revocation;
 use aip_tests::agent::Agent;
 use aip_tests::pki::{Leaf, LeafSpec, Pki, Statement};

@@ -147,21 +147,25 @@ impl Mesh {
 impl Drop for Mesh {
     fn drop(&mut self) {
         // Kept for whoever wants to read the logs.
-        if std::env::var_os("AIP_TEST_KEEP").is_some() {
-            if let Some(dir) = self.dir.lock().unwrap().take() {
-                eprintln!("kept {}", dir.keep().display());
-            }
+        if std::env::var_os("AIP_TEST_KEEP").is_some()
+            && let Some(dir) = self.dir.lock().unwrap().take()
+        {
+            eprintln!("kept {}", dir.keep().display());
         }
     }
 }
 
 /// A mesh in a `static` is never dropped: a process that waits for our end removes its directory then.
+#[expect(
+    clippy::zombie_processes,
+    reason = "it outlives this process: that is what it is for"
+)]
 pub(crate) fn sweep_after_us(path: &Path) {
     if std::env::var_os("AIP_TEST_KEEP").is_some() {
         return;
     }
     let mut sweeper = Command::new("sh")
-        .args(["-c", r#"cat >/dev/null; sleep 3; rm -rf -- "$1""#, "sh"])
+        .args(["-c", r#"cat >/dev/null; sleep 10; rm -rf -- "$1""#, "sh"])
         .arg(path)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
