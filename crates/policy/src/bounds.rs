@@ -8,8 +8,32 @@ use crate::limits::{MAX_PRODUCED, MAX_RANGE};
 /// Bits that a number may be shifted by.
 const MAX_SHIFT: i64 = 63;
 
+/// Builtins that look at the top of a collection only, or at one element of it.
+const SHALLOW: &[&str] = &[
+    "count",
+    "object.get",
+    "is_array",
+    "is_boolean",
+    "is_null",
+    "is_number",
+    "is_object",
+    "is_set",
+    "is_string",
+    "type_name",
+];
+
+/// Bytes and elements that a builtin looks at, counting a part as often as it occurs.
+pub(crate) fn examined(name: &str, args: &[Value]) -> usize {
+    if SHALLOW.contains(&name) {
+        return args.len();
+    }
+    args.iter()
+        .map(|arg| deep_size(arg, MAX_PRODUCED))
+        .fold(0, usize::saturating_add)
+}
+
 /// Whether the call may be made with these arguments.
-pub(crate) fn before(name: &str, args: &[Value]) -> Result<(), String> {
+pub(crate) fn before(name: &str, args: &[Value], examined: usize) -> Result<(), String> {
     let number = |index: usize| args.get(index).and_then(|value| value.as_i64().ok());
     let within = |size: usize| {
         if size <= MAX_PRODUCED {
@@ -37,32 +61,16 @@ pub(crate) fn before(name: &str, args: &[Value]) -> Result<(), String> {
             _ => Ok(()),
         },
         "regex.replace" => within((text_len(args.first()) + 1).saturating_mul(text_len(args.get(2)).max(1))),
-        "regex.template_match" | "regex.match" | "regex.split" | "regex.find_n" | "glob.match" => within(
-            args.iter()
-                .map(|arg| deep_size(arg, MAX_PRODUCED))
-                .fold(0, usize::saturating_add),
-        ),
         "concat" => {
             let parts = deep_size(args.get(1).unwrap_or(&Value::Null), MAX_PRODUCED);
             let separators = text_len(args.first()).saturating_mul(args.get(1).map_or(0, elements));
             within(parts.saturating_add(separators))
         }
-        "sprintf" => {
-            if args.first().is_some_and(has_width) {
-                return Err("sprintf takes no widths or precisions over 99".to_owned());
-            }
-            within(
-                args.iter()
-                    .map(|arg| deep_size(arg, MAX_PRODUCED))
-                    .fold(0, usize::saturating_add),
-            )
+        "sprintf" if args.first().is_some_and(has_width) => {
+            Err("sprintf takes no widths or precisions over 99".to_owned())
         }
         // These copy, compare or print all they are given, however often the same part occurs in it.
-        _ => within(
-            args.iter()
-                .map(|arg| deep_size(arg, MAX_PRODUCED))
-                .fold(0, usize::saturating_add),
-        ),
+        _ => within(examined),
     }
 }
 

@@ -12,7 +12,7 @@ use regorus::rvm::{Program, RegoVM};
 use regorus::utils::limits::ExecutionTimerConfig;
 
 use crate::cache::DecisionCache;
-use crate::facts::Facts;
+use crate::facts::{Direction, Facts};
 use crate::guard::{self, Trouble};
 use crate::input::{self, View, private_copy};
 use crate::limits::{MAX_CACHE_KEY_BYTES, MAX_EVALUATION, MAX_INSTRUCTIONS, MAX_SETS_PER_WORKER, TIMER_INTERVAL};
@@ -86,7 +86,7 @@ impl Evaluator {
         let decision = loaded.evaluate(&view);
         // A limit may have been hit because the machine was busy; the next request deserves a try of its own.
         if decision.rule() != builtin::LIMIT_EXCEEDED {
-            self.cache.insert(&facts.source.id, &self.key, decision.clone());
+            self.cache.insert(far_end(facts), &self.key, decision.clone());
         }
         decision
     }
@@ -108,6 +108,14 @@ impl Evaluator {
             }
         }
         self.loaded.len() - 1
+    }
+}
+
+/// The peer whose share of the cache a decision counts against: the end of the hop that isn't this sidecar's agent.
+fn far_end(facts: &Facts) -> &str {
+    match facts.direction {
+        Direction::Inbound => &facts.source.id,
+        Direction::Outbound => &facts.destination.name,
     }
 }
 

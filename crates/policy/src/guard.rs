@@ -18,7 +18,7 @@ use regorus::rvm::{Instruction, Program};
 use regorus::{LimitError, Value};
 
 use crate::bounds;
-use crate::limits::MAX_PRODUCED;
+use crate::limits::{MAX_EXAMINED, MAX_PRODUCED};
 
 /// Slots in the table: our allow-list of builtins fits.
 const SLOTS: usize = 128;
@@ -35,6 +35,8 @@ pub(crate) enum Trouble {
 struct Run {
     originals: Arc<Program>,
     trouble: Option<Trouble>,
+    /// Bytes and elements that builtins were given, and made, so far.
+    examined: usize,
     produced: usize,
 }
 
@@ -47,6 +49,7 @@ pub(crate) fn watch<R>(originals: &Arc<Program>, evaluate: impl FnOnce() -> R) -
     let run = Run {
         originals: originals.clone(),
         trouble: None,
+        examined: 0,
         produced: 0,
     };
     let before = RUN.with(|slot| slot.borrow_mut().replace(run));
@@ -196,10 +199,32 @@ fn begin(slot: usize, args: &[Value]) -> Result<Arc<Program>, LimitError> {
         .builtin_info_table
         .get(slot)
         .map_or("", |builtin| builtin.name.as_str());
-    match bounds::before(name, args) {
-        Ok(()) => Ok(original),
-        Err(message) => Err(stop(Trouble::Limit(message))),
+    let examined = bounds::examined(name, args);
+    bounds::before(name, args, examined).map_err(|message| stop(Trouble::Limit(message)))?;
+    charge(|run| &mut run.examined, examined, MAX_EXAMINED, "examined")?;
+    Ok(original)
+}
+
+/// Adds to one of the run's counters.
+fn charge(
+    counter: impl FnOnce(&mut Run) -> &mut usize,
+    amount: usize,
+    limit: usize,
+    did: &str,
+) -> Result<(), LimitError> {
+    let total = RUN.with(|slot| {
+        slot.borrow_mut().as_mut().map_or(usize::MAX, |run| {
+            let counter = counter(run);
+            *counter = counter.saturating_add(amount);
+            *counter
+        })
+    });
+    if total <= limit {
+        return Ok(());
     }
+    Err(stop(Trouble::Limit(format!(
+        "builtins {did} more than {limit} bytes and elements"
+    ))))
 }
 
 fn end<E: std::fmt::Display>(slot: usize, original: &Program, result: Result<Value, E>) -> Result<Value, LimitError> {
@@ -210,18 +235,12 @@ fn end<E: std::fmt::Display>(slot: usize, original: &Program, result: Result<Val
             .map_or("", |builtin| builtin.name.as_str())
     };
     let value = result.map_err(|error| stop(Trouble::Error(describe(name(), &error.to_string()))))?;
-    let produced = RUN.with(|run| {
-        run.borrow_mut().as_mut().map_or(usize::MAX, |run| {
-            run.produced = run.produced.saturating_add(bounds::shallow_size(&value));
-            run.produced
-        })
-    });
-    if produced > MAX_PRODUCED {
-        return Err(stop(Trouble::Limit(format!(
-            "builtins produced more than {} bytes",
-            MAX_PRODUCED
-        ))));
-    }
+    charge(
+        |run| &mut run.produced,
+        bounds::shallow_size(&value),
+        MAX_PRODUCED,
+        "produced",
+    )?;
     Ok(value)
 }
 

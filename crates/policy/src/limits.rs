@@ -11,6 +11,10 @@ pub const MAX_MODULE_BYTES: usize = 64 * 1024;
 /// 24: minutes), so depth is bounded before it sees the text. At 10 it needs about a millisecond.
 pub const MAX_BRACKET_DEPTH: usize = 10;
 
+/// Tokens of a module, each counted as often as the parser reads it: twice for every bracket around it. A million takes
+/// about 80 ms; a full module of ordinary nesting has a tenth of that.
+pub const MAX_PARSER_WORK: u64 = 1_000_000;
+
 /// Operators, dots, calls and indexes in a row within one expression. The parser and the compiler recurse once for
 /// each, and ten thousand of them end the process.
 pub const MAX_EXPRESSION_CHAIN: usize = 64;
@@ -51,6 +55,10 @@ pub const TIMER_INTERVAL: NonZeroU32 = match NonZeroU32::new(256) {
 /// Bytes and elements that the builtins of one decision may produce together, and that one call may be given. One call is
 /// one instruction, whatever it makes; bodies that policies read are smaller than this.
 pub const MAX_PRODUCED: usize = 1024 * 1024;
+
+/// Bytes and elements that the builtins of one decision may be given together. The largest body fits several times; a
+/// loop that counts, sorts or prints it at each turn doesn't.
+pub const MAX_EXAMINED: usize = 8 * 1024 * 1024;
 
 /// Numbers that one call of `numbers.range` or `numbers.range_step` may produce.
 pub const MAX_RANGE: i64 = 10_000;

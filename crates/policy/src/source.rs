@@ -46,6 +46,7 @@ pub const REASONS: &[(&str, &str)] = &[
     ("size", "a module is too large"),
     ("lexical", "a module has characters that Rego has no use for"),
     ("bracket_depth", "brackets nest too deep"),
+    ("parser_work", "too much text is nested in brackets"),
     ("expression_chain", "an expression has too many operators"),
     ("default", "the value of a default isn't a constant"),
     ("hint", "a comment `# aip:` isn't understood"),

@@ -47,6 +47,15 @@ const CONDITIONS: &[&str] = &[
     r#"helper; input.direction == "inbound""#,
     r#"input.source.attestation == input.destination.attestation"#,
     r#"input["source"]["owner"] == "team""#,
+    r#"count([1 | some c in input.source.capabilities; c == input.source.name]) == 0; input.direction == "inbound""#,
+    r#"some c in input.source.capabilities; c == input.protocol.tool; input.destination.name == "a""#,
+    r#"every c in input.source.capabilities { c == input.source.name }; input.destination.owner == """#,
+    r#"x := [[c, h] | some c in input.source.capabilities; some h in input.request.headers]; count(x) == input.time"#,
+    r#"chosen("a") == input.source.name"#,
+    r#"chosen(input.protocol.tool) == 2; input.direction == "outbound""#,
+    r#"{name: true | some name, _ in input.source.labels}[input.protocol.tool]"#,
+    r#"some i, segment in input.request.path; i == input.time; segment == input.source.name"#,
+    r#"walked == {"a", "x"}"#,
 ];
 
 fn family() -> Vec<PolicySource> {
@@ -57,7 +66,12 @@ fn family() -> Vec<PolicySource> {
             let rego = format!(
                 "package aip.policy.p{index}\n\n{ALLOW}\n\nrules contains {{\"rule\": \"no\", \"verdict\": \"deny\", \
                  \"reason\": sprintf(\"%v\", [input.source.name])}} if {{\n{condition}\n}}\n\n\
-                 helper if {{\n\tinput.source.kind == \"agent\"\n\tinput.source.labels.tier != \"gold\"\n}}\n"
+                 helper if {{\n\tinput.source.kind == \"agent\"\n\tinput.source.labels.tier != \"gold\"\n}}\n\n\
+                 chosen(x) := 1 if {{\n\tcapable(x)\n}} else := 2 if {{\n\t\
+                 input.destination.name == x\n}} else := \"a\"\n\n\
+                 capable(x) if {{\n\tsome c in input.source.capabilities\n\tc == x\n}}\n\n\
+                 walked contains segment if some segment in input.request.path\n\n\
+                 walked contains key if some key, _ in input.protocol.arguments\n"
             );
             PolicySource {
                 name: format!("p{index}"),

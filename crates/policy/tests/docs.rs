@@ -206,9 +206,13 @@ fn obligations_table() -> String {
 }
 
 fn limits_table() -> String {
-    let rows: [(&str, String); 20] = [
+    let rows: [(&str, String); 22] = [
         ("bytes of a module", limits::MAX_MODULE_BYTES.to_string()),
         ("nested brackets", limits::MAX_BRACKET_DEPTH.to_string()),
+        (
+            "tokens of a module, twice for each bracket around them",
+            limits::MAX_PARSER_WORK.to_string(),
+        ),
         ("operators in one expression", limits::MAX_EXPRESSION_CHAIN.to_string()),
         (
             "levels of rules that call each other",
@@ -233,6 +237,10 @@ fn limits_table() -> String {
         (
             "bytes and elements that the builtins of a decision produce",
             limits::MAX_PRODUCED.to_string(),
+        ),
+        (
+            "bytes and elements that the builtins of a decision are given",
+            limits::MAX_EXAMINED.to_string(),
         ),
         ("numbers in a range", limits::MAX_RANGE.to_string()),
         ("rules that fire", limits::MAX_FIRED_RULES.to_string()),

@@ -2,7 +2,7 @@
 
 use super::lexer::{Kind, Token, tokens};
 use super::names;
-use crate::limits::{MAX_BRACKET_DEPTH, MAX_EXPRESSION_CHAIN, MAX_MODULE_BYTES};
+use crate::limits::{MAX_BRACKET_DEPTH, MAX_EXPRESSION_CHAIN, MAX_MODULE_BYTES, MAX_PARSER_WORK};
 use crate::source::Diagnostic;
 
 /// Facts that may be called optional: those that can fail to be established.
@@ -91,17 +91,29 @@ fn is_name(name: &str) -> bool {
 }
 
 fn check_depth(file: &str, tokens: &[Token<'_>]) -> Result<(), Diagnostic> {
-    let mut depth = 0usize;
-    for token in tokens.iter().filter(|token| token.kind == Kind::Symbol) {
+    let (mut depth, mut work) = (0usize, 0u64);
+    for token in tokens.iter().filter(|token| token.kind != Kind::Comment) {
         match token.text {
             "(" | "[" | "{" => depth += 1,
             ")" | "]" | "}" => depth = depth.saturating_sub(1),
-            _ => continue,
+            _ => {}
         }
-        if depth > MAX_BRACKET_DEPTH {
-            let message = format!("brackets nest more than {MAX_BRACKET_DEPTH} levels deep");
-            return Err(Diagnostic::new(file, "bracket_depth", message).at(token.line, token.column));
-        }
+        // The depth is at most MAX_BRACKET_DEPTH + 1 here, so the shift can't overflow.
+        work += 1 << depth;
+        let fault = if depth > MAX_BRACKET_DEPTH {
+            (
+                "bracket_depth",
+                format!("brackets nest more than {MAX_BRACKET_DEPTH} levels deep"),
+            )
+        } else if work > MAX_PARSER_WORK {
+            (
+                "parser_work",
+                "too much text is nested in brackets: move parts of it into rules of their own".to_owned(),
+            )
+        } else {
+            continue;
+        };
+        return Err(Diagnostic::new(file, fault.0, fault.1).at(token.line, token.column));
     }
     Ok(())
 }
