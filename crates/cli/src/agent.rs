@@ -1,0 +1,192 @@
+//! `aip agent`: the registry.
+
+use std::process::ExitCode;
+
+use aip_api::AgentName;
+use clap::{Args, Subcommand};
+use hyper::Method;
+use serde_json::{Value, json};
+
+use crate::Globals;
+use crate::client::Admin;
+use crate::output::{self, Table, cell};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AgentVerb {
+    /// Register an agent
+    Create(Create),
+    /// List the registered agents
+    List(List),
+    /// Show one agent
+    Show(Name),
+    /// Remove an agent with its measurements and endpoints, and revoke its SVIDs
+    Delete(Name),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// Its name: 1 to 63 of a-z, 0-9 and '-'
+    #[arg(value_name = "NAME", required_unless_present = "named")]
+    name: Option<AgentName>,
+    /// The same as NAME
+    #[arg(long = "name", value_name = "NAME", conflicts_with = "name")]
+    named: Option<AgentName>,
+    /// Who answers for it
+    #[arg(long, default_value = "")]
+    owner: String,
+    /// What it can do, for discovery
+    #[arg(long, value_delimiter = ',', value_name = "A,B,…")]
+    capabilities: Vec<String>,
+    /// A label, by which policies select; repeatable
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
+    /// A scope of its manifest such as repo:read; repeatable
+    #[arg(long = "scope", value_name = "SCOPE")]
+    scopes: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Only agents with this capability
+    #[arg(long)]
+    capability: Option<String>,
+    /// Only agents with this label
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+    label: Option<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Name {
+    /// The agent
+    name: AgentName,
+}
+
+/// `key=value`.
+pub(crate) fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE".into()),
+    }
+}
+
+/// Registers an agent, and answers the control plane's word on it.
+pub(crate) async fn create(admin: &Admin, document: &Value) -> Result<Value, crate::exit::Failure> {
+    let what = format!("agent {} was not created", cell(&document["name"]));
+    admin.send(Method::POST, "/v1/agents", Some(document), &what).await
+}
+
+fn path(name: &AgentName) -> String {
+    format!("/v1/agents/{name}")
+}
+
+impl AgentVerb {
+    pub(crate) async fn perform(self, globals: &Globals) -> anyhow::Result<ExitCode> {
+        let admin = Admin::open(globals)?;
+        match self {
+            Self::Create(verb) => {
+                let name = verb.name.clone().or_else(|| verb.named.clone());
+                let answer = create(&admin, &verb.document(name.as_ref())).await?;
+                report(globals, &answer, &format!("agent {} is registered", cell(&json!(name))));
+            }
+            Self::List(verb) => verb.perform(globals, &admin).await?,
+            Self::Show(Name { name }) => {
+                let agent = admin.get(&path(&name)).await?;
+                if globals.json() {
+                    output::json(&agent)
+                } else {
+                    show(&agent)
+                }
+            }
+            Self::Delete(Name { name }) => {
+                let what = format!("agent {name} was not deleted");
+                let answer = admin.send(Method::DELETE, &path(&name), None, &what).await?;
+                report(
+                    globals,
+                    &answer,
+                    &format!("agent {name} is removed, its SVIDs are revoked"),
+                );
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The answer to a change: the document for programs, a sentence with the revision for people.
+pub(crate) fn report(globals: &Globals, answer: &Value, sentence: &str) {
+    if globals.json() {
+        output::json(answer);
+    } else {
+        match answer["revision"].as_u64() {
+            Some(revision) => output::line(format!("{sentence} (revision {revision})")),
+            None => output::line(sentence),
+        }
+    }
+}
+
+/// The document inside an answer, which carries it together with its revision.
+pub(crate) fn inner(answer: &Value) -> &Value {
+    &answer["resource"]
+}
+
+fn show(answer: &Value) {
+    let agent = inner(answer);
+    for key in ["name", "owner", "labels", "capabilities", "generation"] {
+        output::line(format!("{key:<14}{}", cell(&agent[key])));
+    }
+    for key in ["mode", "protocol", "host", "manifest"] {
+        if !agent[key].is_null() {
+            output::line(format!("{key:<14}{}", agent[key]));
+        }
+    }
+    if let Some(revision) = answer["revision"].as_u64() {
+        output::line(format!("{:<14}{revision}", "revision"));
+    }
+}
+
+impl Create {
+    fn document(&self, name: Option<&AgentName>) -> Value {
+        let labels: serde_json::Map<_, _> = self.labels.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
+        let mut document = json!({
+            "name": name, "owner": self.owner, "labels": labels, "capabilities": self.capabilities,
+        });
+        if !self.scopes.is_empty() {
+            document["manifest"] = json!({ "scopes": self.scopes });
+        }
+        document
+    }
+}
+
+impl List {
+    fn wants(&self, agent: &Value) -> bool {
+        let able = |wanted: &String| {
+            agent["capabilities"]
+                .as_array()
+                .is_some_and(|c| c.contains(&json!(wanted)))
+        };
+        let labelled = |(key, value): &(String, String)| agent["labels"][key] == *value;
+        self.capability.as_ref().is_none_or(able) && self.label.as_ref().is_none_or(labelled)
+    }
+
+    async fn perform(self, globals: &Globals, admin: &Admin) -> anyhow::Result<()> {
+        let mut agents = admin.list("/v1/agents").await?;
+        agents.retain(|agent| self.wants(inner(agent)));
+        if globals.json() {
+            output::json(&agents);
+            return Ok(());
+        }
+        let mut table = Table::new(["NAME", "OWNER", "LABELS", "CAPABILITIES", "MODE", "GENERATION"]);
+        for agent in &agents {
+            let agent = inner(agent);
+            table.row([
+                cell(&agent["name"]),
+                cell(&agent["owner"]),
+                cell(&agent["labels"]),
+                cell(&agent["capabilities"]),
+                cell(&agent["mode"]["kind"]),
+                cell(&agent["generation"]),
+            ]);
+        }
+        table.print("no agents; `aip agent create NAME` registers one, `aip run` does so by itself");
+        Ok(())
+    }
+}

@@ -1,0 +1,208 @@
+//! `aip attest`: what an agent may run.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use aip_api::AgentName;
+use clap::{Args, Subcommand};
+use hyper::Method;
+use serde_json::{Value, json};
+
+use crate::Globals;
+use crate::agent::report;
+use crate::client::{Admin, encoded};
+use crate::exit::{Exit, Failure};
+use crate::output::{self, Table, cell, short, timestamp};
+use crate::process;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AttestVerb {
+    /// Measure files here, as a sidecar would
+    Measure(Measure),
+    /// List the measurements that wait for approval and those that are approved
+    List(List),
+    /// Approve a measurement
+    Approve(Which),
+    /// Take an approval back
+    Revoke(Which),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Measure {
+    /// The directory that paths are relative to
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    root: PathBuf,
+    /// Files or globs below it; * stays within a directory, ** goes below
+    #[arg(required = true, value_name = "GLOB")]
+    globs: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Only this agent's
+    #[arg(long)]
+    agent: Option<AgentName>,
+    /// Only those that wait
+    #[arg(long)]
+    pending: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Which {
+    /// The agent
+    agent: AgentName,
+    /// The measurement's fingerprint, or as many first digits as are unique
+    fingerprint: String,
+}
+
+impl AttestVerb {
+    pub(crate) async fn perform(self, globals: &Globals) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Measure(verb) => verb.perform(globals).await?,
+            Self::List(verb) => verb.perform(globals, &Admin::open(globals)?).await?,
+            Self::Approve(which) => {
+                let admin = Admin::open(globals)?;
+                let path = which.resolve(&admin, "pending").await?;
+                let what = format!("the measurement of {} was not approved", which.agent);
+                let answer = admin
+                    .send(Method::POST, &format!("{path}/approve"), Some(&json!({})), &what)
+                    .await?;
+                let sentence = match answer["proposal"].as_str() {
+                    Some(id) => format!("proposed as {id}: a second person must approve it"),
+                    None => format!("{} may run this measurement", which.agent),
+                };
+                report(globals, &answer, &sentence);
+            }
+            Self::Revoke(which) => {
+                let admin = Admin::open(globals)?;
+                let path = which.resolve(&admin, "approved").await?;
+                let what = format!("the measurement of {} was not taken back", which.agent);
+                admin.send(Method::DELETE, &path, None, &what).await?;
+                // What was issued for it must not outlive it: the next generation begins.
+                let revoke = format!("/v1/agents/{}/revoke", which.agent);
+                let why = json!({ "reason": "its measurement was taken back" });
+                let what = format!(
+                    "the measurement is taken back, but the SVIDs of {} were not revoked",
+                    which.agent
+                );
+                let answer = admin.send(Method::POST, &revoke, Some(&why), &what).await?;
+                let sentence = format!(
+                    "{} may no longer run this measurement; its SVIDs are revoked, generation {} begins",
+                    which.agent,
+                    cell(&answer["generation"])
+                );
+                report(globals, &answer, &sentence);
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Which {
+    /// The path of the one measurement that the digits name.
+    async fn resolve(&self, admin: &Admin, state: &str) -> anyhow::Result<String> {
+        let known = measurements(admin, state, Some(&self.agent)).await?;
+        let all: Vec<&str> = known.iter().filter_map(|m| m["fingerprint"].as_str()).collect();
+        let named: Vec<&&str> = all.iter().filter(|f| f.starts_with(&self.fingerprint)).collect();
+        let what = format!("{} names no {state} measurement of {}", self.fingerprint, self.agent);
+        match named.as_slice() {
+            [one] => Ok(format!("/v1/measurements/{}/{}", self.agent, encoded(one))),
+            [] => Err(Failure::new(Exit::NotFound, what)
+                .next("`aip attest list` shows what there is")
+                .into()),
+            _ => Err(Failure::new(Exit::Usage, what)
+                .why("several begin with these digits")
+                .next("give more of them")
+                .into()),
+        }
+    }
+}
+
+/// Measurements in `state` (`pending` or `approved`).
+pub(crate) async fn measurements(admin: &Admin, state: &str, agent: Option<&AgentName>) -> Result<Vec<Value>, Failure> {
+    let only = agent.map(|a| format!("&agent={a}")).unwrap_or_default();
+    admin.list(&format!("/v1/measurements?state={state}{only}")).await
+}
+
+impl Measure {
+    /// The sidecar's own code measures, so that what is shown here is what it will say.
+    async fn perform(self, globals: &Globals) -> anyhow::Result<()> {
+        let mut command = process::sibling("aip-sidecar")?;
+        command
+            .arg("--measure")
+            .arg("--root")
+            .arg(&self.root)
+            .kill_on_drop(true);
+        for glob in &self.globs {
+            command.args(["--code", glob]);
+        }
+        let ended = output::waiting("measuring", command.stdin(std::process::Stdio::null()).output()).await?;
+        if !ended.status.success() {
+            let why = String::from_utf8_lossy(&ended.stderr).replace("aip-sidecar: ", "");
+            return Err(Failure::new(Exit::Failed, "nothing was measured")
+                .why(why.trim())
+                .into());
+        }
+        let document: Value = serde_json::from_slice(&ended.stdout)?;
+        if globals.json() {
+            output::json(&json!({ "code": document["code"], "files": document["files"] }));
+            return Ok(());
+        }
+        let mut table = Table::new(["SHA-256", "EXEC", "PATH"]);
+        for file in document["files"].as_array().into_iter().flatten() {
+            let exec = if file["exec"] == true { "x" } else { "-" };
+            table.row([
+                short(&cell(&file["sha256"])).to_owned(),
+                exec.into(),
+                cell(&file["path"]),
+            ]);
+        }
+        output::line(table.render());
+        output::line(format!("\ncode {}", cell(&document["code"])));
+        Ok(())
+    }
+}
+
+impl List {
+    async fn perform(self, globals: &Globals, admin: &Admin) -> anyhow::Result<()> {
+        let pending = measurements(admin, "pending", self.agent.as_ref()).await?;
+        let approved = match self.pending {
+            true => Vec::new(),
+            false => measurements(admin, "approved", self.agent.as_ref()).await?,
+        };
+        if globals.json() {
+            output::json(&json!({ "pending": pending, "approved": approved }));
+            return Ok(());
+        }
+        let mut table = Table::new([
+            "AGENT",
+            "FINGERPRINT",
+            "STATE",
+            "ATTESTOR",
+            "CODE",
+            "EXECUTABLE",
+            "WHEN",
+            "BY",
+        ]);
+        for (state, list) in [("pending", &pending), ("approved", &approved)] {
+            for entry in list {
+                let m = &entry["measurement"];
+                let when = entry["seen"]["last_seen"]
+                    .as_u64()
+                    .or_else(|| m["approved_at"].as_u64());
+                table.row([
+                    cell(&m["agent"]),
+                    short(&cell(&entry["fingerprint"])).to_owned(),
+                    state.to_owned(),
+                    cell(&m["attestor"]),
+                    short(&cell(&m["code"])).to_owned(),
+                    short(&cell(&m["executable"])).to_owned(),
+                    when.map_or("-".into(), timestamp),
+                    cell(&m["approved_by"]),
+                ]);
+            }
+        }
+        table.print("no measurements; sidecars bring them when they join");
+        Ok(())
+    }
+}

@@ -1,0 +1,329 @@
+//! `aip call`: a policy-checked call through a running sidecar, and what the mesh decided about it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use aip_api::AgentName;
+use aip_api::problem::{CONTENT_TYPE, Problem};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use clap::Args;
+use http_body_util::Full;
+use hyper::{HeaderMap, Method, Request, Response};
+use serde_json::{Value, json};
+
+use crate::client::Admin;
+use crate::exit::{Exit, Failure};
+use crate::home::Home;
+use crate::http::{self, HttpError};
+use crate::run::state::{Phase, State};
+use crate::{Globals, output};
+
+#[derive(Debug, Args)]
+pub(crate) struct Call {
+    /// The agent that is called
+    name: AgentName,
+    /// The path and query
+    #[arg(default_value = "/")]
+    path: String,
+    /// The agent in whose name it is called: one that `aip run` runs here [default: the only one, or the first]
+    #[arg(long, value_name = "AGENT")]
+    from: Option<AgentName>,
+    /// The method [default: GET, or POST with --data]
+    #[arg(short = 'X', long, value_name = "METHOD")]
+    method: Option<Method>,
+    /// The body; @FILE reads it from a file
+    #[arg(short, long, value_name = "TEXT|@FILE")]
+    data: Option<String>,
+    /// A header; repeatable
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
+    headers: Vec<String>,
+    /// The caller's sidecar as a proxy URL, instead of --from
+    #[arg(long, value_name = "URL", conflicts_with = "from")]
+    proxy: Option<String>,
+    /// How long the answer may take, in seconds
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    timeout: u64,
+}
+
+/// The caller's sidecar: where it listens for its agent, and the secret that its agent shows.
+#[derive(Debug, Clone)]
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
+    pub(crate) userinfo: Option<String>,
+}
+
+impl Proxy {
+    fn of_url(url: &str) -> Result<Self, Failure> {
+        let bad = || {
+            Failure::new(
+                Exit::Usage,
+                "--proxy is not a URL like http://user:secret@127.0.0.1:15001",
+            )
+        };
+        let rest = url.strip_prefix("http://").ok_or_else(bad)?.trim_end_matches('/');
+        let (userinfo, authority) = match rest.rsplit_once('@') {
+            Some((user, authority)) => (Some(user.to_owned()), authority),
+            None => (None, rest),
+        };
+        Ok(Self {
+            address: authority.parse().map_err(|_| bad())?,
+            userinfo,
+        })
+    }
+
+    /// The sidecar of an agent that `aip run` runs here.
+    pub(crate) fn of_state(state: &State) -> Option<Self> {
+        let secret = std::fs::read_to_string(&state.proxy_secret_file).ok()?;
+        Some(Self {
+            address: state.outbound?,
+            userinfo: Some(format!("aip:{}", secret.trim())),
+        })
+    }
+
+    /// Sends a request to a mesh name through the sidecar.
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        url: &str,
+        headers: &[(String, String)],
+        body: Bytes,
+        deadline: Duration,
+    ) -> Result<Response<Bytes>, HttpError> {
+        let broken = |e: hyper::http::Error| HttpError::Broken(e.to_string());
+        let authority = url
+            .strip_prefix("http://")
+            .and_then(|r| r.split('/').next())
+            .unwrap_or_default();
+        let mut request = Request::builder().method(method).uri(url).header("host", authority);
+        if let Some(userinfo) = &self.userinfo {
+            request = request.header("proxy-authorization", format!("Basic {}", STANDARD.encode(userinfo)));
+        }
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        http::send(self.address, request.body(Full::new(body)).map_err(broken)?, deadline).await
+    }
+}
+
+/// One end's decision, from `x-aip-decision: <id>;<verdict>;<caller|callee>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Decision {
+    pub(crate) id: String,
+    pub(crate) verdict: String,
+    pub(crate) end: String,
+}
+
+/// All decisions in the headers of an answer.
+pub(crate) fn decisions(headers: &HeaderMap) -> Vec<Decision> {
+    let values = headers.get_all("x-aip-decision").iter().filter_map(|v| v.to_str().ok());
+    values.flat_map(|v| v.split(',')).filter_map(decision).collect()
+}
+
+/// One decision as it stands in the header.
+pub(crate) fn decision(text: &str) -> Option<Decision> {
+    let mut parts = text.trim().split(';').map(|p| p.trim().to_owned());
+    Some(Decision {
+        id: parts.next()?,
+        verdict: parts.next()?,
+        end: parts.next()?,
+    })
+}
+
+/// The states of the agents that run here.
+pub(crate) fn running(home: &Home) -> Vec<State> {
+    let states = home
+        .agent_states()
+        .into_iter()
+        .filter_map(|s| serde_json::from_value::<State>(s).ok());
+    states
+        .filter(|s| s.phase == Phase::Ready && s.outbound.is_some())
+        .collect()
+}
+
+impl Call {
+    pub(crate) async fn perform(self, globals: &Globals) -> anyhow::Result<ExitCode> {
+        let home = globals.home()?;
+        let (proxy, from) = match &self.proxy {
+            Some(url) => (Proxy::of_url(url)?, None),
+            None => self.caller(&home)?,
+        };
+        let trust_domain = match Admin::open(globals) {
+            Ok(admin) => admin
+                .get("/v1/mesh")
+                .await
+                .ok()
+                .and_then(|m| m["trust_domain"].as_str().map(str::to_owned)),
+            Err(_) => None,
+        };
+        let trust_domain = trust_domain.unwrap_or_else(|| aip_api::name::DEFAULT_TRUST_DOMAIN.to_owned());
+        let slash = if self.path.starts_with('/') { "" } else { "/" };
+        let url = format!("http://{}.{trust_domain}{slash}{}", self.name, self.path);
+        let body = self.body()?;
+        let method = self
+            .method
+            .clone()
+            .unwrap_or(if body.is_some() { Method::POST } else { Method::GET });
+        let headers = self.headers(body.is_some())?;
+        let started = Instant::now();
+        let deadline = Duration::from_secs(self.timeout);
+        let sent = proxy.send(method.clone(), &url, &headers, body.unwrap_or_default(), deadline);
+        let answer = output::waiting("waiting for the answer", sent).await.map_err(|e| {
+            let exit = if matches!(e, HttpError::Timeout) {
+                Exit::TimedOut
+            } else {
+                Exit::NotReachable
+            };
+            Failure::new(exit, format!("no answer from the sidecar at {}", proxy.address))
+                .why(e.to_string())
+                .next("is the agent still running? `aip status` shows the sidecars")
+        })?;
+        let took = started.elapsed();
+        report(globals, &format!("{method} {url}"), from.as_ref(), &answer, took)
+    }
+
+    fn caller(&self, home: &Home) -> Result<(Proxy, Option<AgentName>), Failure> {
+        let running = running(home);
+        let state = match &self.from {
+            Some(name) => running.iter().find(|s| s.name == *name),
+            // An agent that calls itself shows little; another one, where there is one, shows a hop.
+            None => running.iter().find(|s| s.name != self.name).or_else(|| running.first()),
+        };
+        let state = state.ok_or_else(|| {
+            let who = self
+                .from
+                .as_ref()
+                .map_or("no agent".to_owned(), |n| format!("agent {n} not"));
+            Failure::new(
+                Exit::NotReachable,
+                format!("{who} runs here, so nobody can make the call"),
+            )
+            .next("start one with `aip run --name NAME -- CMD…`, or pass --proxy")
+        })?;
+        let proxy = Proxy::of_state(state).ok_or_else(|| {
+            Failure::new(
+                Exit::Failed,
+                format!("{} can't be read", state.proxy_secret_file.display()),
+            )
+        })?;
+        Ok((proxy, Some(state.name.clone())))
+    }
+
+    fn body(&self) -> Result<Option<Bytes>, Failure> {
+        let Some(data) = &self.data else { return Ok(None) };
+        let Some(path) = data.strip_prefix('@') else {
+            return Ok(Some(Bytes::from(data.clone())));
+        };
+        let path = PathBuf::from(path);
+        let read = std::fs::read(&path).map_err(|e| {
+            Failure::new(Exit::Usage, format!("--data @{} can't be read", path.display())).why(e.to_string())
+        })?;
+        Ok(Some(read.into()))
+    }
+
+    fn headers(&self, has_body: bool) -> Result<Vec<(String, String)>, Failure> {
+        let mut headers = Vec::new();
+        for header in &self.headers {
+            let (name, value) = header.split_once(':').ok_or_else(|| {
+                Failure::new(Exit::Usage, format!("--header {header:?} has no colon")).next("write it as 'Name: value'")
+            })?;
+            headers.push((name.trim().to_owned(), value.trim().to_owned()));
+        }
+        if has_body
+            && !headers
+                .iter()
+                .any(|(name, _)| name.eq_ignore_ascii_case("content-type"))
+        {
+            headers.push(("content-type".into(), "application/json".into()));
+        }
+        Ok(headers)
+    }
+}
+
+/// The mesh's own answer, where it is one and not the agent's.
+pub(crate) fn problem(answer: &Response<Bytes>) -> Option<Problem> {
+    let content = answer.headers().get("content-type")?.to_str().ok()?;
+    content
+        .starts_with(CONTENT_TYPE)
+        .then(|| serde_json::from_slice(answer.body()).ok())
+        .flatten()
+}
+
+fn report(
+    globals: &Globals,
+    what: &str,
+    from: Option<&AgentName>,
+    answer: &Response<Bytes>,
+    took: Duration,
+) -> anyhow::Result<ExitCode> {
+    let decisions = decisions(answer.headers());
+    let problem = problem(answer);
+    let refused = decisions
+        .iter()
+        .any(|d| d.verdict == "deny" || d.verdict == "escalate" || d.verdict == "warn");
+    let text = String::from_utf8_lossy(answer.body()).into_owned();
+    let ms = (took.as_secs_f64() * 10_000.0).round() / 10.0;
+    if globals.json() {
+        let body = serde_json::from_str::<Value>(&text).unwrap_or(Value::String(text));
+        let list: Vec<Value> = decisions
+            .iter()
+            .map(|d| json!({ "id": d.id, "verdict": d.verdict, "end": d.end }))
+            .collect();
+        output::json(&json!({
+            "request": what, "from": from, "status": answer.status().as_u16(), "ms": ms, "decisions": list,
+            "problem": problem, "body": body,
+        }));
+    } else {
+        let from = from.map(|f| format!(" as {f}")).unwrap_or_default();
+        output::note(format!("{what}{from}: {} in {ms} ms", answer.status()));
+        for d in &decisions {
+            output::note(format!("  {:<6} at the {:<7} decision {}", d.verdict, d.end, d.id));
+        }
+        output::line(text.trim_end());
+    }
+    let Some(problem) = problem else {
+        return match refused {
+            true => Err(Failure::new(Exit::Refused, format!("{what} was refused")).into()),
+            false => Ok(ExitCode::SUCCESS),
+        };
+    };
+    let mut failure = Failure::of_problem(&format!("{what} was not answered by the agent"), &problem);
+    failure.exit = match problem.status {
+        502..=504 => Exit::NotReachable,
+        404 if !refused => Exit::NotFound,
+        _ => Exit::Refused,
+    };
+    Err(failure.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ends_decisions_are_read() {
+        let mut headers = HeaderMap::new();
+        headers.append("x-aip-decision", "0190-a;allow;caller".parse().unwrap());
+        headers.append("x-aip-decision", "0190-b;deny;callee".parse().unwrap());
+        let read = decisions(&headers);
+        assert_eq!(read.len(), 2);
+        assert_eq!(
+            read[1],
+            Decision {
+                id: "0190-b".into(),
+                verdict: "deny".into(),
+                end: "callee".into()
+            }
+        );
+    }
+
+    #[test]
+    fn a_proxy_url_is_taken_apart() {
+        let proxy = Proxy::of_url("http://aip:s3@127.0.0.1:9/").unwrap();
+        assert_eq!((proxy.address.port(), proxy.userinfo.as_deref()), (9, Some("aip:s3")));
+        assert!(Proxy::of_url("https://127.0.0.1:9").is_err());
+    }
+}

@@ -1,0 +1,119 @@
+//! `aip demo`: a mesh of three agents that shows every promise, step by step. Each step reads back from the running
+//! system; none fakes anything.
+//!
+//! A step is one file with its list of promises and one function. [`board`] keeps what was shown, [`mesh`] runs the
+//! processes, [`access`] reads the sidecars' logs, [`stranger`] is the adversary. To add a step: a file, its promises,
+//! a line in [`steps`].
+
+mod access;
+mod board;
+mod calls;
+mod denied;
+mod hop;
+mod identity;
+mod mesh;
+mod outage;
+mod rollout;
+mod stranger;
+mod strangers;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Args;
+
+use self::board::Board;
+use self::mesh::Mesh;
+use crate::Globals;
+use crate::exit::Exit;
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// End after the last step instead of leaving the mesh up
+    #[arg(long)]
+    once: bool,
+}
+
+impl Demo {
+    pub(crate) async fn perform(self, globals: &Globals) -> anyhow::Result<ExitCode> {
+        let signal = aip_runtime::shutdown::signal();
+        tokio::pin!(signal);
+        let started = Instant::now();
+        let mut board = Board::new(globals.json());
+        let mut mesh = Mesh::prepare()?;
+        board.say("AIP demo: a control plane, three agents that know nothing of AIP, one sidecar each.");
+        board.say(&format!("Everything lies in {}.", mesh.dir.path().display()));
+        let ended = tokio::select! {
+            _ = &mut signal => None,
+            () = Box::pin(steps(&mut mesh, &mut board)) => Some(board.all_shown()),
+        };
+        if ended.is_some() {
+            board.summary(started.elapsed());
+            if !self.once {
+                what_to_try(&board, &mesh);
+                signal.await;
+            }
+        }
+        mesh.stop().await;
+        Ok(match ended {
+            Some(true) => ExitCode::SUCCESS,
+            Some(false) => ExitCode::from(Exit::Failed as u8),
+            // Ended by a signal, as shells say it.
+            None => ExitCode::from(130),
+        })
+    }
+}
+
+/// All steps in order. A step that breaks off leaves its promises failed, and the next one goes on.
+async fn steps(mesh: &mut Mesh, board: &mut Board) {
+    board.begin(
+        "Three agents, attested: each proves what it runs and gets an SVID",
+        &identity::PROMISES,
+    );
+    let ended = Box::pin(identity::show(mesh, board)).await;
+    let up = ended.is_ok();
+    board.finish(ended);
+    if !up {
+        // Without agents every later step would only repeat this one's failure.
+        return;
+    }
+    board.begin("A call through both sidecars, decided at both ends", &hop::PROMISES);
+    let ended = Box::pin(hop::show(mesh, board)).await;
+    board.finish(ended);
+    board.begin("A call that policy denies", &denied::PROMISES);
+    let ended = Box::pin(denied::show(mesh, board)).await;
+    board.finish(ended);
+    board.begin("Strangers at the door", &strangers::PROMISES);
+    let ended = Box::pin(strangers::show(mesh, board)).await;
+    board.finish(ended);
+    board.begin("Policy changed while everything runs", &rollout::PROMISES);
+    let ended = Box::pin(rollout::show(mesh, board)).await;
+    board.finish(ended);
+    board.begin("The control plane is killed", &outage::PROMISES);
+    let ended = Box::pin(outage::show(mesh, board)).await;
+    board.finish(ended);
+}
+
+fn what_to_try(board: &Board, mesh: &Mesh) {
+    let home = mesh.home.path().display();
+    board.say("");
+    board.say("The mesh stays up. In another terminal:");
+    board.say(&format!("  export AIP_HOME={home}"));
+    for line in [
+        "aip status",
+        "aip call researcher /mcp --from planner --data '{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/list\"}'",
+        "aip call ledger /tools/close_books --from planner --data '{}'      # denied",
+        "aip policy list",
+        "aip attest list",
+        "aip dump",
+    ] {
+        board.say(&format!("  {line}"));
+    }
+    if let Ok(planner) = mesh.state("planner") {
+        board.say(&format!(
+            "  curl -s {}/plan -d '{{\"goal\":\"shore\"}}'",
+            planner.address
+        ));
+    }
+    board.say("Ctrl-C ends it and leaves nothing behind.");
+}

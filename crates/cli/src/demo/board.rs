@@ -1,0 +1,321 @@
+//! The board of promises: what each step must show, what was really observed, and the table at the end.
+
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::output;
+
+/// Columns that the demo fills: what an ordinary terminal shows.
+const WIDTH: usize = 100;
+/// A time misses its promise only past this many times its target: machines differ, and the demo shares them.
+const PATIENCE: u32 = 5;
+
+/// Something that a step must show.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Promise {
+    /// By which the step refers to it.
+    pub(super) id: &'static str,
+    /// In words, short enough for the table.
+    pub(super) text: &'static str,
+}
+
+/// What became of a promise.
+#[derive(Debug, Clone)]
+enum Outcome {
+    Open,
+    Shown(String),
+    Failed(String),
+}
+
+struct Row {
+    step: usize,
+    promise: Promise,
+    outcome: Outcome,
+}
+
+/// Everything that the demo has said so far.
+pub(super) struct Board {
+    json: bool,
+    color: bool,
+    step: usize,
+    rows: Vec<Row>,
+    facts: Vec<Value>,
+}
+
+impl Board {
+    pub(super) fn new(json: bool) -> Self {
+        let color = !json && std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        Self {
+            json,
+            color,
+            step: 0,
+            rows: Vec::new(),
+            facts: Vec::new(),
+        }
+    }
+
+    /// Begins a step: all its promises are open.
+    pub(super) fn begin(&mut self, title: &str, promises: &[Promise]) {
+        self.step += 1;
+        let step = self.step;
+        self.rows.extend(promises.iter().map(|promise| Row {
+            step,
+            promise: *promise,
+            outcome: Outcome::Open,
+        }));
+        self.say("");
+        let heading = format!("{step}  {title}");
+        self.say(&self.painted(&heading, "1"));
+        self.say(&"-".repeat(WIDTH.min(heading.chars().count())));
+    }
+
+    /// Something that was observed.
+    pub(super) fn fact(&mut self, label: &str, text: impl AsRef<str>) {
+        let text = text.as_ref();
+        self.facts
+            .push(json!({ "step": self.step, "fact": label, "value": text }));
+        let room = WIDTH - 18;
+        for (i, line) in wrapped(text, room).iter().enumerate() {
+            let label = if i == 0 { label } else { "" };
+            self.say(&format!("   {label:<14} {line}"));
+        }
+    }
+
+    /// Lines of another program's output, as it printed them.
+    pub(super) fn quote(&mut self, label: &str, text: &str) {
+        self.facts
+            .push(json!({ "step": self.step, "fact": label, "value": text }));
+        self.say(&format!("   {label}"));
+        for line in text.lines() {
+            self.say(&format!("   | {line}"));
+        }
+    }
+
+    pub(super) fn shown(&mut self, id: &str, evidence: impl Into<String>) {
+        self.settle(id, Outcome::Shown(evidence.into()));
+    }
+
+    pub(super) fn failed(&mut self, id: &str, why: impl Into<String>) {
+        self.settle(id, Outcome::Failed(why.into()));
+    }
+
+    /// Shown if `holds`; either way with the evidence.
+    pub(super) fn decide(&mut self, id: &str, holds: bool, evidence: impl Into<String>) {
+        if holds {
+            self.shown(id, evidence)
+        } else {
+            self.failed(id, evidence)
+        }
+    }
+
+    /// A time with its target; missed only past [`PATIENCE`] times the target.
+    pub(super) fn timed(&mut self, id: &str, took: Duration, target: Duration, evidence: &str) {
+        let text = format!("{evidence}{} (target {})", millis(took), millis(target));
+        self.decide(id, took <= target * PATIENCE, text);
+    }
+
+    /// Ends a step: what is still open was not shown, for the reason that ended it.
+    pub(super) fn finish(&mut self, ended: anyhow::Result<()>) {
+        let why = match &ended {
+            Ok(()) => "the step ended without showing it".to_owned(),
+            Err(error) => {
+                let (text, _) = crate::exit::render(error);
+                self.say(&format!("   {}", text.replace('\n', "\n   ")));
+                error.to_string()
+            }
+        };
+        let step = self.step;
+        for row in self
+            .rows
+            .iter_mut()
+            .filter(|r| r.step == step && matches!(r.outcome, Outcome::Open))
+        {
+            row.outcome = Outcome::Failed(why.clone());
+        }
+    }
+
+    fn settle(&mut self, id: &str, outcome: Outcome) {
+        let step = self.step;
+        let Some(row) = self.rows.iter_mut().find(|r| r.step == step && r.promise.id == id) else {
+            // Told about, so that a misspelt id can't make a promise look shown.
+            self.say(&format!("   (no promise is called {id})"));
+            return;
+        };
+        // The first failure stays: a later success of another part doesn't mend it.
+        if !matches!(row.outcome, Outcome::Failed(_)) {
+            row.outcome = outcome;
+        }
+    }
+
+    pub(super) fn all_shown(&self) -> bool {
+        !self.rows.is_empty() && self.rows.iter().all(|r| matches!(r.outcome, Outcome::Shown(_)))
+    }
+
+    /// The table at the end.
+    pub(super) fn summary(&self, took: Duration) {
+        let rows: Vec<(usize, &str, &str, &str)> = self
+            .rows
+            .iter()
+            .map(|row| {
+                let (word, evidence) = match &row.outcome {
+                    Outcome::Open => ("failed", ""),
+                    Outcome::Shown(evidence) => ("shown", evidence.as_str()),
+                    Outcome::Failed(why) => ("FAILED", why.as_str()),
+                };
+                (row.step, row.promise.text, word, evidence)
+            })
+            .collect();
+        if self.json {
+            let promises: Vec<Value> = rows
+                .iter()
+                .map(|(step, text, word, evidence)| {
+                    json!({ "step": step, "promise": text, "shown": *word == "shown", "evidence": evidence })
+                })
+                .collect();
+            output::json(&json!({
+                "shown": self.all_shown(), "seconds": took.as_secs_f64(), "promises": promises, "observed": self.facts,
+            }));
+            return;
+        }
+        self.say("");
+        self.say(&self.painted("Promises", "1"));
+        self.say(&"-".repeat(WIDTH));
+        let promise_width = rows.iter().map(|r| r.1.chars().count()).max().unwrap_or(0).min(46);
+        let room = WIDTH.saturating_sub(promise_width + 15);
+        for (step, text, word, evidence) in rows {
+            let (left, right) = (wrapped(text, promise_width), wrapped(evidence, room));
+            for i in 0..left.len().max(right.len()) {
+                let cell = |lines: &[String]| lines.get(i).cloned().unwrap_or_default();
+                let (number, verdict) = if i == 0 {
+                    (step.to_string(), word)
+                } else {
+                    (String::new(), "")
+                };
+                let painted = self.painted(&format!("{verdict:<6}"), if word == "shown" { "32" } else { "31" });
+                let line = format!(
+                    " {number:<2} {:<promise_width$}  {painted}  {}",
+                    cell(&left),
+                    cell(&right)
+                );
+                self.say(line.trim_end());
+            }
+        }
+        self.say(&"-".repeat(WIDTH));
+        let shown = self
+            .rows
+            .iter()
+            .filter(|r| matches!(r.outcome, Outcome::Shown(_)))
+            .count();
+        self.say(&format!(
+            "{shown} of {} promises shown, in {:.1} s",
+            self.rows.len(),
+            took.as_secs_f64()
+        ));
+    }
+
+    fn painted(&self, text: &str, code: &str) -> String {
+        if self.color {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+
+    /// Prints a line, where people read.
+    pub(super) fn say(&self, line: &str) {
+        if !self.json {
+            output::line(line);
+        }
+    }
+}
+
+/// A time as the demo prints it.
+pub(super) fn millis(time: Duration) -> String {
+    let ms = time.as_secs_f64() * 1_000.0;
+    if ms < 10.0 {
+        format!("{ms:.2} ms")
+    } else {
+        format!("{ms:.0} ms")
+    }
+}
+
+/// Text in lines of at most `width`, broken at blanks where there are any.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let width = width.max(8);
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let mut word: Vec<char> = word.chars().collect();
+        loop {
+            let line = lines.last().map_or(0, |l| l.chars().count());
+            let blank = usize::from(line > 0);
+            if line + blank + word.len() <= width {
+                if let Some(last) = lines.last_mut() {
+                    if blank == 1 {
+                        last.push(' ');
+                    }
+                    last.extend(&word);
+                }
+                break;
+            }
+            if line > 0 {
+                lines.push(String::new());
+            } else {
+                let rest = word.split_off(width);
+                if let Some(last) = lines.last_mut() {
+                    last.extend(&word);
+                }
+                lines.push(String::new());
+                word = rest;
+            }
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROMISES: [Promise; 2] = [
+        Promise {
+            id: "a",
+            text: "a holds",
+        },
+        Promise {
+            id: "b",
+            text: "b holds",
+        },
+    ];
+
+    #[test]
+    fn what_was_not_shown_has_failed() {
+        let mut board = Board::new(true);
+        board.begin("a step", &PROMISES);
+        board.shown("a", "seen");
+        assert!(!board.all_shown());
+        board.finish(Err(anyhow::anyhow!("broke off")));
+        assert!(matches!(&board.rows[1].outcome, Outcome::Failed(why) if why == "broke off"));
+        board.shown("b", "too late");
+        assert!(!board.all_shown(), "a failure stays");
+    }
+
+    #[test]
+    fn times_fail_only_past_five_times_their_target() {
+        let mut board = Board::new(true);
+        board.begin("a step", &PROMISES);
+        let target = Duration::from_millis(10);
+        board.timed("a", target * 5, target, "");
+        board.timed("b", target * 5 + Duration::from_millis(1), target, "");
+        assert!(matches!(board.rows[0].outcome, Outcome::Shown(_)));
+        assert!(matches!(board.rows[1].outcome, Outcome::Failed(_)));
+    }
+
+    #[test]
+    fn long_text_is_broken_and_nothing_is_lost() {
+        assert_eq!(wrapped("one two three", 8), ["one two", "three"]);
+        assert_eq!(wrapped("0123456789abcdef0123", 10), ["0123456789", "abcdef0123"]);
+        assert_eq!(wrapped("", 10), [""]);
+    }
+}

@@ -1,0 +1,118 @@
+//! Step 3: a call that policy denies, at the caller's end and at the callee's.
+
+use anyhow::Context as _;
+use serde_json::json;
+
+use super::access;
+use super::board::{Board, Promise};
+use super::calls::{self, Made};
+use super::mesh::Mesh;
+use crate::output::cell;
+
+pub(super) const PROMISES: [Promise; 3] = [
+    Promise {
+        id: "caller",
+        text: "a denied call ends at the caller's sidecar",
+    },
+    Promise {
+        id: "callee",
+        text: "the callee refuses what the caller let through",
+    },
+    Promise {
+        id: "unseen",
+        text: "the agent never saw a denied call",
+    },
+];
+
+pub(super) async fn show(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<()> {
+    let apply = [
+        "policy",
+        "apply",
+        "policies/ledger_limits.rego",
+        "--attach",
+        "agent=ledger",
+        "--wait",
+    ];
+    let printed = mesh.aip(&apply).await?;
+    board.quote(
+        &format!("$ aip {}", apply.join(" ")),
+        &format!("{}\n{}", printed.stdout, printed.stderr),
+    );
+    anyhow::ensure!(printed.code == Some(0), "the policy was not applied");
+    let open = calls::plain(mesh, "ledger", "balance", json!({ "account": "operations" })).await?;
+    board.fact("balance", format!("{} {}", open.status, open.answer));
+    anyhow::ensure!(
+        open.went_through(),
+        "a call that no rule denies was not allowed: {open:?}"
+    );
+
+    let before = mesh.counted_all("ledger").await?;
+    let books = calls::plain(mesh, "ledger", "close_books", json!({})).await?;
+    describe(board, "close_books", &books);
+    let useful = useful(&books, "books_are_closed_by_people");
+    board.decide(
+        "caller",
+        useful && denied_by(&books, "caller"),
+        format!("{} by the caller, with reason and rule", books.status),
+    );
+
+    let transfer = json!({ "from": "operations", "to": "research", "amount": 5 });
+    let money = calls::plain(mesh, "ledger", "transfer", transfer).await?;
+    describe(board, "transfer", &money);
+    let passed = money.at("caller").is_some_and(|d| d.verdict == "allow");
+    let callee = passed && denied_by(&money, "callee") && self::useful(&money, "no_transfers");
+    board.decide(
+        "callee",
+        callee,
+        format!("{}: allow by the caller, deny by the callee", money.status),
+    );
+    let decision = money.at("callee").context("the callee's decision is missing")?;
+    let line = access::line(&mesh.state("ledger")?.sidecar_log, &decision.id).await?;
+    let (verdict, rule, who) = (cell(&line["verdict"]), cell(&line["rule"]), cell(&line["source"]));
+    board.fact("ledger's log", format!("{verdict} by {rule}, caller {who}"));
+
+    let after = mesh.counted_all("ledger").await?;
+    board.fact(
+        "ledger",
+        format!("its own access count: {before} before, {after} after"),
+    );
+    board.decide(
+        "unseen",
+        before == after,
+        format!("access count {before} before, {after} after both"),
+    );
+    Ok(())
+}
+
+fn describe(board: &mut Board, tool: &str, made: &Made) {
+    let answer = &made.answer;
+    let said = format!(
+        "{} {}: {}",
+        made.status,
+        cell(&answer["reason"]),
+        cell(&answer["detail"])
+    );
+    board.fact(tool, said);
+    let ends: Vec<String> = made
+        .decisions
+        .iter()
+        .map(|d| format!("{} at the {}", d.verdict, d.end))
+        .collect();
+    let (rule, id) = (cell(&answer["rule"]), cell(&answer["decision_id"]));
+    board.fact("", format!("rule {rule}, {}, decision {id}", ends.join(", ")));
+}
+
+fn denied_by(made: &Made, end: &str) -> bool {
+    made.at(end).is_some_and(|d| d.verdict == "deny")
+}
+
+/// A refusal that its caller can do something with: why, by which rule, under which id.
+fn useful(made: &Made, rule: &str) -> bool {
+    let answer = &made.answer;
+    let text = |key: &str| answer[key].as_str().is_some_and(|t| !t.is_empty());
+    made.status == 403
+        && text("reason")
+        && text("detail")
+        && text("decision_id")
+        && cell(&answer["rule"]).ends_with(rule)
+}

@@ -1,0 +1,110 @@
+//! Step 2: planner calls researcher through both sidecars.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::board::{Board, Promise, millis};
+use super::calls;
+use super::mesh::Mesh;
+use crate::output::cell;
+
+pub(super) const PROMISES: [Promise; 4] = [
+    Promise {
+        id: "allowed",
+        text: "an unmodified agent's call is allowed at both ends",
+    },
+    Promise {
+        id: "recorded",
+        text: "both sidecars recorded the same hop",
+    },
+    Promise {
+        id: "time",
+        text: "the hop costs little",
+    },
+    Promise {
+        id: "stream",
+        text: "an SSE stream arrives event by event",
+    },
+];
+
+/// A hop through two sidecars on one machine, the agent's own work included.
+const HOP_TARGET: Duration = Duration::from_millis(10);
+/// Calls of which the fastest counts: the first one makes connections, and the demo shares its machine.
+const CALLS: usize = 5;
+/// Events that are watched.
+const EVENTS: u32 = 8;
+/// The researcher waits 150 ms between events; a proxy that gathers them delivers several at once.
+const LEAST_GAP_MS: f64 = 60.0;
+
+pub(super) async fn show(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<()> {
+    let before = mesh.counted("researcher", "POST /mcp").await?;
+    let (planner, researcher) = (mesh.state("planner")?, mesh.state("researcher")?);
+    let made = calls::mcp(mesh, "researcher", "search", json!({ "query": "shore" })).await?;
+    board.fact(
+        "planner",
+        format!("POST {} -> {} in {} ms", made.url, made.status, made.ms),
+    );
+    board.fact("answer", made.answer["result"]["structuredContent"].to_string());
+    for end in ["caller", "callee"] {
+        let decision = made.at(end);
+        let text = decision.map_or("none".to_owned(), |d| format!("{} {}", d.verdict, d.id));
+        board.fact(&format!("at the {end}"), text);
+    }
+    let after = mesh.counted("researcher", "POST /mcp").await?;
+    board.fact(
+        "researcher",
+        format!("its own access count of POST /mcp: {before} before, {after} after"),
+    );
+    let allowed = made.went_through() && after == before + 1;
+    board.decide(
+        "allowed",
+        allowed,
+        format!("status {}, counted {} more", made.status, after - before),
+    );
+
+    let (ours, theirs) = calls::recorded(&made, &planner.sidecar_log, &researcher.sidecar_log).await?;
+    for (end, line) in [("caller's log", &ours), ("callee's log", &theirs)] {
+        let who = format!("{} -> {}", cell(&line["source"]), cell(&line["destination"]));
+        board.fact(
+            end,
+            format!("hop {}, {who}, {} ms", cell(&line["hop"]), cell(&line["ms"])),
+        );
+    }
+    let same = ours["hop"] == theirs["hop"] && ours["hop"].is_string() && ours["trace"] == theirs["trace"];
+    board.decide("recorded", same, format!("hop {}", cell(&ours["hop"])));
+
+    let mut fastest = f64::MAX;
+    for _ in 0..CALLS {
+        let made = calls::mcp(mesh, "researcher", "search", json!({ "query": "shore" })).await?;
+        anyhow::ensure!(made.went_through(), "a repeated call was not allowed: {made:?}");
+        let (ours, _) = calls::recorded(&made, &planner.sidecar_log, &researcher.sidecar_log).await?;
+        fastest = fastest.min(ours["ms"].as_f64().unwrap_or(f64::MAX));
+    }
+    anyhow::ensure!(fastest < f64::MAX, "the access log names no time");
+    let hop = Duration::from_secs_f64(fastest / 1_000.0);
+    board.fact(
+        "hop time",
+        format!("{} at the caller's sidecar, the best of {CALLS}", millis(hop)),
+    );
+    board.timed("time", hop, HOP_TARGET, "both sidecars and the agent: ");
+    stream(mesh, board).await
+}
+
+async fn stream(mesh: &Mesh, board: &mut Board) -> anyhow::Result<()> {
+    let (made, times) = calls::watch(mesh, EVENTS).await?;
+    let list: Vec<String> = times.iter().map(|t| format!("{t:.0}")).collect();
+    board.fact(
+        "SSE",
+        format!("GET {} -> {}, {} events", made.url, made.status, times.len()),
+    );
+    board.fact("arrived after", format!("{} ms", list.join(", ")));
+    let least = times.windows(2).map(|w| w[1] - w[0]).fold(f64::MAX, f64::min);
+    let one_by_one = made.went_through() && times.len() == EVENTS as usize && least >= LEAST_GAP_MS;
+    board.decide(
+        "stream",
+        one_by_one,
+        format!("{} events, at least {least:.0} ms apart", times.len()),
+    );
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! A policy as it lies in files: the module, its data, its tests.
+
+use std::path::{Path, PathBuf};
+
+use aip_policy::PolicySource;
+use serde_json::Value;
+
+use crate::exit::{Exit, Failure};
+
+/// Largest file that is read; admission's own bounds are far lower and say so.
+const MAX_FILE: u64 = 4 * 1024 * 1024;
+
+/// What was read, and from where.
+#[derive(Debug)]
+pub(super) struct PolicyFiles {
+    pub(super) source: PolicySource,
+    pub(super) rego: PathBuf,
+    pub(super) tests: Option<PathBuf>,
+}
+
+impl PolicyFiles {
+    /// Reads a module and what belongs to it; `name` overrides the package's.
+    pub(super) fn read(
+        rego: &Path,
+        name: Option<&str>,
+        data: Option<&Path>,
+        tests: Option<&Path>,
+    ) -> Result<Self, Failure> {
+        let text = read(rego)?;
+        let name = match name {
+            Some(name) => name.to_owned(),
+            None => package(&text).ok_or_else(|| {
+                Failure::new(Exit::Invalid, format!("{} names no policy", rego.display()))
+                    .why("a policy is a module `package aip.policy.<name>`")
+            })?,
+        };
+        let tests = tests.map(Path::to_owned).or_else(|| beside(rego, "_test.rego"));
+        let data = data.map(Path::to_owned);
+        let data = data
+            .or_else(|| beside(rego, ".data.json"))
+            .or_else(|| beside(rego, ".data.yaml"));
+        let data = data.map(|path| read_data(&path)).transpose()?.unwrap_or(Value::Null);
+        let source = PolicySource {
+            name,
+            rego: text,
+            data,
+            tests: tests.as_deref().map(read).transpose()?,
+        };
+        Ok(Self {
+            source,
+            rego: rego.to_owned(),
+            tests,
+        })
+    }
+}
+
+/// `<stem><ending>` beside the module, if it is there.
+fn beside(rego: &Path, ending: &str) -> Option<PathBuf> {
+    let stem = rego.file_stem()?.to_str()?;
+    Some(rego.with_file_name(format!("{stem}{ending}"))).filter(|p| p.is_file())
+}
+
+/// The name in `package aip.policy.<name>`.
+fn package(text: &str) -> Option<String> {
+    let line = text.lines().map(str::trim).find_map(|l| l.strip_prefix("package "))?;
+    let name = line.split_whitespace().next()?.strip_prefix("aip.policy.")?;
+    Some(name.to_owned())
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    let fail = |why: String| Failure::new(Exit::Usage, format!("{} can't be read", path.display())).why(why);
+    let meta = std::fs::metadata(path).map_err(|e| fail(e.to_string()))?;
+    if meta.len() > MAX_FILE {
+        return Err(fail(format!("{} bytes; at most {MAX_FILE} are read", meta.len())));
+    }
+    std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))
+}
+
+/// JSON is YAML too, so that one parser reads both and names the line of a mistake.
+fn read_data(path: &Path) -> Result<Value, Failure> {
+    serde_yaml::from_str(&read(path)?).map_err(|e| {
+        Failure::new(Exit::Invalid, format!("{} is neither JSON nor YAML", path.display())).why(e.to_string())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_and_tests_beside_the_module_belong_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let rego = dir.path().join("limits.rego");
+        std::fs::write(&rego, "# about\npackage aip.policy.limits\n").unwrap();
+        std::fs::write(dir.path().join("limits_test.rego"), "package aip.policy.limits_test\n").unwrap();
+        std::fs::write(dir.path().join("limits.data.yaml"), "max: 7\n").unwrap();
+        let read = PolicyFiles::read(&rego, None, None, None).unwrap();
+        assert_eq!(read.source.name, "limits");
+        assert_eq!(read.source.data["max"], 7);
+        assert!(read.source.tests.unwrap().contains("limits_test"));
+        std::fs::write(&rego, "package other\n").unwrap();
+        assert_eq!(
+            PolicyFiles::read(&rego, None, None, None).unwrap_err().exit,
+            Exit::Invalid
+        );
+    }
+}

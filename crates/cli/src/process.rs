@@ -1,0 +1,213 @@
+//! Children: each in a process group of its own, so that ending it ends whatever it started.
+
+use std::io::{PipeReader, Read as _};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal};
+use tokio::process::Command;
+use tokio::time::Instant;
+
+use crate::exit::{Exit, Failure};
+
+mod log;
+
+/// How long a child may take to end by itself: a sidecar's own drain deadline (20 s) and a little more.
+pub(crate) const GRACE: Duration = Duration::from_secs(25);
+/// How long what a child left behind may take after it.
+const LEFTOVERS: Duration = Duration::from_secs(2);
+/// Between two looks at whether a group is empty.
+const LOOK: Duration = Duration::from_millis(20);
+/// Lines of a log that an error shows.
+const TAIL_LINES: usize = 6;
+/// Bytes of a log that are read for them.
+const TAIL_BYTES: u64 = 8 * 1024;
+
+/// Where a child's stdout and stderr go.
+pub(crate) enum Output<'a> {
+    /// To ours.
+    Inherit,
+    /// To this file, which is turned over before it grows large.
+    Log(&'a Path),
+}
+
+/// A child and its process group. Dropped while it runs, it is killed with its group.
+#[derive(Debug)]
+pub(crate) struct Child {
+    child: tokio::process::Child,
+    pid: u32,
+    group: Option<Pid>,
+}
+
+/// A command for the program that lies beside this one, or in `PATH`.
+pub(crate) fn sibling(name: &str) -> Result<Command, Failure> {
+    program(name).map(Command::new)
+}
+
+/// The program that lies beside this one, or in `PATH`.
+pub(crate) fn program(name: &str) -> Result<PathBuf, Failure> {
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|exe| Some(exe.parent()?.join(name)));
+    beside.filter(|p| p.is_file()).or_else(|| in_path(name)).ok_or_else(|| {
+        Failure::new(Exit::Failed, format!("{name} is neither beside aip nor in PATH"))
+            .next("build it with `cargo build`, or install it beside aip")
+    })
+}
+
+/// Where `PATH` finds a program.
+pub(crate) fn in_path(name: &str) -> Option<PathBuf> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let runs =
+        |path: &PathBuf| std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    std::env::split_paths(&std::env::var_os("PATH")?)
+        .map(|dir| dir.join(name))
+        .find(runs)
+}
+
+impl Child {
+    pub(crate) fn spawn(mut command: Command, output: Output<'_>) -> Result<Self, Failure> {
+        let program = command.as_std().get_program().to_string_lossy().into_owned();
+        let failed =
+            |e: std::io::Error| Failure::new(Exit::Failed, format!("{program} can't be started")).why(e.to_string());
+        command.process_group(0);
+        let reader = match output {
+            Output::Inherit => None,
+            Output::Log(path) => {
+                let (reader, writer) = std::io::pipe().map_err(failed)?;
+                command.stdin(Stdio::null());
+                command.stdout(writer.try_clone().map_err(failed)?).stderr(writer);
+                Some((reader, log::Log::open(path).map_err(failed)?))
+            }
+        };
+        let child = command.spawn().map_err(failed)?;
+        // The command holds the writing end: the reader would never see the end of the child's output.
+        drop(command);
+        if let Some((reader, log)) = reader {
+            std::thread::spawn(move || pump(reader, log));
+        }
+        let pid = child.id().unwrap_or_default();
+        let group = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        Ok(Self { child, pid, group })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>, Failure> {
+        self.child
+            .try_wait()
+            .map_err(|e| Failure::new(Exit::Failed, "a child can't be waited for").why(e.to_string()))
+    }
+
+    /// Waits until it ends by itself.
+    pub(crate) async fn wait(&mut self) -> Result<ExitStatus, Failure> {
+        self.child
+            .wait()
+            .await
+            .map_err(|e| Failure::new(Exit::Failed, "a child can't be waited for").why(e.to_string()))
+    }
+
+    /// Sends a signal to the whole group; one that is gone already needs none.
+    pub(crate) fn signal(&self, signal: Signal) {
+        if let Some(group) = self.group {
+            let _ = rustix::process::kill_process_group(group, signal);
+        }
+    }
+
+    /// SIGTERM to the group, up to `grace` for it to end, then SIGKILL; nothing of the group is left.
+    pub(crate) async fn stop(&mut self, grace: Duration) {
+        self.signal(Signal::TERM);
+        let _ = tokio::time::timeout(grace, self.child.wait()).await;
+        self.clear().await;
+    }
+
+    /// Ends what is left of the group.
+    pub(crate) async fn clear(&mut self) {
+        let Some(group) = self.group else { return };
+        let deadline = Instant::now() + LEFTOVERS;
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            self.signal(Signal::TERM);
+            while Instant::now() < deadline && alive(group) {
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+        self.signal(Signal::KILL);
+        let _ = self.child.wait().await;
+        self.group = None;
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+    }
+}
+
+fn alive(group: Pid) -> bool {
+    rustix::process::test_kill_process_group(group).is_ok()
+}
+
+fn pump(mut reader: PipeReader, mut log: log::Log) {
+    let mut buffer = vec![0; 16 * 1024];
+    // A full disk must not stop the child: its output is read on and lost.
+    while let Ok(n @ 1..) = reader.read(&mut buffer) {
+        let _ = log.write(&buffer[..n]);
+    }
+}
+
+/// The last lines of a log.
+pub(crate) fn tail(path: &Path) -> String {
+    use std::io::{Seek as _, SeekFrom};
+    let read = || -> std::io::Result<String> {
+        let mut file = std::fs::File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let text = read().unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[tokio::test]
+    async fn stopping_a_child_ends_what_it_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        // The shell ignores SIGTERM, and so does what it starts.
+        let mut child = Child::spawn(shell("trap '' TERM; sleep 600 & echo up; wait"), Output::Log(&log)).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !tail(&log).contains("up") {
+            assert!(Instant::now() < deadline, "the child does not write its log");
+            tokio::time::sleep(LOOK).await;
+        }
+        let group = child.group.unwrap();
+        child.stop(Duration::from_millis(50)).await;
+        while alive(group) {
+            assert!(Instant::now() < deadline, "something of the group is left");
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_not_there_is_a_clear_failure() {
+        let failure = sibling("aip-no-such-program").unwrap_err();
+        assert!(failure.to_string().contains("neither beside aip nor in PATH"));
+        assert!(in_path("sh").is_some());
+    }
+}

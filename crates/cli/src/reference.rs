@@ -1,0 +1,1 @@
+//! `docs/cli.md` is made from the command itself.

@@ -1,0 +1,264 @@
+//! From the first process to the last: start in order, forward signals, keep the sidecar, end everything.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use aip_runtime::backoff::Backoff;
+use rustix::process::Signal;
+use tokio::signal::unix::{self, SignalKind};
+use tokio::time::Instant;
+
+use super::admit::{Admitted, admit};
+use super::plan::Plan;
+use super::sidecar::{self, Ports};
+use super::state::{Phase, State, StateFile};
+use super::{Run, environment, listen, wait};
+use crate::Globals;
+use crate::exit::{Exit, Failure};
+use crate::output::{self, note};
+use crate::process::{self, Child, Output};
+
+/// First and last bound of the wait before a sidecar that died is started again: at once in practice, and no busy loop
+/// where it can't start at all.
+const RESTART: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// A sidecar that lived this long was well; the wait begins anew.
+const WELL: Duration = Duration::from_secs(30);
+/// How long the sidecar may finish what is in flight before the command is told to end.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// The signals that are forwarded.
+pub(super) struct Signals {
+    term: unix::Signal,
+    int: unix::Signal,
+    hup: unix::Signal,
+}
+
+impl Signals {
+    /// From here on they no longer end this process.
+    pub(super) fn catch() -> std::io::Result<Self> {
+        Ok(Self {
+            term: unix::signal(SignalKind::terminate())?,
+            int: unix::signal(SignalKind::interrupt())?,
+            hup: unix::signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.term.recv() => Signal::TERM,
+            _ = self.int.recv() => Signal::INT,
+            _ = self.hup.recv() => Signal::HUP,
+        }
+    }
+}
+
+/// What runs.
+struct Running {
+    sidecar: Child,
+    started: Instant,
+    ports: Ports,
+    command: Option<Child>,
+}
+
+/// Runs the plan to its end; the exit code is the command's.
+pub(super) async fn supervise(globals: &Globals, run: &Run, plan: Plan, signals: &mut Signals) -> Result<u8, Failure> {
+    let mut state = first_state(run, &plan);
+    let secret = sidecar::make_secret(&plan)?;
+    let admitted = tokio::select! {
+        admitted = output::waiting("asking the control plane", admit(globals, run, &plan)) => admitted?,
+        signal = signals.next() => return Ok(interrupted(signal)),
+    };
+    let (sidecar, ports) = sidecar::start(run, &plan, &admitted, None).await?;
+    let mut running = Running {
+        sidecar,
+        started: Instant::now(),
+        ports,
+        command: None,
+    };
+    state.update(|s| running.describe(s));
+    let begun = tokio::select! {
+        begun = Box::pin(begin(globals, run, &plan, &admitted, &secret, &mut running, &mut state)) => begun,
+        signal = signals.next() => Ok(Some(interrupted(signal))),
+    };
+    let ended = match begun {
+        Ok(None) => Box::pin(keep(run, &plan, &admitted, &mut running, &mut state, signals)).await,
+        Ok(Some(code)) => Ok(code),
+        Err(failure) => Err(failure),
+    };
+    tokio::select! {
+        () = running.end(Duration::from_secs(run.grace), Signal::TERM) => {}
+        _ = signals.next() => running.end(Duration::ZERO, Signal::KILL).await,
+    }
+    ended
+}
+
+fn first_state(run: &Run, plan: &Plan) -> StateFile {
+    let state = State {
+        name: run.name.clone(),
+        phase: Phase::Starting,
+        supervisor: std::process::id(),
+        sidecar: None,
+        agent: None,
+        address: plan.agent,
+        inbound: None,
+        outbound: None,
+        admin: None,
+        probes: None,
+        proxy_secret_file: plan.proxy_secret(),
+        sidecar_log: plan.log(),
+        sidecar_restarts: 0,
+    };
+    StateFile::new(state, plan.dir.join("state.json"), run.state_file.as_deref())
+}
+
+/// Waits for the sidecar, starts the command and waits until it serves; `Some` where the command ended already.
+async fn begin(
+    globals: &Globals,
+    run: &Run,
+    plan: &Plan,
+    admitted: &Admitted,
+    secret: &str,
+    running: &mut Running,
+    state: &mut StateFile,
+) -> Result<Option<u8>, Failure> {
+    let probes = running.ports.probes;
+    let ready = wait::for_sidecar(globals, run, plan, admitted.dev, &mut running.sidecar, probes, state);
+    output::waiting("the sidecar measures and joins", Box::pin(ready)).await?;
+    let child = running.command.insert(launch(run, plan, running.ports, secret)?);
+    state.update(|s| {
+        s.phase = Phase::Launching;
+        s.agent = Some(child.pid());
+    });
+    if let Some(code) = wait::for_command(run, child, plan.agent).await? {
+        note(format!(
+            "aip: the command ended before it listened on port {}",
+            plan.agent.port()
+        ));
+        return Ok(Some(code));
+    }
+    state.update(|s| s.phase = Phase::Ready);
+    let wide = listen::beyond_loopback(plan.agent.port());
+    if !wide.is_empty() {
+        let list: Vec<String> = wide.iter().map(ToString::to_string).collect();
+        note(format!(
+            "aip: {} also listens on {}: whoever reaches that port goes around the sidecar; let it listen on 127.0.0.1",
+            run.name,
+            list.join(", ")
+        ));
+    }
+    note(format!(
+        "aip: {} serves behind its sidecar; others reach it at {}",
+        run.name, running.ports.inbound
+    ));
+    Ok(None)
+}
+
+fn launch(run: &Run, plan: &Plan, ports: Ports, secret: &str) -> Result<Child, Failure> {
+    let mut command = tokio::process::Command::new(&run.command[0]);
+    command.args(&run.command[1..]);
+    let java = std::env::var("JAVA_TOOL_OPTIONS").ok();
+    environment::set(&mut command, ports.outbound, secret, plan.agent.port(), java.as_deref());
+    for ours in [
+        "AIP_HOME",
+        "AIP_ADMIN",
+        "AIP_TOKEN_FILE",
+        "AIP_JOIN_TOKEN",
+        "AIP_DATA_KEY",
+    ] {
+        // What opens the control plane is not the agent's.
+        command.env_remove(ours);
+    }
+    if std::io::IsTerminal::is_terminal(&std::io::stdin()) {
+        // Its process group is not the terminal's: reading would stop it.
+        command.stdin(std::process::Stdio::null());
+    }
+    Child::spawn(command, Output::Inherit)
+}
+
+/// Until the command ends or a signal comes. A sidecar that dies is started again, on the same ports.
+async fn keep(
+    run: &Run,
+    plan: &Plan,
+    admitted: &Admitted,
+    running: &mut Running,
+    state: &mut StateFile,
+    signals: &mut Signals,
+) -> Result<u8, Failure> {
+    let mut backoff = Backoff::new(RESTART.0, RESTART.1);
+    loop {
+        let Some(command) = running.command.as_mut() else {
+            return Ok(Exit::Failed as u8);
+        };
+        tokio::select! {
+            status = command.wait() => return Ok(exit_code(status?)),
+            signal = signals.next() => {
+                running.end(Duration::from_secs(run.grace), signal).await;
+                return Ok(0);
+            }
+            status = running.sidecar.wait() => {
+                note(format!("aip: the sidecar of {} ended ({}); starting it again", run.name, status?));
+            }
+        }
+        running.sidecar.clear().await;
+        if running.started.elapsed() > WELL {
+            backoff.reset();
+        }
+        tokio::select! {
+            restarted = restart(run, plan, admitted, running.ports, &mut backoff) => {
+                (running.sidecar, running.started) = (restarted, Instant::now());
+            }
+            signal = signals.next() => {
+                running.end(Duration::from_secs(run.grace), signal).await;
+                return Ok(0);
+            }
+        }
+        state.update(|s| {
+            running.describe(s);
+            s.sidecar_restarts += 1;
+        });
+    }
+}
+
+/// Tries until a sidecar listens: without one the command is cut off, which is safe, and nobody else would mend it.
+async fn restart(run: &Run, plan: &Plan, admitted: &Admitted, ports: Ports, backoff: &mut Backoff) -> Child {
+    loop {
+        tokio::time::sleep(backoff.next()).await;
+        match sidecar::start(run, plan, admitted, Some(ports)).await {
+            Ok((child, _)) => return child,
+            Err(failure) => note(format!("aip: {failure}")),
+        }
+    }
+}
+
+impl Running {
+    fn describe(&self, state: &mut State) {
+        state.sidecar = Some(self.sidecar.pid());
+        state.inbound = Some(self.ports.inbound);
+        state.outbound = Some(self.ports.outbound);
+        state.admin = Some(self.ports.admin);
+        state.probes = Some(self.ports.probes);
+    }
+
+    /// The sidecar drains first, so that what is in flight is answered; then the command ends, then both groups.
+    async fn end(&mut self, grace: Duration, signal: Signal) {
+        self.sidecar.signal(Signal::TERM);
+        let _ = tokio::time::timeout(DRAIN.min(grace), self.sidecar.wait()).await;
+        if let Some(command) = &mut self.command {
+            command.signal(signal);
+            let _ = tokio::time::timeout(grace, command.wait()).await;
+            command.clear().await;
+        }
+        self.sidecar.stop(grace.min(process::GRACE)).await;
+    }
+}
+
+/// The status that the command ended with; by a signal, 128 and its number, as shells say it.
+pub(super) fn exit_code(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|s| 128 + s)).unwrap_or(1);
+    u8::try_from(code).unwrap_or(u8::MAX)
+}
+
+fn interrupted(signal: Signal) -> u8 {
+    u8::try_from(128 + signal.as_raw()).unwrap_or(u8::MAX)
+}

@@ -1,0 +1,187 @@
+//! `aip status`: who runs what, and since which revision.
+
+use std::process::ExitCode;
+
+use aip_runtime::unix_now;
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::Globals;
+use crate::agent::inner;
+use crate::client::Admin;
+use crate::output::{self, Table, cell, span};
+
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// Fail unless every agent has a sidecar that holds the current revision
+    #[arg(long)]
+    check: bool,
+}
+
+/// What is read for the status: the mesh, its sidecars, its agents.
+struct Read {
+    mesh: Value,
+    status: Value,
+    sidecars: Vec<Value>,
+    agents: Vec<Value>,
+}
+
+impl Status {
+    pub(crate) async fn perform(self, globals: &Globals) -> anyhow::Result<ExitCode> {
+        let admin = Admin::open(globals)?;
+        let read = Read {
+            mesh: admin.get("/v1/mesh").await?,
+            status: admin.get("/v1/status").await?,
+            sidecars: admin.list("/v1/sidecars").await?,
+            agents: admin.list("/v1/agents").await?,
+        };
+        if globals.json() {
+            let Read {
+                mesh,
+                status,
+                sidecars,
+                agents,
+            } = &read;
+            output::json(&json!({ "mesh": mesh, "status": status, "sidecars": sidecars, "agents": agents }));
+        } else {
+            read.print();
+        }
+        let behind = read.behind();
+        if self.check && !behind.is_empty() {
+            use crate::exit::{Exit, Failure};
+            let mut failure = Failure::new(Exit::Failed, "not every agent is served and up to date");
+            for line in behind {
+                failure = failure.why(line);
+            }
+            return Err(failure.into());
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Read {
+    fn print(&self) {
+        let status = &self.status;
+        output::line(format!(
+            "mesh {} ({})   revision {}   {} agents, {} of {} sidecars connected",
+            cell(&self.mesh["trust_domain"]),
+            cell(&self.mesh["mode"]),
+            cell(&status["revision"]),
+            self.agents.len(),
+            cell(&status["connected"]),
+            self.sidecars.len(),
+        ));
+        if status["approvals"].as_u64().is_some_and(|n| n > 0) {
+            output::line(format!(
+                "{} change(s) wait for a second person: aip approvals list",
+                status["approvals"]
+            ));
+        }
+        if self.agents.is_empty() {
+            output::note("no agents; `aip run --name NAME -- CMD…` brings the first");
+            return;
+        }
+        let mut table = Table::new([
+            "AGENT",
+            "SIDECAR",
+            "REVISION",
+            "MODE",
+            "ASSURANCE",
+            "ENFORCEMENT",
+            "IDENTITY",
+            "REFUSED",
+        ]);
+        for agent in &self.agents {
+            let agent = inner(agent);
+            let mine: Vec<&Value> = self.sidecars.iter().filter(|s| s["agent"] == agent["name"]).collect();
+            for sidecar in &mine {
+                table.row(row(agent, sidecar));
+            }
+            if mine.is_empty() {
+                table.row(row(agent, &Value::Null));
+            }
+        }
+        output::line("");
+        output::line(table.render());
+        for nack in self.nacks() {
+            output::line(format!("  {nack}"));
+        }
+    }
+
+    fn nacks(&self) -> Vec<String> {
+        let of = |sidecar: &Value| -> Vec<String> {
+            let agent = cell(&sidecar["agent"]);
+            let nacks = sidecar["nacks"].as_array().into_iter().flatten();
+            nacks
+                .map(|r| {
+                    format!(
+                        "{agent} refused {}/{} at revision {}: {} ({})",
+                        cell(&r["kind"]),
+                        cell(&r["name"]),
+                        cell(&r["revision"]),
+                        cell(&r["detail"]),
+                        cell(&r["reason"])
+                    )
+                })
+                .collect()
+        };
+        self.sidecars.iter().flat_map(of).collect()
+    }
+
+    /// Agents without a sidecar, sidecars that lag or refused something.
+    fn behind(&self) -> Vec<String> {
+        let mut lines = self.nacks();
+        for agent in &self.agents {
+            let name = &inner(agent)["name"];
+            if !self.sidecars.iter().any(|s| s["agent"] == *name && is_connected(s)) {
+                lines.push(format!("{} has no connected sidecar", cell(name)));
+            }
+        }
+        let pushed = self.status["pushed"].as_u64();
+        for sidecar in self.sidecars.iter().filter(|s| is_connected(s)) {
+            if sidecar["revision"].as_u64() < pushed {
+                lines.push(format!("the sidecar of {} is behind", cell(&sidecar["agent"])));
+            }
+        }
+        lines
+    }
+}
+
+fn is_connected(sidecar: &Value) -> bool {
+    sidecar["connected"] == true
+}
+
+fn row(agent: &Value, sidecar: &Value) -> [String; 8] {
+    // UUIDv7: the last digits tell two apart, the first ones are the time.
+    let instance = cell(&sidecar["instance"]);
+    let instance = instance.rsplit('-').next().unwrap_or_default().to_owned();
+    let expires = sidecar["identity"]["not_after"]
+        .as_u64()
+        .or_else(|| sidecar["not_after"].as_u64());
+    let identity = match expires.map(|at| at.checked_sub(unix_now())) {
+        Some(Some(left)) => format!("{} left", span(left)),
+        Some(None) => "expired".into(),
+        None => "-".into(),
+    };
+    [
+        cell(&agent["name"]),
+        if sidecar.is_null() || is_connected(sidecar) {
+            instance
+        } else {
+            format!("{instance} (left)")
+        },
+        cell(&sidecar["revision"]),
+        mode(&agent["mode"]),
+        cell(&sidecar["assurance"]),
+        cell(&sidecar["enforcement"]),
+        identity,
+        sidecar["nacks"].as_array().map_or("-".into(), |r| r.len().to_string()),
+    ]
+}
+
+fn mode(mode: &Value) -> String {
+    match mode["until"].as_u64() {
+        Some(until) => format!("observe, {} left", span(until.saturating_sub(unix_now()))),
+        None => cell(&mode["kind"]),
+    }
+}
