@@ -1,1 +1,33 @@
-//! 
+//! The AIP control plane: who is in the mesh, which code may speak for whom, what policy says, and who runs what.
+//!
+//! The map, in the order in which a mesh comes to life:
+//!
+//! | module | what |
+//! |---|---|
+//! | [`settings`], [`bootstrap`], [`server`] | the process: flags, the data directory, what is started and stopped |
+//! | [`store`] | a versioned key-value store with transactions and watch; redb, and the model it is compared with |
+//! | [`registry`] | the mesh's documents over the store, and every change that there is |
+//! | [`ca`] | root, intermediates, purpose keys; SVIDs with their attestation result |
+//! | [`identity`] | gRPC `Identity`: nonce, credential, evidence, measurement, SVID |
+//! | [`config`] | gRPC `Config`: what each sidecar holds, pushed and acknowledged |
+//! | [`admin`] | REST under `/v1`: roles, approvals, policies, status, watch |
+//! | [`refusal`] | every refusal with its reason and status |
+//! | [`metrics`], [`clock`] | what is measured; the time |
+//!
+//! Not here: the request pipeline (`aip-sidecar`), Rego (`aip-policy`, in a child process), TLS (`aip-runtime`).
+
+pub mod admin;
+pub mod bootstrap;
+pub mod ca;
+pub mod clock;
+pub mod config;
+pub mod identity;
+pub mod metrics;
+pub mod refusal;
+pub mod registry;
+pub mod server;
+pub mod settings;
+pub mod store;
+
+#[cfg(test)]
+mod testing;

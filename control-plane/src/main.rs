@@ -1,2 +1,63 @@
-//! Placeholder
-fn main() {}
+//! The control plane's process.
+
+use std::io::{Read as _, Write as _};
+use std::process::ExitCode;
+
+use aip_control_plane::admin::admission::SUBCOMMAND;
+use aip_control_plane::server::ControlPlane;
+use aip_control_plane::settings::Flags;
+use clap::Parser as _;
+
+/// Largest request of a policy check: a policy with data and tests, as JSON.
+const MAX_REQUEST: u64 = 4 * 1024 * 1024;
+
+fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|arg| arg == SUBCOMMAND) {
+        return admit();
+    }
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Before logs are set up, and for whoever looks at the terminal.
+            eprintln!("aip-control-plane: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The child process that may die: a policy on standard input, the verdict on standard output.
+fn admit() -> ExitCode {
+    let mut request = Vec::new();
+    if std::io::stdin()
+        .lock()
+        .take(MAX_REQUEST)
+        .read_to_end(&mut request)
+        .is_err()
+    {
+        return ExitCode::FAILURE;
+    }
+    let answer = aip_policy::admission::serve(&request);
+    match std::io::stdout().write_all(&answer) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    let settings = Flags::parse().resolve()?;
+    aip_runtime::telemetry::init_logs(settings.log_format, &settings.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        // Listening for the signal begins before the start: a stop during it is not lost.
+        let mut signal = std::pin::pin!(aip_runtime::shutdown::signal());
+        let running = tokio::select! {
+            running = ControlPlane::start(settings) => running?,
+            name = signal.as_mut() => anyhow::bail!("stopped by {name} during the start"),
+        };
+        let name = signal.await;
+        tracing::info!(signal = name, "stopping");
+        let idle = running.shutdown().await;
+        tracing::info!(idle, "stopped");
+        Ok(())
+    })
+}

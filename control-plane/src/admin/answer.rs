@@ -1,0 +1,268 @@
+//! How the API speaks: problem documents, pages, bodies.
+
+use std::any::Any;
+
+use aip_api::problem::{CONTENT_TYPE, FieldError};
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::refusal::{Reason, Refusal};
+use crate::registry::{Outcome, Versioned};
+
+/// Rows of a page, unless asked otherwise, and at most.
+pub const DEFAULT_LIMIT: usize = 100;
+/// Most rows of a page.
+pub const MAX_LIMIT: usize = 500;
+/// Longest cursor: a resource's name in base64.
+const MAX_CURSOR: usize = 700;
+
+/// A refusal on its way out, as problem document.
+#[derive(Debug)]
+pub struct ApiError(pub Refusal);
+
+/// What a handler answers.
+pub type Answer<T> = Result<T, ApiError>;
+
+impl<T: Into<Refusal>> From<T> for ApiError {
+    fn from(refusal: T) -> Self {
+        Self(refusal.into())
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let row = self.0.reason.row();
+        metrics::counter!("aip_admin_refusals_total", "reason" => row.reason).increment(1);
+        let status = StatusCode::from_u16(row.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(self.0.problem())).into_response();
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
+        if status == StatusCode::UNAUTHORIZED {
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+/// No such route, or not with this method.
+pub(super) async fn not_found(request: Request) -> ApiError {
+    let path: String = request.uri().path().chars().take(200).collect();
+    ApiError(Refusal::new(
+        Reason::NotFound,
+        format!("{} {path} does not exist; see /openapi.json", request.method()),
+    ))
+}
+
+/// A mistake of ours costs one request.
+pub(super) fn panicked(_: Box<dyn Any + Send>) -> Response {
+    tracing::error!("a request handler panicked");
+    ApiError(Reason::Internal.into()).into_response()
+}
+
+/// A JSON body, read whole.
+#[derive(Debug)]
+pub struct Body<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = ApiError;
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
+            let large = rejection.status() == StatusCode::PAYLOAD_TOO_LARGE;
+            Refusal::from(if large { Reason::TooLarge } else { Reason::Malformed })
+        })?;
+        // An empty body is an empty object: POSTs whose fields are all optional need none.
+        let bytes = if bytes.is_empty() {
+            Bytes::from_static(b"{}")
+        } else {
+            bytes
+        };
+        let document = serde_json::from_slice(&bytes);
+        Ok(Self(document.map_err(|e| {
+            Refusal::new(Reason::Malformed, format!("the body: {e}"))
+        })?))
+    }
+}
+
+/// Query parameters.
+#[derive(Debug)]
+pub struct Params<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let read = axum::extract::Query::<T>::try_from_uri(&parts.uri);
+        Ok(Self(
+            read.map_err(|e| Refusal::new(Reason::Malformed, e.body_text()))?.0,
+        ))
+    }
+}
+
+/// One part of the path, as its type.
+#[derive(Debug)]
+pub struct Name<T>(pub T);
+
+impl<T, E, S> FromRequestParts<S> for Name<T>
+where
+    T: TryFrom<String, Error = E>,
+    E: std::fmt::Display,
+    S: Send + Sync,
+{
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let bad = |text: String| Refusal::new(Reason::NameInvalid, text);
+        let path = axum::extract::Path::<String>::from_request_parts(parts, state).await;
+        let text = path.map_err(|e| bad(e.body_text()))?.0;
+        Ok(Self(T::try_from(text).map_err(|e| bad(e.to_string()))?))
+    }
+}
+
+/// `If-Match: "<revision>"`: do it only if the thing is still at this revision (0: only if there is none).
+#[derive(Debug)]
+pub struct IfMatch(pub Option<u64>);
+
+impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let Some(value) = parts.headers.get(header::IF_MATCH) else {
+            return Ok(Self(None));
+        };
+        let revision = value
+            .to_str()
+            .ok()
+            .and_then(|v| v.trim().trim_matches('"').parse().ok());
+        let bad = || Refusal::new(Reason::Malformed, "If-Match takes one revision in quotes");
+        Ok(Self(Some(revision.ok_or_else(bad)?)))
+    }
+}
+
+/// A part of a list.
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct PageQuery {
+    /// Rows to answer: 1 to 500, 100 if absent.
+    pub limit: Option<usize>,
+    /// `next` of the page before.
+    pub cursor: Option<String>,
+}
+
+impl PageQuery {
+    /// The limit.
+    ///
+    /// # Errors
+    /// Out of bounds.
+    pub fn limit(&self) -> Result<usize, Refusal> {
+        let limit = self.limit.unwrap_or(DEFAULT_LIMIT);
+        if (1..=MAX_LIMIT).contains(&limit) {
+            return Ok(limit);
+        }
+        Err(Refusal::invalid(vec![FieldError::new(
+            "limit",
+            format!("{limit} is out of bounds: 1 to {MAX_LIMIT}"),
+        )]))
+    }
+
+    /// The last name of the page before; empty at the beginning.
+    ///
+    /// # Errors
+    /// Not a cursor of ours.
+    pub fn after(&self) -> Result<String, Refusal> {
+        let Some(cursor) = &self.cursor else {
+            return Ok(String::new());
+        };
+        let bytes = (cursor.len() <= MAX_CURSOR)
+            .then(|| URL_SAFE_NO_PAD.decode(cursor).ok())
+            .flatten();
+        let text = bytes.and_then(|b| String::from_utf8(b).ok());
+        text.ok_or_else(|| Refusal::invalid(vec![FieldError::new("cursor", "not one of ours")]))
+    }
+}
+
+/// A page of a list.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Page<T> {
+    /// The rows.
+    pub items: Vec<T>,
+    /// The cursor of the next page, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// The store's revision when the list was read.
+    pub revision: u64,
+}
+
+/// The cursor after `name`.
+pub fn cursor(name: &str) -> String {
+    URL_SAFE_NO_PAD.encode(name)
+}
+
+/// A resource with its revision.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Held {
+    /// The revision that wrote it.
+    pub revision: u64,
+    /// The document, as sidecars get it.
+    #[schema(value_type = Object)]
+    pub resource: serde_json::Value,
+}
+
+impl Held {
+    /// A resource with its revision.
+    ///
+    /// # Errors
+    /// Can't be written as JSON.
+    pub fn of<T: Serialize>(held: &Versioned<T>) -> Result<Self, Refusal> {
+        let resource = serde_json::to_value(&held.value).map_err(|e| Refusal::new(Reason::Internal, e.to_string()))?;
+        Ok(Self {
+            revision: held.revision,
+            resource,
+        })
+    }
+}
+
+/// What a change answers.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Changed {
+    /// The store's revision with this change.
+    pub revision: u64,
+    /// The proposal that waits for a second person (status 202); absent when it is done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proposal: Option<String>,
+}
+
+impl Changed {
+    /// Done at this revision.
+    pub const fn at(revision: u64) -> Json<Self> {
+        Json(Self {
+            revision,
+            proposal: None,
+        })
+    }
+}
+
+impl IntoResponse for Outcome {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Done { revision } => Changed::at(revision).into_response(),
+            Self::Proposed { id, revision } => (
+                StatusCode::ACCEPTED,
+                Json(Changed {
+                    revision,
+                    proposal: Some(id),
+                }),
+            )
+                .into_response(),
+        }
+    }
+}

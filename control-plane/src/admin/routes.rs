@@ -1,0 +1,144 @@
+//! The routes, and what each needs. A route that is missing from [`ROUTES`] is refused to everybody; a test holds the
+//! table against the OpenAPI document.
+
+mod agents;
+mod approvals;
+mod measurements;
+mod mesh;
+mod policies;
+mod status;
+mod tokens;
+mod watch;
+
+use std::sync::Arc;
+
+use utoipa_axum::router::OpenApiRouter;
+
+use super::Api;
+use super::answer::{Held, Page, PageQuery, cursor};
+use super::roles::Permission::{
+    self, ApproveMeasurements, CheckPolicies, Decide, IssueTokens, ManageAdmins, Read, ReadAudit, Recover, Revoke,
+    WriteAgents, WriteMesh, WritePolicies, WriteTraffic,
+};
+use crate::refusal::Refusal;
+use crate::registry::{decode, keys};
+
+/// One route.
+#[derive(Debug, Clone, Copy)]
+pub struct Route {
+    /// HTTP method.
+    pub method: &'static str,
+    /// Path, with its parameters in braces.
+    pub path: &'static str,
+    /// What the caller must be allowed.
+    pub permission: Permission,
+}
+
+const fn route(method: &'static str, path: &'static str, permission: Permission) -> Route {
+    Route {
+        method,
+        path,
+        permission,
+    }
+}
+
+/// All routes that need a token.
+pub const ROUTES: &[Route] = &[
+    route("GET", "/v1/mesh", Read),
+    route("POST", "/v1/mesh/lift", Recover),
+    route("POST", "/v1/mesh/rotate-ca", Recover),
+    route("GET", "/v1/mesh-config", Read),
+    route("PUT", "/v1/mesh-config", WriteMesh),
+    route("GET", "/v1/agents", Read),
+    route("POST", "/v1/agents", WriteAgents),
+    route("GET", "/v1/agents/{name}", Read),
+    route("PUT", "/v1/agents/{name}", WriteAgents),
+    route("DELETE", "/v1/agents/{name}", WriteAgents),
+    route("GET", "/v1/agents/{name}/svids", Read),
+    route("POST", "/v1/agents/{name}/revoke", Revoke),
+    route("GET", "/v1/tokens", Read),
+    route("POST", "/v1/tokens", IssueTokens),
+    route("DELETE", "/v1/tokens/{id}", IssueTokens),
+    route("GET", "/v1/measurements", Read),
+    route("POST", "/v1/measurements", ApproveMeasurements),
+    route(
+        "POST",
+        "/v1/measurements/{agent}/{fingerprint}/approve",
+        ApproveMeasurements,
+    ),
+    route("DELETE", "/v1/measurements/{agent}/{fingerprint}", ApproveMeasurements),
+    route("GET", "/v1/policies", Read),
+    route("POST", "/v1/policies/check", CheckPolicies),
+    route("GET", "/v1/policies/{name}", Read),
+    route("PUT", "/v1/policies/{name}", WritePolicies),
+    route("DELETE", "/v1/policies/{name}", WritePolicies),
+    route("GET", "/v1/policies/{name}/revisions", Read),
+    route("POST", "/v1/policies/{name}/rollback", WritePolicies),
+    route("GET", "/v1/traffic", Read),
+    route("GET", "/v1/traffic/{agent}", Read),
+    route("PUT", "/v1/traffic/{agent}", WriteTraffic),
+    route("DELETE", "/v1/traffic/{agent}", WriteTraffic),
+    route("GET", "/v1/revocations", Read),
+    route("GET", "/v1/endpoints", Read),
+    route("GET", "/v1/sidecars", Read),
+    route("GET", "/v1/status", Read),
+    route("GET", "/v1/revisions/{revision}/acks", Read),
+    route("GET", "/v1/watch", Read),
+    route("GET", "/v1/approvals", Read),
+    route("POST", "/v1/approvals/{id}/approve", Decide),
+    route("POST", "/v1/approvals/{id}/refuse", Decide),
+    route("GET", "/v1/audit", ReadAudit),
+    route("GET", "/v1/admin-tokens", ManageAdmins),
+    route("POST", "/v1/admin-tokens", ManageAdmins),
+    route("DELETE", "/v1/admin-tokens/{jti}", ManageAdmins),
+    route("GET", "/v1/roles", Read),
+];
+
+/// All handlers.
+pub(super) fn all() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::new()
+        .merge(mesh::routes())
+        .merge(agents::routes())
+        .merge(tokens::routes())
+        .merge(measurements::routes())
+        .merge(policies::routes())
+        .merge(status::routes())
+        .merge(watch::routes())
+        .merge(approvals::routes())
+}
+
+/// A page of what stands below `prefix`, each row read by `row`.
+async fn page<T>(
+    api: &Api,
+    prefix: &str,
+    query: &PageQuery,
+    row: impl Fn(&str, &crate::store::Entry) -> Result<Option<T>, Refusal>,
+) -> Result<Page<T>, Refusal> {
+    let (limit, after) = (query.limit()?, query.after()?);
+    let after = if after.is_empty() {
+        String::new()
+    } else {
+        format!("{prefix}{after}")
+    };
+    let revision = api.registry.store.revision();
+    // One more than asked tells whether there is a next page.
+    let entries = api.registry.store.scan(prefix, after, limit + 1).await?;
+    let more = entries.len() > limit;
+    let shown = &entries[..entries.len().min(limit)];
+    let name = |key: &str| key.strip_prefix(prefix).unwrap_or_default().to_owned();
+    let next = shown.last().filter(|_| more).map(|e| cursor(&name(&e.key)));
+    let rows = shown.iter().map(|e| row(&name(&e.key), e));
+    let items = rows.filter_map(Result::transpose).collect::<Result<_, _>>()?;
+    Ok(Page { items, next, revision })
+}
+
+/// A page of the resources of one kind.
+async fn resources(api: &Api, kind: aip_api::resource::Kind, query: &PageQuery) -> Result<Page<Held>, Refusal> {
+    page(api, &keys::of_kind(kind), query, |_, entry| {
+        Ok(Some(Held {
+            revision: entry.revision,
+            resource: decode(entry)?.value,
+        }))
+    })
+    .await
+}

@@ -1,0 +1,158 @@
+//! The gRPC face of the Config stream: who may open one, and its first message.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aip_api::wire::config_request::Message;
+use aip_api::wire::{ConfigRequest, ConfigResponse, Hello};
+use aip_runtime::drain::DrainWatch;
+use aip_runtime::grpc::PeerInfo;
+use aip_runtime::grpc::config_server::Config;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::leases::Leases;
+use super::session::{State, Task, admitted, held};
+use super::sessions::Sessions;
+use super::view::View;
+use super::world::World;
+use crate::clock::Clock;
+use crate::refusal::{Reason, Refusal};
+use crate::registry::tokens::random;
+
+/// How long a stream may take to say Hello.
+const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+/// Streams live this long ± 10 %, so that a fleet spreads over replicas that were added, and never all at once.
+const STREAM_SECONDS: u64 = 3_600;
+/// Answers on their way to one sidecar: a push, and the status that ends the stream.
+const OUT: usize = 4;
+
+/// How many streams there may be.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// In all. Each costs about 50 KiB with its TLS and HTTP/2 buffers.
+    pub sessions: usize,
+    /// Of one agent: its replicas.
+    pub per_agent: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            sessions: 20_000,
+            per_agent: 256,
+        }
+    }
+}
+
+/// Opens config streams.
+#[derive(Debug)]
+pub struct ConfigService {
+    /// All resources.
+    pub world: Arc<World>,
+    /// Who is connected.
+    pub sessions: Arc<Sessions>,
+    /// What streams hold.
+    pub leases: Arc<Leases>,
+    /// The time.
+    pub clock: Clock,
+    /// How many streams there may be.
+    pub limits: Limits,
+    /// When to stop.
+    pub drain: DrainWatch,
+}
+
+type Out = ReceiverStream<Result<ConfigResponse, Status>>;
+
+impl ConfigService {
+    async fn open(&self, request: Request<Streaming<ConfigRequest>>) -> Result<Out, Refusal> {
+        let info = request.extensions().get::<PeerInfo>().cloned();
+        let (peer, address) = match info {
+            Some(PeerInfo {
+                identity: Some(identity),
+                address,
+            }) => (identity, address),
+            _ => {
+                return Err(Refusal::new(
+                    Reason::CredentialMissing,
+                    "config streams need an SVID: join first",
+                ));
+            }
+        };
+        admitted(&self.world, &peer, self.clock.now())?;
+        let mut inbound = request.into_inner();
+        let hello = first(&mut inbound).await?;
+        uuid::Uuid::try_parse(&hello.instance).map_err(|_| Refusal::from(Reason::InstanceInvalid))?;
+        let held = held(&hello)?;
+        let (news, revision) = self.world.subscribe();
+        if hello.revision_floor > revision {
+            let floor = hello.revision_floor;
+            metrics::counter!("aip_config_restored_store_total").increment(1);
+            tracing::error!(agent = %peer.id.agent, floor, revision, "a sidecar has seen a later revision: this store was restored from a copy");
+            let detail = format!(
+                "the sidecar has seen revision {floor}, this store is at {revision}: \
+                 lift it above with POST /v1/mesh/lift {{\"above\": {floor}}}"
+            );
+            return Err(Refusal::new(Reason::RestoredStore, detail));
+        }
+        let names = (hello.instance.as_str(), hello.version.as_str());
+        let session = self.sessions.open(&peer, address.to_string(), names, self.limits)?;
+        tracing::info!(agent = %peer.id.agent, instance = hello.instance, version = session_version(&hello), %address, "config stream opened");
+        let (out, answers) = mpsc::channel(OUT);
+        let task = Task {
+            view: View::new(peer.id.agent.clone(), held, &self.world, revision),
+            world: self.world.clone(),
+            leases: self.leases.clone(),
+            clock: self.clock.clone(),
+            ends: self.ends(peer.not_after)?,
+            peer,
+            session,
+            instance: hello.instance,
+            news,
+            out,
+            drain: self.drain.clone(),
+            state: State::new(),
+        };
+        tokio::spawn(task.run(inbound));
+        Ok(ReceiverStream::new(answers))
+    }
+
+    /// When a stream ends: at its age, or when its SVID does.
+    fn ends(&self, not_after: u64) -> Result<Instant, Refusal> {
+        let spread = u64::from(u16::from_be_bytes(random::<2>()?)) % (STREAM_SECONDS / 5);
+        let age = STREAM_SECONDS * 9 / 10 + spread;
+        let svid = not_after.saturating_sub(self.clock.now());
+        Ok(Instant::now() + Duration::from_secs(age.min(svid)))
+    }
+}
+
+fn session_version(hello: &Hello) -> String {
+    hello.version.chars().take(64).collect()
+}
+
+async fn first(inbound: &mut Streaming<ConfigRequest>) -> Result<Hello, Refusal> {
+    let violation = |what: &str| Refusal::new(Reason::ProtocolViolation, what.to_owned());
+    let message = tokio::time::timeout(HELLO_DEADLINE, inbound.message()).await;
+    let message = message
+        .map_err(|_| violation("no Hello came in time"))?
+        .map_err(|s| violation(s.message()))?;
+    match message.and_then(|m| m.message) {
+        Some(Message::Hello(hello)) => Ok(hello),
+        _ => Err(violation("the first message must be Hello")),
+    }
+}
+
+#[tonic::async_trait]
+impl Config for ConfigService {
+    type StreamStream = Out;
+
+    async fn stream(&self, request: Request<Streaming<ConfigRequest>>) -> Result<Response<Out>, Status> {
+        self.open(request).await.map(Response::new).map_err(|refusal| {
+            metrics::counter!("aip_config_streams_refused_total", "reason" => refusal.reason()).increment(1);
+            tracing::info!(reason = refusal.reason(), detail = %refusal.detail, "config stream refused");
+            refusal.status()
+        })
+    }
+}

@@ -1,0 +1,330 @@
+//! One sidecar's stream, from its Hello to its end. One task, which owns everything that it changes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aip_api::AgentName;
+use aip_api::resource::{Agent, Kind, MAX_NAME_BYTES, ResourceId, Revocation};
+use aip_api::wire::config_request::Message;
+use aip_api::wire::{Ack, ConfigRequest, ConfigResponse, EndpointLease, Hello, Subscribe};
+use aip_runtime::drain::DrainWatch;
+use aip_runtime::x509::PeerIdentity;
+use tokio::sync::{broadcast, mpsc};
+use tokio::time::Instant;
+use tonic::{Status, Streaming};
+
+use super::leases::Leases;
+use super::sessions::{Nack, Session};
+use super::view::{Push, View};
+use super::world::{News, World};
+use crate::clock::Clock;
+use crate::refusal::{Reason, Refusal};
+
+/// How long a sidecar may take to apply a push: compiling every policy anew on a busy core.
+const ACK_DEADLINE: Duration = Duration::from_secs(30);
+/// Resources that a Hello may list: a sidecar with every subscription that it may have, several endpoints each.
+pub(super) const MAX_HELD: usize = 100_000;
+/// Names in one message; more come in several.
+const MAX_NAMES: usize = 1_000;
+/// Rejections in one acknowledgement: at most what a push carries.
+const MAX_REJECTIONS: usize = 512;
+/// Text that a sidecar sends for people, as far as it is kept.
+const MAX_TEXT: usize = 500;
+/// Messages that may come at once, and in a second: a fan-out to many peers, then what one agent's calls cause.
+const BURST: f64 = 200.0;
+const PER_SECOND: f64 = 50.0;
+
+/// What a session works with.
+pub(super) struct Task {
+    pub(super) world: Arc<World>,
+    pub(super) leases: Arc<Leases>,
+    pub(super) clock: Clock,
+    pub(super) peer: PeerIdentity,
+    pub(super) session: Session,
+    pub(super) instance: String,
+    pub(super) view: View,
+    pub(super) news: broadcast::Receiver<News>,
+    pub(super) out: mpsc::Sender<Result<ConfigResponse, Status>>,
+    pub(super) drain: DrainWatch,
+    pub(super) ends: Instant,
+    pub(super) state: State,
+}
+
+/// What changes while it runs.
+pub(super) struct State {
+    outstanding: Option<(Push, Instant)>,
+    lease: Option<String>,
+    tokens: f64,
+    refilled: Instant,
+}
+
+impl State {
+    pub(super) fn new() -> Self {
+        Self {
+            outstanding: None,
+            lease: None,
+            tokens: BURST,
+            refilled: Instant::now(),
+        }
+    }
+}
+
+/// Reads a Hello's list of what is held.
+pub(super) fn held(hello: &Hello) -> Result<HashMap<ResourceId, u64>, Refusal> {
+    let violation = |what: &str| Refusal::new(Reason::ProtocolViolation, what.to_owned());
+    if hello.held.len() > MAX_HELD {
+        return Err(violation("too many resources are held"));
+    }
+    let mut out = HashMap::with_capacity(hello.held.len());
+    for held in &hello.held {
+        if held.name.len() > MAX_NAME_BYTES {
+            return Err(violation("a name is too long"));
+        }
+        // A kind of a later version: it is not ours to push or to take back.
+        let Some(kind) = Kind::from_wire(held.kind) else {
+            continue;
+        };
+        out.insert(ResourceId::new(kind, held.name.clone()), held.revision);
+    }
+    Ok(out)
+}
+
+/// Whether the peer may (still) be served.
+pub(super) fn admitted(world: &World, peer: &PeerIdentity, now: u64) -> Result<(), Refusal> {
+    let agent: Option<Agent> = world.document(peer.id.agent.as_str());
+    let agent = agent.ok_or(Refusal::from(Reason::AgentUnknown))?;
+    if peer.not_after <= now {
+        return Err(Reason::SvidExpired.into());
+    }
+    if peer.result.generation != agent.generation {
+        return Err(Reason::GenerationMismatch.into());
+    }
+    let serial = format!("serial/{}/{}", peer.issuer, peer.serial);
+    match world.document::<Revocation>(&serial) {
+        Some(_) => Err(Reason::SvidRevoked.into()),
+        None => Ok(()),
+    }
+}
+
+impl Task {
+    /// Runs until the stream ends, and says why to the sidecar where it was we who ended it.
+    pub(super) async fn run(mut self, mut inbound: Streaming<ConfigRequest>) {
+        let ended = self.serve(&mut inbound).await;
+        if let Some(name) = self.state.lease.take() {
+            self.leases.abandon(self.session.id, name);
+        }
+        let (agent, instance) = (self.peer.id.agent.as_str(), self.instance.as_str());
+        match ended {
+            Ok(()) => tracing::info!(agent, instance, "config stream closed by the sidecar"),
+            Err(refusal) => {
+                let reason = refusal.reason();
+                metrics::counter!("aip_config_streams_ended_total", "reason" => reason).increment(1);
+                tracing::info!(agent, instance, reason, detail = %refusal.detail, "config stream ended");
+                // A sidecar that reads nothing does not hold this task.
+                let _ = self.out.try_send(Err(refusal.status()));
+            }
+        }
+    }
+
+    async fn serve(&mut self, inbound: &mut Streaming<ConfigRequest>) -> Result<(), Refusal> {
+        loop {
+            self.push()?;
+            let deadline = self
+                .state
+                .outstanding
+                .as_ref()
+                .map_or(self.ends, |(_, sent)| *sent + ACK_DEADLINE);
+            tokio::select! {
+                message = inbound.message() => match message {
+                    Ok(Some(message)) => self.message(message).await?,
+                    Ok(None) | Err(_) => return Ok(()),
+                },
+                news = self.news.recv() => self.hear(news)?,
+                () = tokio::time::sleep_until(deadline.min(self.ends)) => self.overdue(deadline)?,
+                () = self.session.cancel.cancelled() => return Err(Reason::Superseded.into()),
+                () = self.drain.draining() => return Err(Reason::Draining.into()),
+            }
+        }
+    }
+
+    fn overdue(&self, deadline: Instant) -> Result<(), Refusal> {
+        let now = Instant::now();
+        if self.state.outstanding.is_some() && now >= deadline {
+            return Err(Reason::AckTimeout.into());
+        }
+        if now < self.ends {
+            return Ok(());
+        }
+        admitted(&self.world, &self.peer, self.clock.now())?;
+        Err(Reason::StreamRenewed.into())
+    }
+
+    /// Sends the next push, unless one is on its way.
+    fn push(&mut self) -> Result<(), Refusal> {
+        if self.state.outstanding.is_some() {
+            return Ok(());
+        }
+        let Some(push) = self.view.next_push(&self.world) else {
+            self.session.at(self.view.revision());
+            return Ok(());
+        };
+        metrics::counter!("aip_config_pushes_total").increment(1);
+        metrics::counter!("aip_config_resources_pushed_total").increment(push.response.resources.len() as u64);
+        let response = push.response.clone();
+        // There is room: the one before was acknowledged, so it was taken out.
+        self.out
+            .try_send(Ok(response))
+            .map_err(|_| Refusal::new(Reason::Overloaded, "the stream takes nothing"))?;
+        self.state.outstanding = Some((push, Instant::now()));
+        self.session.outstanding();
+        Ok(())
+    }
+
+    fn hear(&mut self, news: Result<News, broadcast::error::RecvError>) -> Result<(), Refusal> {
+        let news = match news {
+            Ok(news) => news,
+            Err(broadcast::error::RecvError::Lagged(_)) => {
+                metrics::counter!("aip_config_sessions_lagged_total").increment(1);
+                let (news, revision) = self.world.subscribe();
+                self.news = news;
+                News::All(revision)
+            }
+            Err(broadcast::error::RecvError::Closed) => return Err(Reason::Draining.into()),
+        };
+        self.view.hear(&news, &self.world);
+        let may_end = match &news {
+            News::All(_) => true,
+            News::Some(_, ids) => ids.iter().any(|id| {
+                id.kind == Kind::Revocation || id.kind == Kind::Agent && id.name == self.peer.id.agent.as_str()
+            }),
+        };
+        if may_end {
+            admitted(&self.world, &self.peer, self.clock.now())
+        } else {
+            Ok(())
+        }
+    }
+
+    fn spend_token(&mut self) -> Result<(), Refusal> {
+        let state = &mut self.state;
+        let now = Instant::now();
+        state.tokens = (state.tokens + (now - state.refilled).as_secs_f64() * PER_SECOND).min(BURST);
+        state.refilled = now;
+        if state.tokens < 1.0 {
+            return Err(Reason::RateExceeded.into());
+        }
+        state.tokens -= 1.0;
+        Ok(())
+    }
+
+    async fn message(&mut self, request: ConfigRequest) -> Result<(), Refusal> {
+        self.spend_token()?;
+        match request.message {
+            Some(Message::Ack(ack)) => self.acknowledged(ack),
+            Some(Message::Subscribe(subscribe)) => {
+                let (kind, names) = names(subscribe)?;
+                if self.view.subscribe(kind, names, &self.world) {
+                    Ok(())
+                } else {
+                    Err(Reason::SubscriptionLimit.into())
+                }
+            }
+            Some(Message::Unsubscribe(subscribe)) => {
+                let (kind, names) = names(subscribe)?;
+                self.view.unsubscribe(kind, &names, &self.world);
+                Ok(())
+            }
+            Some(Message::Endpoint(lease)) => self.lease(lease).await,
+            Some(Message::Hello(_)) => Err(Refusal::new(Reason::ProtocolViolation, "Hello comes first, and once")),
+            // A message of a later version.
+            None => Ok(()),
+        }
+    }
+
+    fn acknowledged(&mut self, ack: Ack) -> Result<(), Refusal> {
+        let violation = |what: &str| Err(Refusal::new(Reason::ProtocolViolation, what.to_owned()));
+        let Some((push, sent)) = self.state.outstanding.take() else {
+            return violation("there is no push to acknowledge");
+        };
+        if push.response.nonce != ack.nonce {
+            return violation("the acknowledgement is of another push");
+        }
+        if ack.rejected.len() > MAX_REJECTIONS {
+            return violation("more rejections than resources");
+        }
+        metrics::histogram!("aip_config_ack_seconds").record(sent.elapsed().as_secs_f64());
+        let at = self.clock.now();
+        let clip = |text: String| text.chars().take(MAX_TEXT).collect::<String>();
+        let (mut rejected, mut nacks) = (Vec::new(), Vec::new());
+        for rejection in ack.rejected {
+            let Some(kind) = Kind::from_wire(rejection.kind) else {
+                continue;
+            };
+            metrics::counter!("aip_config_nacks_total", "kind" => kind.as_str()).increment(1);
+            let (name, reason, detail) = (clip(rejection.name), clip(rejection.reason), clip(rejection.detail));
+            let agent = self.peer.id.agent.as_str();
+            tracing::warn!(
+                agent,
+                kind = kind.as_str(),
+                name,
+                reason,
+                detail,
+                "a sidecar rejected a resource"
+            );
+            rejected.push(ResourceId::new(kind, name.clone()));
+            nacks.push(Nack {
+                kind: kind.as_str().into(),
+                name,
+                revision: rejection.revision,
+                reason,
+                detail,
+                at,
+            });
+        }
+        let taken = push.taken(&rejected);
+        let revision = push.response.revision;
+        self.view.acknowledge(push, &rejected);
+        self.session.answered(&taken, nacks);
+        if revision > 0 {
+            self.session.at(revision);
+        }
+        Ok(())
+    }
+
+    async fn lease(&mut self, lease: EndpointLease) -> Result<(), Refusal> {
+        if lease.address.is_empty() {
+            if let Some(name) = self.state.lease.take() {
+                self.leases.release(self.session.id, &name).await?;
+            }
+            self.session.leased(None);
+            return Ok(());
+        }
+        let agent = &self.peer.id.agent;
+        let name = self
+            .leases
+            .take(self.session.id, agent, &self.instance, &lease.address)
+            .await?;
+        self.state.lease = Some(name);
+        self.session.leased(Some(lease.address));
+        Ok(())
+    }
+}
+
+fn names(subscribe: Subscribe) -> Result<(Kind, Vec<AgentName>), Refusal> {
+    let violation = |what: String| Refusal::new(Reason::ProtocolViolation, what);
+    let kind = Kind::from_wire(subscribe.kind)
+        .filter(|k| matches!(k, Kind::Agent | Kind::Endpoint | Kind::Policy | Kind::Traffic))
+        .ok_or_else(|| violation("subscriptions are to Agent, Endpoint, Policy and Traffic".into()))?;
+    if subscribe.names.len() > MAX_NAMES {
+        return Err(violation(format!(
+            "{} names in one message; at most {MAX_NAMES}",
+            subscribe.names.len()
+        )));
+    }
+    let names = subscribe.names.iter().map(|n| n.parse());
+    let names = names
+        .collect::<Result<_, aip_api::name::NameError>>()
+        .map_err(|e| violation(e.to_string()))?;
+    Ok((kind, names))
+}

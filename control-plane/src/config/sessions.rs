@@ -1,0 +1,346 @@
+//! Who is connected, who runs what, and who acknowledged which revision.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use aip_api::resource::ResourceId;
+use aip_runtime::x509::PeerIdentity;
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use utoipa::ToSchema;
+
+use crate::clock::Clock;
+use crate::refusal::{Reason, Refusal};
+
+/// Sidecars that left are shown for this long, and at most so many: what they run is not known any more, that they
+/// were there is.
+const LEFT_SECONDS: u64 = 600;
+const MAX_LEFT: usize = 1_000;
+/// Acknowledged revisions that are remembered of each sidecar.
+const ACKS: usize = 64;
+/// Rejections that are remembered of each sidecar.
+const MAX_NACKS: usize = 64;
+
+/// A resource that a sidecar did not take.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Nack {
+    /// Its kind.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// At which revision.
+    pub revision: u64,
+    /// Stable, snake_case; the sidecar's.
+    pub reason: String,
+    /// For people.
+    pub detail: String,
+    /// Unix seconds.
+    pub at: u64,
+}
+
+/// One sidecar, as status shows it.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Sidecar {
+    /// Its agent.
+    pub agent: String,
+    /// Its process.
+    pub instance: String,
+    /// Its version.
+    pub version: String,
+    /// From where it connected.
+    pub address: String,
+    /// Where it serves, while it leases an endpoint.
+    pub endpoint: Option<String>,
+    /// Whether its stream is open.
+    pub connected: bool,
+    /// Unix seconds.
+    pub connected_since: u64,
+    /// Unix seconds, once it left.
+    pub disconnected_at: Option<u64>,
+    /// The revision that it is at; 0: none yet.
+    pub revision: u64,
+    /// Unix seconds of its last acknowledgement.
+    pub last_ack_at: Option<u64>,
+    /// Whether a push waits for its acknowledgement.
+    pub outstanding: bool,
+    /// What it did not take and has not taken since.
+    pub nacks: Vec<Nack>,
+    /// Its SVID's serial.
+    pub serial: String,
+    /// Unix seconds at which its SVID ends: by then it has certainly stopped.
+    pub not_after: u64,
+    /// `declared`, `observed` or `hardware`.
+    pub assurance: String,
+    /// `cooperative` or `captured`.
+    pub enforcement: String,
+    /// Its SVID's generation.
+    pub generation: u64,
+}
+
+#[derive(Debug)]
+struct Held {
+    shown: Sidecar,
+    cancel: CancellationToken,
+    acks: VecDeque<(u64, Instant)>,
+}
+
+/// Where one revision stands.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Acks {
+    /// The revision.
+    pub revision: u64,
+    /// Sidecars (`agent/instance`) that are at it or past it.
+    pub acked: Vec<String>,
+    /// Sidecars that are at it but rejected something at or before it.
+    pub nacked: Vec<String>,
+    /// Connected sidecars that are not at it yet, and ones that left whose SVID is still good.
+    pub missing: Vec<String>,
+    /// Milliseconds from the commit to the last acknowledgement; absent while somebody is missing, or for a commit
+    /// that this process does not remember.
+    pub ms: Option<f64>,
+}
+
+/// All sessions of this process.
+#[derive(Debug)]
+pub struct Sessions {
+    by_id: Mutex<BTreeMap<u64, Held>>,
+    next: Mutex<u64>,
+    acked: watch::Sender<()>,
+    clock: Clock,
+}
+
+impl Sessions {
+    /// None yet.
+    pub fn new(clock: Clock) -> Arc<Self> {
+        Arc::new(Self {
+            by_id: Mutex::default(),
+            next: Mutex::new(0),
+            acked: watch::Sender::new(()),
+            clock,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Held>> {
+        self.by_id.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens a session; an older one of the same instance ends.
+    pub(super) fn open(
+        self: &Arc<Self>,
+        peer: &PeerIdentity,
+        address: String,
+        hello: (&str, &str),
+        limits: super::Limits,
+    ) -> Result<Session, Refusal> {
+        let (instance, version) = hello;
+        let agent = peer.id.agent.to_string();
+        let mut by_id = self.lock();
+        let (mut total, mut own) = (0, 0);
+        let older: Vec<u64> = by_id
+            .iter()
+            .filter(|(_, h)| h.shown.agent == agent && h.shown.instance == instance)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in older {
+            if let Some(held) = by_id.remove(&id) {
+                held.cancel.cancel();
+            }
+        }
+        for held in by_id.values().filter(|h| h.shown.connected) {
+            total += 1;
+            own += usize::from(held.shown.agent == agent);
+        }
+        if total >= limits.sessions || own >= limits.per_agent {
+            let detail = format!(
+                "{total} streams, {own} of {agent}; at most {} and {}",
+                limits.sessions, limits.per_agent
+            );
+            return Err(Refusal::new(Reason::SessionLimit, detail));
+        }
+        let cancel = CancellationToken::new();
+        let shown = Sidecar {
+            agent,
+            instance: instance.to_owned(),
+            version: version.chars().take(64).collect(),
+            address,
+            endpoint: None,
+            connected: true,
+            connected_since: self.clock.now(),
+            disconnected_at: None,
+            revision: 0,
+            last_ack_at: None,
+            outstanding: false,
+            nacks: Vec::new(),
+            serial: peer.serial.clone(),
+            not_after: peer.not_after,
+            assurance: peer.result.assurance.as_str().to_owned(),
+            enforcement: peer.result.enforcement.as_str().to_owned(),
+            generation: peer.result.generation,
+        };
+        let id = {
+            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            *next += 1;
+            *next
+        };
+        by_id.insert(
+            id,
+            Held {
+                shown,
+                cancel: cancel.clone(),
+                acks: VecDeque::new(),
+            },
+        );
+        metrics::gauge!("aip_config_sessions").increment(1.0);
+        Ok(Session {
+            sessions: self.clone(),
+            id,
+            cancel,
+        })
+    }
+
+    /// All sidecars, connected ones and ones that left lately.
+    pub fn list(&self) -> Vec<Sidecar> {
+        let now = self.clock.now();
+        let mut by_id = self.lock();
+        by_id.retain(|_, h| h.shown.disconnected_at.is_none_or(|at| at + LEFT_SECONDS > now));
+        let mut all: Vec<_> = by_id.values().map(|h| h.shown.clone()).collect();
+        all.sort_by(|a, b| (&a.agent, &a.instance).cmp(&(&b.agent, &b.instance)));
+        all
+    }
+
+    /// How many streams are open.
+    pub fn connected(&self) -> usize {
+        self.lock().values().filter(|h| h.shown.connected).count()
+    }
+
+    /// Where `revision` stands now; `committed` is when it was committed.
+    pub fn acks(&self, revision: u64, committed: Option<Instant>) -> Acks {
+        let now = self.clock.now();
+        let mut acks = Acks {
+            revision,
+            acked: vec![],
+            nacked: vec![],
+            missing: vec![],
+            ms: None,
+        };
+        let mut last: Option<Instant> = None;
+        for held in self.lock().values() {
+            let shown = &held.shown;
+            let name = format!("{}/{}", shown.agent, shown.instance);
+            if shown.revision < revision {
+                let may_run = shown.connected
+                    || shown.not_after > now && shown.disconnected_at.is_some_and(|at| at + LEFT_SECONDS > now);
+                if may_run {
+                    acks.missing.push(name);
+                }
+                continue;
+            }
+            let refused = shown.nacks.iter().any(|n| n.revision <= revision);
+            if refused {
+                acks.nacked.push(name)
+            } else {
+                acks.acked.push(name)
+            }
+            let at = held.acks.iter().find(|(r, _)| *r >= revision).map(|(_, at)| *at);
+            last = last.max(at);
+        }
+        if let (true, Some(committed), Some(last)) = (acks.missing.is_empty(), committed, last) {
+            acks.ms = Some(last.saturating_duration_since(committed).as_secs_f64() * 1_000.0);
+        }
+        acks
+    }
+
+    /// As [`Self::acks`], waiting until nobody is missing, or until `wait` is over.
+    pub async fn wait_acks(&self, revision: u64, committed: Option<Instant>, wait: Duration) -> Acks {
+        let mut changed = self.acked.subscribe();
+        let deadline = tokio::time::Instant::now() + wait;
+        loop {
+            let acks = self.acks(revision, committed);
+            if acks.missing.is_empty() || tokio::time::timeout_at(deadline, changed.changed()).await.is_err() {
+                return acks;
+            }
+        }
+    }
+
+    fn update(&self, id: u64, change: impl FnOnce(&mut Held)) {
+        if let Some(held) = self.lock().get_mut(&id) {
+            change(held);
+        }
+        self.acked.send_replace(());
+    }
+}
+
+/// One open session; dropping it marks the sidecar as gone.
+#[derive(Debug)]
+pub(super) struct Session {
+    sessions: Arc<Sessions>,
+    pub(super) id: u64,
+    /// Cancelled when a newer stream of the same instance opens.
+    pub(super) cancel: CancellationToken,
+}
+
+impl Session {
+    pub(super) fn outstanding(&self) {
+        self.sessions.update(self.id, |h| h.shown.outstanding = true);
+    }
+
+    pub(super) fn leased(&self, endpoint: Option<String>) {
+        self.sessions.update(self.id, |h| h.shown.endpoint = endpoint);
+    }
+
+    /// A push was answered.
+    pub(super) fn answered(&self, taken: &[(ResourceId, u64)], nacks: Vec<Nack>) {
+        let now = self.sessions.clock.now();
+        self.sessions.update(self.id, |h| {
+            h.shown.outstanding = false;
+            h.shown.last_ack_at = Some(now);
+            h.shown.nacks.retain(|n| {
+                !taken
+                    .iter()
+                    .any(|(id, _)| id.kind.as_str() == n.kind && id.name == n.name)
+            });
+            for nack in nacks {
+                h.shown.nacks.retain(|n| (&n.kind, &n.name) != (&nack.kind, &nack.name));
+                if h.shown.nacks.len() < MAX_NACKS {
+                    h.shown.nacks.push(nack);
+                }
+            }
+        });
+    }
+
+    /// Everything up to `revision` was answered.
+    pub(super) fn at(&self, revision: u64) {
+        self.sessions.update(self.id, |h| {
+            if h.shown.revision < revision {
+                h.shown.revision = revision;
+                if h.acks.len() == ACKS {
+                    h.acks.pop_front();
+                }
+                h.acks.push_back((revision, Instant::now()));
+            }
+        });
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        metrics::gauge!("aip_config_sessions").decrement(1.0);
+        let now = self.sessions.clock.now();
+        self.sessions.update(self.id, |h| {
+            h.shown.connected = false;
+            h.shown.outstanding = false;
+            h.shown.disconnected_at = Some(now);
+        });
+        let mut by_id = self.sessions.lock();
+        let left: Vec<u64> = by_id
+            .iter()
+            .filter(|(_, h)| !h.shown.connected)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in left.iter().take(left.len().saturating_sub(MAX_LEFT)) {
+            by_id.remove(id);
+        }
+    }
+}

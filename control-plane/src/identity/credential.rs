@@ -1,0 +1,134 @@
+//! What entitles a sidecar to a name.
+
+use aip_api::resource::{Agent, Revocation};
+use aip_api::token::JoinToken;
+use aip_api::{AgentName, Digest};
+use aip_runtime::x509::PeerIdentity;
+
+use crate::refusal::{Reason, Refusal};
+use crate::registry::records::{Spent, TokenRecord};
+use crate::registry::{Draft, Registry, Versioned, keys};
+use crate::store::Expect;
+
+/// How often one key is answered for one token: a reply can be lost a few times in a row, not forever.
+pub(super) const MAX_ANSWERS: u32 = 5;
+
+/// A credential that was checked.
+pub(super) enum Credential {
+    /// A join token, to be spent in the issuing transaction.
+    Token { id: String, held: Versioned<TokenRecord> },
+    /// The SVID of this connection.
+    Svid(Box<PeerIdentity>),
+}
+
+impl Credential {
+    /// The word in the SVID's record.
+    pub(super) const fn word(&self) -> &'static str {
+        match self {
+            Self::Token { .. } => "token",
+            Self::Svid(_) => "svid",
+        }
+    }
+
+    /// Whether the credential still entitles: the agent may have been revoked since.
+    pub(super) fn check_generation(&self, agent: &Agent) -> Result<(), Refusal> {
+        match self {
+            Self::Svid(peer) if peer.result.generation != agent.generation => {
+                let detail = format!(
+                    "the SVID is of generation {}, the agent is at {}: join again with a new token",
+                    peer.result.generation, agent.generation
+                );
+                Err(Refusal::new(Reason::GenerationMismatch, detail))
+            }
+            Self::Svid(_) | Self::Token { .. } => Ok(()),
+        }
+    }
+
+    /// Adds to the issuing transaction what keeps the credential from being used twice.
+    pub(super) fn spend(&self, draft: Draft, jkt: Digest, now: u64) -> Result<Draft, Refusal> {
+        let Self::Token { id, held } = self else {
+            return Ok(draft);
+        };
+        let spent = match &held.value.spent {
+            None => Spent {
+                jkt,
+                at: now,
+                answers: 1,
+            },
+            Some(spent) if spent.jkt != jkt => return Err(Reason::TokenOtherKey.into()),
+            Some(spent) if spent.answers >= MAX_ANSWERS => return Err(Reason::TokenReused.into()),
+            Some(spent) => Spent {
+                answers: spent.answers + 1,
+                ..spent.clone()
+            },
+        };
+        let record = TokenRecord {
+            spent: Some(spent),
+            ..held.value.clone()
+        };
+        Ok(draft.put(keys::token(id), &record, Expect::At(held.revision)))
+    }
+}
+
+/// Checks a join token for `agent`.
+pub(super) async fn token(registry: &Registry, agent: &AgentName, text: &str) -> Result<Credential, Refusal> {
+    let token: JoinToken = text.parse().map_err(|_| Refusal::from(Reason::TokenMalformed))?;
+    let id = token.id_text();
+    let unknown = || Refusal::from(Reason::TokenUnknown);
+    let held = registry
+        .record::<TokenRecord>(keys::token(&id))
+        .await?
+        .ok_or_else(unknown)?;
+    if !same(&token.secret_digest(), &held.value.secret) {
+        return Err(unknown());
+    }
+    if held.value.expires_at <= registry.clock.now() {
+        return Err(Refusal::new(
+            Reason::TokenExpired,
+            "the join token has expired: aip token create makes another",
+        ));
+    }
+    if held.value.agent != *agent {
+        return Err(Reason::TokenWrongAgent.into());
+    }
+    Ok(Credential::Token { id, held })
+}
+
+/// Compares digests in a time that does not depend on where they differ.
+fn same(a: &Digest, b: &Digest) -> bool {
+    a.as_bytes()
+        .iter()
+        .zip(b.as_bytes())
+        .fold(0, |acc, (x, y)| acc | (x ^ y))
+        == 0
+}
+
+/// Checks the SVID that the connection was made with. The handshake checked chain, times and what was revoked then;
+/// the connection may be hours old.
+pub(super) async fn svid(
+    registry: &Registry,
+    agent: &AgentName,
+    peer: Option<&PeerIdentity>,
+) -> Result<Credential, Refusal> {
+    let missing = || {
+        Refusal::new(
+            Reason::CredentialMissing,
+            "renewals need the SVID as client certificate",
+        )
+    };
+    let peer = peer.ok_or_else(missing)?;
+    if peer.id.agent != *agent {
+        return Err(Refusal::new(
+            Reason::SvidOtherAgent,
+            format!("the connection is {}'s", peer.id.agent),
+        ));
+    }
+    if peer.not_after <= registry.clock.now() {
+        return Err(Reason::SvidExpired.into());
+    }
+    let serial = format!("serial/{}/{}", peer.issuer, peer.serial);
+    if registry.resource::<Revocation>(&serial).await?.is_some() {
+        return Err(Reason::SvidRevoked.into());
+    }
+    Ok(Credential::Svid(Box::new(peer.clone())))
+}

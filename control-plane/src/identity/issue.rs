@@ -1,0 +1,147 @@
+//! Issuing: measurement, signature, and the transaction that makes it count.
+
+use aip_api::Digest;
+use aip_api::evidence::Evidence;
+use aip_api::resource::{Agent, Kind, Measurement, MeshMode, Resource as _};
+use aip_runtime::x509::CsrKey;
+
+use super::credential::Credential;
+use crate::ca::Ca;
+use crate::ca::leaf::IssuedSvid;
+use crate::refusal::{Reason, Refusal};
+use crate::registry::measurements::MAX_APPROVED;
+use crate::registry::records::{SvidRecord, Withdrawn};
+use crate::registry::{Actor, Draft, Registry, Versioned, keys};
+use crate::store::{Expect, Op};
+
+/// How the measurement was found.
+enum Approval {
+    /// Approved, by this resource at this revision.
+    Given { name: String, revision: u64 },
+    /// Approved now, because the mesh is a `dev` one; the oldest makes room.
+    Now {
+        measurement: Box<Measurement>,
+        forget: Option<String>,
+    },
+}
+
+/// Issues an SVID if the measurement is approved; else records that it waits, and refuses.
+pub(super) async fn issue(
+    registry: &Registry,
+    ca: &Ca,
+    credential: &Credential,
+    key: &CsrKey,
+    evidence: &Evidence,
+) -> Result<IssuedSvid, Refusal> {
+    let agent = registry.resource::<Agent>(evidence.agent.as_str()).await?;
+    let agent = agent.ok_or_else(|| {
+        Refusal::new(
+            Reason::AgentUnknown,
+            format!("agent {} is not registered (any more)", evidence.agent),
+        )
+    })?;
+    credential.check_generation(&agent.value)?;
+    let approval = approval(registry, evidence).await?;
+    let ttl = registry.mesh_config().await?.value.svid_ttl_seconds;
+    let now = registry.clock.now();
+    let actor = Actor::sidecar(&evidence.agent);
+    let draft = registry.change(&actor, "svid.issue", evidence.agent.as_str());
+    // The token first: a key that it does not answer costs no signature.
+    let draft = credential.spend(draft, key.jkt, now)?;
+    let issued = ca.issue(&agent.value, key, evidence, ttl)?;
+    let record = record(&issued, &agent, evidence, credential.word(), now);
+    let draft = draft
+        .detail(format!("serial {} by {}", issued.serial, credential.word()))
+        .put(keys::svid(&evidence.agent, &issued.serial), &record, Expect::Absent)
+        // A revocation or a withdrawn approval in this very moment wins.
+        .check(
+            keys::resource(Kind::Agent, evidence.agent.as_str()),
+            Expect::At(agent.revision),
+        );
+    approved_in(draft, evidence, approval).commit().await?;
+    Ok(issued)
+}
+
+fn record(
+    issued: &IssuedSvid,
+    agent: &Versioned<Agent>,
+    evidence: &Evidence,
+    credential: &str,
+    now: u64,
+) -> SvidRecord {
+    SvidRecord {
+        agent: evidence.agent.clone(),
+        serial: issued.serial.clone(),
+        issuer: issued.issuer,
+        issued_at: now,
+        not_after: issued.not_after,
+        generation: agent.value.generation,
+        code: evidence.code,
+        credential: credential.to_owned(),
+    }
+}
+
+fn approved_in(draft: Draft, evidence: &Evidence, approval: Approval) -> Draft {
+    match approval {
+        Approval::Given { name, revision } => {
+            draft.check(keys::resource(Kind::Measurement, &name), Expect::At(revision))
+        }
+        Approval::Now { measurement, forget } => {
+            let withdrawn = keys::withdrawn(&evidence.agent, &measurement.fingerprint());
+            let forget = forget.map(|key| Op::Delete {
+                key,
+                expect: Expect::Any,
+            });
+            draft
+                .resource(&*measurement, Expect::Absent)
+                .check(withdrawn, Expect::Absent)
+                .ops(forget)
+        }
+    }
+}
+
+async fn approval(registry: &Registry, evidence: &Evidence) -> Result<Approval, Refusal> {
+    let approved = registry.measurements_of(&evidence.agent).await?;
+    if let Some((_, held)) = approved.iter().find(|(_, held)| held.value.matches(evidence)) {
+        return Ok(Approval::Given {
+            name: held.value.name(),
+            revision: held.revision,
+        });
+    }
+    let measurement = Measurement::of(evidence);
+    let mistakes = measurement.validate();
+    if !mistakes.is_empty() {
+        return Err(Refusal {
+            reason: Reason::EvidenceMalformed,
+            ..Refusal::invalid(mistakes)
+        });
+    }
+    let print: Digest = measurement.fingerprint();
+    if registry
+        .record::<Withdrawn>(keys::withdrawn(&evidence.agent, &print))
+        .await?
+        .is_some()
+    {
+        registry.record_pending(evidence).await?;
+        return Err(Reason::MeasurementRevoked.into());
+    }
+    if registry.mode == MeshMode::Prod {
+        return Err(registry.record_pending(evidence).await?);
+    }
+    let approved_at = registry.clock.now();
+    let measurement = Measurement {
+        approved_by: "dev".into(),
+        approved_at,
+        ..measurement
+    };
+    let oldest = approved
+        .iter()
+        .min_by_key(|(_, held)| held.value.approved_at)
+        .map(|(key, _)| key.clone());
+    let forget = oldest.filter(|_| approved.len() >= MAX_APPROVED);
+    tracing::info!(agent = %evidence.agent, measurement = %print, "approved without a person: the mesh is a dev one");
+    Ok(Approval::Now {
+        measurement: Box::new(measurement),
+        forget,
+    })
+}

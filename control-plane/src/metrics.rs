@@ -1,0 +1,80 @@
+//! What is measured. Names and help; docs/operations lists them from here.
+
+use metrics::{describe_counter, describe_gauge, describe_histogram};
+
+/// Name, type, help.
+pub const TABLE: &[(&str, &str, &str)] = &[
+    ("aip_store_revision", "gauge", "The store's revision."),
+    (
+        "aip_store_txn_seconds",
+        "histogram",
+        "One transaction, from the call to the flush.",
+    ),
+    (
+        "aip_store_txn_failures_total",
+        "counter",
+        "Transactions that did not happen, by reason.",
+    ),
+    ("aip_svids_issued_total", "counter", "SVIDs issued."),
+    ("aip_issue_seconds", "histogram", "One issuance that succeeded."),
+    ("aip_issue_refusals_total", "counter", "Issuances refused, by reason."),
+    (
+        "aip_tls_handshake_failures_total",
+        "counter",
+        "Handshakes refused on the mesh port, by reason.",
+    ),
+    ("aip_config_sessions", "gauge", "Open config streams."),
+    ("aip_config_pushes_total", "counter", "Pushes sent."),
+    ("aip_config_resources_pushed_total", "counter", "Resources in them."),
+    (
+        "aip_config_ack_seconds",
+        "histogram",
+        "From a push to its acknowledgement.",
+    ),
+    (
+        "aip_config_nacks_total",
+        "counter",
+        "Resources that sidecars rejected, by kind.",
+    ),
+    (
+        "aip_config_sessions_lagged_total",
+        "counter",
+        "Sessions that missed news and looked at everything again.",
+    ),
+    (
+        "aip_config_streams_ended_total",
+        "counter",
+        "Config streams that we ended, by reason.",
+    ),
+    (
+        "aip_config_streams_refused_total",
+        "counter",
+        "Config streams refused, by reason.",
+    ),
+    (
+        "aip_config_restored_store_total",
+        "counter",
+        "Sidecars that have seen a later revision than the store's.",
+    ),
+    (
+        "aip_policy_admission_seconds",
+        "histogram",
+        "One policy check in its child process.",
+    ),
+    (
+        "aip_admin_refusals_total",
+        "counter",
+        "Admin requests refused, by reason.",
+    ),
+];
+
+/// Gives the exporter types and help texts.
+pub(crate) fn describe() {
+    for (name, kind, help) in TABLE.iter().copied() {
+        match kind {
+            "gauge" => describe_gauge!(name, help),
+            "histogram" => describe_histogram!(name, help),
+            _ => describe_counter!(name, help),
+        }
+    }
+}

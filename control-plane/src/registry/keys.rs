@@ -1,0 +1,77 @@
+//! Where each thing stands in the store. Names never contain what would let one key pass for another: kinds are
+//! fixed words, agent names are DNS labels, the rest is made by us.
+
+use aip_api::resource::{Kind, ResourceId};
+use aip_api::{AgentName, Digest};
+
+/// All resources.
+pub const RESOURCES: &str = "resource/";
+/// The mesh itself: mode, trust domain, when it was made.
+pub const MESH: &str = "mesh";
+/// The CA's keys, sealed.
+pub const CA: &str = "secret/ca";
+/// All join tokens.
+pub const TOKENS: &str = "token/";
+/// All measurements that wait for a person.
+pub const PENDING: &str = "pending/";
+/// All approvals that were taken back.
+pub const WITHDRAWN: &str = "withdrawn/";
+/// All SVIDs that were issued and have not expired.
+pub const SVIDS: &str = "svid/";
+/// All proposals.
+pub const PROPOSALS: &str = "proposal/";
+/// All admin tokens.
+pub const ADMIN_TOKENS: &str = "admin-token/";
+/// All policies' earlier versions.
+pub const POLICY_VERSIONS: &str = "policy-version/";
+
+/// A resource.
+pub fn resource(kind: Kind, name: &str) -> String {
+    format!("{RESOURCES}{kind}/{name}")
+}
+
+/// All resources of a kind.
+pub fn of_kind(kind: Kind) -> String {
+    resource(kind, "")
+}
+
+/// The resource that a key is of, if it is one.
+pub fn resource_id(key: &str) -> Option<ResourceId> {
+    let (kind, name) = key.strip_prefix(RESOURCES)?.split_once('/')?;
+    Some(ResourceId::new(kind.parse().ok()?, name))
+}
+
+/// A join token.
+pub fn token(id: &str) -> String {
+    format!("{TOKENS}{id}")
+}
+
+/// A measurement that waits.
+pub fn pending(agent: &AgentName, fingerprint: &Digest) -> String {
+    format!("{PENDING}{agent}/{fingerprint}")
+}
+
+/// An approval that was taken back.
+pub fn withdrawn(agent: &AgentName, fingerprint: &Digest) -> String {
+    format!("{WITHDRAWN}{agent}/{fingerprint}")
+}
+
+/// An issued SVID.
+pub fn svid(agent: &AgentName, serial: &str) -> String {
+    format!("{SVIDS}{agent}/{serial}")
+}
+
+/// A proposal.
+pub fn proposal(id: &str) -> String {
+    format!("{PROPOSALS}{id}")
+}
+
+/// An admin token.
+pub fn admin_token(jti: &str) -> String {
+    format!("{ADMIN_TOKENS}{jti}")
+}
+
+/// One version of a policy; zero-padded, so that keys sort as numbers do.
+pub fn policy_version(name: &str, version: u64) -> String {
+    format!("{POLICY_VERSIONS}{name}/{version:010}")
+}

@@ -1,0 +1,116 @@
+//! Measurements: seen, approved, taken back.
+
+use aip_api::evidence::Evidence;
+use aip_api::resource::{Agent, Kind, Measurement, Resource as _};
+use aip_api::{AgentName, Digest};
+
+use super::records::{Action, PendingMeasurement, Withdrawn};
+use super::{Actor, Outcome, Registry, keys, retrying};
+use crate::refusal::{Reason, Refusal};
+use crate::store::Expect;
+
+/// Approved measurements of one agent: each is a version that may run; past it, old ones should be taken back.
+pub const MAX_APPROVED: usize = 256;
+/// Waiting measurements of one agent: a person reads them.
+pub const MAX_PENDING: usize = 16;
+/// What a person is shown of a command line.
+const MAX_ARGV: usize = 32;
+const MAX_ARGUMENT: usize = 200;
+
+impl Registry {
+    /// Records that a measurement waits. Answers the refusal that the sidecar gets.
+    ///
+    /// # Errors
+    /// Too many wait for this agent, or the store fails.
+    pub async fn record_pending(&self, evidence: &Evidence) -> Result<Refusal, Refusal> {
+        let (measurement, now) = (Measurement::of(evidence), self.clock.now());
+        let (agent, fingerprint) = (&evidence.agent, measurement.fingerprint());
+        let key = keys::pending(agent, &fingerprint);
+        let name = measurement.name();
+        retrying(async || {
+            let held = self.record::<PendingMeasurement>(key.clone()).await?;
+            if held.is_none() {
+                let waiting = self
+                    .store
+                    .scan(format!("{}{agent}/", keys::PENDING), "", MAX_PENDING)
+                    .await?;
+                if waiting.len() >= MAX_PENDING {
+                    let detail = format!("{MAX_PENDING} measurements of {agent} wait already; refuse some of them");
+                    return Err(Refusal::new(Reason::MeasurementUnknown, detail));
+                }
+            }
+            let argv = evidence.argv.iter().flatten().take(MAX_ARGV);
+            let pending = PendingMeasurement {
+                measurement: measurement.clone(),
+                assurance: evidence.assurance,
+                enforcement: evidence.enforcement,
+                files: evidence.files.len(),
+                argv: argv.map(|a| a.chars().take(MAX_ARGUMENT).collect()).collect(),
+                first_seen: held.as_ref().map_or(now, |h| h.value.first_seen),
+                last_seen: now,
+            };
+            let expect = held.map_or(Expect::Absent, |h| Expect::At(h.revision));
+            let draft = self.change(&Actor::sidecar(agent), "measurement.pending", &name);
+            draft.put(key.clone(), &pending, expect).commit().await?;
+            Ok(())
+        })
+        .await?;
+        let detail = format!("measurement {fingerprint} of {agent} waits for approval: aip attest approve {agent}");
+        Ok(Refusal::new(Reason::MeasurementPending, detail))
+    }
+
+    /// Approves a measurement: one that waits, or one that was taken elsewhere (`aip attest measure`).
+    ///
+    /// # Errors
+    /// Unknown agent, mistakes, too many, or the store fails.
+    pub async fn approve_measurement(&self, sub: &str, measurement: Measurement) -> Result<Outcome, Refusal> {
+        if self.resource::<Agent>(measurement.agent.as_str()).await?.is_none() {
+            return Err(Reason::AgentUnknown.into());
+        }
+        let mistakes = measurement.validate();
+        if !mistakes.is_empty() {
+            return Err(Refusal::invalid(mistakes));
+        }
+        self.do_or_propose(sub, Action::ApproveMeasurement { measurement })
+            .await
+    }
+
+    /// What waits for `agent` under this fingerprint.
+    ///
+    /// # Errors
+    /// Nothing does, or the store fails.
+    pub async fn pending_measurement(&self, agent: &AgentName, print: &Digest) -> Result<PendingMeasurement, Refusal> {
+        let held = self.record(keys::pending(agent, print)).await?;
+        held.map(|h| h.value)
+            .ok_or_else(|| Refusal::new(Reason::NotFound, "no such measurement waits"))
+    }
+
+    /// Refuses a measurement that waits.
+    ///
+    /// # Errors
+    /// Nothing waits, or the store fails.
+    pub async fn refuse_pending(&self, actor: &Actor, agent: &AgentName, print: &Digest) -> Result<u64, Refusal> {
+        self.pending_measurement(agent, print).await?;
+        let draft = self.change(actor, "measurement.refuse", format!("{agent}/{print}"));
+        draft.delete(keys::pending(agent, print), Expect::Any).commit().await
+    }
+
+    /// Takes an approval back. SVIDs that were issued for it stay good until they expire, unless the agent is revoked.
+    ///
+    /// # Errors
+    /// Not approved, or the store fails.
+    pub async fn withdraw_measurement(&self, actor: &Actor, agent: &AgentName, print: &Digest) -> Result<u64, Refusal> {
+        let name = format!("{agent}/{print}");
+        let held = self.existing::<Measurement>(&name).await?;
+        let withdrawn = Withdrawn {
+            by: actor.0.clone(),
+            at: self.clock.now(),
+        };
+        let draft = self.change(actor, "measurement.withdraw", &name);
+        let draft = draft.delete_resource(Kind::Measurement, &name, Expect::At(held.revision));
+        draft
+            .put(keys::withdrawn(agent, print), &withdrawn, Expect::Any)
+            .commit()
+            .await
+    }
+}

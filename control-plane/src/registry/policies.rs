@@ -1,0 +1,139 @@
+//! Policies: written with their history, rolled back, removed. They were admitted before they come here.
+
+use aip_api::resource::{Kind, Policy, PolicyName};
+
+use super::records::{Action, PolicyVersion};
+use super::{Actor, Draft, Outcome, Registry, Versioned, decode, keys};
+use crate::refusal::{Reason, Refusal};
+use crate::store::{Expect, Op};
+
+/// Versions of one policy that can be rolled back to.
+pub const MAX_VERSIONS: usize = 50;
+/// Policies of a mesh: every sidecar compiles those that are attached to it.
+pub const MAX_POLICIES: usize = 500;
+/// The policy that takes part in every hop; it can be replaced, not removed.
+pub const BASELINE: &str = "baseline";
+
+/// What a new mesh starts with.
+pub const BASELINE_REGO: &str = include_str!("../../../policies/baseline.rego");
+
+impl Registry {
+    /// Writes an admitted policy, or proposes to.
+    ///
+    /// # Errors
+    /// Mistakes, not at the expected revision, too many policies, or the store fails.
+    pub async fn put_policy(&self, sub: &str, policy: Policy, expected: Option<u64>) -> Result<Outcome, Refusal> {
+        let held = self
+            .resource::<Policy>(policy.name.as_str())
+            .await?
+            .map_or(0, |held| held.revision);
+        super::agents::at_expected(held, expected)?;
+        self.do_or_propose(
+            sub,
+            Action::PutPolicy {
+                policy: Box::new(policy),
+                replaces: held,
+            },
+        )
+        .await
+    }
+
+    /// Removes a policy, or proposes to.
+    ///
+    /// # Errors
+    /// Unknown, the baseline, or the store fails.
+    pub async fn delete_policy(&self, sub: &str, name: &PolicyName) -> Result<Outcome, Refusal> {
+        if name.as_str() == BASELINE {
+            return Err(Reason::BaselineRequired.into());
+        }
+        self.existing::<Policy>(name.as_str()).await?;
+        self.do_or_propose(sub, Action::DeletePolicy { name: name.clone() })
+            .await
+    }
+
+    /// A policy's versions, newest first, each with the revision that wrote it.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn policy_versions(&self, name: &PolicyName) -> Result<Vec<Versioned<PolicyVersion>>, Refusal> {
+        let rows = self
+            .store
+            .scan(format!("{}{name}/", keys::POLICY_VERSIONS), "", MAX_VERSIONS + 1)
+            .await?;
+        let mut versions = rows.iter().map(decode).collect::<Result<Vec<_>, _>>()?;
+        versions.reverse();
+        Ok(versions)
+    }
+
+    /// The policy as the transaction `revision` wrote it.
+    ///
+    /// # Errors
+    /// No such version is kept, or the store fails.
+    pub async fn policy_at(&self, name: &PolicyName, revision: u64) -> Result<Policy, Refusal> {
+        let versions = self.policy_versions(name).await?;
+        let found = versions
+            .into_iter()
+            .find(|v| v.revision == revision)
+            .and_then(|v| v.value.policy);
+        found.ok_or_else(|| {
+            Refusal::new(
+                Reason::NotFound,
+                format!("policy {name} has no version of revision {revision}"),
+            )
+        })
+    }
+
+    /// Adds the operations that write (`Some`) or remove (`None`) a policy, with its next version.
+    pub(super) async fn policy_ops(
+        &self,
+        draft: Draft,
+        actor: &Actor,
+        name: &PolicyName,
+        policy: Option<&Policy>,
+    ) -> Result<Draft, Refusal> {
+        let held = self.resource::<Policy>(name.as_str()).await?;
+        let versions = self.policy_versions(name).await?;
+        let version = versions.first().map_or(1, |v| v.value.version + 1);
+        let expect = held.as_ref().map_or(Expect::Absent, |h| Expect::At(h.revision));
+        let draft = match policy {
+            Some(policy) => {
+                let count = self
+                    .store
+                    .scan(keys::of_kind(Kind::Policy), "", MAX_POLICIES)
+                    .await?
+                    .len();
+                if held.is_none() && count >= MAX_POLICIES {
+                    return Err(Refusal::new(
+                        Reason::LimitReached,
+                        format!("a mesh has at most {MAX_POLICIES} policies"),
+                    ));
+                }
+                draft.resource(policy, expect)
+            }
+            None if held.is_none() => {
+                return Err(Refusal::new(
+                    Reason::NotFound,
+                    format!("there is no Policy named {:?}", name.as_str()),
+                ));
+            }
+            None => draft.delete_resource(Kind::Policy, name.as_str(), expect),
+        };
+        let record = PolicyVersion {
+            version,
+            policy: policy.cloned(),
+            by: actor.0.clone(),
+            at: self.clock.now(),
+        };
+        let old = versions.iter().skip(MAX_VERSIONS - 1);
+        let old = old.map(|v| keys::policy_version(name.as_str(), v.value.version));
+        let old: Vec<_> = old
+            .map(|key| Op::Delete {
+                key,
+                expect: Expect::Any,
+            })
+            .collect();
+        Ok(draft
+            .put(keys::policy_version(name.as_str(), version), &record, Expect::Absent)
+            .ops(old))
+    }
+}

@@ -1,0 +1,213 @@
+//! What is stored beside the resources.
+
+use aip_api::evidence::{Assurance, Enforcement};
+use aip_api::resource::{Measurement, MeshConfig, MeshMode, Policy, PolicyName};
+use aip_api::{AgentName, Digest, TrustDomain};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::admin::roles::Role;
+
+/// The mesh, from its creation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeshRecord {
+    /// Never changes.
+    pub trust_domain: TrustDomain,
+    /// Never changes.
+    pub mode: MeshMode,
+    /// Unix seconds.
+    pub created_at: u64,
+}
+
+/// A join token, without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// Whom it lets in.
+    pub agent: AgentName,
+    /// Digest of the secret.
+    pub secret: Digest,
+    /// Unix seconds.
+    pub created_at: u64,
+    /// Unix seconds.
+    pub expires_at: u64,
+    /// Who made it.
+    pub created_by: String,
+    /// With which key it was spent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spent: Option<Spent>,
+}
+
+/// How a token was spent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spent {
+    /// Digest of the key: only it is answered again.
+    pub jkt: Digest,
+    /// Unix seconds.
+    pub at: u64,
+    /// How often it was answered.
+    pub answers: u32,
+}
+
+/// A measurement that nobody has approved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingMeasurement {
+    /// What would be approved.
+    pub measurement: Measurement,
+    /// How far the facts can be trusted.
+    pub assurance: Assurance,
+    /// Whether the agent can go around.
+    pub enforcement: Enforcement,
+    /// How many files were measured.
+    pub files: usize,
+    /// The command line, cut to what a person reads.
+    #[serde(default)]
+    pub argv: Vec<String>,
+    /// Unix seconds.
+    pub first_seen: u64,
+    /// Unix seconds.
+    pub last_seen: u64,
+}
+
+/// An approval that was taken back: even a dev mesh does not approve it by itself again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Withdrawn {
+    /// Who took it back.
+    pub by: String,
+    /// Unix seconds.
+    pub at: u64,
+}
+
+/// An issued SVID, kept until it expires.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SvidRecord {
+    /// Whose.
+    #[schema(value_type = String)]
+    pub agent: AgentName,
+    /// Lower-case hex.
+    pub serial: String,
+    /// SHA-256 of the issuing certificate's SubjectPublicKeyInfo.
+    #[schema(value_type = String)]
+    pub issuer: Digest,
+    /// Unix seconds.
+    pub issued_at: u64,
+    /// Unix seconds.
+    pub not_after: u64,
+    /// The agent's generation.
+    pub generation: u64,
+    /// Merkle digest of the declared files.
+    #[schema(value_type = String)]
+    pub code: Digest,
+    /// What authenticated it: `token`, `svid`.
+    pub credential: String,
+}
+
+/// An admin token, without the token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AdminTokenRecord {
+    /// Its id.
+    pub jti: String,
+    /// Whose.
+    pub sub: String,
+    /// What it may.
+    pub role: Role,
+    /// Unix seconds.
+    pub issued_at: u64,
+    /// Unix seconds.
+    pub expires_at: u64,
+    /// Who issued it.
+    pub issued_by: String,
+    /// Unix seconds, once it was revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<u64>,
+}
+
+/// A change that waits for a second person.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Action {
+    /// Approves a measurement.
+    ApproveMeasurement {
+        /// What.
+        measurement: Measurement,
+    },
+    /// Writes a policy, which was admitted before.
+    PutPolicy {
+        /// What.
+        policy: Box<Policy>,
+        /// The revision that it replaces; 0: none.
+        replaces: u64,
+    },
+    /// Removes a policy.
+    DeletePolicy {
+        /// Which.
+        name: PolicyName,
+    },
+    /// Changes the mesh's settings.
+    PutMeshConfig {
+        /// To what.
+        config: MeshConfig,
+    },
+}
+
+impl Action {
+    /// The change in one line.
+    pub fn summary(&self) -> String {
+        match self {
+            Self::ApproveMeasurement { measurement } => {
+                format!(
+                    "approve measurement {} of {}",
+                    measurement.fingerprint().short(),
+                    measurement.agent
+                )
+            }
+            Self::PutPolicy { policy, replaces: 0 } => format!("create policy {}", policy.name),
+            Self::PutPolicy { policy, replaces } => format!("replace policy {} (revision {replaces})", policy.name),
+            Self::DeletePolicy { name } => format!("delete policy {name}"),
+            Self::PutMeshConfig { .. } => "change the mesh's settings".into(),
+        }
+    }
+}
+
+/// A proposal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Proposal {
+    /// A UUIDv7.
+    pub id: String,
+    /// What.
+    pub action: Action,
+    /// By whom: the `sub` of the admin token.
+    pub proposed_by: String,
+    /// Unix seconds.
+    pub proposed_at: u64,
+    /// Unix seconds, after which it is void.
+    pub expires_at: u64,
+}
+
+/// One entry of the admin audit: who changed what, when.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AuditEntry {
+    /// Unix seconds.
+    pub at: u64,
+    /// `admin:<sub>`, `sidecar:<agent>` or `control-plane`.
+    pub actor: String,
+    /// A stable word such as `agent.create`.
+    pub action: String,
+    /// What it was about.
+    pub subject: String,
+    /// More, where there is more.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+}
+
+/// One version of a policy.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PolicyVersion {
+    /// Counts from 1.
+    pub version: u64,
+    /// What it was; `None`: it was deleted.
+    pub policy: Option<Policy>,
+    /// Who.
+    pub by: String,
+    /// Unix seconds.
+    pub at: u64,
+}

@@ -1,0 +1,65 @@
+//! The mesh's settings.
+
+use aip_api::resource::{MeshConfig, Resource as _};
+
+use super::records::Action;
+use super::{Actor, Outcome, Registry, keys};
+use crate::refusal::{Reason, Refusal};
+use crate::store::{Expect, MAX_OPS, Op};
+
+impl Registry {
+    /// Changes the settings, or proposes to. Trust domain and mode never change.
+    ///
+    /// # Errors
+    /// Mistakes, an attempt on what is fixed, not at the expected revision, or the store fails.
+    pub async fn put_mesh_config(
+        &self,
+        sub: &str,
+        config: MeshConfig,
+        expected: Option<u64>,
+    ) -> Result<Outcome, Refusal> {
+        let held = self.mesh_config().await?;
+        super::agents::at_expected(held.revision, expected)?;
+        if (&config.trust_domain, config.mode) != (&held.value.trust_domain, held.value.mode) {
+            let detail = "trust domain and mode are fixed when the mesh is created: make another mesh";
+            return Err(Refusal::new(Reason::Immutable, detail));
+        }
+        let mistakes = config.validate();
+        if !mistakes.is_empty() {
+            return Err(Refusal::invalid(mistakes));
+        }
+        self.do_or_propose(sub, Action::PutMeshConfig { config }).await
+    }
+
+    /// Lifts a restored store above what sidecars have seen: every resource is written again, at a revision that no
+    /// sidecar has held.
+    ///
+    /// # Errors
+    /// Not above the current revision, or the store fails.
+    pub async fn lift(&self, actor: &Actor, above: u64) -> Result<u64, Refusal> {
+        if above > MAX_REVISION {
+            let error = aip_api::problem::FieldError::new("above", format!("at most {MAX_REVISION}"));
+            return Err(Refusal::invalid(vec![error]));
+        }
+        let snapshot = self.store.snapshot(keys::RESOURCES).await?;
+        if snapshot.entries.len() > MAX_OPS {
+            return Err(Refusal::new(
+                Reason::LimitReached,
+                "too many resources to rewrite in one transaction",
+            ));
+        }
+        let again = snapshot.entries.into_iter().map(|e| {
+            let expect = Expect::At(e.revision);
+            Op::Put {
+                key: e.key,
+                value: e.value,
+                expect,
+            }
+        });
+        let draft = self.change(actor, "store.lift", format!("above revision {above}"));
+        draft.ops(again).at_least(above + 1).commit().await
+    }
+}
+
+/// Highest revision that an operator can lift the store to: far above any real one, far below the end of the type.
+pub const MAX_REVISION: u64 = 1 << 52;

@@ -1,0 +1,407 @@
+//! The store: a versioned key-value store with transactions and watch, as etcd's.
+//!
+//! [`Backend`] is the small blocking trait that a database implements ([`disk`]: redb, [`memory`]: the model and
+//! oracle). [`Store`] is what everything else uses: it keeps blocking work off the async path, lets one writer in at
+//! a time, and wakes watchers.
+//!
+//! Every transaction raises the revision, carries one audit entry, and stands in a bounded change log. A watcher that
+//! asks for what the log no longer holds is told so ([`StoreError::Compacted`]) and resyncs from a [`Snapshot`].
+
+pub mod disk;
+pub mod memory;
+mod watch;
+
+#[cfg(test)]
+mod conformance;
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::sync::{Mutex as AsyncMutex, watch as signal};
+
+pub use watch::Watch;
+
+/// Version of the layout on disk. A newer one is refused, so that a downgrade can't damage what it doesn't know.
+pub const FORMAT: u64 = 1;
+/// Changes that watchers can catch up on: minutes of a busy mesh; past it a snapshot is cheaper than a replay.
+pub const LOG_REVISIONS: u64 = 10_000;
+/// Audit entries that are kept: about a year at two changes a minute; some 300 MB at most.
+pub const AUDIT_ENTRIES: u64 = 1_000_000;
+/// Longest key: a prefix and the longest resource name.
+pub const MAX_KEY_BYTES: usize = 512;
+/// Largest value: a resource with its envelope; evidence is never stored.
+pub const MAX_VALUE_BYTES: usize = 1024 * 1024;
+/// Most operations of one transaction. Only a recovery, which rewrites every resource, comes near.
+pub const MAX_OPS: usize = 200_000;
+/// Rows that one scan answers.
+pub const MAX_SCAN: usize = 10_000;
+/// Commit times that are remembered, for the time from commit to acknowledgement.
+const COMMIT_TIMES: usize = 4_096;
+
+/// One key's value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The key.
+    pub key: String,
+    /// Its value.
+    pub value: Bytes,
+    /// The revision of the transaction that wrote it.
+    pub revision: u64,
+}
+
+/// What a transaction expects of a key; else nothing of it happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    /// Anything.
+    Any,
+    /// No such key.
+    Absent,
+    /// Written by this revision.
+    At(u64),
+}
+
+/// One operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Writes a value.
+    Put {
+        /// Where.
+        key: String,
+        /// What.
+        value: Bytes,
+        /// If.
+        expect: Expect,
+    },
+    /// Removes a key; removing an absent one changes nothing.
+    Delete {
+        /// Which.
+        key: String,
+        /// If.
+        expect: Expect,
+    },
+    /// Only expects.
+    Check {
+        /// Which.
+        key: String,
+        /// What.
+        expect: Expect,
+    },
+}
+
+impl Op {
+    /// The key that it is about.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key, .. } | Self::Check { key, .. } => key,
+        }
+    }
+
+    fn expect(&self) -> Expect {
+        match self {
+            Self::Put { expect, .. } | Self::Delete { expect, .. } | Self::Check { expect, .. } => *expect,
+        }
+    }
+}
+
+/// Operations that happen together or not at all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Transaction {
+    /// At most one per key.
+    pub ops: Vec<Op>,
+    /// The audit entry, stored under the transaction's revision.
+    pub audit: Bytes,
+    /// The revision is at least this: how a restored copy is lifted above what sidecars have seen.
+    pub at_least: u64,
+}
+
+/// A key that changed. What it says now is read from the store, which may be newer.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Change {
+    /// By which revision.
+    pub revision: u64,
+    /// Which key.
+    pub key: String,
+    /// Whether it was removed.
+    pub deleted: bool,
+}
+
+/// Entries below a prefix, as of one revision.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// As of.
+    pub revision: u64,
+    /// By key.
+    pub entries: Vec<Entry>,
+}
+
+/// Why the store did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A key is not as expected: somebody else changed it meanwhile.
+    #[error("{key} was changed meanwhile (now at revision {at:?}); read it again and repeat")]
+    Conflict {
+        /// Which key.
+        key: String,
+        /// Its revision, if it exists.
+        at: Option<u64>,
+    },
+    /// The change log no longer reaches back that far.
+    #[error("changes after revision {from} are no longer kept (the oldest is {oldest}); resync from a snapshot")]
+    Compacted {
+        /// What was asked for.
+        from: u64,
+        /// What there is.
+        oldest: u64,
+    },
+    /// The transaction breaks a bound.
+    #[error("the transaction is not allowed: {0}")]
+    Invalid(String),
+    /// Written by a newer version.
+    #[error("the data is of format {found}, this version knows {FORMAT}: use the newer version, or a backup")]
+    NewerFormat {
+        /// What stands on disk.
+        found: u64,
+    },
+    /// Another process has it open.
+    #[error("the database is open in another process; stop that one")]
+    InUse,
+    /// The database failed.
+    #[error("the database failed: {0}")]
+    Failed(String),
+}
+
+impl StoreError {
+    /// The stable reason.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Conflict { .. } => "conflict",
+            Self::Compacted { .. } => "compacted",
+            Self::Invalid(_) => "transaction_invalid",
+            Self::NewerFormat { .. } => "store_newer_format",
+            Self::InUse => "store_in_use",
+            Self::Failed(_) => "store_failed",
+        }
+    }
+}
+
+/// A database. All calls block.
+pub trait Backend: Send + Sync + 'static {
+    /// The revision of the last transaction.
+    ///
+    /// # Errors
+    /// The database fails.
+    fn revision(&self) -> Result<u64, StoreError>;
+    /// One entry.
+    ///
+    /// # Errors
+    /// The database fails.
+    fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
+    /// Up to `limit` entries whose key begins with `prefix` and lies after `after`, by key.
+    ///
+    /// # Errors
+    /// The database fails.
+    fn scan(&self, prefix: &str, after: &str, limit: usize) -> Result<Vec<Entry>, StoreError>;
+    /// Applies a transaction that passed [`check`]; answers its revision.
+    ///
+    /// # Errors
+    /// Something is not as expected, or the database fails; nothing of it happened then.
+    fn txn(&self, transaction: &Transaction) -> Result<u64, StoreError>;
+    /// Changes after revision `from`, whole revisions, until at least `limit` are found.
+    ///
+    /// # Errors
+    /// Compacted, or the database fails.
+    fn changes(&self, from: u64, limit: usize) -> Result<Vec<Change>, StoreError>;
+    /// Audit entries before revision `before` (exclusive), newest first.
+    ///
+    /// # Errors
+    /// The database fails.
+    fn audit(&self, before: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, StoreError>;
+    /// All entries below `prefix`, at one revision.
+    ///
+    /// # Errors
+    /// The database fails.
+    fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError>;
+}
+
+/// Holds a transaction against the bounds that every backend shares.
+///
+/// # Errors
+/// Too many operations, a key twice, a key or value too large.
+pub fn check(transaction: &Transaction) -> Result<(), StoreError> {
+    let refuse = |why: String| Err(StoreError::Invalid(why));
+    if transaction.ops.len() > MAX_OPS {
+        return refuse(format!("{} operations; at most {MAX_OPS}", transaction.ops.len()));
+    }
+    let mut seen = HashSet::with_capacity(transaction.ops.len());
+    for op in &transaction.ops {
+        let key = op.key();
+        if key.is_empty() || key.len() > MAX_KEY_BYTES {
+            return refuse(format!("a key of {} bytes; 1 to {MAX_KEY_BYTES}", key.len()));
+        }
+        if !seen.insert(key) {
+            return refuse(format!("{key} stands in it twice"));
+        }
+        if let Op::Put { value, .. } = op
+            && value.len() > MAX_VALUE_BYTES
+        {
+            return refuse(format!("{key}: {} bytes; at most {MAX_VALUE_BYTES}", value.len()));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a key is as an operation expects it.
+fn expected(op: &Op, at: Option<u64>) -> Result<(), StoreError> {
+    let met = match op.expect() {
+        Expect::Any => true,
+        Expect::Absent => at.is_none(),
+        Expect::At(revision) => at == Some(revision),
+    };
+    if met {
+        Ok(())
+    } else {
+        Err(StoreError::Conflict {
+            key: op.key().to_owned(),
+            at,
+        })
+    }
+}
+
+/// The store of this process. Cloning shares it.
+#[derive(Clone)]
+pub struct Store {
+    backend: Arc<dyn Backend>,
+    // One blocking thread waits in the database's own writer lock, not one per request.
+    writer: Arc<AsyncMutex<()>>,
+    revision: signal::Sender<u64>,
+    commits: Arc<Mutex<VecDeque<(u64, Instant)>>>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Store(at revision {})", *self.revision.borrow())
+    }
+}
+
+impl Store {
+    /// A store over `backend`.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn new(backend: impl Backend) -> Result<Self, StoreError> {
+        let revision = backend.revision()?;
+        Ok(Self {
+            backend: Arc::new(backend),
+            writer: Arc::default(),
+            revision: signal::Sender::new(revision),
+            commits: Arc::default(),
+        })
+    }
+
+    async fn off<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Backend) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let backend = self.backend.clone();
+        let joined = tokio::task::spawn_blocking(move || work(&*backend)).await;
+        joined.unwrap_or_else(|e| Err(StoreError::Failed(format!("a database call died: {e}"))))
+    }
+
+    /// The revision of the last transaction.
+    pub fn revision(&self) -> u64 {
+        *self.revision.borrow()
+    }
+
+    /// One entry.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn get(&self, key: impl Into<String>) -> Result<Option<Entry>, StoreError> {
+        let key = key.into();
+        self.off(move |b| b.get(&key)).await
+    }
+
+    /// Up to `limit` (at most [`MAX_SCAN`]) entries whose key begins with `prefix` and lies after `after`, by key.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn scan(
+        &self,
+        prefix: impl Into<String>,
+        after: impl Into<String>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let (prefix, after) = (prefix.into(), after.into());
+        self.off(move |b| b.scan(&prefix, &after, limit.min(MAX_SCAN))).await
+    }
+
+    /// All entries below `prefix`, at one revision.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn snapshot(&self, prefix: impl Into<String>) -> Result<Snapshot, StoreError> {
+        let prefix = prefix.into();
+        self.off(move |b| b.snapshot(&prefix)).await
+    }
+
+    /// Audit entries before revision `before` (exclusive), newest first.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn audit(&self, before: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, StoreError> {
+        self.off(move |b| b.audit(before, limit.min(MAX_SCAN))).await
+    }
+
+    /// Applies a transaction; answers its revision, when it is on disk.
+    ///
+    /// # Errors
+    /// Something is not as expected, a bound is broken, or the database fails; nothing of it happened then.
+    pub async fn txn(&self, transaction: Transaction) -> Result<u64, StoreError> {
+        check(&transaction)?;
+        let begun = Instant::now();
+        let store = self.clone();
+        // A task of its own: a caller that goes away must not leave a commit that nobody was woken for.
+        let task = tokio::spawn(async move {
+            let _writer = store.writer.lock().await;
+            let revision = store.off(move |b| b.txn(&transaction)).await?;
+            store.committed(revision);
+            Ok(revision)
+        });
+        let done = task
+            .await
+            .unwrap_or_else(|e| Err(StoreError::Failed(format!("the writer died: {e}"))));
+        metrics::histogram!("aip_store_txn_seconds").record(begun.elapsed().as_secs_f64());
+        if let Err(error) = &done {
+            metrics::counter!("aip_store_txn_failures_total", "reason" => error.reason()).increment(1);
+        }
+        done
+    }
+
+    fn committed(&self, revision: u64) {
+        let mut commits = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
+        if commits.len() == COMMIT_TIMES {
+            commits.pop_front();
+        }
+        commits.push_back((revision, Instant::now()));
+        drop(commits);
+        self.revision.send_replace(revision);
+        metrics::gauge!("aip_store_revision").set(revision as f64);
+    }
+
+    /// When `revision` was committed by this process; `None` for one that is older than what is remembered.
+    pub fn committed_at(&self, revision: u64) -> Option<Instant> {
+        let commits = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
+        commits.iter().find(|(r, _)| *r == revision).map(|(_, at)| *at)
+    }
+
+    /// Watches what changes after revision `from`.
+    pub fn watch(&self, from: u64) -> Watch {
+        Watch::new(self.clone(), self.revision.subscribe(), from)
+    }
+
+    async fn changes(&self, from: u64, limit: usize) -> Result<Vec<Change>, StoreError> {
+        self.off(move |b| b.changes(from, limit)).await
+    }
+}

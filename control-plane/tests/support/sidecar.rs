@@ -1,0 +1,260 @@
+//! A sidecar's side of the protocol.
+
+use std::net::SocketAddr;
+
+use aip_api::evidence::{Assurance, EVIDENCE_TYP, Enforcement, Evidence, MeasuredFile, code_digest};
+use aip_api::resource::Kind;
+use aip_api::token::JoinToken;
+use aip_api::wire::config_request::Message;
+use aip_api::wire::issue_request::Credential;
+use aip_api::wire::{
+    Ack, ChallengeRequest, ConfigRequest, ConfigResponse, CurrentSvid, EndpointLease, Held, Hello, IssueRequest,
+    IssueResponse, Rejection, Subscribe,
+};
+use aip_api::{Digest, TrustDomain};
+use aip_runtime::grpc::config_client::ConfigClient;
+use aip_runtime::grpc::identity_client::IdentityClient;
+use aip_runtime::grpc::{channel, reason};
+use aip_runtime::svid::{PendingKey, Svid, SvidSource};
+use aip_runtime::tls::{control_plane_client, pinned_client};
+use aip_runtime::trust::{Trust, TrustState};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+pub struct Sidecar {
+    pub mesh: SocketAddr,
+    pub agent: String,
+    pub identity: IdentityClient<Channel>,
+    pub svid: SvidSource,
+    pub trust: Option<Trust>,
+}
+
+/// The reason of a refusal.
+pub fn why(status: &Status) -> String {
+    reason(status).unwrap_or_else(|| panic!("no reason in {status:?}")).to_owned()
+}
+
+pub fn evidence(agent: &str, key: &PendingKey, nonce: &[u8], code: &[u8]) -> Evidence {
+    let files = vec![MeasuredFile { path: "main.py".into(), exec: false, sha256: Digest::sha256(code) }];
+    Evidence {
+        v: 1,
+        agent: agent.parse().unwrap(),
+        nonce: URL_SAFE_NO_PAD.encode(nonce),
+        jkt: key.key.jkt,
+        attestor: "files".into(),
+        assurance: Assurance::Declared,
+        code: code_digest(&files).unwrap(),
+        files,
+        config: None,
+        executable: None,
+        argv: None,
+        sidecar: Digest::sha256(b"sidecar"),
+        enforcement: Enforcement::Cooperative,
+        iat: aip_runtime::unix_now(),
+    }
+}
+
+pub fn sign(evidence: &Evidence, key: &PendingKey) -> String {
+    aip_runtime::jws::sign_es256(&key.pkcs8, EVIDENCE_TYP, evidence).unwrap()
+}
+
+impl Sidecar {
+    /// Knows the control plane by the token's pin alone.
+    pub async fn new(mesh: SocketAddr, agent: &str, token: &str) -> Self {
+        let pin = token.parse::<JoinToken>().unwrap().root;
+        let channel = channel(mesh, pinned_client(pin).unwrap()).await.unwrap();
+        Self {
+            mesh,
+            agent: agent.into(),
+            identity: IdentityClient::new(channel),
+            svid: SvidSource::default(),
+            trust: None,
+        }
+    }
+
+    pub async fn nonce(&mut self) -> Vec<u8> {
+        let request = ChallengeRequest { agent: self.agent.clone() };
+        self.identity.challenge(request).await.unwrap().into_inner().nonce
+    }
+
+    /// A request that is good in every respect.
+    pub async fn good(&mut self, token: &str, key: &PendingKey) -> IssueRequest {
+        let nonce = self.nonce().await;
+        IssueRequest {
+            agent: self.agent.clone(),
+            credential: Some(Credential::JoinToken(token.into())),
+            csr: key.csr.clone(),
+            evidence: sign(&evidence(&self.agent, key, &nonce, b"code"), key),
+        }
+    }
+
+    pub async fn issue(&mut self, request: IssueRequest) -> Result<IssueResponse, Status> {
+        self.identity.issue(request).await.map(tonic::Response::into_inner)
+    }
+
+    /// Joins with a fresh key.
+    pub async fn join(&mut self, token: &str) -> Result<(), Status> {
+        let key = PendingKey::generate().unwrap();
+        let request = self.good(token, &key).await;
+        let issued = self.issue(request).await?;
+        self.take(key, issued);
+        Ok(())
+    }
+
+    pub fn take(&mut self, key: PendingKey, issued: IssueResponse) {
+        let trust_domain: TrustDomain = "aip.internal".parse().unwrap();
+        let mut state = TrustState::new(trust_domain, issued.roots);
+        for certificate in &issued.signing_keys {
+            state.add_key(certificate).unwrap();
+        }
+        let svid = Svid::assemble(key.pkcs8, issued.chain, &state).unwrap();
+        assert_eq!(svid.identity.result_jws.as_ref(), issued.result);
+        self.svid.set(svid).unwrap();
+        self.trust = Some(state.shared());
+    }
+
+    /// A connection that shows the SVID.
+    pub async fn connected(&self) -> Result<Channel, tonic::transport::Error> {
+        let trust = self.trust.as_ref().unwrap();
+        channel(self.mesh, control_plane_client(Some(self.svid.slot()), trust).unwrap()).await
+    }
+
+    pub async fn renewal(&mut self, key: &PendingKey, code: &[u8]) -> IssueRequest {
+        let nonce = self.nonce().await;
+        IssueRequest {
+            agent: self.agent.clone(),
+            credential: Some(Credential::CurrentSvid(CurrentSvid {})),
+            csr: key.csr.clone(),
+            evidence: sign(&evidence(&self.agent, key, &nonce, code), key),
+        }
+    }
+
+    pub async fn renew(&mut self, code: &[u8]) -> Result<(), Status> {
+        let key = PendingKey::generate().unwrap();
+        let request = self.renewal(&key, code).await;
+        let channel = self.connected().await.map_err(|e| Status::unavailable(e.to_string()))?;
+        let issued = IdentityClient::new(channel).issue(request).await?.into_inner();
+        self.take(key, issued);
+        Ok(())
+    }
+
+    pub async fn open(&self, hello: Hello) -> Result<Stream, Status> {
+        let channel = self.connected().await.map_err(|e| Status::unavailable(e.to_string()))?;
+        Stream::open(channel, hello, self.trust.clone()).await
+    }
+
+    pub async fn stream(&self) -> Stream {
+        self.open(hello()).await.unwrap()
+    }
+}
+
+pub fn hello() -> Hello {
+    let instance = uuid::Uuid::now_v7().hyphenated().to_string();
+    Hello { instance, version: "0.1.0".into(), held: vec![], revision_floor: 0 }
+}
+
+pub struct Stream {
+    pub instance: String,
+    send: mpsc::Sender<ConfigRequest>,
+    inbound: Streaming<ConfigResponse>,
+    trust: Option<Trust>,
+}
+
+impl Stream {
+    pub async fn open(channel: Channel, hello: Hello, trust: Option<Trust>) -> Result<Self, Status> {
+        let (send, requests) = mpsc::channel(16);
+        let instance = hello.instance.clone();
+        send.send(ConfigRequest { message: Some(Message::Hello(hello)) }).await.unwrap();
+        let mut client = ConfigClient::new(channel).max_decoding_message_size(16 << 20);
+        let inbound = client.stream(ReceiverStream::new(requests)).await?.into_inner();
+        Ok(Self { instance, send, inbound, trust })
+    }
+
+    pub async fn say(&self, message: Message) {
+        // A stream that was cut takes nothing; the test then reads why.
+        let _ = self.send.send(ConfigRequest { message: Some(message) }).await;
+    }
+
+    /// The next push, its signatures checked.
+    pub async fn push(&mut self) -> Result<ConfigResponse, Status> {
+        let next = tokio::time::timeout(super::DEADLINE, self.inbound.message()).await.expect("a push in time");
+        let push = next?.ok_or_else(|| Status::new(Code::Unavailable, "closed"))?;
+        if let Some(trust) = &self.trust {
+            for resource in &push.resources {
+                aip_runtime::signed::verify(&trust.load(), resource).unwrap();
+            }
+        }
+        Ok(push)
+    }
+
+    /// Why the stream was ended, past any pushes.
+    pub async fn ended(&mut self) -> String {
+        loop {
+            match self.push().await {
+                Ok(push) => self.ack(push.nonce).await,
+                Err(status) => return why(&status),
+            }
+        }
+    }
+
+    pub async fn ack(&self, nonce: u64) {
+        self.say(Message::Ack(Ack { nonce, rejected: vec![] })).await;
+    }
+
+    pub async fn nack(&self, push: &ConfigResponse, at: usize, reason: &str) {
+        let resource = &push.resources[at];
+        let rejection = Rejection {
+            kind: resource.kind,
+            name: resource.name.clone(),
+            revision: resource.revision,
+            reason: reason.into(),
+            detail: "for people".into(),
+        };
+        self.say(Message::Ack(Ack { nonce: push.nonce, rejected: vec![rejection] })).await;
+    }
+
+    /// Takes and acknowledges pushes until everything is synced.
+    pub async fn synced(&mut self) -> Vec<(Kind, String, u64)> {
+        let mut held = Vec::new();
+        loop {
+            let push = self.push().await.unwrap();
+            held.extend(names(&push));
+            self.ack(push.nonce).await;
+            if !push.synced.is_empty() {
+                return held;
+            }
+        }
+    }
+
+    pub async fn subscribe(&self, kind: Kind, names: &[&str]) {
+        let names = names.iter().map(|n| (*n).to_owned()).collect();
+        self.say(Message::Subscribe(Subscribe { kind: kind.to_wire() as i32, names })).await;
+    }
+
+    pub async fn unsubscribe(&self, kind: Kind, names: &[&str]) {
+        let names = names.iter().map(|n| (*n).to_owned()).collect();
+        self.say(Message::Unsubscribe(Subscribe { kind: kind.to_wire() as i32, names })).await;
+    }
+
+    pub async fn lease(&self, address: &str) {
+        self.say(Message::Endpoint(EndpointLease { address: address.into() })).await;
+    }
+}
+
+pub fn names(push: &ConfigResponse) -> Vec<(Kind, String, u64)> {
+    push.resources.iter().map(|r| (Kind::from_wire(r.kind).unwrap(), r.name.clone(), r.revision)).collect()
+}
+
+pub fn held(all: &[(Kind, String, u64)]) -> Vec<Held> {
+    let one = |(kind, name, revision): &(Kind, String, u64)| Held {
+        kind: kind.to_wire() as i32,
+        name: name.clone(),
+        revision: *revision,
+    };
+    all.iter().map(one).collect()
+}
+
