@@ -6,6 +6,7 @@ mod compile;
 mod hoist;
 mod operands;
 pub(crate) mod program;
+mod structure;
 
 use std::sync::Arc;
 

@@ -56,6 +56,12 @@ const CONDITIONS: &[&str] = &[
     r#"{name: true | some name, _ in input.source.labels}[input.protocol.tool]"#,
     r#"some i, segment in input.request.path; i == input.time; segment == input.source.name"#,
     r#"walked == {"a", "x"}"#,
+    r#"some o in input.source.capabilities; count([1 | some p in input.request.path; p == o]) == 0"#,
+    r#"some u in input.request.path; not capable(u); count({v | some v in walked; v != u}) > 0"#,
+    r#"every k in input.source.capabilities { capable(k); count([1 | some l in input.request.path; l == k]) == 1 }"#,
+    r#"object.keys({n: l | some n, l in input.source.labels; l == "gold"}) == {input.protocol.tool}"#,
+    r#"not input.protocol.tool in input.source.capabilities"#,
+    r#"input.request.path[_] == input.source.capabilities[_]"#,
 ];
 
 fn family() -> Vec<PolicySource> {
@@ -81,6 +87,39 @@ fn family() -> Vec<PolicySource> {
             }
         })
         .collect()
+}
+
+/// A policy of conditions put together at random: they share a body, in any order, and some move into a helper, behind a
+/// `not`, into a comprehension, or before an `else`. Most compile; where variables collide, they don't.
+fn assembled(parts: &[&str], shape: usize) -> PolicySource {
+    let (first, rest) = parts.split_first().unwrap();
+    let rest = rest.join("\n");
+    let (body, rules) = match shape {
+        0 => (format!("{first}\n{rest}"), String::new()),
+        1 => (format!("{first}\napart"), format!("apart if {{\n{rest}\n}}")),
+        2 => (format!("not apart\n{first}"), format!("apart if {{\n{rest}\n}}")),
+        3 => (format!("count([1 | {rest}]) == 0\n{first}"), String::new()),
+        4 => (format!("count({{1 | {rest}}}) > 0\n{first}"), String::new()),
+        5 => (
+            format!("apart == 2\n{rest}"),
+            format!("apart := 1 if {{\n{first}\n}} else := 2"),
+        ),
+        6 => (
+            format!("apart(input.source.name)\n{first}"),
+            format!("apart(y) if {{\n{rest}\ny == \"a\"\n}}"),
+        ),
+        7 => (
+            format!("some z in apart\nz == 1\n{first}"),
+            format!("apart contains 1 if {{\n{rest}\n}}"),
+        ),
+        _ => (
+            format!("every z in [1, 2] {{\n{rest}\nz < 3\n}}\n{first}"),
+            String::new(),
+        ),
+    };
+    let mut policy = family().swap_remove(0);
+    policy.rego = policy.rego.replace(CONDITIONS[0], &body) + &rules + "\n";
+    policy
 }
 
 /// What the interpreter makes of the whole document: the verdict, and the reasons of the rules that decide.
@@ -233,6 +272,41 @@ proptest! {
             }
         }
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn assembled_policies_are_decided_alike(
+        parts in proptest::collection::vec(select(CONDITIONS), 2..5),
+        shape in 0usize..9,
+        all in proptest::collection::vec(facts(), 1..6),
+    ) {
+        let policy = assembled(&parts, shape);
+        let Ok(set) = PolicySet::compile(std::slice::from_ref(&policy), &Json::Null) else { return Ok(()) };
+        let set = Arc::new(set);
+        for facts in &all {
+            let decision = Evaluator::new().decide(&set, facts);
+            prop_assert_eq!(outcome(&decision), reference(&policy, &facts.to_json()), "{}", &policy.rego);
+        }
+    }
+}
+
+#[test]
+fn most_assembled_policies_compile() {
+    let mut compiled = 0;
+    for shape in 0..9 {
+        for pair in CONDITIONS.windows(2) {
+            let policy = assembled(pair, shape);
+            compiled += usize::from(PolicySet::compile(&[policy], &Json::Null).is_ok());
+        }
+    }
+    let all = 9 * (CONDITIONS.len() - 1);
+    assert!(
+        compiled * 10 > all * 7,
+        "{compiled} of {all}: the property above would prove little"
+    );
 }
 
 fn set(rego: &str) -> Arc<PolicySet> {

@@ -377,6 +377,41 @@ fn a_loop_before_an_else_is_refused() {
 }
 
 #[test]
+fn a_condition_outside_of_a_comprehensions_loop_is_refused() {
+    // The machine would go on in the loop around the comprehension, or end in a circle.
+    let bare = "count([1 | input.direction == \"outbound\"]) == 0";
+    assert_eq!(refused(denying(bare, "")), "comprehension_condition");
+    let before = "count([x | input.direction == \"outbound\"; some x in [1]]) == 0";
+    assert_eq!(refused(denying(before, "")), "comprehension_condition");
+    let inside = "some x in [1, 2]\ncount([1 | x == 3]) == 0";
+    assert_eq!(refused(denying(inside, "")), "comprehension_condition");
+    for sound in [
+        "count([x | some x in [1]; input.direction == \"outbound\"]) == 0",
+        "some x in [1, 2]\ncount([1 | some y in [3]; x == y]) == 0",
+        "some x in [1, 2]\ncount([1 | some y in [3]; count([1 | some z in [4]; z == y]) == 1]) == 0\nx == 2",
+    ] {
+        assert_denied_by("no", denying(sound, ""));
+    }
+}
+
+#[test]
+fn a_loop_in_an_every_is_refused() {
+    // Each turn in which the inner loop found nothing would count as one that holds.
+    assert_eq!(
+        refused(denying("every x in [1] { some y in [2]; y == x }", "")),
+        "every_loop"
+    );
+    assert_eq!(refused(denying("every x in [1] { [2, 3][_] == x }", "")), "every_loop");
+    let apart = "found(x) if { some y in [2]; y == x }";
+    assert_eq!(decided(denying("every x in [1] { found(x) }", apart)).0, Verdict::Allow);
+    assert_denied_by("no", denying("every x in [2] { found(x) }", apart));
+    assert_denied_by(
+        "no",
+        denying("every x in [2] { count([y | some y in [2]; y == x]) == 1 }", ""),
+    );
+}
+
+#[test]
 fn only_named_documents_can_be_read() {
     for body in [
         "data.user.q.x == 1",

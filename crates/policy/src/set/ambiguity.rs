@@ -9,6 +9,7 @@ use regorus::rvm::program::RuleType;
 use regorus::rvm::{Instruction, Program};
 
 use super::operands::operands;
+use super::structure;
 
 /// Where a rule that has one value could have several. The interpreter calls that a conflict; the virtual machine takes
 /// one of them, or none: a deny rule behind it would silently not fire.
@@ -42,48 +43,13 @@ pub(crate) fn ambiguities(
             format!("`{name}` has several definitions that can give different values: join them with `else`"),
         ));
     }
-    let Some(entry) = code.first().map(|(pc, _)| *pc) else {
-        return found;
-    };
-    let followed = info.definitions.iter().any(|bodies| {
-        let before_last = bodies.split_last().map_or(&[][..], |(_, rest)| rest);
-        before_last.iter().any(|body| *body as usize == entry)
-    });
-    if loops(program, code) {
-        // The machine takes a body that ends for one that holds, also where its loop never got to a value.
-        if followed {
-            found.push((
-                "else_after_loop",
-                format!("`{name}`: the condition before an `else` must not loop: give the loop a rule of its own"),
-            ));
-        }
-        if !gives_constant(info.result_reg, code) {
-            found.push((
-                "ambiguous_rule",
-                format!("`{name}` can have several values, one per turn of a loop: use a comprehension"),
-            ));
-        }
+    if structure::loops(program, code) && !gives_constant(info.result_reg, code) {
+        found.push((
+            "ambiguous_rule",
+            format!("`{name}` can have several values, one per turn of a loop: use a comprehension"),
+        ));
     }
     found
-}
-
-/// Whether the body iterates, outside of comprehensions and of `every`, which have one value.
-fn loops(program: &Program, code: &[(usize, Instruction)]) -> bool {
-    let mut comprehensions = 0usize;
-    for (_, instruction) in code {
-        match instruction {
-            Instruction::ComprehensionBegin { .. } => comprehensions += 1,
-            Instruction::ComprehensionEnd {} => comprehensions = comprehensions.saturating_sub(1),
-            Instruction::LoopStart { params_index } if comprehensions == 0 => {
-                let params = program.instruction_data.get_loop_params(*params_index);
-                if params.is_none_or(|params| params.mode != LoopMode::Every) {
-                    return true;
-                }
-            }
-            _ => {}
-        }
-    }
-    false
 }
 
 /// Object comprehensions that could give a key two values: the interpreter calls that a conflict, the virtual machine

@@ -10,6 +10,7 @@ use regorus::rvm::{Instruction, Program};
 use super::ambiguity::ambiguities;
 use super::amplification;
 use super::operands::operands;
+use super::structure;
 use crate::limits::MAX_CALL_DEPTH;
 use crate::reads::Reads;
 
@@ -139,6 +140,9 @@ fn analyse_rule(program: &Program, rule: usize, faults: &mut Vec<Fault>) -> Rule
     for unit in units(program, rule) {
         let start = unit.start;
         let code: Vec<(usize, Instruction)> = unit.map(|pc| (pc, program.instructions[pc])).collect();
+        for (pc, reason, message) in structure::misread(program, rule, &code) {
+            fault(pc, reason, message);
+        }
         for (reason, message) in ambiguities(program, rule, &code) {
             fault(start, reason, message);
         }
