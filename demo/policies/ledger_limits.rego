@@ -2,12 +2,21 @@
 package aip.policy.ledger_limits
 
 # Closing the books is for people. Both ends refuse it, so the caller's sidecar does so before anything leaves.
-rules contains {"rule": "books_are_closed_by_people", "verdict": "deny", "reason": "only people close the books"} if {
-	input.request.path == ["tools", "close_books"]
+rules contains {
+	"rule": "ledger-limits/people-close-the-books",
+	"verdict": "deny",
+	"reason": "only people close the books",
+} if {
+	input.protocol.tool == "close_books"
 }
 
-# Only the ledger's own sidecar judges transfers: it refuses what the caller's let through.
-rules contains {"rule": "no_transfers", "verdict": "deny", "reason": "transfers are closed for today"} if {
+# Judged by the ledger's own sidecar alone: it refuses what the caller's let through.
+rules contains {
+	"rule": "ledger-limits/largest-transfer",
+	"verdict": "deny",
+	"reason": sprintf("%v is more than one transfer may move", [input.protocol.arguments.amount]),
+} if {
 	input.direction == "inbound"
-	input.request.path == ["tools", "transfer"]
+	input.protocol.tool == "transfer"
+	input.protocol.arguments.amount > data.user.ledger_limits.largest_transfer
 }

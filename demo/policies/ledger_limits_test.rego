@@ -2,11 +2,23 @@ package aip.policy.ledger_limits_test
 
 import data.aip.policy.ledger_limits
 
+ids(facts) := {fired.rule | some fired in ledger_limits.rules with input as facts}
+
+transfer(direction, amount) := {
+	"direction": direction,
+	"protocol": {"tool": "transfer", "arguments": {"amount": amount}},
+}
+
 test_nobody_closes_the_books if {
-	some fired in ledger_limits.rules with input as {"request": {"path": ["tools", "close_books"]}}
-	fired.rule == "books_are_closed_by_people"
+	ids({"direction": "outbound", "protocol": {"tool": "close_books"}}) == {"ledger-limits/people-close-the-books"}
+}
+
+test_large_transfers_end_at_the_ledger if {
+	ids(transfer("inbound", 1001)) == {"ledger-limits/largest-transfer"}
+	ids(transfer("inbound", 1000)) == set()
+	ids(transfer("outbound", 1001)) == set()
 }
 
 test_balances_are_open if {
-	count(ledger_limits.rules) == 0 with input as {"direction": "inbound", "request": {"path": ["tools", "balance"]}}
+	ids({"direction": "inbound", "protocol": {"tool": "balance", "arguments": {}}}) == set()
 }

@@ -127,27 +127,8 @@ fn start(work: impl Work) -> Result<(), String> {
         if request.path == "/mcp" {
             return mcp::answer(&agent, request, |name, arguments| work.tool(&agent, name, arguments));
         }
-        if let Some(tool) = request
-            .path
-            .strip_prefix("/tools/")
-            .filter(|_| request.method == "POST")
-        {
-            return plain_call(&agent, &work, tool, request);
-        }
         work.route(&agent, request)
             .unwrap_or_else(|| Response::error(404, "there is nothing at this path"))
     })
     .map_err(|e| e.to_string())
-}
-
-/// A tool as a plain HTTP resource: the arguments are the body, the result is the answer.
-fn plain_call(agent: &Agent, work: &impl Work, tool: &str, request: &Request) -> Response {
-    if !agent.declares_tool(tool) {
-        return Response::error(404, "no tool has this name");
-    }
-    agent.count_tool(tool);
-    match request.json().and_then(|arguments| work.tool(agent, tool, &arguments)) {
-        Ok(result) => Response::json(200, &result),
-        Err(why) => Response::error(400, &why),
-    }
 }

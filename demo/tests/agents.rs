@@ -100,9 +100,6 @@ fn the_access_count_says_what_arrived() {
             .get("isError"),
         &Json::Bool(true)
     );
-    let plain = agent.ask("POST", "/tools/balance", r#"{"account":"research"}"#);
-    assert_eq!((plain.0, plain.1.get("balance").as_f64()), (200, Some(350.0)));
-    assert_eq!(agent.ask("POST", "/tools/unknown", "{}").0, 404);
     let (_, stats) = agent.ask("GET", "/stats", "");
     assert_eq!(stats.get("requests").get("POST /mcp").as_f64(), Some(3.0));
     assert_eq!(stats.get("tools").get("transfer").as_f64(), Some(2.0));

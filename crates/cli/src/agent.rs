@@ -133,10 +133,15 @@ fn show(answer: &Value) {
     for key in ["name", "owner", "labels", "capabilities", "generation"] {
         output::line(format!("{key:<14}{}", cell(&agent[key])));
     }
-    for key in ["mode", "protocol", "host", "manifest"] {
-        if !agent[key].is_null() {
-            output::line(format!("{key:<14}{}", agent[key]));
-        }
+    let manifest = &agent["manifest"];
+    for (key, value) in [
+        ("mode", &agent["mode"]["kind"]),
+        ("protocol", &agent["protocol"]),
+        ("host", &agent["host"]),
+        ("trust level", &manifest["trust_level"]),
+        ("scopes", &manifest["scopes"]),
+    ] {
+        output::line(format!("{key:<14}{}", cell(value)));
     }
     if let Some(revision) = answer["revision"].as_u64() {
         output::line(format!("{:<14}{revision}", "revision"));

@@ -243,13 +243,15 @@ impl Call {
     }
 }
 
-/// The mesh's own answer, where it is one and not the agent's.
+/// The mesh's own answer, where it is one and not the agent's: a problem document, or one in a JSON-RPC error.
 pub(crate) fn problem(answer: &Response<Bytes>) -> Option<Problem> {
     let content = answer.headers().get("content-type")?.to_str().ok()?;
-    content
-        .starts_with(CONTENT_TYPE)
-        .then(|| serde_json::from_slice(answer.body()).ok())
-        .flatten()
+    if content.starts_with(CONTENT_TYPE) {
+        return serde_json::from_slice(answer.body()).ok();
+    }
+    let mut body: Value = serde_json::from_slice(answer.body()).ok()?;
+    let problem: Problem = serde_json::from_value(body.get_mut("error")?.get_mut("data")?.take()).ok()?;
+    problem.kind.starts_with("urn:aip:reason:").then_some(problem)
 }
 
 fn report(

@@ -102,7 +102,8 @@ fn what_to_try(board: &Board, mesh: &Mesh) {
     for line in [
         "aip status",
         "aip call researcher /mcp --from planner --data '{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/list\"}'",
-        "aip call ledger /tools/close_books --from planner --data '{}'      # denied",
+        "aip call ledger /mcp --from planner --data '{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",",
+        "   \"params\":{\"name\":\"close_books\"}}'      # denied",
         "aip policy list",
         "aip attest list",
         "aip dump",

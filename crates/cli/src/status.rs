@@ -154,7 +154,11 @@ fn is_connected(sidecar: &Value) -> bool {
 fn row(agent: &Value, sidecar: &Value) -> [String; 8] {
     // UUIDv7: the last digits tell two apart, the first ones are the time.
     let instance = cell(&sidecar["instance"]);
-    let instance = instance.rsplit('-').next().unwrap_or_default().to_owned();
+    let instance = instance
+        .rsplit_once('-')
+        .filter(|(_, last)| !last.is_empty())
+        .map_or(instance.as_str(), |(_, last)| last)
+        .to_owned();
     let expires = sidecar["identity"]["not_after"]
         .as_u64()
         .or_else(|| sidecar["not_after"].as_u64());

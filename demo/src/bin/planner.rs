@@ -36,23 +36,12 @@ fn header_list(headers: &[(String, String)]) -> Json {
 }
 
 impl Planner {
-    /// Calls one tool of one peer, over MCP or, where the step says so, by a plain HTTP path.
+    /// Calls one tool of one peer, and says what came back.
     fn call(&self, agent: &Agent, id: usize, step: &Json) -> Result<Json, String> {
         let peer = step.get("agent").as_str().ok_or("a call names its agent")?;
         let tool = step.get("tool").as_str().ok_or("a call names its tool")?;
-        let plain = step.get("over").as_str() == Some("http");
-        let path = if plain {
-            format!("/tools/{tool}")
-        } else {
-            "/mcp".to_owned()
-        };
-        let url = url(agent, peer, &path)?;
-        let arguments = step.get("arguments");
-        let body = if plain {
-            arguments.to_string()
-        } else {
-            call_request(id as f64, tool, arguments).to_string()
-        };
+        let url = url(agent, peer, "/mcp")?;
+        let body = call_request(id as f64, tool, step.get("arguments")).to_string();
         let headers = [
             ("content-type", "application/json"),
             ("accept", "application/json, text/event-stream"),

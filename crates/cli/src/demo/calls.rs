@@ -45,23 +45,17 @@ impl Made {
     }
 }
 
-/// One tool call by the planner, over MCP.
+/// One tool call by the planner.
 pub(super) async fn mcp(mesh: &Mesh, agent: &str, tool: &str, arguments: Value) -> anyhow::Result<Made> {
-    plan(mesh, json!({ "agent": agent, "tool": tool, "arguments": arguments })).await
-}
-
-/// One tool call by the planner, by the tool's plain HTTP path.
-pub(super) async fn plain(mesh: &Mesh, agent: &str, tool: &str, arguments: Value) -> anyhow::Result<Made> {
-    plan(
-        mesh,
-        json!({ "agent": agent, "tool": tool, "arguments": arguments, "over": "http" }),
-    )
-    .await
-}
-
-async fn plan(mesh: &Mesh, step: Value) -> anyhow::Result<Made> {
-    let request = json!({ "goal": "shore", "calls": [step] });
-    let plan = mesh.ask("planner", Method::POST, "/plan", &request).await?;
+    let step = json!({ "agent": agent, "tool": tool, "arguments": arguments });
+    let plan = mesh
+        .ask(
+            "planner",
+            Method::POST,
+            "/plan",
+            &json!({ "goal": "shore", "calls": [step] }),
+        )
+        .await?;
     match plan["results"].get(0) {
         Some(result) => Ok(Made::read(result)),
         None => anyhow::bail!("the planner's call failed: {plan}"),

@@ -1,7 +1,7 @@
 //! Step 3: a call that policy denies, at the caller's end and at the callee's.
 
 use anyhow::Context as _;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::access;
 use super::board::{Board, Promise};
@@ -39,28 +39,31 @@ pub(super) async fn show(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<(
         &format!("{}\n{}", printed.stdout, printed.stderr),
     );
     anyhow::ensure!(printed.code == Some(0), "the policy was not applied");
-    let open = calls::plain(mesh, "ledger", "balance", json!({ "account": "operations" })).await?;
-    board.fact("balance", format!("{} {}", open.status, open.answer));
+    let open = calls::mcp(mesh, "ledger", "balance", json!({ "account": "operations" })).await?;
+    board.fact(
+        "balance",
+        format!("{} {}", open.status, open.answer["result"]["structuredContent"]),
+    );
     anyhow::ensure!(
         open.went_through(),
         "a call that no rule denies was not allowed: {open:?}"
     );
 
     let before = mesh.counted_all("ledger").await?;
-    let books = calls::plain(mesh, "ledger", "close_books", json!({})).await?;
+    let books = calls::mcp(mesh, "ledger", "close_books", json!({})).await?;
     describe(board, "close_books", &books);
-    let useful = useful(&books, "books_are_closed_by_people");
+    let useful = useful(&books, "ledger-limits/people-close-the-books");
     board.decide(
         "caller",
         useful && denied_by(&books, "caller"),
         format!("{} by the caller, with reason and rule", books.status),
     );
 
-    let transfer = json!({ "from": "operations", "to": "research", "amount": 5 });
-    let money = calls::plain(mesh, "ledger", "transfer", transfer).await?;
+    let transfer = json!({ "from": "operations", "to": "research", "amount": 5000 });
+    let money = calls::mcp(mesh, "ledger", "transfer", transfer).await?;
     describe(board, "transfer", &money);
     let passed = money.at("caller").is_some_and(|d| d.verdict == "allow");
-    let callee = passed && denied_by(&money, "callee") && self::useful(&money, "no_transfers");
+    let callee = passed && denied_by(&money, "callee") && self::useful(&money, "ledger-limits/largest-transfer");
     board.decide(
         "callee",
         callee,
@@ -85,7 +88,7 @@ pub(super) async fn show(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<(
 }
 
 fn describe(board: &mut Board, tool: &str, made: &Made) {
-    let answer = &made.answer;
+    let answer = problem(made);
     let said = format!(
         "{} {}: {}",
         made.status,
@@ -106,13 +109,14 @@ fn denied_by(made: &Made, end: &str) -> bool {
     made.at(end).is_some_and(|d| d.verdict == "deny")
 }
 
+/// The problem document in a JSON-RPC error.
+fn problem(made: &Made) -> &Value {
+    &made.answer["error"]["data"]
+}
+
 /// A refusal that its caller can do something with: why, by which rule, under which id.
 fn useful(made: &Made, rule: &str) -> bool {
-    let answer = &made.answer;
+    let answer = problem(made);
     let text = |key: &str| answer[key].as_str().is_some_and(|t| !t.is_empty());
-    made.status == 403
-        && text("reason")
-        && text("detail")
-        && text("decision_id")
-        && cell(&answer["rule"]).ends_with(rule)
+    made.status == 403 && text("reason") && text("detail") && text("decision_id") && cell(&answer["rule"]) == rule
 }

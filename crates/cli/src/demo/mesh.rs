@@ -37,7 +37,7 @@ pub(super) const AGENTS: [(&str, &str); 3] = [
 ];
 
 /// The policies that the steps apply, by file name.
-const POLICIES: [(&str, &str); 4] = [
+const POLICIES: [(&str, &str); 5] = [
     (
         "ledger_limits.rego",
         include_str!("../../../../demo/policies/ledger_limits.rego"),
@@ -45,6 +45,10 @@ const POLICIES: [(&str, &str); 4] = [
     (
         "ledger_limits_test.rego",
         include_str!("../../../../demo/policies/ledger_limits_test.rego"),
+    ),
+    (
+        "ledger_limits.data.json",
+        include_str!("../../../../demo/policies/ledger_limits.data.json"),
     ),
     (
         "research_hours.rego",

@@ -62,7 +62,7 @@ async fn without_it(mesh: &Mesh, board: &mut Board) -> anyhow::Result<()> {
     for _ in 0..CALLS {
         through += usize::from(search(mesh).await?);
     }
-    let books = calls::plain(mesh, "ledger", "close_books", json!({})).await?;
+    let books = calls::mcp(mesh, "ledger", "close_books", json!({})).await?;
     let text = format!(
         "{through} of {CALLS} calls allowed, a denied one stays denied ({})",
         books.status
@@ -136,7 +136,7 @@ async fn back(mesh: &Mesh, board: &mut Board, before: &Kept) -> anyhow::Result<(
     })
     .await?;
     let reconnected = started.elapsed();
-    let printed = mesh.aip(&["policy", "delete", "research_hours"]).await?;
+    let printed = mesh.aip(&["policy", "delete", "research-hours"]).await?;
     anyhow::ensure!(
         printed.code == Some(0),
         "the policy was not deleted: {}",

@@ -99,7 +99,7 @@ pub(super) async fn show(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<(
 }
 
 async fn broken(mesh: &Mesh, board: &mut Board) -> anyhow::Result<()> {
-    let before = mesh.admin()?.get("/v1/policies/research_hours").await?;
+    let before = mesh.admin()?.get("/v1/policies/research-hours").await?;
     let apply = ["policy", "apply", "policies/broken.rego"];
     let printed = mesh.aip(&apply).await?;
     board.quote(
@@ -115,7 +115,7 @@ async fn broken(mesh: &Mesh, board: &mut Board) -> anyhow::Result<()> {
         said,
         format!("exit code {:?}, {place}…", printed.code.unwrap_or(-1)),
     );
-    let after = mesh.admin()?.get("/v1/policies/research_hours").await?;
+    let after = mesh.admin()?.get("/v1/policies/research-hours").await?;
     let (closed, _) = calls::watch(mesh, 1).await?;
     board.fact(
         "still",

@@ -60,11 +60,11 @@ fn beside(rego: &Path, ending: &str) -> Option<PathBuf> {
     Some(rego.with_file_name(format!("{stem}{ending}"))).filter(|p| p.is_file())
 }
 
-/// The name in `package aip.policy.<name>`.
+/// The name in `package aip.policy.<name>`, where `-` is written as `_`.
 fn package(text: &str) -> Option<String> {
     let line = text.lines().map(str::trim).find_map(|l| l.strip_prefix("package "))?;
     let name = line.split_whitespace().next()?.strip_prefix("aip.policy.")?;
-    Some(name.to_owned())
+    Some(name.replace('_', "-"))
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
@@ -91,11 +91,11 @@ mod tests {
     fn data_and_tests_beside_the_module_belong_to_it() {
         let dir = tempfile::tempdir().unwrap();
         let rego = dir.path().join("limits.rego");
-        std::fs::write(&rego, "# about\npackage aip.policy.limits\n").unwrap();
+        std::fs::write(&rego, "# about\npackage aip.policy.day_limits\n").unwrap();
         std::fs::write(dir.path().join("limits_test.rego"), "package aip.policy.limits_test\n").unwrap();
         std::fs::write(dir.path().join("limits.data.yaml"), "max: 7\n").unwrap();
         let read = PolicyFiles::read(&rego, None, None, None).unwrap();
-        assert_eq!(read.source.name, "limits");
+        assert_eq!(read.source.name, "day-limits");
         assert_eq!(read.source.data["max"], 7);
         assert!(read.source.tests.unwrap().contains("limits_test"));
         std::fs::write(&rego, "package other\n").unwrap();

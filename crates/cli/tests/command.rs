@@ -1,0 +1,119 @@
+//! The command as its users meet it: what it prints, and how it ends.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn aip(home: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aip"));
+    command
+        .args(arguments)
+        .env("AIP_HOME", home)
+        .env_remove("AIP_ADMIN")
+        .env_remove("AIP_TOKEN_FILE");
+    command.output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn usage_mistakes_end_with_2() {
+    let home = tempfile::tempdir().unwrap();
+    for arguments in [
+        &["no-such-verb"][..],
+        &["agent", "create", "Not A Name"],
+        &["agent", "create"],
+        &["run", "--name", "a"],
+        &["run", "--name", "a", "--", "no-such-program-here"],
+        &["policy", "check"],
+        &["status", "--output", "xml"],
+        &["--admin", "http://192.0.2.1:1", "--token-file", "/dev/null", "status"],
+    ] {
+        let output = aip(home.path(), arguments);
+        // A token file that holds none is found first; both are the user's to mend.
+        let code = output.status.code();
+        assert!(
+            code == Some(2) || code == Some(8),
+            "{arguments:?}: {code:?} {}",
+            said(&output)
+        );
+        assert!(said(&output).starts_with("error: "), "{arguments:?}: {}", said(&output));
+    }
+}
+
+#[test]
+fn without_a_control_plane_it_says_what_to_do_and_ends_with_4() {
+    let home = tempfile::tempdir().unwrap();
+    for arguments in [
+        &["status"][..],
+        &["agent", "list"],
+        &["call", "a", "/"],
+        &["run", "--name", "a", "--", "true"],
+    ] {
+        let output = aip(home.path(), arguments);
+        assert_eq!(output.status.code(), Some(4), "{arguments:?}: {}", said(&output));
+        assert!(
+            said(&output).contains("next: start one with `aip "),
+            "{arguments:?}: {}",
+            said(&output)
+        );
+    }
+}
+
+#[test]
+fn a_broken_policy_is_drawn_with_its_line_and_ends_with_6() {
+    let home = tempfile::tempdir().unwrap();
+    let broken = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../demo/policies/broken.rego");
+    let broken = broken.to_str().unwrap();
+    let output = aip(home.path(), &["policy", "check", broken]);
+    assert_eq!(output.status.code(), Some(6));
+    let text = said(&output);
+    assert!(text.contains(&format!("{broken}:5:")), "{text}");
+    assert!(
+        text.contains("5 | ") && text.contains("| ") && text.contains('^'),
+        "{text}"
+    );
+    let as_json = aip(home.path(), &["policy", "check", broken, "--output", "json"]);
+    let documents: serde_json::Value = serde_json::from_slice(&as_json.stdout).unwrap();
+    assert_eq!(documents[0]["diagnostics"][0]["line"], 5);
+}
+
+#[test]
+fn the_demos_policies_are_admitted_and_their_tests_pass() {
+    let home = tempfile::tempdir().unwrap();
+    let policies = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../demo/policies");
+    let limits = policies.join("ledger_limits.rego");
+    let output = aip(
+        home.path(),
+        &["policy", "test", limits.to_str().unwrap(), "--output", "json"],
+    );
+    assert!(output.status.success(), "{}", said(&output));
+    let documents: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(documents[0]["admission"]["tests_passed"], 3);
+    let hours = policies.join("research_hours.rego");
+    assert!(
+        aip(home.path(), &["policy", "check", hours.to_str().unwrap()])
+            .status
+            .success()
+    );
+    let untested = aip(home.path(), &["policy", "test", hours.to_str().unwrap()]);
+    assert_eq!(untested.status.code(), Some(2), "{}", said(&untested));
+}
+
+#[test]
+fn the_admission_child_answers_for_a_policy_that_can_not_be_read() {
+    use std::io::Write as _;
+    let mut child = Command::new(env!("CARGO_BIN_EXE_aip"))
+        .arg("policy-admit")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"not json").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(answer["Err"].is_array(), "{answer}");
+}
