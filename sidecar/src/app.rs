@@ -66,7 +66,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let listeners = Listeners::bind(&config)?;
     let _data = files::lock_dir(&config.data)?;
     let _runtime = match config.runtime_dir.starts_with(&config.data) && config.runtime_dir != config.data {
-        true => std::fs::create_dir_all(&config.runtime_dir).map(|()| None)?,
+        true => private_dir(&config.runtime_dir).map(|()| None)?,
         false => Some(files::lock_dir(&config.runtime_dir)?),
     };
     listeners.announce(&config.data.join("run.json"))?;
@@ -135,6 +135,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         },
     )
     .await
+}
+
+/// Below the data directory, whose lock covers it.
+fn private_dir(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
 }
 
 /// A refusal that trying again can't mend is the end, and says what to do.

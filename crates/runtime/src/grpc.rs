@@ -46,6 +46,22 @@ pub fn reason(status: &tonic::Status) -> Option<&str> {
     status.metadata().get(REASON).and_then(|v| v.to_str().ok())
 }
 
+/// An error with its sources, innermost last: tonic's own says only "transport error".
+pub fn why(error: &dyn std::error::Error) -> String {
+    let mut out = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let text = inner.to_string();
+        // Some layers repeat what they wrap.
+        if !out.contains(&text) {
+            out.push_str(": ");
+            out.push_str(&text);
+        }
+        source = inner.source();
+    }
+    out
+}
+
 /// A channel to the control plane at `address`.
 ///
 /// # Errors

@@ -24,7 +24,7 @@ use crate::mesh::world::Origin;
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     /// The control plane can't be reached.
-    #[error("the control plane at {address} is not reachable: {source:?}")]
+    #[error("the control plane at {address} is not reachable: {}", grpc::why(source))]
     Unreachable {
         /// Where.
         address: SocketAddr,

@@ -28,6 +28,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 const HEALTHY: Duration = Duration::from_secs(10);
 /// Requests that may wait to be sent.
 const OUTGOING: usize = 64;
+/// Names in one subscription message: as many as the control plane takes.
+const NAMES: usize = 1_000;
 
 /// What the stream needs beside the world.
 pub struct Client {
@@ -54,9 +56,9 @@ pub struct Client {
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
 enum StreamEnd {
-    #[error("the control plane is not reachable: {0:?}")]
+    #[error("the control plane is not reachable: {}", grpc::why(.0))]
     Connect(#[from] tonic::transport::Error),
-    #[error("the control plane refused: {0}")]
+    #[error("the control plane ended the stream ({}): {}", grpc::reason(.0).unwrap_or("no reason given"), .0.message())]
     Status(#[from] tonic::Status),
     #[error("the control plane ended the stream")]
     Closed,
@@ -152,8 +154,8 @@ impl Session {
         };
         say(send, Message::Hello(hello)).await?;
         let peers: Vec<String> = self.peers.iter().map(ToString::to_string).collect();
-        if !peers.is_empty() {
-            subscribe(send, peers).await?;
+        for names in peers.chunks(NAMES) {
+            subscribe(send, names.to_vec()).await?;
         }
         let lease = lease_message(&mut self.client.lease);
         say(send, lease).await
