@@ -134,17 +134,30 @@ async fn data_of_a_newer_version_is_left_alone() {
         .map(|e| e.unwrap().path())
         .find(|p| p.extension().is_some_and(|e| e == "redb"));
     let file = file.expect("a database in the data directory");
-    {
-        let database = redb::Database::open(&file).unwrap();
-        let write = database.begin_write().unwrap();
-        let meta = redb::TableDefinition::<&str, u64>::new("meta");
-        write.open_table(meta).unwrap().insert("format", 1_000_000).unwrap();
+    let meta = redb::TableDefinition::<&str, u64>::new("meta");
+    let set = |format: u64| {
+        let write = redb::Database::open(&file).unwrap().begin_write().unwrap();
+        let old = write
+            .open_table(meta)
+            .unwrap()
+            .insert("format", format)
+            .unwrap()
+            .unwrap()
+            .value();
         write.commit().unwrap();
-    }
-    let before = std::fs::read(&file).unwrap();
+        old
+    };
+    let current = set(1_000_000);
     let error = fails(control_plane(&data, &[])).await;
     assert!(error.contains("newer") && error.contains("1000000"), "{error}");
-    assert!(before == std::fs::read(&file).unwrap(), "nothing was written");
+    assert_eq!(set(current), 1_000_000, "it was left as it is");
+    let mut again = ControlPlane::start(dir.path(), &[]).await;
+    assert_eq!(
+        again.admin.get("/v1/mesh").await["mode"],
+        "dev",
+        "and nothing in it was touched"
+    );
+    again.process.assert_alive();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -154,10 +167,10 @@ async fn mode_and_trust_domain_are_fixed_at_creation() {
     first.kill();
     let data = dir.path().join("data");
     let error = fails(control_plane(&data, &["--mode", "prod"])).await;
-    assert!(error.contains("dev") && error.contains("prod"), "{error}");
+    assert!(error.contains("mode dev") && error.contains("never changes"), "{error}");
     let error = fails(control_plane(&data, &["--trust-domain", "two.internal"])).await;
     assert!(
-        error.contains("one.internal") && error.contains("two.internal"),
+        error.contains("one.internal") && error.contains("never changes"),
         "{error}"
     );
 }
@@ -361,14 +374,44 @@ async fn a_sidecar_with_a_useless_token_ends_and_says_why() {
     let first = Sidecar::start(spec.clone(), &mesh.dir("first")).await;
     let error = fails(Sidecar::command(&spec, &mesh.dir("second"))).await;
     assert!(error.contains("token_other_key"), "{error}");
-    // A token of another mesh names another root: this sidecar tells that control plane nothing.
-    let other = JoinToken {
+    first.ready().await;
+}
+
+/// A token of another mesh names another root: the sidecar tells that control plane nothing, and its log says why. It
+/// goes on trying, because who answers there may be an impostor who goes away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sidecar_tells_nothing_to_a_control_plane_of_another_root() {
+    let mesh = Mesh::start().await;
+    let spec = mesh.spec(json!({"name": "one"}), Agent::start().address).await;
+    let token = JoinToken {
         root: Digest::sha256(b"another root"),
         ..spec.token.parse().unwrap()
-    }
-    .reveal();
-    let stranger = SidecarSpec { token: other, ..spec };
-    let error = fails(Sidecar::command(&stranger, &mesh.dir("stranger"))).await;
-    assert!(error.contains("unknown_issuer") || error.contains("root"), "{error}");
-    first.ready().await;
+    };
+    let stranger = SidecarSpec {
+        token: token.reveal(),
+        ..spec
+    };
+    let mut sidecar = Sidecar::start_unready(stranger, &mesh.dir("stranger")).await;
+    wait::until_ok("its log says why", async || {
+        sidecar.process.assert_alive();
+        let said = sidecar.process.stderr() + &sidecar.process.stdout();
+        if said.contains("\"reason\":\"wrong_root\"") {
+            Ok(())
+        } else {
+            Err(said)
+        }
+    })
+    .await;
+    assert!(
+        !aip_tests::http::get(sidecar.probes, "/readyz")
+            .await
+            .unwrap()
+            .status
+            .is_success()
+    );
+    let tokens = mesh.admin().get("/v1/tokens").await;
+    assert!(
+        tokens["items"][0]["spent_at"].is_null(),
+        "the token is as good as before: {tokens}"
+    );
 }

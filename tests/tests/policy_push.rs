@@ -185,7 +185,7 @@ async fn an_applied_policy_is_acknowledged_by_every_sidecar_and_decides() {
     let revision = mesh.admin().apply(&policy(DENY_BLOCKED)).await;
     let acks = mesh.admin().acknowledged(revision).await;
     assert_eq!(
-        acks["enforced"].as_array().map(Vec::len),
+        acks["acked"].as_array().map(Vec::len),
         Some(2),
         "both sidecars acknowledged: {acks}"
     );

@@ -283,7 +283,7 @@ async fn a_caller_speaks_to_no_other_agent_than_the_one_it_called() {
         let answer = f.sidecar.get(&format!("http://{name}.aip.internal/hello")).await;
         assert!(answer.status.is_server_error(), "{name}: {answer:?}");
         assert_ne!(answer.text(), "impostor");
-        assert_eq!(answer.reason(), "peer_identity", "{name}: {}", answer.text());
+        assert_eq!(answer.reason(), "peer_not_verified", "{name}: {}", answer.text());
         assert_eq!(f.count(reason).await, before + 1.0, "{name} is counted as {reason}");
     }
     f.untouched();

@@ -10,26 +10,33 @@ use std::sync::OnceLock;
 /// `make build`), under cargo's own lock against other test processes. With `AIP_BIN_DIR` set they are taken from there
 /// as they are.
 pub fn binary(name: &str) -> PathBuf {
-    static DIR: OnceLock<PathBuf> = OnceLock::new();
-    let path = DIR.get_or_init(dir).join(name);
+    // A failed build is remembered too: it would fail again for each test.
+    static DIR: OnceLock<Result<PathBuf, &str>> = OnceLock::new();
+    let path = DIR
+        .get_or_init(dir)
+        .as_ref()
+        .unwrap_or_else(|e| panic!("{e}"))
+        .join(name);
     assert!(path.is_file(), "{} was not built", path.display());
     path
 }
 
-fn dir() -> PathBuf {
+fn dir() -> Result<PathBuf, &'static str> {
     if let Some(dir) = std::env::var_os("AIP_BIN_DIR") {
-        return dir.into();
+        return Ok(dir.into());
     }
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--quiet", "--workspace", "--bins"]);
     let status = cargo.current_dir(repository()).status().expect("cargo runs");
-    assert!(status.success(), "the binaries under test don't build");
+    if !status.success() {
+        return Err("the binaries under test don't build");
+    }
     // This test lies in <target>/<profile>/deps.
     let test = std::env::current_exe().unwrap();
-    test.parent()
-        .and_then(Path::parent)
-        .expect("a test binary lies in target/<profile>/deps")
-        .to_owned()
+    let profile = test.parent().and_then(Path::parent);
+    profile
+        .map(Path::to_owned)
+        .ok_or("a test binary lies in target/<profile>/deps")
 }
 
 /// The root of the repository.

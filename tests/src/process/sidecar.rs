@@ -45,8 +45,15 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    /// The command line.
+    /// The command line, with its files under `dir`.
     pub fn command(spec: &SidecarSpec, dir: &Path) -> Command {
+        for sub in ["data", "run", "code"] {
+            std::fs::create_dir_all(dir.join(sub)).unwrap();
+        }
+        let code = dir.join("code/agent.txt");
+        if !code.exists() {
+            std::fs::write(code, &spec.name).unwrap();
+        }
         let mut command = Command::new(binary("aip-sidecar"));
         command.args(["--name", &spec.name]);
         command.args(["--control-plane", &spec.control_plane.to_string()]);
@@ -75,13 +82,6 @@ impl Sidecar {
 
     /// Starts it and waits until it listens.
     pub async fn start_unready(spec: SidecarSpec, dir: &Path) -> Self {
-        for sub in ["data", "run", "code"] {
-            std::fs::create_dir_all(dir.join(sub)).unwrap();
-        }
-        let code = dir.join("code/agent.txt");
-        if !code.exists() {
-            std::fs::write(code, &spec.name).unwrap();
-        }
         let run = dir.join("data/run.json");
         let _ = std::fs::remove_file(&run);
         let mut process = Process::start(&format!("sidecar-{}", spec.name), &Self::command(&spec, dir), dir);
