@@ -13,6 +13,7 @@ use aip_runtime::ready::Readiness;
 use aip_runtime::settings::listen;
 use aip_runtime::tls::{ALPN_H2, Clients, server_config};
 use serde::Serialize;
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tonic::transport::Server;
 
@@ -21,10 +22,10 @@ use crate::admin::{Api, router};
 use crate::bootstrap::{Mesh, StartError, open, write};
 use crate::ca::{CaError, SERVER_SECONDS};
 use crate::clock::Clock;
+use crate::config::ConfigService;
 use crate::config::leases::Leases;
 use crate::config::sessions::Sessions;
 use crate::config::world::World;
-use crate::config::{ConfigService, Limits};
 use crate::identity::IdentityService;
 use crate::refusal::Refusal;
 use crate::registry::{Actor, Registry};
@@ -83,31 +84,41 @@ impl ControlPlane {
     /// As [`StartError`] lists.
     pub async fn start(settings: Settings) -> Result<Self, StartError> {
         let clock = Clock::default();
+        let mesh = open(&settings, clock.clone()).await?;
+        let store = mesh.registry.store.clone();
+        let started = Self::serve(settings, mesh, clock).await;
+        if started.is_err() {
+            // Tasks that were begun may linger; the file must not.
+            store.close().await;
+        }
+        started
+    }
+
+    async fn serve(settings: Settings, mesh: Mesh, clock: Clock) -> Result<Self, StartError> {
         let metrics = aip_runtime::telemetry::init_metrics();
         crate::metrics::describe();
         let ready = Readiness::new(&["store", "mesh", "admin"]);
+        ready.set("store", true);
         let Mesh {
             registry,
             ca,
             record,
             lock,
-        } = open(&settings, clock.clone()).await?;
-        ready.set("store", true);
+        } = mesh;
         let trust = ca.trust()?.shared();
         let world = World::new(&registry.store, ca.clone(), trust.clone()).await?;
         let sessions = Sessions::new(clock.clone());
-        let loopback = settings.mesh_listen.ip().is_loopback();
-        let leases = Leases::new(registry.clone(), settings.lease_grace, loopback);
         let (drain, watch) = drain::channel();
         let mut tasks = JoinSet::new();
         tasks.spawn(world.clone().follow(registry.store.clone()));
-        tasks.spawn(leases.clone().reap(world.clone()));
         tasks.spawn(upkeep(registry.clone(), ca.clone()));
 
-        let tls = server_config(&ca.server, &trust, Clients::Optional, ALPN_H2)
-            .map_err(|e| CaError::Certificate(e.to_string()))?;
-        let mesh = tokio::net::TcpListener::from_std(listen("sidecars", "--mesh-listen", settings.mesh_listen)?)?;
-        let mesh_address = mesh.local_addr()?;
+        let leases = Leases::new(
+            registry.clone(),
+            settings.lease_grace,
+            settings.mesh_listen.ip().is_loopback(),
+        );
+        tasks.spawn(leases.clone().reap(world.clone()));
         let config = ConfigService {
             world: world.clone(),
             sessions: sessions.clone(),
@@ -117,6 +128,16 @@ impl ControlPlane {
             drain: watch.clone(),
         };
         let identity = IdentityService::new(registry.clone(), ca.clone())?;
+        let mesh = TcpListener::from_std(listen("sidecars", "--mesh-listen", settings.mesh_listen)?)?;
+        let admin = TcpListener::from_std(listen("the admin API", "--admin-listen", settings.admin_listen)?)?;
+        let run = Run {
+            pid: std::process::id(),
+            mesh: mesh.local_addr()?,
+            admin: admin.local_addr()?,
+            root: ca.root_digest(),
+        };
+        let tls = server_config(&ca.server, &trust, Clients::Optional, ALPN_H2)
+            .map_err(|e| CaError::Certificate(e.to_string()))?;
         tasks.spawn(mesh_port(
             identity,
             config,
@@ -125,29 +146,20 @@ impl ControlPlane {
         ));
         ready.set("mesh", true);
 
-        let admin = listen("the admin API", "--admin-listen", settings.admin_listen)?;
-        let admin = tokio::net::TcpListener::from_std(admin)?;
-        let admin_address = admin.local_addr()?;
-        let transport = Transport::of(admin_address, &ca, &trust)?;
-        let program = settings.program.clone();
-        let api = Arc::new(Api::new(
+        let transport = Transport::of(run.admin, &ca, &trust)?;
+        let api = Api::new(
             registry.clone(),
-            ca.clone(),
+            ca,
             world,
             sessions,
-            program,
+            settings.program.clone(),
             record.created_at,
-        ));
-        let routes = router(api.clone(), ready.clone(), metrics, admin_address.ip().is_loopback());
+        );
+        let api = Arc::new(api);
+        let routes = router(api.clone(), ready.clone(), metrics, run.admin.ip().is_loopback());
         tasks.spawn(serve(admin, routes, transport, watch));
         ready.set("admin", true);
 
-        let run = Run {
-            pid: std::process::id(),
-            mesh: mesh_address,
-            admin: admin_address,
-            root: ca.root_digest(),
-        };
         write(&settings.data.join(RUN_FILE), &crate::registry::encode(&run)?)?;
         tracing::info!(mesh = %run.mesh, admin = %run.admin, root = %run.root, "control plane is up");
         Ok(Self {
@@ -167,6 +179,7 @@ impl ControlPlane {
         self.drain.start();
         let idle = self.drain.idle(DRAIN_DEADLINE).await;
         self.tasks.shutdown().await;
+        self.registry.store.close().await;
         drop(self.lock);
         idle
     }
@@ -176,6 +189,7 @@ impl ControlPlane {
         self.api.stopping.cancel();
         self.drain.start();
         self.tasks.shutdown().await;
+        self.registry.store.close().await;
     }
 }
 
@@ -185,8 +199,6 @@ async fn mesh_port(
     connections: aip_runtime::grpc::Incoming,
     mut watch: DrainWatch,
 ) {
-    let Limits { sessions, .. } = config.limits;
-    tracing::debug!(sessions, "config streams are bounded");
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))

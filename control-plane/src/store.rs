@@ -15,8 +15,8 @@ mod watch;
 mod conformance;
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{Mutex as AsyncMutex, watch as signal};
@@ -272,7 +272,8 @@ fn expected(op: &Op, at: Option<u64>) -> Result<(), StoreError> {
 /// The store of this process. Cloning shares it.
 #[derive(Clone)]
 pub struct Store {
-    backend: Arc<dyn Backend>,
+    // Empty once it was closed.
+    backend: Arc<RwLock<Option<Arc<dyn Backend>>>>,
     // One blocking thread waits in the database's own writer lock, not one per request.
     writer: Arc<AsyncMutex<()>>,
     revision: signal::Sender<u64>,
@@ -293,7 +294,7 @@ impl Store {
     pub fn new(backend: impl Backend) -> Result<Self, StoreError> {
         let revision = backend.revision()?;
         Ok(Self {
-            backend: Arc::new(backend),
+            backend: Arc::new(RwLock::new(Some(Arc::new(backend)))),
             writer: Arc::default(),
             revision: signal::Sender::new(revision),
             commits: Arc::default(),
@@ -304,9 +305,23 @@ impl Store {
         &self,
         work: impl FnOnce(&dyn Backend) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let backend = self.backend.clone();
+        let open = self.backend.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let backend = open.ok_or_else(|| StoreError::Failed("the store is closed".into()))?;
         let joined = tokio::task::spawn_blocking(move || work(&*backend)).await;
         joined.unwrap_or_else(|e| Err(StoreError::Failed(format!("a database call died: {e}"))))
+    }
+
+    /// Closes the database when the calls that are running have ended; every later call fails. Whoever still holds
+    /// the store (a connection that lingers) does not keep its file open.
+    pub async fn close(&self) {
+        let _writer = self.writer.lock().await;
+        let backend = self.backend.write().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(backend) = backend else { return };
+        // Reads take microseconds, and no new one begins.
+        while Arc::strong_count(&backend) > 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let _ = tokio::task::spawn_blocking(move || drop(backend)).await;
     }
 
     /// The revision of the last transaction.

@@ -32,8 +32,16 @@ async fn a_sidecar_joins_with_a_token_and_renews_with_its_svid() {
     let second = sidecar.svid.current().unwrap();
     assert_ne!(first.identity.serial, second.identity.serial);
     let svids = mesh.admin.get("/v1/agents/planner/svids").await;
-    let credentials: Vec<_> = svids["items"].as_array().unwrap().iter().map(|s| s["credential"].clone()).collect();
-    assert!(credentials.contains(&json!("token")) && credentials.contains(&json!("svid")), "{credentials:?}");
+    let credentials: Vec<_> = svids["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| s["credential"].clone())
+        .collect();
+    assert!(
+        credentials.contains(&json!("token")) && credentials.contains(&json!("svid")),
+        "{credentials:?}"
+    );
     let approved = mesh.admin.get("/v1/measurements?agent=planner").await;
     assert_eq!(approved["items"][0]["measurement"]["approved_by"], "dev");
 }
@@ -53,7 +61,10 @@ async fn tokens_are_refused_for_every_reason_that_there_is() {
     let mut sidecar = Sidecar::new(mesh.plane.run.mesh, "planner", &token).await;
     let key = PendingKey::generate().unwrap();
     let good = sidecar.good(&token, &key).await;
-    let with = |token: &str| IssueRequest { credential: Some(Credential::JoinToken(token.into())), ..good.clone() };
+    let with = |token: &str| IssueRequest {
+        credential: Some(Credential::JoinToken(token.into())),
+        ..good.clone()
+    };
 
     let mut forged: JoinToken = token.parse().unwrap();
     forged.secret = [7; 32];
@@ -64,14 +75,32 @@ async fn tokens_are_refused_for_every_reason_that_there_is() {
         (with(&unknown.reveal()), "token_unknown"),
         (with(&forged.reveal()), "token_unknown"),
         (with(&others), "token_wrong_agent"),
-        (IssueRequest { credential: None, ..good.clone() }, "credential_missing"),
-        (IssueRequest { agent: "Planner".into(), ..good.clone() }, "name_invalid"),
         (
-            IssueRequest { credential: Some(Credential::ServiceAccountToken("t".into())), ..good.clone() },
+            IssueRequest {
+                credential: None,
+                ..good.clone()
+            },
+            "credential_missing",
+        ),
+        (
+            IssueRequest {
+                agent: "Planner".into(),
+                ..good.clone()
+            },
+            "name_invalid",
+        ),
+        (
+            IssueRequest {
+                credential: Some(Credential::ServiceAccountToken("t".into())),
+                ..good.clone()
+            },
             "credential_unsupported",
         ),
         (
-            IssueRequest { credential: Some(Credential::CurrentSvid(Default::default())), ..good.clone() },
+            IssueRequest {
+                credential: Some(Credential::CurrentSvid(Default::default())),
+                ..good.clone()
+            },
             "credential_missing",
         ),
     ] {
@@ -137,14 +166,62 @@ async fn evidence_and_nonces_are_refused_for_every_reason_that_there_is() {
     for (stated, expected) in [
         (Evidence { v: 2, ..base() }, "evidence_malformed"),
         (unsorted, "evidence_malformed"),
-        (Evidence { attestor: "guess".into(), ..base() }, "evidence_malformed"),
-        (Evidence { iat: now - 400, ..base() }, "evidence_stale"),
-        (Evidence { iat: now + 400, ..base() }, "evidence_stale"),
-        (Evidence { jkt: other.key.jkt, ..base() }, "evidence_other_key"),
-        (Evidence { agent: "ledger".parse().unwrap(), ..base() }, "evidence_other_agent"),
-        (Evidence { code: Digest::sha256(b"x"), ..base() }, "evidence_digest_mismatch"),
-        (Evidence { nonce: "AAAA".into(), ..base() }, "nonce_unknown"),
-        (Evidence { nonce: "!".into(), ..base() }, "nonce_unknown"),
+        (
+            Evidence {
+                attestor: "guess".into(),
+                ..base()
+            },
+            "evidence_malformed",
+        ),
+        (
+            Evidence {
+                iat: now - 400,
+                ..base()
+            },
+            "evidence_stale",
+        ),
+        (
+            Evidence {
+                iat: now + 400,
+                ..base()
+            },
+            "evidence_stale",
+        ),
+        (
+            Evidence {
+                jkt: other.key.jkt,
+                ..base()
+            },
+            "evidence_other_key",
+        ),
+        (
+            Evidence {
+                agent: "ledger".parse().unwrap(),
+                ..base()
+            },
+            "evidence_other_agent",
+        ),
+        (
+            Evidence {
+                code: Digest::sha256(b"x"),
+                ..base()
+            },
+            "evidence_digest_mismatch",
+        ),
+        (
+            Evidence {
+                nonce: "AAAA".into(),
+                ..base()
+            },
+            "nonce_unknown",
+        ),
+        (
+            Evidence {
+                nonce: "!".into(),
+                ..base()
+            },
+            "nonce_unknown",
+        ),
     ] {
         let mut stated = stated;
         if expected == "evidence_malformed" && stated.attestor == "guess" {
@@ -152,21 +229,43 @@ async fn evidence_and_nonces_are_refused_for_every_reason_that_there_is() {
             let nonce = sidecar.nonce().await;
             stated.nonce = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(nonce);
         }
-        assert_eq!(refused(sidecar.issue(request(sign(&stated, &key))).await), expected, "{stated:?}");
+        assert_eq!(
+            refused(sidecar.issue(request(sign(&stated, &key))).await),
+            expected,
+            "{stated:?}"
+        );
     }
-    assert_eq!(refused(sidecar.issue(request(sign(&base(), &other))).await), "evidence_other_key");
-    assert_eq!(refused(sidecar.issue(request("x.y.z".into())).await), "evidence_malformed");
+    assert_eq!(
+        refused(sidecar.issue(request(sign(&base(), &other))).await),
+        "evidence_other_key"
+    );
+    assert_eq!(
+        refused(sidecar.issue(request("x.y.z".into())).await),
+        "evidence_malformed"
+    );
     let large = "x".repeat(MAX_EVIDENCE_BYTES + 1);
     assert_eq!(refused(sidecar.issue(request(large)).await), "evidence_too_large");
-    let bad_csr = IssueRequest { csr: vec![1, 2, 3], ..request(sign(&base(), &key)) };
+    let bad_csr = IssueRequest {
+        csr: vec![1, 2, 3],
+        ..request(sign(&base(), &key))
+    };
     assert_eq!(refused(sidecar.issue(bad_csr).await), "csr_invalid");
 
     sidecar.issue(request(sign(&base(), &key))).await.unwrap();
-    assert_eq!(refused(sidecar.issue(request(sign(&base(), &key))).await), "nonce_reused");
+    assert_eq!(
+        refused(sidecar.issue(request(sign(&base(), &key))).await),
+        "nonce_reused"
+    );
     let late = sidecar.nonce().await;
     mesh.plane.clock.advance(61);
-    let stated = Evidence { iat: now + 61, ..evidence("planner", &key, &late, b"code") };
-    assert_eq!(refused(sidecar.issue(request(sign(&stated, &key))).await), "nonce_expired");
+    let stated = Evidence {
+        iat: now + 61,
+        ..evidence("planner", &key, &late, b"code")
+    };
+    assert_eq!(
+        refused(sidecar.issue(request(sign(&stated, &key))).await),
+        "nonce_expired"
+    );
 }
 
 #[tokio::test]
@@ -183,10 +282,23 @@ async fn an_svid_renews_only_its_own_agent_and_only_until_it_is_revoked() {
     assert_eq!(refused(client.issue(request).await), "svid_other_agent");
 
     let serial = sidecar.svid.current().unwrap().identity.serial.clone();
-    mesh.admin.ok("POST", "/v1/agents/planner/revoke", json!({"serial": serial, "reason": "stolen"})).await;
+    mesh.admin
+        .ok(
+            "POST",
+            "/v1/agents/planner/revoke",
+            json!({"serial": serial, "reason": "stolen"}),
+        )
+        .await;
     let request = sidecar.renewal(&key, b"code").await;
-    assert_eq!(refused(client.issue(request).await), "svid_revoked", "on the connection that is open");
-    crate::support::eventually("new handshakes to be refused", async || sidecar.renew(b"code").await.err()).await;
+    assert_eq!(
+        refused(client.issue(request).await),
+        "svid_revoked",
+        "on the connection that is open"
+    );
+    crate::support::eventually("new handshakes to be refused", async || {
+        sidecar.renew(b"code").await.err()
+    })
+    .await;
 
     let token = mesh.another_token("planner").await;
     let mut again = Sidecar::new(mesh.plane.run.mesh, "planner", &token).await;
@@ -200,7 +312,11 @@ async fn an_svid_renews_only_its_own_agent_and_only_until_it_is_revoked() {
     let token = mesh.another_token("planner").await;
     let mut last = Sidecar::new(mesh.plane.run.mesh, "planner", &token).await;
     last.join(&token).await.unwrap();
-    assert_eq!(last.svid.current().unwrap().result().generation, 2, "a new token lets it back in");
+    assert_eq!(
+        last.svid.current().unwrap().result().generation,
+        2,
+        "a new token lets it back in"
+    );
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use aip_api::wire::{Ack, Hello};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::support::sidecar::{Stream, hello, names, held, why};
+use crate::support::sidecar::{Stream, held, hello, names, why};
 use crate::support::{Mesh, Sidecar, eventually};
 
 fn has(all: &[(Kind, String, u64)], kind: Kind, name: &str) -> bool {
@@ -33,11 +33,19 @@ async fn the_first_push_is_what_a_sidecar_must_hold_and_the_acknowledged_one_is_
     assert_eq!(first.iter().filter(|(k, ..)| *k == Kind::SigningKey).count(), 5);
     assert!(!has(&first, Kind::Agent, "ledger"), "others come on demand");
     assert!(!first.iter().any(|(k, ..)| *k == Kind::Measurement));
-    assert!(push.synced.contains(&(Kind::Revocation.to_wire() as i32)), "none is an answer too");
+    assert!(
+        push.synced.contains(&(Kind::Revocation.to_wire() as i32)),
+        "none is an answer too"
+    );
     assert_eq!(first[0].0, Kind::TrustBundle, "in the order in which they are needed");
     stream.ack(push.nonce).await;
 
-    let again = sidecar.open(Hello { held: held(&first), ..hello() }).await;
+    let again = sidecar
+        .open(Hello {
+            held: held(&first),
+            ..hello()
+        })
+        .await;
     let push = again.unwrap().push().await.unwrap();
     assert_eq!(names(&push), []);
     assert!(!push.synced.is_empty());
@@ -50,7 +58,14 @@ async fn changes_merge_while_a_push_is_on_its_way() {
     let mut stream = sidecar.stream().await;
     stream.synced().await;
     let put = async |n: u64| {
-        let answer = mesh.admin.ok("PUT", "/v1/traffic/planner", json!({"agent": "planner", "max_concurrency": n})).await;
+        let answer = mesh
+            .admin
+            .ok(
+                "PUT",
+                "/v1/traffic/planner",
+                json!({"agent": "planner", "max_concurrency": n}),
+            )
+            .await;
         answer["revision"].as_u64().unwrap()
     };
     let first = put(1).await;
@@ -68,9 +83,16 @@ async fn changes_merge_while_a_push_is_on_its_way() {
     .await;
     stream.ack(push.nonce).await;
     let push = stream.push().await.unwrap();
-    assert_eq!(names(&push), [(Kind::Traffic, "planner".into(), last)], "one push for three changes");
+    assert_eq!(
+        names(&push),
+        [(Kind::Traffic, "planner".into(), last)],
+        "one push for three changes"
+    );
     stream.ack(push.nonce).await;
-    let acks = mesh.admin.get(&format!("/v1/revisions/{last}/acks?wait_ms=10000")).await;
+    let acks = mesh
+        .admin
+        .get(&format!("/v1/revisions/{last}/acks?wait_ms=10000"))
+        .await;
     assert_eq!(acks["missing"], json!([]));
     assert_eq!(acks["acked"].as_array().unwrap().len(), 1);
     assert!(acks["ms"].as_f64().unwrap() > 0.0);
@@ -83,7 +105,13 @@ async fn a_rejected_resource_is_not_held_and_is_sent_again_only_when_it_changes(
     let mut stream = sidecar.stream().await;
     stream.synced().await;
     let put = async |n: u64| {
-        mesh.admin.ok("PUT", "/v1/traffic/planner", json!({"agent": "planner", "max_concurrency": n})).await["revision"]
+        mesh.admin
+            .ok(
+                "PUT",
+                "/v1/traffic/planner",
+                json!({"agent": "planner", "max_concurrency": n}),
+            )
+            .await["revision"]
             .as_u64()
             .unwrap()
     };
@@ -94,16 +122,31 @@ async fn a_rejected_resource_is_not_held_and_is_sent_again_only_when_it_changes(
     assert_eq!(acks["nacked"].as_array().unwrap().len(), 1, "{acks}");
     let shown = mesh.admin.get("/v1/sidecars").await;
     assert_eq!(shown["items"][0]["nacks"][0]["reason"], "invalid");
-    mesh.admin.ok("PUT", "/v1/traffic/default", json!({"agent": "default", "max_concurrency": 7})).await;
+    mesh.admin
+        .ok(
+            "PUT",
+            "/v1/traffic/default",
+            json!({"agent": "default", "max_concurrency": 7}),
+        )
+        .await;
     let push = stream.push().await.unwrap();
-    assert!(!has(&names(&push), Kind::Traffic, "planner"), "the rejected one is not repeated");
+    assert!(
+        !has(&names(&push), Kind::Traffic, "planner"),
+        "the rejected one is not repeated"
+    );
     stream.ack(push.nonce).await;
     let good = put(2).await;
     let push = stream.push().await.unwrap();
     assert_eq!(names(&push), [(Kind::Traffic, "planner".into(), good)]);
     stream.ack(push.nonce).await;
-    mesh.admin.get(&format!("/v1/revisions/{good}/acks?wait_ms=10000")).await;
-    assert_eq!(mesh.admin.get("/v1/sidecars").await["items"][0]["nacks"], json!([]), "taken since");
+    mesh.admin
+        .get(&format!("/v1/revisions/{good}/acks?wait_ms=10000"))
+        .await;
+    assert_eq!(
+        mesh.admin.get("/v1/sidecars").await["items"][0]["nacks"],
+        json!([]),
+        "taken since"
+    );
 }
 
 #[tokio::test]
@@ -123,7 +166,11 @@ async fn peers_come_on_demand_and_missing_ones_are_said_to_be() {
 
     stream.subscribe(Kind::Endpoint, &["ledger"]).await;
     let push = stream.push().await.unwrap();
-    assert_eq!((push.resources.len(), push.missing[0].name.as_str()), (0, "ledger"), "it serves nowhere yet");
+    assert_eq!(
+        (push.resources.len(), push.missing[0].name.as_str()),
+        (0, "ledger"),
+        "it serves nowhere yet"
+    );
     stream.ack(push.nonce).await;
     let mut served = ledger.stream().await;
     served.synced().await;
@@ -135,12 +182,19 @@ async fn peers_come_on_demand_and_missing_ones_are_said_to_be() {
 
     stream.subscribe(Kind::Policy, &["ledger"]).await;
     let push = stream.push().await.unwrap();
-    assert_eq!((push.resources.len(), push.synced.len()), (0, 1), "the baseline is held already");
+    assert_eq!(
+        (push.resources.len(), push.synced.len()),
+        (0, 1),
+        "the baseline is held already"
+    );
     stream.ack(push.nonce).await;
 
     mesh.admin.ok("POST", "/v1/agents", json!({"name": "nobody"})).await;
     let push = stream.push().await.unwrap();
-    assert!(has(&names(&push), Kind::Agent, "nobody"), "what was missing comes when it is there");
+    assert!(
+        has(&names(&push), Kind::Agent, "nobody"),
+        "what was missing comes when it is there"
+    );
     stream.ack(push.nonce).await;
 
     mesh.admin.ok("DELETE", "/v1/agents/nobody", json!(null)).await;
@@ -155,7 +209,9 @@ async fn peers_come_on_demand_and_missing_ones_are_said_to_be() {
     stream.ack(push.nonce).await;
     let labelled = json!({"name": "ledger", "labels": {"tier": "gold"}});
     mesh.admin.ok("PUT", "/v1/agents/ledger", labelled).await;
-    mesh.admin.ok("PUT", "/v1/traffic/ledger", json!({"agent": "ledger"})).await;
+    mesh.admin
+        .ok("PUT", "/v1/traffic/ledger", json!({"agent": "ledger"}))
+        .await;
     let push = stream.push().await.unwrap();
     assert!(has(&names(&push), Kind::Traffic, "ledger") && !has(&names(&push), Kind::Agent, "ledger"));
 }
@@ -170,11 +226,17 @@ async fn endpoints_live_as_long_as_their_stream_and_go_at_drain() {
     stream.lease("127.0.0.1:15006").await;
     eventually("the endpoint", async || (endpoints().await == 1).then_some(())).await;
     stream.lease("").await;
-    eventually("its withdrawal at drain", async || (endpoints().await == 0).then_some(())).await;
+    eventually("its withdrawal at drain", async || {
+        (endpoints().await == 0).then_some(())
+    })
+    .await;
     stream.lease("127.0.0.1:15007").await;
     eventually("the endpoint", async || (endpoints().await == 1).then_some(())).await;
     drop(stream);
-    eventually("its withdrawal with the stream", async || (endpoints().await == 0).then_some(())).await;
+    eventually("its withdrawal with the stream", async || {
+        (endpoints().await == 0).then_some(())
+    })
+    .await;
 
     let mut stream = sidecar.stream().await;
     stream.synced().await;
@@ -202,7 +264,10 @@ async fn a_new_stream_of_the_same_instance_takes_over_and_keeps_its_endpoint() {
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     let now = mesh.admin.get("/v1/endpoints").await;
     assert_eq!(now["items"][0], endpoint, "the same, at the same revision");
-    assert_eq!(mesh.admin.get("/v1/sidecars").await["items"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        mesh.admin.get("/v1/sidecars").await["items"].as_array().unwrap().len(),
+        1
+    );
 }
 
 #[tokio::test]
@@ -220,7 +285,11 @@ async fn a_live_stream_ends_when_its_svid_is_revoked_or_its_agent_removed() {
             mesh.admin.ok("DELETE", "/v1/agents/planner", json!(null)).await;
         } else {
             let serial = sidecar.svid.current().unwrap().identity.serial.clone();
-            let body = if revoke["serial"] == true { json!({"serial": serial}) } else { json!({}) };
+            let body = if revoke["serial"] == true {
+                json!({"serial": serial})
+            } else {
+                json!({})
+            };
             mesh.admin.ok("POST", "/v1/agents/planner/revoke", body).await;
         }
         assert_eq!(stream.ended().await, expected);
@@ -238,19 +307,36 @@ async fn a_restored_store_pushes_nothing_until_an_operator_lifts_it() {
     let mut stream = sidecar.stream().await;
     let before = stream.synced().await;
     let floor = 5_000;
-    let refused = sidecar.open(Hello { revision_floor: floor, ..hello() }).await.map(|_| ()).unwrap_err();
+    let refused = sidecar
+        .open(Hello {
+            revision_floor: floor,
+            ..hello()
+        })
+        .await
+        .map(|_| ())
+        .unwrap_err();
     assert_eq!(why(&refused), "restored_store");
     assert!(refused.message().contains("/v1/mesh/lift"), "{}", refused.message());
     let lifted = mesh.admin.ok("POST", "/v1/mesh/lift", json!({"above": floor})).await;
     assert_eq!(lifted["revision"], floor + 1);
     let pushed = eventually("the world to catch up", async || {
-        sidecar.open(Hello { revision_floor: floor, held: held(&before), ..hello() }).await.ok()
+        sidecar
+            .open(Hello {
+                revision_floor: floor,
+                held: held(&before),
+                ..hello()
+            })
+            .await
+            .ok()
     })
     .await
     .synced()
     .await;
     assert_eq!(pushed.len(), before.len());
-    assert!(pushed.iter().all(|(.., revision)| *revision == floor + 1), "all are newer than what was held");
+    assert!(
+        pushed.iter().all(|(.., revision)| *revision == floor + 1),
+        "all are newer than what was held"
+    );
 }
 
 #[tokio::test]
@@ -258,19 +344,38 @@ async fn what_the_protocol_does_not_allow_ends_the_stream() {
     let mesh = Mesh::dev().await;
     let sidecar = mesh.joined("planner").await;
     let refused = |hello: Hello| async { why(&sidecar.open(hello).await.map(|_| ()).unwrap_err()) };
-    assert_eq!(refused(Hello { instance: "x".into(), ..hello() }).await, "instance_invalid");
+    assert_eq!(
+        refused(Hello {
+            instance: "x".into(),
+            ..hello()
+        })
+        .await,
+        "instance_invalid"
+    );
 
     let anonymous = Sidecar::new(mesh.plane.run.mesh, "planner", &mesh.another_token("planner").await).await;
     let pin = mesh.plane.run.root;
     let tls = aip_runtime::tls::pinned_client(pin).unwrap();
     let channel = aip_runtime::grpc::channel(anonymous.mesh, tls).await.unwrap();
-    assert_eq!(why(&Stream::open(channel, hello(), None).await.map(|_| ()).unwrap_err()), "credential_missing");
+    assert_eq!(
+        why(&Stream::open(channel, hello(), None).await.map(|_| ()).unwrap_err()),
+        "credential_missing"
+    );
 
     let cases: Vec<(Message, &str)> = vec![
         (Message::Hello(hello()), "protocol_violation"),
-        (Message::Ack(Ack { nonce: 77, rejected: vec![] }), "protocol_violation"),
         (
-            Message::Subscribe(aip_api::wire::Subscribe { kind: Kind::MeshConfig.to_wire() as i32, names: vec![] }),
+            Message::Ack(Ack {
+                nonce: 77,
+                rejected: vec![],
+            }),
+            "protocol_violation",
+        ),
+        (
+            Message::Subscribe(aip_api::wire::Subscribe {
+                kind: Kind::MeshConfig.to_wire() as i32,
+                names: vec![],
+            }),
             "protocol_violation",
         ),
         (
@@ -315,7 +420,11 @@ async fn streams_are_bounded_for_each_agent() {
         open.push(sidecar.stream().await);
     }
     let instance = Uuid::now_v7().hyphenated().to_string();
-    let third = sidecar.open(Hello { instance, ..hello() }).await.map(|_| ()).unwrap_err();
+    let third = sidecar
+        .open(Hello { instance, ..hello() })
+        .await
+        .map(|_| ())
+        .unwrap_err();
     assert_eq!(why(&third), "session_limit");
 }
 
@@ -330,14 +439,31 @@ async fn policies_follow_labels_and_attachment() {
                     \tinput.request.method == \"TRACE\"\n}\n";
         json!({"name": "gold", "rego": rego, "attach": attach})
     };
-    mesh.admin.ok("PUT", "/v1/policies/gold", policy(json!({"labels": {"tier": "gold"}}))).await;
-    mesh.admin.ok("PUT", "/v1/agents/planner", json!({"name": "planner", "labels": {"tier": "gold"}})).await;
+    mesh.admin
+        .ok("PUT", "/v1/policies/gold", policy(json!({"labels": {"tier": "gold"}})))
+        .await;
+    mesh.admin
+        .ok(
+            "PUT",
+            "/v1/agents/planner",
+            json!({"name": "planner", "labels": {"tier": "gold"}}),
+        )
+        .await;
     let push = stream.push().await.unwrap();
-    assert!(has(&names(&push), Kind::Policy, "gold"), "the label brought it: {:?}", names(&push));
+    assert!(
+        has(&names(&push), Kind::Policy, "gold"),
+        "the label brought it: {:?}",
+        names(&push)
+    );
     stream.ack(push.nonce).await;
-    mesh.admin.ok("PUT", "/v1/policies/gold", policy(json!({"agents": ["ledger"]}))).await;
+    mesh.admin
+        .ok("PUT", "/v1/policies/gold", policy(json!({"agents": ["ledger"]})))
+        .await;
     let push = stream.push().await.unwrap();
-    assert!(has(&names(&push), Kind::Policy, "gold"), "it learns that it is not attached any more");
+    assert!(
+        has(&names(&push), Kind::Policy, "gold"),
+        "it learns that it is not attached any more"
+    );
     stream.ack(push.nonce).await;
     mesh.admin.ok("DELETE", "/v1/policies/gold", json!(null)).await;
     let push = stream.push().await.unwrap();

@@ -16,11 +16,17 @@ pub struct Admin {
 
 impl Admin {
     pub fn new(address: SocketAddr, token: impl Into<String>) -> Self {
-        Self { address, token: token.into() }
+        Self {
+            address,
+            token: token.into(),
+        }
     }
 
     pub fn with(&self, token: impl Into<String>) -> Self {
-        Self { token: token.into(), ..self.clone() }
+        Self {
+            token: token.into(),
+            ..self.clone()
+        }
     }
 
     pub async fn raw(&self, request: Request<Body>) -> http::Response<Body> {
@@ -31,9 +37,20 @@ impl Admin {
     }
 
     pub fn request(&self, method: &str, path: &str, body: &Value) -> http::request::Builder {
-        let builder = Request::builder().method(method).uri(path).header("host", self.address.to_string());
-        let builder = if body.is_null() { builder } else { builder.header("content-type", "application/json") };
-        if self.token.is_empty() { builder } else { builder.header("authorization", format!("Bearer {}", self.token)) }
+        let builder = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", self.address.to_string());
+        let builder = if body.is_null() {
+            builder
+        } else {
+            builder.header("content-type", "application/json")
+        };
+        if self.token.is_empty() {
+            builder
+        } else {
+            builder.header("authorization", format!("Bearer {}", self.token))
+        }
     }
 
     pub async fn send(&self, request: Request<Body>) -> (StatusCode, Value) {
@@ -45,7 +62,11 @@ impl Admin {
 
     pub async fn call(&self, method: &str, path: &str, body: Value) -> (StatusCode, Value) {
         let builder = self.request(method, path, &body);
-        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+        let body = if body.is_null() {
+            Body::empty()
+        } else {
+            Body::from(body.to_string())
+        };
         self.send(builder.body(body).unwrap()).await
     }
 

@@ -52,7 +52,12 @@ impl Mesh {
         let plane = ControlPlane::start(settings).await.unwrap();
         let token = std::fs::read_to_string(data.join("admin.jwt")).unwrap();
         let admin = Admin::new(plane.run.admin, token);
-        Self { plane, admin, data, dir: None }
+        Self {
+            plane,
+            admin,
+            data,
+            dir: None,
+        }
     }
 
     /// Registers an agent and makes a join token for it.
@@ -76,7 +81,7 @@ impl Mesh {
 }
 
 /// Waits until `check` answers something.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut check: impl FnMut() -> F) -> T {
+pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = tokio::time::Instant::now() + DEADLINE;
     loop {
         if let Some(found) = check().await {

@@ -35,11 +35,17 @@ pub struct Sidecar {
 
 /// The reason of a refusal.
 pub fn why(status: &Status) -> String {
-    reason(status).unwrap_or_else(|| panic!("no reason in {status:?}")).to_owned()
+    reason(status)
+        .unwrap_or_else(|| panic!("no reason in {status:?}"))
+        .to_owned()
 }
 
 pub fn evidence(agent: &str, key: &PendingKey, nonce: &[u8], code: &[u8]) -> Evidence {
-    let files = vec![MeasuredFile { path: "main.py".into(), exec: false, sha256: Digest::sha256(code) }];
+    let files = vec![MeasuredFile {
+        path: "main.py".into(),
+        exec: false,
+        sha256: Digest::sha256(code),
+    }];
     Evidence {
         v: 1,
         agent: agent.parse().unwrap(),
@@ -77,7 +83,9 @@ impl Sidecar {
     }
 
     pub async fn nonce(&mut self) -> Vec<u8> {
-        let request = ChallengeRequest { agent: self.agent.clone() };
+        let request = ChallengeRequest {
+            agent: self.agent.clone(),
+        };
         self.identity.challenge(request).await.unwrap().into_inner().nonce
     }
 
@@ -154,7 +162,12 @@ impl Sidecar {
 
 pub fn hello() -> Hello {
     let instance = uuid::Uuid::now_v7().hyphenated().to_string();
-    Hello { instance, version: "0.1.0".into(), held: vec![], revision_floor: 0 }
+    Hello {
+        instance,
+        version: "0.1.0".into(),
+        held: vec![],
+        revision_floor: 0,
+    }
 }
 
 pub struct Stream {
@@ -168,10 +181,19 @@ impl Stream {
     pub async fn open(channel: Channel, hello: Hello, trust: Option<Trust>) -> Result<Self, Status> {
         let (send, requests) = mpsc::channel(16);
         let instance = hello.instance.clone();
-        send.send(ConfigRequest { message: Some(Message::Hello(hello)) }).await.unwrap();
+        send.send(ConfigRequest {
+            message: Some(Message::Hello(hello)),
+        })
+        .await
+        .unwrap();
         let mut client = ConfigClient::new(channel).max_decoding_message_size(16 << 20);
         let inbound = client.stream(ReceiverStream::new(requests)).await?.into_inner();
-        Ok(Self { instance, send, inbound, trust })
+        Ok(Self {
+            instance,
+            send,
+            inbound,
+            trust,
+        })
     }
 
     pub async fn say(&self, message: Message) {
@@ -181,7 +203,9 @@ impl Stream {
 
     /// The next push, its signatures checked.
     pub async fn push(&mut self) -> Result<ConfigResponse, Status> {
-        let next = tokio::time::timeout(super::DEADLINE, self.inbound.message()).await.expect("a push in time");
+        let next = tokio::time::timeout(super::DEADLINE, self.inbound.message())
+            .await
+            .expect("a push in time");
         let push = next?.ok_or_else(|| Status::new(Code::Unavailable, "closed"))?;
         if let Some(trust) = &self.trust {
             for resource in &push.resources {
@@ -202,7 +226,11 @@ impl Stream {
     }
 
     pub async fn ack(&self, nonce: u64) {
-        self.say(Message::Ack(Ack { nonce, rejected: vec![] })).await;
+        self.say(Message::Ack(Ack {
+            nonce,
+            rejected: vec![],
+        }))
+        .await;
     }
 
     pub async fn nack(&self, push: &ConfigResponse, at: usize, reason: &str) {
@@ -214,7 +242,11 @@ impl Stream {
             reason: reason.into(),
             detail: "for people".into(),
         };
-        self.say(Message::Ack(Ack { nonce: push.nonce, rejected: vec![rejection] })).await;
+        self.say(Message::Ack(Ack {
+            nonce: push.nonce,
+            rejected: vec![rejection],
+        }))
+        .await;
     }
 
     /// Takes and acknowledges pushes until everything is synced.
@@ -232,21 +264,35 @@ impl Stream {
 
     pub async fn subscribe(&self, kind: Kind, names: &[&str]) {
         let names = names.iter().map(|n| (*n).to_owned()).collect();
-        self.say(Message::Subscribe(Subscribe { kind: kind.to_wire() as i32, names })).await;
+        self.say(Message::Subscribe(Subscribe {
+            kind: kind.to_wire() as i32,
+            names,
+        }))
+        .await;
     }
 
     pub async fn unsubscribe(&self, kind: Kind, names: &[&str]) {
         let names = names.iter().map(|n| (*n).to_owned()).collect();
-        self.say(Message::Unsubscribe(Subscribe { kind: kind.to_wire() as i32, names })).await;
+        self.say(Message::Unsubscribe(Subscribe {
+            kind: kind.to_wire() as i32,
+            names,
+        }))
+        .await;
     }
 
     pub async fn lease(&self, address: &str) {
-        self.say(Message::Endpoint(EndpointLease { address: address.into() })).await;
+        self.say(Message::Endpoint(EndpointLease {
+            address: address.into(),
+        }))
+        .await;
     }
 }
 
 pub fn names(push: &ConfigResponse) -> Vec<(Kind, String, u64)> {
-    push.resources.iter().map(|r| (Kind::from_wire(r.kind).unwrap(), r.name.clone(), r.revision)).collect()
+    push.resources
+        .iter()
+        .map(|r| (Kind::from_wire(r.kind).unwrap(), r.name.clone(), r.revision))
+        .collect()
 }
 
 pub fn held(all: &[(Kind, String, u64)]) -> Vec<Held> {
@@ -257,4 +303,3 @@ pub fn held(all: &[(Kind, String, u64)]) -> Vec<Held> {
     };
     all.iter().map(one).collect()
 }
-

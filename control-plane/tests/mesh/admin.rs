@@ -1,0 +1,280 @@
+//! The admin API: documents, pages, idempotency, policies, watch.
+
+use axum::body::Body;
+use futures_util::StreamExt as _;
+use serde_json::{Value, json};
+
+use crate::support::{Mesh, reason};
+
+const QUIET: &str = "package aip.policy.quiet\n\nrules contains {\"rule\": \"q\", \"verdict\": \"deny\", \"reason\": \"no\"} if {\n\
+                     \tinput.request.method == \"TRACE\"\n}\n";
+
+#[tokio::test]
+async fn agents_are_registered_changed_listed_and_removed() {
+    let mesh = Mesh::dev().await;
+    let admin = &mesh.admin;
+    let made = admin
+        .ok(
+            "POST",
+            "/v1/agents",
+            json!({"name": "planner", "owner": "ops", "generation": 9}),
+        )
+        .await;
+    assert_eq!(
+        made["resource"]["generation"], 1,
+        "the generation is the control plane's"
+    );
+    assert_eq!(
+        admin.refused("POST", "/v1/agents", json!({"name": "planner"})).await,
+        (409, "agent_exists".into())
+    );
+    let (status, problem) = admin
+        .call("POST", "/v1/agents", json!({"name": "x", "owner": "o".repeat(200)}))
+        .await;
+    assert_eq!((status.as_u16(), reason(&problem)), (422, "invalid"));
+    assert_eq!(problem["errors"][0]["field"], "owner");
+    assert_eq!(
+        admin.refused("POST", "/v1/agents", json!({"nmae": "x"})).await,
+        (400, "malformed".into())
+    );
+    assert_eq!(
+        admin.refused("GET", "/v1/agents/Planner", Value::Null).await,
+        (400, "name_invalid".into())
+    );
+    assert_eq!(
+        admin.refused("GET", "/v1/agents/nobody", Value::Null).await,
+        (404, "not_found".into())
+    );
+    assert_eq!(
+        admin.refused("GET", "/v1/nothing", Value::Null).await,
+        (404, "not_found".into())
+    );
+
+    let put = async |revision: u64| {
+        let builder = admin
+            .request("PUT", "/v1/agents/planner", &json!({}))
+            .header("if-match", format!("\"{revision}\""));
+        let body = json!({"name": "planner", "owner": "dev"}).to_string();
+        admin.send(builder.body(Body::from(body)).unwrap()).await.0.as_u16()
+    };
+    let revision = made["revision"].as_u64().unwrap();
+    assert_eq!(put(revision).await, 200);
+    assert_eq!(put(revision).await, 409, "it was changed meanwhile");
+    admin.ok("DELETE", "/v1/agents/planner", Value::Null).await;
+    let again = admin.ok("POST", "/v1/agents", json!({"name": "planner"})).await;
+    assert_eq!(
+        again["resource"]["generation"], 2,
+        "above what was revoked with its predecessor"
+    );
+}
+
+#[tokio::test]
+async fn lists_come_in_pages() {
+    let mesh = Mesh::dev().await;
+    for i in 0..5 {
+        mesh.admin
+            .ok("POST", "/v1/agents", json!({"name": format!("a{i}")}))
+            .await;
+    }
+    let (mut seen, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = mesh.admin.get(&format!("/v1/agents?limit=2{cursor}")).await;
+        seen.extend(
+            page["items"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|a| a["resource"]["name"].clone()),
+        );
+        match page["next"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => break,
+        }
+    }
+    assert_eq!(seen, ["a0", "a1", "a2", "a3", "a4"]);
+    for bad in ["limit=0", "limit=501", "cursor=%21"] {
+        assert_eq!(
+            mesh.admin
+                .refused("GET", &format!("/v1/agents?{bad}"), Value::Null)
+                .await
+                .0,
+            422,
+            "{bad}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_repeated_post_with_its_key_is_done_once() {
+    let mesh = Mesh::dev().await;
+    mesh.admin.ok("POST", "/v1/agents", json!({"name": "planner"})).await;
+    let post = async |key: &str, body: Value| {
+        let builder = mesh
+            .admin
+            .request("POST", "/v1/tokens", &body)
+            .header("idempotency-key", key);
+        mesh.admin
+            .send(builder.body(Body::from(body.to_string())).unwrap())
+            .await
+    };
+    let first = post("k1", json!({"agent": "planner"})).await;
+    assert_eq!(post("k1", json!({"agent": "planner"})).await, first, "the same token");
+    assert_ne!(
+        post("k2", json!({"agent": "planner"})).await.1["token"],
+        first.1["token"]
+    );
+    let (status, problem) = post("k1", json!({"agent": "planner", "ttl_seconds": 5})).await;
+    assert_eq!((status.as_u16(), reason(&problem)), (422, "idempotency_mismatch"));
+    assert_eq!(mesh.admin.get("/v1/tokens").await["items"].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn policies_are_checked_written_and_rolled_back() {
+    let mesh = Mesh::dev().await;
+    let admin = &mesh.admin;
+    let broken = json!({"name": "quiet", "rego": "package aip.policy.quiet\n\nrules contains {"});
+    let (status, problem) = admin.call("PUT", "/v1/policies/quiet", broken.clone()).await;
+    assert_eq!(
+        (status.as_u16(), reason(&problem)),
+        (422, "policy_refused"),
+        "{problem}"
+    );
+    assert!(
+        problem["errors"][0]["field"]
+            .as_str()
+            .unwrap()
+            .starts_with("quiet.rego"),
+        "{problem}"
+    );
+    assert_eq!(
+        admin.refused("POST", "/v1/policies/check", broken).await.1,
+        "policy_refused"
+    );
+    let good = json!({"name": "quiet", "rego": QUIET});
+    let checked = admin.ok("POST", "/v1/policies/check", good.clone()).await;
+    assert!(checked["reads"].is_array());
+    assert_eq!(
+        admin.refused("GET", "/v1/policies/quiet", Value::Null).await.0,
+        404,
+        "a check writes nothing"
+    );
+    let first = admin.ok("PUT", "/v1/policies/quiet", good).await["revision"]
+        .as_u64()
+        .unwrap();
+    let second = json!({"name": "quiet", "rego": QUIET.replace("TRACE", "PATCH")});
+    admin.ok("PUT", "/v1/policies/quiet", second).await;
+    admin
+        .ok("POST", "/v1/policies/quiet/rollback", json!({"revision": first}))
+        .await;
+    assert!(
+        admin.get("/v1/policies/quiet").await["resource"]["rego"]
+            .as_str()
+            .unwrap()
+            .contains("TRACE")
+    );
+    let versions = admin.get("/v1/policies/quiet/revisions").await;
+    let numbers: Vec<_> = versions["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|v| v["version"].as_u64().unwrap())
+        .collect();
+    assert_eq!(numbers, [3, 2, 1]);
+    assert_eq!(versions["items"][2]["revision"], first);
+    assert_eq!(
+        admin.refused("DELETE", "/v1/policies/baseline", Value::Null).await,
+        (409, "baseline_required".into())
+    );
+    let gone = json!({"revision": 1});
+    assert_eq!(
+        admin.refused("POST", "/v1/policies/quiet/rollback", gone).await,
+        (404, "not_found".into())
+    );
+    let other = json!({"name": "loud", "rego": QUIET});
+    assert_eq!(
+        admin.refused("PUT", "/v1/policies/quiet", other).await,
+        (422, "invalid".into())
+    );
+}
+
+#[tokio::test]
+async fn the_baseline_and_every_policy_that_is_shipped_are_admitted() {
+    let mesh = Mesh::dev().await;
+    let baseline = mesh.admin.get("/v1/policies/baseline").await["resource"].clone();
+    mesh.admin.ok("POST", "/v1/policies/check", baseline).await;
+}
+
+#[tokio::test]
+async fn what_is_fixed_at_creation_stays() {
+    let mesh = Mesh::dev().await;
+    let mut config = mesh.admin.get("/v1/mesh-config").await["resource"].clone();
+    config["svid_ttl_seconds"] = json!(120);
+    mesh.admin.ok("PUT", "/v1/mesh-config", config.clone()).await;
+    let sidecar = mesh.joined("planner").await;
+    let svid = sidecar.svid.current().unwrap();
+    assert_eq!(svid.identity.not_after - svid.identity.not_before, 180);
+    for (field, value) in [("mode", "prod"), ("trust_domain", "other.internal")] {
+        let changed = json!({"trust_domain": "aip.internal", "mode": "dev", field: value});
+        assert_eq!(
+            mesh.admin.refused("PUT", "/v1/mesh-config", changed).await,
+            (409, "immutable".into()),
+            "{field}"
+        );
+    }
+    config["svid_ttl_seconds"] = json!(1);
+    assert_eq!(mesh.admin.refused("PUT", "/v1/mesh-config", config).await.0, 422);
+}
+
+#[tokio::test]
+async fn large_bodies_are_refused() {
+    let mesh = Mesh::dev().await;
+    let body = json!({"name": "x", "owner": "o".repeat(1 << 20)});
+    assert_eq!(
+        mesh.admin.refused("POST", "/v1/agents", body).await,
+        (413, "too_large".into())
+    );
+}
+
+#[tokio::test]
+async fn a_watch_tells_changes_as_they_happen() {
+    let mesh = Mesh::dev().await;
+    let from = mesh.admin.get("/v1/mesh").await["revision"].as_u64().unwrap();
+    mesh.admin.ok("POST", "/v1/agents", json!({"name": "before"})).await;
+    let request = mesh
+        .admin
+        .request("GET", &format!("/v1/watch?from={from}"), &Value::Null)
+        .body(Body::empty());
+    let response = mesh.admin.raw(request.unwrap()).await;
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    mesh.admin.ok("POST", "/v1/agents", json!({"name": "after"})).await;
+    let mut events = response.into_body().into_data_stream();
+    let mut text = String::new();
+    while !text.contains("\"after\"") {
+        let next = tokio::time::timeout(crate::support::DEADLINE, events.next())
+            .await
+            .expect("an event in time");
+        text += std::str::from_utf8(&next.unwrap().unwrap()).unwrap();
+    }
+    assert!(
+        text.contains("event: change") && text.contains("\"before\"") && text.contains("\"kind\":\"Agent\""),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn every_change_stands_in_the_audit_with_its_revision() {
+    let mesh = Mesh::dev().await;
+    let made = mesh.admin.ok("POST", "/v1/agents", json!({"name": "planner"})).await;
+    let audit = mesh.admin.get("/v1/audit?limit=1").await;
+    let row = &audit["items"][0];
+    assert_eq!(
+        (&row["revision"], &row["action"], &row["actor"]),
+        (&made["revision"], &json!("agent.create"), &json!("admin:admin"))
+    );
+    assert_eq!(row["subject"], "planner");
+    let older = mesh.admin.get(&format!("/v1/audit?before={}", audit["next"])).await;
+    assert_eq!(
+        older["items"].as_array().unwrap().last().unwrap()["action"],
+        "mesh.create"
+    );
+}
