@@ -1,11 +1,11 @@
-# The mesh baseline: what may happen where no other policy says otherwise.
+# The mesh baseline: it takes part in every hop, and nothing overrides it.
 #
-# Everything that isn't allowed here is denied. Other policies are attached beside it and add what they refuse: of the
-# verdicts of all rules that fire the strictest wins, so a deny of theirs beats an allow of this one, and nothing that
-# they allow undoes a deny.
+# It allows calls between attested agents of this mesh, and calls to the outside hosts that the mesh lists. What must
+# never happen it denies, rather than leaving it unsaid: of the verdicts of all rules that fire the strictest wins, so no
+# policy that is attached beside it can allow what is denied here. Other policies add what they refuse.
 #
-# data.mesh.egress lists outside hosts: "host" for port 443, "host:port", "*.domain" or "*.domain:port" for all hosts
-# below a domain (not the domain itself).
+# data.mesh.egress lists outside hosts: {"host": "api.example.com", "port": 443}, or "*.example.com" for all hosts below
+# a domain (not the domain itself).
 package aip.policy.baseline
 
 # A call between two agents of one mesh, at the callee: the caller has proved what it runs, on this very connection.
@@ -39,6 +39,31 @@ rules contains {
 	egress_listed
 }
 
+# A caller that is no attested agent of this mesh, whoever else would let it in.
+rules contains {
+	"rule": "baseline/unattested",
+	"verdict": "deny",
+	"reason": "the caller is not an attested agent of this mesh",
+} if {
+	input.direction == "inbound"
+	not attested_caller
+}
+
+# An outside host that the mesh does not list.
+rules contains {
+	"rule": "baseline/unlisted-egress",
+	"verdict": "deny",
+	"reason": "the mesh does not list this outside host",
+} if {
+	input.destination.kind == "external"
+	not egress_listed
+}
+
+attested_caller if {
+	agents_of_one_mesh
+	input.source.attestation.status == "valid"
+}
+
 # The agent of this sidecar is one of the two ends, so a trust domain that both share is the mesh's own.
 agents_of_one_mesh if {
 	input.source.kind == "agent"
@@ -47,24 +72,15 @@ agents_of_one_mesh if {
 	input.source.trust_domain != ""
 }
 
-port := sprintf(":%d", [input.destination.port])
-
 egress_listed if {
 	some entry in data.mesh.egress
-	covers(entry)
+	entry.port == input.destination.port
+	covers(entry.host)
 }
 
-covers(entry) if input.destination.name == host_of(entry)
+covers(host) if input.destination.name == host
 
-covers(entry) if {
-	startswith(entry, "*.")
-	endswith(input.destination.name, trim_prefix(host_of(entry), "*"))
-}
-
-# The entry without its port, if the port is the one that is called.
-host_of(entry) := trim_suffix(entry, port) if {
-	endswith(entry, port)
-} else := entry if {
-	not contains(entry, ":")
-	input.destination.port == 443
+covers(host) if {
+	startswith(host, "*.")
+	endswith(input.destination.name, trim_prefix(host, "*"))
 }
