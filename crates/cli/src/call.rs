@@ -20,7 +20,7 @@ use crate::exit::{Exit, Failure};
 use crate::home::Home;
 use crate::http::{self, HttpError};
 use crate::run::state::{Phase, State};
-use crate::{Globals, output};
+use crate::{Globals, output, process};
 
 #[derive(Debug, Args)]
 pub(crate) struct Call {
@@ -140,7 +140,8 @@ pub(crate) fn running(home: &Home) -> Vec<State> {
         .into_iter()
         .filter_map(|s| serde_json::from_value::<State>(s).ok());
     states
-        .filter(|s| s.phase == Phase::Ready && s.outbound.is_some())
+        // A supervisor that was killed left its state behind.
+        .filter(|s| s.phase == Phase::Ready && s.outbound.is_some() && process::is_alive(s.supervisor))
         .collect()
 }
 

@@ -48,7 +48,12 @@ impl Admin {
             })?;
         let token_file = globals.token_file.clone().or_else(|| context.map(|c| c.token_file));
         let token_file = token_file.unwrap_or_else(|| default_token_file(&home));
-        Self::to(&url, &read_token(&token_file)?)
+        // The URL first: a token is not even read for one that it must not be sent to.
+        let client = Self::to(&url, "")?;
+        Ok(Self {
+            token: read_token(&token_file)?,
+            ..client
+        })
     }
 
     /// A client of the admin API at `url` with this token.

@@ -26,6 +26,7 @@ use self::board::Board;
 use self::mesh::Mesh;
 use crate::Globals;
 use crate::exit::Exit;
+use crate::process::Signals;
 
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
@@ -36,22 +37,21 @@ pub(crate) struct Demo {
 
 impl Demo {
     pub(crate) async fn perform(self, globals: &Globals) -> anyhow::Result<ExitCode> {
-        let signal = aip_runtime::shutdown::signal();
-        tokio::pin!(signal);
+        let mut signals = Signals::catch()?;
         let started = Instant::now();
         let mut board = Board::new(globals.json());
         let mut mesh = Mesh::prepare()?;
         board.say("AIP demo: a control plane, three agents that know nothing of AIP, one sidecar each.");
         board.say(&format!("Everything lies in {}.", mesh.dir.path().display()));
         let ended = tokio::select! {
-            _ = &mut signal => None,
+            _ = signals.next() => None,
             () = Box::pin(steps(&mut mesh, &mut board)) => Some(board.all_shown()),
         };
         if ended.is_some() {
             board.summary(started.elapsed());
             if !self.once {
                 what_to_try(&board, &mesh);
-                signal.await;
+                signals.next().await;
             }
         }
         mesh.stop().await;

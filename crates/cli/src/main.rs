@@ -88,7 +88,7 @@ enum Verb {
     /// Start a control plane on this machine
     Up(up::Up),
     /// Run a command, unchanged, behind its own sidecar
-    Run(run::Run),
+    Run(Box<run::Run>),
     /// Show every promise with a mesh of three agents
     Demo(demo::Demo),
     /// The registry of agents

@@ -12,6 +12,9 @@ use tokio::time::Instant;
 use crate::exit::{Exit, Failure};
 
 mod log;
+mod signals;
+
+pub(crate) use signals::Signals;
 
 /// How long a child may take to end by itself: a sidecar's own drain deadline (20 s) and a little more.
 pub(crate) const GRACE: Duration = Duration::from_secs(25);
@@ -145,6 +148,12 @@ impl Drop for Child {
     fn drop(&mut self) {
         self.signal(Signal::KILL);
     }
+}
+
+/// Whether a process with this id runs.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    pid.is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
 }
 
 fn alive(group: Pid) -> bool {

@@ -80,7 +80,7 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) async fn perform(self, globals: &Globals) -> anyhow::Result<ExitCode> {
-        let mut signals = supervise::Signals::catch()?;
+        let mut signals = crate::process::Signals::catch()?;
         let home = globals.home()?;
         let plan = plan::Plan::make(&self, &home)?;
         let code = Box::pin(supervise::supervise(globals, &self, plan, &mut signals)).await?;

@@ -12,7 +12,7 @@ use crate::Globals;
 use crate::exit::{Exit, Failure};
 use crate::home::{Context, Home, private_dir, read_json};
 use crate::output;
-use crate::process::{self, Child, Output};
+use crate::process::{self, Child, Output, Signals};
 
 /// How long the control plane may take until it listens: a first start makes keys, a large store is opened.
 const START: Duration = Duration::from_secs(60);
@@ -120,12 +120,15 @@ impl Up {
             trust_domain: self.trust_domain.map(|t| t.to_string()),
             mode: self.mode,
         };
-        let signal = aip_runtime::shutdown::signal();
-        tokio::pin!(signal);
-        let mut running = output::waiting("starting the control plane", start(&home, &options)).await?;
+        let mut signals = Signals::catch()?;
+        let mut running = tokio::select! {
+            running = output::waiting("starting the control plane", start(&home, &options)) => running?,
+            // What was started is killed as it is dropped.
+            _ = signals.next() => return Ok(ExitCode::from(130)),
+        };
         announce(globals, &home, &running);
         tokio::select! {
-            _ = &mut signal => {
+            _ = signals.next() => {
                 running.child.stop(process::GRACE).await;
                 Ok(ExitCode::SUCCESS)
             }

@@ -104,7 +104,7 @@ async fn broken(mesh: &Mesh, board: &mut Board) -> anyhow::Result<()> {
     let printed = mesh.aip(&apply).await?;
     board.quote(
         &format!("$ aip {}", apply.join(" ")),
-        &format!("{}\n{}", printed.stdout, printed.stderr).trim(),
+        format!("{}\n{}", printed.stdout, printed.stderr).trim(),
     );
     board.fact("exit code", printed.code.map_or("none".into(), |c| c.to_string()));
     let mistake = super::mesh::mistake_line();

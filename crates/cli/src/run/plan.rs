@@ -77,7 +77,7 @@ impl Plan {
             .iter()
             .map(|f| below(&here.join(f)))
             .collect::<Result<_, _>>()?;
-        let port = run.port.map_or_else(free_port, Ok)?;
+        let port = run.port.map_or_else(free_port, untaken)?;
         let agent = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
         Ok(Self {
             _lock: lock,
@@ -170,6 +170,18 @@ pub(super) fn free_port() -> Result<u16, Failure> {
         .map_err(|e| Failure::new(Exit::Failed, "no port is free").why(e.to_string()))
 }
 
+/// The port that was asked for, if nobody listens there: else whoever does would be taken for the command.
+fn untaken(port: u16) -> Result<u16, Failure> {
+    match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+        Ok(_) => Ok(port),
+        Err(error) => Err(
+            Failure::new(Exit::Failed, format!("port {port} (--port) can't be used"))
+                .why(error.to_string())
+                .next("end what listens there, or choose another --port"),
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,5 +214,12 @@ mod tests {
     fn a_program_is_found_as_the_shell_finds_it() {
         assert!(executable("sh").unwrap().is_absolute());
         assert_eq!(executable("no-such-program-here").unwrap_err().exit, Exit::Usage);
+    }
+
+    #[test]
+    fn a_taken_port_is_refused_before_anything_starts() {
+        let other = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = other.local_addr().unwrap().port();
+        assert!(untaken(port).unwrap_err().to_string().contains("--port"));
     }
 }

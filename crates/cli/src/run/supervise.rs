@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use aip_runtime::backoff::Backoff;
 use rustix::process::Signal;
-use tokio::signal::unix::{self, SignalKind};
 use tokio::time::Instant;
 
 use super::admit::{Admitted, admit};
@@ -17,7 +16,7 @@ use super::{Run, environment, listen, wait};
 use crate::Globals;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, note};
-use crate::process::{self, Child, Output};
+use crate::process::{self, Child, Output, Signals};
 
 /// First and last bound of the wait before a sidecar that died is started again: at once in practice, and no busy loop
 /// where it can't start at all.
@@ -26,32 +25,6 @@ const RESTART: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 const WELL: Duration = Duration::from_secs(30);
 /// How long the sidecar may finish what is in flight before the command is told to end.
 const DRAIN: Duration = Duration::from_secs(5);
-
-/// The signals that are forwarded.
-pub(super) struct Signals {
-    term: unix::Signal,
-    int: unix::Signal,
-    hup: unix::Signal,
-}
-
-impl Signals {
-    /// From here on they no longer end this process.
-    pub(super) fn catch() -> std::io::Result<Self> {
-        Ok(Self {
-            term: unix::signal(SignalKind::terminate())?,
-            int: unix::signal(SignalKind::interrupt())?,
-            hup: unix::signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) -> Signal {
-        tokio::select! {
-            _ = self.term.recv() => Signal::TERM,
-            _ = self.int.recv() => Signal::INT,
-            _ = self.hup.recv() => Signal::HUP,
-        }
-    }
-}
 
 /// What runs.
 struct Running {
