@@ -295,3 +295,45 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), StartError> {
         source,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn on_disk(dir: &Path, needle: &[u8]) -> bool {
+        std::fs::read_dir(dir).unwrap().any(|entry| {
+            let bytes = std::fs::read(entry.unwrap().path()).unwrap_or_default();
+            bytes.windows(needle.len()).any(|w| w == needle)
+        })
+    }
+
+    #[tokio::test]
+    async fn no_private_key_stands_on_disk_in_the_clear() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        let mut settings = Settings::on_loopback(&data, "unused".into());
+        settings.key_file = Some(dir.path().join("key"));
+        let mesh = open(&settings, Clock::default()).await.unwrap();
+        let sealed: Versioned<String> = mesh.registry.record(keys::CA).await.unwrap().unwrap();
+        assert!(
+            on_disk(&data, &sealed.value.as_bytes()[..64]),
+            "the search finds what is there"
+        );
+        let key = SealingKey::from_file(&dir.path().join("key")).unwrap();
+        let plain = key.open(keys::CA, &hex::decode(sealed.value).unwrap()).unwrap();
+        let secrets = Material::from_bytes(&plain).unwrap().secrets();
+        assert_eq!(secrets.len(), 8, "root, two slots, five purposes");
+        for secret in secrets {
+            // The scalar of a P-256 key and the seed of an Ed25519 key stand from byte 36 and 16 on.
+            for part in [&secret[..], &secret[16..48], &secret[36..68]] {
+                assert!(!on_disk(&data, part) && !on_disk(&data, hex::encode(part).as_bytes()));
+            }
+        }
+    }
+
+    #[test]
+    fn the_baseline_is_a_valid_document() {
+        use aip_api::resource::Resource as _;
+        assert_eq!(baseline().unwrap().validate(), []);
+    }
+}

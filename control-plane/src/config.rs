@@ -10,6 +10,8 @@ mod service;
 mod session;
 pub mod sessions;
 mod view;
+#[cfg(test)]
+mod view_tests;
 pub mod world;
 
 pub use service::{ConfigService, Limits};
