@@ -1,24 +1,26 @@
 //! `aip call`: a policy-checked call through a running sidecar, and what the mesh decided about it.
 
-use std::net::SocketAddr;
+mod decision;
+mod proxy;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use aip_api::AgentName;
 use aip_api::problem::{CONTENT_TYPE, Problem};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use clap::Args;
-use http_body_util::Full;
-use hyper::{HeaderMap, Method, Request, Response};
+use hyper::{Method, Response};
 use serde_json::{Value, json};
+
+pub(crate) use decision::{Decision, decision, decisions};
+use proxy::Proxy;
 
 use crate::client::Admin;
 use crate::exit::{Exit, Failure};
 use crate::home::Home;
-use crate::http::{self, HttpError};
+use crate::http::HttpError;
 use crate::run::state::{Phase, State};
 use crate::{Globals, output, process};
 
@@ -47,90 +49,6 @@ pub(crate) struct Call {
     /// How long the answer may take, in seconds
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
     timeout: u64,
-}
-
-/// The caller's sidecar: where it listens for its agent, and the secret that its agent shows.
-#[derive(Debug, Clone)]
-pub(crate) struct Proxy {
-    pub(crate) address: SocketAddr,
-    pub(crate) userinfo: Option<String>,
-}
-
-impl Proxy {
-    fn of_url(url: &str) -> Result<Self, Failure> {
-        let bad = || {
-            Failure::new(
-                Exit::Usage,
-                "--proxy is not a URL like http://user:secret@127.0.0.1:15001",
-            )
-        };
-        let rest = url.strip_prefix("http://").ok_or_else(bad)?.trim_end_matches('/');
-        let (userinfo, authority) = match rest.rsplit_once('@') {
-            Some((user, authority)) => (Some(user.to_owned()), authority),
-            None => (None, rest),
-        };
-        Ok(Self {
-            address: authority.parse().map_err(|_| bad())?,
-            userinfo,
-        })
-    }
-
-    /// The sidecar of an agent that `aip run` runs here.
-    pub(crate) fn of_state(state: &State) -> Option<Self> {
-        let secret = std::fs::read_to_string(&state.proxy_secret_file).ok()?;
-        Some(Self {
-            address: state.outbound?,
-            userinfo: Some(format!("aip:{}", secret.trim())),
-        })
-    }
-
-    /// Sends a request to a mesh name through the sidecar.
-    pub(crate) async fn send(
-        &self,
-        method: Method,
-        url: &str,
-        headers: &[(String, String)],
-        body: Bytes,
-        deadline: Duration,
-    ) -> Result<Response<Bytes>, HttpError> {
-        let broken = |e: hyper::http::Error| HttpError::Broken(e.to_string());
-        let authority = url
-            .strip_prefix("http://")
-            .and_then(|r| r.split('/').next())
-            .unwrap_or_default();
-        let mut request = Request::builder().method(method).uri(url).header("host", authority);
-        if let Some(userinfo) = &self.userinfo {
-            request = request.header("proxy-authorization", format!("Basic {}", STANDARD.encode(userinfo)));
-        }
-        for (name, value) in headers {
-            request = request.header(name, value);
-        }
-        http::send(self.address, request.body(Full::new(body)).map_err(broken)?, deadline).await
-    }
-}
-
-/// One end's decision, from `x-aip-decision: <id>;<verdict>;<caller|callee>`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Decision {
-    pub(crate) id: String,
-    pub(crate) verdict: String,
-    pub(crate) end: String,
-}
-
-/// All decisions in the headers of an answer.
-pub(crate) fn decisions(headers: &HeaderMap) -> Vec<Decision> {
-    let values = headers.get_all("x-aip-decision").iter().filter_map(|v| v.to_str().ok());
-    values.flat_map(|v| v.split(',')).filter_map(decision).collect()
-}
-
-/// One decision as it stands in the header.
-pub(crate) fn decision(text: &str) -> Option<Decision> {
-    let mut parts = text.trim().split(';').map(|p| p.trim().to_owned());
-    Some(Decision {
-        id: parts.next()?,
-        verdict: parts.next()?,
-        end: parts.next()?,
-    })
 }
 
 /// The states of the agents that run here.
@@ -300,33 +218,4 @@ fn report(
         _ => Exit::Refused,
     };
     Err(failure.into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn both_ends_decisions_are_read() {
-        let mut headers = HeaderMap::new();
-        headers.append("x-aip-decision", "0190-a;allow;caller".parse().unwrap());
-        headers.append("x-aip-decision", "0190-b;deny;callee".parse().unwrap());
-        let read = decisions(&headers);
-        assert_eq!(read.len(), 2);
-        assert_eq!(
-            read[1],
-            Decision {
-                id: "0190-b".into(),
-                verdict: "deny".into(),
-                end: "callee".into()
-            }
-        );
-    }
-
-    #[test]
-    fn a_proxy_url_is_taken_apart() {
-        let proxy = Proxy::of_url("http://aip:s3@127.0.0.1:9/").unwrap();
-        assert_eq!((proxy.address.port(), proxy.userinfo.as_deref()), (9, Some("aip:s3")));
-        assert!(Proxy::of_url("https://127.0.0.1:9").is_err());
-    }
 }

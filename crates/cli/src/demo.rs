@@ -16,6 +16,7 @@ mod outage;
 mod rollout;
 mod stranger;
 mod strangers;
+mod text;
 
 use std::process::ExitCode;
 use std::time::Instant;

@@ -6,9 +6,10 @@ use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::board::{Board, Promise, millis};
+use super::board::{Board, Promise};
 use super::calls;
 use super::mesh::{Mesh, until};
+use super::text::millis;
 use crate::agent::inner;
 
 pub(super) const PROMISES: [Promise; 4] = [

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::board::{Board, Promise, millis};
+use super::board::{Board, Promise};
 use super::calls;
 use super::mesh::Mesh;
+use super::text::millis;
 
 pub(super) const PROMISES: [Promise; 4] = [
     Promise {
