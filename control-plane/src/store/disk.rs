@@ -1,5 +1,6 @@
 //! The store on disk: redb, one file, every commit flushed before it is answered.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -49,6 +50,8 @@ impl DiskStore {
                 DatabaseError::DatabaseAlreadyOpen => StoreError::InUse,
                 other => failed(other),
             })?;
+        // Secrets in it are sealed; the rest is still nobody else's to read.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
         let write = database.begin_write().map_err(failed)?;
         {
             let mut meta = write.open_table(META).map_err(failed)?;

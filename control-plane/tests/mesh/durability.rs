@@ -108,7 +108,7 @@ async fn no_secret_stands_on_disk_in_the_clear() {
         assert!(!contains(&mesh.data, hex::encode(needle).as_bytes()));
     }
     use std::os::unix::fs::PermissionsExt as _;
-    for file in ["admin.jwt", "run.json"] {
+    for file in ["admin.jwt", "run.json", "store.redb"] {
         let mode = std::fs::metadata(mesh.data.join(file)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
     }
