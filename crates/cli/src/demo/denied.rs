@@ -25,6 +25,35 @@ pub(super) const PROMISES: [Promise; 3] = [
 ];
 
 pub(super) async fn show(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<()> {
+    limit_the_ledger(mesh, board).await?;
+    let before = mesh.counted_all("ledger").await?;
+    let books = calls::mcp(mesh, "ledger", "close_books", json!({})).await?;
+    describe(board, "close_books", &books);
+    let caller = denied_by(&books, "caller") && useful(&books, "ledger-limits/people-close-the-books");
+    let text = format!("{} by the caller, with reason, rule and decision", books.status);
+    board.decide("caller", caller, text);
+
+    let transfer = json!({ "from": "operations", "to": "research", "amount": 5000 });
+    let money = calls::mcp(mesh, "ledger", "transfer", transfer).await?;
+    describe(board, "transfer", &money);
+    let passed = money.at("caller").is_some_and(|d| d.verdict == "allow");
+    let callee = passed && denied_by(&money, "callee") && useful(&money, "ledger-limits/largest-transfer");
+    let text = format!("{}: allow by the caller, deny by the callee", money.status);
+    board.decide("callee", callee, text);
+    let decision = money.at("callee").context("the callee's decision is missing")?;
+    let line = access::line(&mesh.state("ledger")?.sidecar_log, &decision.id).await?;
+    let (verdict, rule, who) = (cell(&line["verdict"]), cell(&line["rule"]), cell(&line["source"]));
+    board.fact("ledger's log", format!("{verdict} by {rule}, caller {who}"));
+
+    let after = mesh.counted_all("ledger").await?;
+    let text = format!("access count {before} before, {after} after both");
+    board.fact("ledger", format!("its own {text}"));
+    board.decide("unseen", before == after, text);
+    Ok(())
+}
+
+/// Applies the ledger's policy, as an operator would, and shows that what it doesn't name goes on.
+async fn limit_the_ledger(mesh: &Mesh, board: &mut Board) -> anyhow::Result<()> {
     let apply = [
         "policy",
         "apply",
@@ -34,55 +63,15 @@ pub(super) async fn show(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<(
         "--wait",
     ];
     let printed = mesh.aip(&apply).await?;
-    board.quote(
-        &format!("$ aip {}", apply.join(" ")),
-        &format!("{}\n{}", printed.stdout, printed.stderr),
-    );
+    let said = format!("{}\n{}", printed.stdout, printed.stderr);
+    board.quote(&format!("$ aip {}", apply.join(" ")), said.trim());
     anyhow::ensure!(printed.code == Some(0), "the policy was not applied");
     let open = calls::mcp(mesh, "ledger", "balance", json!({ "account": "operations" })).await?;
-    board.fact(
-        "balance",
-        format!("{} {}", open.status, open.answer["result"]["structuredContent"]),
-    );
+    let text = format!("{} {}", open.status, open.answer["result"]["structuredContent"]);
+    board.fact("balance", text);
     anyhow::ensure!(
         open.went_through(),
         "a call that no rule denies was not allowed: {open:?}"
-    );
-
-    let before = mesh.counted_all("ledger").await?;
-    let books = calls::mcp(mesh, "ledger", "close_books", json!({})).await?;
-    describe(board, "close_books", &books);
-    let useful = useful(&books, "ledger-limits/people-close-the-books");
-    board.decide(
-        "caller",
-        useful && denied_by(&books, "caller"),
-        format!("{} by the caller, with reason and rule", books.status),
-    );
-
-    let transfer = json!({ "from": "operations", "to": "research", "amount": 5000 });
-    let money = calls::mcp(mesh, "ledger", "transfer", transfer).await?;
-    describe(board, "transfer", &money);
-    let passed = money.at("caller").is_some_and(|d| d.verdict == "allow");
-    let callee = passed && denied_by(&money, "callee") && self::useful(&money, "ledger-limits/largest-transfer");
-    board.decide(
-        "callee",
-        callee,
-        format!("{}: allow by the caller, deny by the callee", money.status),
-    );
-    let decision = money.at("callee").context("the callee's decision is missing")?;
-    let line = access::line(&mesh.state("ledger")?.sidecar_log, &decision.id).await?;
-    let (verdict, rule, who) = (cell(&line["verdict"]), cell(&line["rule"]), cell(&line["source"]));
-    board.fact("ledger's log", format!("{verdict} by {rule}, caller {who}"));
-
-    let after = mesh.counted_all("ledger").await?;
-    board.fact(
-        "ledger",
-        format!("its own access count: {before} before, {after} after"),
-    );
-    board.decide(
-        "unseen",
-        before == after,
-        format!("access count {before} before, {after} after both"),
     );
     Ok(())
 }

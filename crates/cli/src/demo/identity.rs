@@ -4,7 +4,6 @@ use aip_api::Digest;
 use aip_api::evidence::{MeasuredFile, code_digest};
 use aip_runtime::unix_now;
 use anyhow::Context as _;
-use serde_json::Value;
 
 use super::board::{Board, Promise};
 use super::mesh::{AGENTS, Mesh, page};
@@ -45,68 +44,59 @@ pub(super) async fn show(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<(
     for (name, declared) in AGENTS {
         mesh.start_agent(name, declared)?;
     }
-    let (mut issued, mut measured, mut stated) = (Vec::new(), Vec::new(), Vec::new());
+    let mut seen = Vec::new();
     for (name, declared) in AGENTS {
-        let state = mesh.ready(name).await?;
-        let identity = page(&state, "/identity").await?;
-        let result = attestation(&identity);
-        let expected = code_digest(&declared_files(name, declared))?.to_string();
-        let code = cell(&result["code"]);
-        board.fact(
-            name,
-            format!("agent pid {}, sidecar pid {}", shown(state.agent), shown(state.sidecar)),
-        );
-        board.fact("", cell(&identity["id"]));
-        let left = identity["not_after"]
-            .as_u64()
-            .unwrap_or_default()
-            .saturating_sub(unix_now());
-        let (serial, generation) = (cell(&identity["serial"]), cell(&result["generation"]));
-        board.fact(
-            "",
-            format!(
-                "serial {}, generation {generation}, {} left",
-                short(&serial),
-                span(left)
-            ),
-        );
-        board.fact("", format!("code {code}"));
-        let (assurance, enforcement) = (cell(&result["assurance"]), cell(&result["enforcement"]));
-        board.fact(
-            "",
-            format!(
-                "attestor {}, assurance {assurance}, enforcement {enforcement}",
-                cell(&result["attestor"])
-            ),
-        );
-        if result["sub"] == identity["id"] && left > 0 {
-            issued.push(name);
-        }
-        if code == expected {
-            measured.push(name);
-        }
-        if assurance != "-" && enforcement != "-" {
-            stated.push(format!("{name}: {assurance}, {enforcement}"));
-        }
+        seen.push(one(mesh, board, name, declared).await?);
     }
-    let all = AGENTS.len();
+    let all = seen.len();
+    let issued = seen.iter().filter(|s| s.issued).count();
+    let names: Vec<&str> = AGENTS.iter().map(|(name, _)| *name).collect();
     board.decide(
         "issued",
-        issued.len() == all,
-        format!("{} of {all}: {}", issued.len(), issued.join(", ")),
+        issued == all,
+        format!("{issued} of {all}: {}", names.join(", ")),
     );
-    let evidence = format!("{} of {all}, computed again here from the files", measured.len());
-    board.decide("measured", measured.len() == all, evidence);
+    let measured = seen.iter().filter(|s| s.measured).count();
+    let text = format!("{measured} of {all}, computed again here from the files");
+    board.decide("measured", measured == all, text);
+    let stated: Vec<&str> = seen.iter().filter_map(|s| s.stated.as_deref()).collect();
     board.decide("stated", stated.len() == all, stated.join("; "));
     Ok(())
 }
 
-/// The attestation result in a sidecar's identity page.
-pub(super) fn attestation(identity: &Value) -> &Value {
-    identity
-        .get("attestation")
-        .or_else(|| identity.get("result"))
-        .unwrap_or(&Value::Null)
+/// What one agent's sidecar shows of its identity.
+struct Seen {
+    issued: bool,
+    measured: bool,
+    stated: Option<String>,
+}
+
+async fn one(mesh: &mut Mesh, board: &mut Board, name: &str, declared: &str) -> anyhow::Result<Seen> {
+    let state = mesh.ready(name).await?;
+    let identity = page(&state, "/identity").await?;
+    let result = &identity["attestation"];
+    let pids = format!("agent pid {}, sidecar pid {}", shown(state.agent), shown(state.sidecar));
+    board.fact(name, pids);
+    board.fact("", cell(&identity["id"]));
+    let not_after = identity["not_after"].as_u64().unwrap_or_default();
+    let left = not_after.saturating_sub(unix_now());
+    let (serial, generation) = (cell(&identity["serial"]), cell(&result["generation"]));
+    let text = format!(
+        "serial {}, generation {generation}, {} left",
+        short(&serial),
+        span(left)
+    );
+    board.fact("", text);
+    let code = cell(&result["code"]);
+    board.fact("", format!("code {code}"));
+    let (assurance, enforcement) = (cell(&result["assurance"]), cell(&result["enforcement"]));
+    let stated = format!("assurance {assurance}, enforcement {enforcement}");
+    board.fact("", format!("attestor {}, {stated}", cell(&result["attestor"])));
+    Ok(Seen {
+        issued: result["sub"].is_string() && result["sub"] == identity["id"] && left > 0,
+        measured: code == code_digest(&declared_files(name, declared))?.to_string(),
+        stated: (assurance != "-" && enforcement != "-").then(|| format!("{name}: {assurance}, {enforcement}")),
+    })
 }
 
 fn shown(pid: Option<u32>) -> String {

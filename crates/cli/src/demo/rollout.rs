@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use serde_json::{Value, json};
 
 use super::board::{Board, Promise};
 use super::calls;
-use super::mesh::Mesh;
+use super::mesh::{AGENTS, Mesh};
 use super::text::millis;
+use crate::policy::rollout::Acks;
 
 pub(super) const PROMISES: [Promise; 4] = [
     Promise {
@@ -35,6 +37,22 @@ pub(super) async fn show(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<(
     let (open, _) = calls::watch(mesh, 1).await?;
     board.fact("before", format!("GET /events of the researcher: {}", open.status));
     anyhow::ensure!(open.went_through(), "the stream was closed before the policy said so");
+    applied(mesh, board).await?;
+    let (closed, _) = calls::watch(mesh, 1).await?;
+    let other = calls::mcp(mesh, "researcher", "search", json!({ "query": "light" })).await?;
+    let text = format!("GET /events: {}; POST /mcp: {}", closed.status, other.status);
+    board.fact("after", text);
+    let changed = closed.status == 403 && other.went_through();
+    let text = format!(
+        "GET /events {} -> {}, other calls as before",
+        open.status, closed.status
+    );
+    board.decide("effect", changed, text);
+    broken(mesh, board).await
+}
+
+/// Applies a policy as an operator would, and waits for the last sidecar's ACK.
+async fn applied(mesh: &Mesh, board: &mut Board) -> anyhow::Result<()> {
     let apply = [
         "policy",
         "apply",
@@ -46,57 +64,42 @@ pub(super) async fn show(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<(
         "json",
     ];
     let printed = mesh.aip(&apply).await?;
-    let answer: Value = serde_json::from_str(&printed.stdout).unwrap_or_default();
+    let applied = printed.code == Some(0);
     anyhow::ensure!(
-        printed.code == Some(0),
+        applied,
         "the policy was not applied: {} {}",
         printed.stdout,
         printed.stderr
     );
-    let acks = crate::policy::rollout::Acks::read(&answer["acks"]);
-    let total = Duration::from_secs_f64(answer["total_ms"].as_f64().unwrap_or(f64::MAX.sqrt()) / 1_000.0);
+    let answer: Value = serde_json::from_str(&printed.stdout)?;
+    let total = answer["total_ms"].as_f64().context("the command names no time")?;
+    let total = Duration::from_secs_f64(total / 1_000.0);
+    let acks = Acks::read(&answer["acks"]);
+    let (revision, stored) = (&answer["revision"], &answer["stored_ms"]);
     board.fact(
         "applied",
-        format!(
-            "revision {}, checked and stored in {} ms",
-            answer["revision"], answer["stored_ms"]
-        ),
+        format!("revision {revision}, checked and stored in {stored} ms"),
     );
     let last = acks.last_ms.map_or("-".to_owned(), |ms| format!("{ms:.1} ms"));
-    let who = acks.acked.join(", ");
     board.fact(
         "acknowledged",
-        format!("by {}: {who}; the last {last} after it was stored", acks.acked.len()),
+        format!("by {}, the last {last} after it was stored", acks.acked.len()),
     );
-    board.fact(
-        "in all",
-        format!("{} from the command to the last sidecar's ACK", millis(total)),
-    );
-    let everyone = acks.nacked.is_empty() && acks.missing.is_empty() && acks.acked.len() >= 3;
-    board.timed("acked", total, TARGET, &format!("{} sidecars, ", acks.acked.len()));
-    if !everyone {
-        board.failed(
-            "acked",
-            format!("acknowledged: {who}; missing: {}", acks.missing.join(", ")),
-        );
+    for sidecar in &acks.acked {
+        board.fact("", sidecar);
     }
-
-    let (closed, _) = calls::watch(mesh, 1).await?;
-    let other = calls::mcp(mesh, "researcher", "search", json!({ "query": "light" })).await?;
-    board.fact(
-        "after",
-        format!("GET /events: {}; POST /mcp: {}", closed.status, other.status),
-    );
-    let changed = closed.status == 403 && other.went_through();
-    board.decide(
-        "effect",
-        changed,
-        format!(
-            "GET /events {} -> {}, other calls as before",
-            open.status, closed.status
-        ),
-    );
-    broken(mesh, board).await
+    let text = format!("{} from the command to the last sidecar's ACK", millis(total));
+    board.fact("in all", text);
+    board.timed("acked", total, TARGET, &format!("{} sidecars, ", acks.acked.len()));
+    if !acks.nacked.is_empty() || !acks.missing.is_empty() || acks.acked.len() < AGENTS.len() {
+        let text = format!(
+            "{} acknowledged; missing: {}",
+            acks.acked.len(),
+            acks.missing.join(", ")
+        );
+        board.failed("acked", text);
+    }
+    Ok(())
 }
 
 async fn broken(mesh: &Mesh, board: &mut Board) -> anyhow::Result<()> {

@@ -58,22 +58,7 @@ pub(super) async fn join(
         .into_inner()
         .nonce;
     let key = PendingKey::generate()?;
-    let evidence = Evidence {
-        v: 1,
-        agent: agent.clone(),
-        nonce: URL_SAFE_NO_PAD.encode(nonce),
-        jkt: key.key.jkt,
-        attestor: facts.attestor.clone(),
-        assurance: Assurance::Declared,
-        code: code_digest(&facts.files)?,
-        files: facts.files.clone(),
-        config: None,
-        executable: facts.executable,
-        argv: None,
-        sidecar: facts.sidecar,
-        enforcement: Enforcement::Cooperative,
-        iat: unix_now(),
-    };
+    let evidence = evidence(agent, &nonce, &key, facts)?;
     let request = wire::IssueRequest {
         agent: agent.to_string(),
         credential: credential.map(|token| Credential::JoinToken(token.reveal())),
@@ -103,6 +88,26 @@ pub(super) async fn join(
         refused: None,
         issued: Some(svid),
         trust: Some(state.shared()),
+    })
+}
+
+/// Evidence of these facts, whether or not they are true of this process.
+fn evidence(agent: &AgentName, nonce: &[u8], key: &PendingKey, facts: &Facts) -> anyhow::Result<Evidence> {
+    Ok(Evidence {
+        v: 1,
+        agent: agent.clone(),
+        nonce: URL_SAFE_NO_PAD.encode(nonce),
+        jkt: key.key.jkt,
+        attestor: facts.attestor.clone(),
+        assurance: Assurance::Declared,
+        code: code_digest(&facts.files)?,
+        files: facts.files.clone(),
+        config: None,
+        executable: facts.executable,
+        argv: None,
+        sidecar: facts.sidecar,
+        enforcement: Enforcement::Cooperative,
+        iat: unix_now(),
     })
 }
 

@@ -132,22 +132,26 @@ pub(crate) async fn report(
             .unwrap_or_default();
         output::line(format!("  {} sidecar(s) acknowledged it{last}", acks.acked.len()));
     }
+    held_everywhere(revision, &acks)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A failure that names who refused the revision or has not answered.
+fn held_everywhere(revision: u64, acks: &Acks) -> Result<(), Failure> {
     if acks.nacked.is_empty() && acks.missing.is_empty() {
-        return Ok(ExitCode::SUCCESS);
+        return Ok(());
     }
-    let mut failure = Failure::new(
-        if acks.nacked.is_empty() {
-            Exit::TimedOut
-        } else {
-            Exit::Failed
-        },
-        format!("revision {revision} is stored, but not held everywhere"),
-    );
+    let exit = if acks.nacked.is_empty() {
+        Exit::TimedOut
+    } else {
+        Exit::Failed
+    };
+    let mut failure = Failure::new(exit, format!("revision {revision} is stored, but not held everywhere"));
     for sidecar in &acks.nacked {
         failure = failure.why(format!("refused by {sidecar}"));
     }
     for sidecar in &acks.missing {
         failure = failure.why(format!("no answer from {sidecar}"));
     }
-    Err(failure.next("`aip status` shows what each sidecar holds").into())
+    Err(failure.next("`aip status` shows what each sidecar holds"))
 }
