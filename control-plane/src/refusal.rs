@@ -133,7 +133,6 @@ reasons! {
     IdempotencyMismatch "idempotency_mismatch" 422 InvalidArgument Caller NO "The idempotency key was used for another request."
     IdempotencyInProgress "idempotency_in_progress" 409 Aborted Caller YES "The request with this idempotency key is still being answered."
     WatchCompacted "watch_compacted" 410 OutOfRange Caller NO "Changes that old are no longer kept; list, and watch from there."
-    Timeout "timeout" 504 DeadlineExceeded Server YES "Not done in time."
     StoreFailed "store_failed" 500 Internal Server YES "The database failed."
     Internal "internal" 500 Internal Server YES "A mistake of ours."
 }

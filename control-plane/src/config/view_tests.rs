@@ -56,7 +56,7 @@ async fn run(steps: Vec<Step>) {
     let mut view = View::new(name(0), HashMap::new(), &world, revision);
     let mut sidecar: BTreeMap<ResourceId, u64> = BTreeMap::new();
     let mut subscribed = std::collections::BTreeSet::new();
-    let mut take = |view: &mut View, sidecar: &mut BTreeMap<ResourceId, u64>, reject: bool| {
+    let take = |view: &mut View, sidecar: &mut BTreeMap<ResourceId, u64>, reject: bool| {
         let Some(push) = view.next_push(&world) else {
             return false;
         };
