@@ -4,6 +4,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use aip_api::Digest;
 use aip_api::problem::Problem;
 use bytes::Bytes;
 use http_body_util::Full;
@@ -26,6 +27,8 @@ const MAX_PAGES: usize = 1_000;
 pub(crate) struct Admin {
     address: SocketAddr,
     authority: String,
+    /// The digest of the root that must answer, where TLS is spoken.
+    root: Option<Digest>,
     token: String,
 }
 
@@ -46,37 +49,41 @@ impl Admin {
                     ))
                     .next("start one with `aip up`, or pass --admin and --token-file")
             })?;
+        let root = globals
+            .mesh_root
+            .or_else(|| context.as_ref().and_then(|c| c.root.parse().ok()));
         let token_file = globals.token_file.clone().or_else(|| context.map(|c| c.token_file));
         let token_file = token_file.unwrap_or_else(|| default_token_file(&home));
         // The URL first: a token is not even read for one that it must not be sent to.
-        let client = Self::to(&url, "")?;
+        let client = Self::to(&url, root, "")?;
         Ok(Self {
             token: read_token(&token_file)?,
             ..client
         })
     }
 
-    /// A client of the admin API at `url` with this token.
-    pub(crate) fn to(url: &str, token: &str) -> Result<Self, Failure> {
+    /// A client of the admin API at `url` with this token. Plain HTTP is for loopback; TLS checks the mesh's root.
+    pub(crate) fn to(url: &str, root: Option<Digest>, token: &str) -> Result<Self, Failure> {
         let wrong = |why: &str| {
             Failure::new(Exit::Usage, format!("{url:?} is not the URL of an admin API"))
                 .why(why)
-                .next("it looks like http://127.0.0.1:15014")
+                .next("it looks like http://127.0.0.1:15014 on this machine, https://HOST:15014 with --mesh-root elsewhere")
         };
-        let authority = url
-            .strip_prefix("http://")
-            .ok_or_else(|| wrong("only http:// on loopback is supported"))?;
-        let authority = authority.trim_end_matches('/');
+        let (scheme, rest) = url.split_once("://").ok_or_else(|| wrong("it names no scheme"))?;
+        let authority = rest.trim_end_matches('/');
         let address = authority.to_socket_addrs().ok().and_then(|mut a| a.next());
         let address = address.ok_or_else(|| wrong("the host and port can't be resolved"))?;
-        if !address.ip().is_loopback() {
-            return Err(wrong(
-                "the admin token would cross the network in plain text; use a tunnel to loopback",
-            ));
-        }
+        let root = match (scheme, root) {
+            ("http", _) if address.ip().is_loopback() => None,
+            ("http", _) => return Err(wrong("the admin token would cross the network in plain text")),
+            ("https", Some(root)) => Some(root),
+            ("https", None) => return Err(wrong("without --mesh-root, whoever answers would get the admin token")),
+            _ => return Err(wrong("the scheme is neither http nor https")),
+        };
         Ok(Self {
             address,
             authority: authority.to_owned(),
+            root,
             token: token.to_owned(),
         })
     }
@@ -143,9 +150,11 @@ impl Admin {
         let request = request
             .body(Full::new(bytes))
             .map_err(|e| Failure::new(Exit::Failed, what).why(e.to_string()))?;
-        let answer = http::send(self.address, request, deadline)
-            .await
-            .map_err(|e| self.unreachable(what, &e))?;
+        let answer = match self.root {
+            Some(root) => http::send_pinned(self.address, root, request, deadline).await,
+            None => http::send(self.address, request, deadline).await,
+        };
+        let answer = answer.map_err(|e| self.unreachable(what, &e))?;
         let (status, body) = (answer.status(), answer.body());
         if status.is_success() {
             if body.is_empty() {
@@ -246,14 +255,21 @@ mod tests {
 
     #[test]
     fn the_token_never_leaves_loopback_in_plain_text() {
-        assert!(Admin::to("http://127.0.0.1:1", "t").is_ok());
+        assert!(Admin::to("http://127.0.0.1:1", None, "t").is_ok());
+        let root = Digest::sha256(b"root");
+        assert!(Admin::to("https://192.0.2.1:15014", Some(root), "t").is_ok());
         for bad in [
             "http://192.0.2.1:15014",
-            "https://127.0.0.1:1",
+            "https://192.0.2.1:1",
             "127.0.0.1:1",
             "http://nowhere.invalid",
+            "x://[::1]:1",
         ] {
-            assert_eq!(Admin::to(bad, "t").err().map(|f| f.exit), Some(Exit::Usage), "{bad}");
+            assert_eq!(
+                Admin::to(bad, None, "t").err().map(|f| f.exit),
+                Some(Exit::Usage),
+                "{bad}"
+            );
         }
     }
 

@@ -1,13 +1,15 @@
-//! A small HTTP/1.1 client for loopback: the admin API, a sidecar's admin port, a call through a sidecar's proxy.
+//! A small HTTP/1.1 client: the admin API, a sidecar's admin port, a call through a sidecar's proxy.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use aip_api::Digest;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 /// Time to connect: on one machine or one network, more means that nobody is there.
@@ -42,10 +44,36 @@ pub(crate) async fn send(
     request: Request<Full<Bytes>>,
     deadline: Duration,
 ) -> Result<Response<Bytes>, HttpError> {
+    exchange(connect(address).await?, request, deadline).await
+}
+
+/// As [`send`], over TLS to a control plane whose root has this digest.
+pub(crate) async fn send_pinned(
+    address: SocketAddr,
+    root: Digest,
+    request: Request<Full<Bytes>>,
+    deadline: Duration,
+) -> Result<Response<Bytes>, HttpError> {
+    let tls = aip_runtime::tls::connect_pinned(root, &[b"http/1.1"], connect(address).await?);
+    let stream = tls
+        .await
+        .map_err(|e| HttpError::Connect(format!("{e} ({})", e.reason())))?;
+    exchange(stream, request, deadline).await
+}
+
+async fn connect(address: SocketAddr) -> Result<TcpStream, HttpError> {
     let connect = tokio::time::timeout(CONNECT, TcpStream::connect(address));
     let stream = connect.await.map_err(|_| HttpError::Connect("timed out".into()))?;
     let stream = stream.map_err(|e| HttpError::Connect(e.to_string()))?;
     let _ = stream.set_nodelay(true);
+    Ok(stream)
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: Request<Full<Bytes>>,
+    deadline: Duration,
+) -> Result<Response<Bytes>, HttpError> {
     let broken = |e: hyper::Error| HttpError::Broken(e.to_string());
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     let exchange = async {

@@ -68,6 +68,15 @@ pub(crate) struct Globals {
         hide_env_values = true
     )]
     pub(crate) token_file: Option<PathBuf>,
+    /// Digest of the mesh's root, for an admin API over https [default: what `aip up` wrote]
+    #[arg(
+        long,
+        global = true,
+        env = "AIP_MESH_ROOT",
+        value_name = "DIGEST",
+        hide_env_values = true
+    )]
+    pub(crate) mesh_root: Option<aip_api::Digest>,
     /// Output for people or for programs
     #[arg(long, global = true, value_enum, default_value = "table")]
     pub(crate) output: Format,

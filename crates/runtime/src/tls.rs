@@ -221,6 +221,17 @@ where
     Ok((stream, peer))
 }
 
+/// Connects to a control plane of which only the digest of the root is known: its admin API, from a command line.
+///
+/// # Errors
+/// As [`TlsError`] lists; another root than the one that is known.
+pub async fn connect_pinned<IO>(root: Digest, alpn: &[&[u8]], io: IO) -> Result<ClientTls<IO>, TlsError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    handshake(&client_config(None, AgentVerifier::pinned(root), alpn)?, io).await
+}
+
 /// The client's handshake alone; who answered was checked by the configuration's verifier.
 pub(crate) async fn handshake<IO>(config: &Arc<ClientConfig>, io: IO) -> Result<ClientTls<IO>, TlsError>
 where

@@ -189,6 +189,7 @@ impl Mesh {
             home: Some(self.home.path().to_owned()),
             admin: None,
             token_file: None,
+            mesh_root: None,
             output: crate::output::Format::Table,
         }
     }

@@ -175,7 +175,7 @@ async fn foreign_identity(mesh: &Mesh, board: &mut Board, facts: &Facts) -> anyh
 async fn take_identity(foreign: &ControlPlane, board: &mut Board, facts: &Facts) -> anyhow::Result<IdentitySlot> {
     let context = &foreign.context;
     let token = std::fs::read_to_string(&context.token_file)?;
-    let admin = Admin::to(&context.admin, token.trim())?;
+    let admin = Admin::to(&context.admin, None, token.trim())?;
     let (slot, trust) = joined(&admin, &context.mesh, &context.root, "planner", facts).await?;
     let domain = trust.map(|t| t.load().trust_domain().to_string()).unwrap_or_default();
     let short = crate::output::short(&context.root);
