@@ -214,7 +214,7 @@ fn report(
     let mut failure = Failure::of_problem(&format!("{what} was not answered by the agent"), &problem);
     failure.exit = match problem.status {
         502..=504 => Exit::NotReachable,
-        404 if !refused => Exit::NotFound,
+        404 => Exit::NotFound,
         _ => Exit::Refused,
     };
     Err(failure.into())

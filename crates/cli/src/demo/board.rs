@@ -183,7 +183,7 @@ impl Board {
         self.say("");
         self.say(&self.painted("Promises", "1"));
         self.say(&"-".repeat(WIDTH));
-        let promise_width = rows.iter().map(|r| r.1.chars().count()).max().unwrap_or(0).min(46);
+        let promise_width = rows.iter().map(|r| r.1.chars().count()).max().unwrap_or(0).min(48);
         let room = WIDTH.saturating_sub(promise_width + 15);
         for (step, text, word, evidence) in rows {
             let (left, right) = (wrapped(text, promise_width), wrapped(evidence, room));

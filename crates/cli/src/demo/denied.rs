@@ -16,7 +16,7 @@ pub(super) const PROMISES: [Promise; 3] = [
     },
     Promise {
         id: "callee",
-        text: "the callee refuses what the caller let through",
+        text: "the callee refuses what the caller let out",
     },
     Promise {
         id: "unseen",

@@ -12,15 +12,15 @@ use crate::output::{cell, short, span};
 pub(super) const PROMISES: [Promise; 3] = [
     Promise {
         id: "issued",
-        text: "every agent holds an SVID bound to what it runs",
+        text: "every agent holds an SVID for what it runs",
     },
     Promise {
         id: "measured",
-        text: "the attested digest is that of the declared files",
+        text: "the attested digest is that of its files",
     },
     Promise {
         id: "stated",
-        text: "assurance and enforcement are stated, not assumed",
+        text: "assurance and enforcement are stated",
     },
 ];
 
@@ -59,8 +59,9 @@ pub(super) async fn show(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<(
     let measured = seen.iter().filter(|s| s.measured).count();
     let text = format!("{measured} of {all}, computed again here from the files");
     board.decide("measured", measured == all, text);
-    let stated: Vec<&str> = seen.iter().filter_map(|s| s.stated.as_deref()).collect();
-    board.decide("stated", stated.len() == all, stated.join("; "));
+    let stated: std::collections::BTreeSet<&str> = seen.iter().filter_map(|s| s.stated.as_deref()).collect();
+    let words: Vec<&str> = stated.into_iter().collect();
+    board.decide("stated", seen.iter().all(|s| s.stated.is_some()), words.join("; "));
     Ok(())
 }
 
@@ -95,7 +96,7 @@ async fn one(mesh: &mut Mesh, board: &mut Board, name: &str, declared: &str) -> 
     Ok(Seen {
         issued: result["sub"].is_string() && result["sub"] == identity["id"] && left > 0,
         measured: code == code_digest(&declared_files(name, declared))?.to_string(),
-        stated: (assurance != "-" && enforcement != "-").then(|| format!("{name}: {assurance}, {enforcement}")),
+        stated: (assurance != "-" && enforcement != "-").then(|| format!("{assurance}, {enforcement}")),
     })
 }
 

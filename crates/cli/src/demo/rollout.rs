@@ -18,11 +18,11 @@ pub(super) const PROMISES: [Promise; 4] = [
     },
     Promise {
         id: "effect",
-        text: "the next call is decided by the new policy",
+        text: "the next call meets the new policy",
     },
     Promise {
         id: "broken",
-        text: "a broken policy is refused with file and line",
+        text: "a broken policy is refused by file and line",
     },
     Promise {
         id: "goes_on",

@@ -33,11 +33,9 @@ pub(super) struct Facts {
 }
 
 /// What came of asking for an SVID.
-pub(super) struct Asked {
-    /// The reason of the refusal; `None`: an SVID was issued.
-    pub(super) refused: Option<(String, String)>,
-    pub(super) issued: Option<Svid>,
-    pub(super) trust: Option<Trust>,
+pub(super) enum Asked {
+    Refused { reason: String, detail: String },
+    Issued { svid: Box<Svid>, trust: Trust },
 }
 
 /// Asks a control plane for an SVID of `agent`, with this credential and evidence of these facts.
@@ -69,11 +67,9 @@ pub(super) async fn join(
         Ok(answer) => answer.into_inner(),
         Err(status) => {
             let reason = grpc::reason(&status).unwrap_or("none").to_owned();
-            let refused = Some((reason, status.message().to_owned()));
-            return Ok(Asked {
-                refused,
-                issued: None,
-                trust: None,
+            return Ok(Asked::Refused {
+                reason,
+                detail: status.message().to_owned(),
             });
         }
     };
@@ -84,10 +80,9 @@ pub(super) async fn join(
         state.add_key(certificate)?;
     }
     let svid = Svid::assemble(key.pkcs8.clone(), answer.chain, &state)?;
-    Ok(Asked {
-        refused: None,
-        issued: Some(svid),
-        trust: Some(state.shared()),
+    Ok(Asked::Issued {
+        svid: Box::new(svid),
+        trust: state.shared(),
     })
 }
 
@@ -173,7 +168,7 @@ impl Knocked {
     pub(super) fn describe(&self) -> String {
         match self {
             Self::Refused(how) => format!("refused: {how}"),
-            Self::Served(n) => format!("SERVED: {n} bytes came back"),
+            Self::Served(n) => format!("the handshake succeeded, and {n} bytes came back"),
             Self::Silent => format!("no answer after {} s", WAIT.as_secs()),
         }
     }

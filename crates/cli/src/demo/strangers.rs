@@ -13,8 +13,9 @@ use serde_json::Value;
 use super::board::{Board, Promise};
 use super::identity::declared_files;
 use super::mesh::{AGENTS, Mesh, beside, metrics};
-use super::stranger::{self, Facts, Knocked};
+use super::stranger::{self, Asked, Facts};
 use crate::client::Admin;
+use crate::home::Context;
 use crate::process;
 use crate::up::{self, ControlPlane};
 use crate::{attest, token};
@@ -30,7 +31,7 @@ pub(super) const PROMISES: [Promise; 4] = [
     },
     Promise {
         id: "digest",
-        text: "an approved digest without a credential: refused",
+        text: "with an approved digest alone: no SVID",
     },
     Promise {
         id: "unseen",
@@ -41,48 +42,38 @@ pub(super) const PROMISES: [Promise; 4] = [
 pub(super) async fn show(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<()> {
     let ledger = mesh.state("ledger")?;
     let inbound = ledger.inbound.context("the ledger's sidecar has no inbound port")?;
-    let before = (mesh.counted_all("ledger").await?, refusals(&metrics(&ledger).await?));
-    let (facts, foreign_facts) = (approved(mesh, "planner").await?, approved(mesh, "planner").await?);
-    let trust = visitor(mesh, board).await?;
+    let facts = approved(mesh, "planner").await?;
+    let (own, trust) = visitor(mesh, &facts).await?;
     let callee = SpiffeId::new(trust.load().trust_domain().clone(), "ledger".parse()?);
+    let before = (mesh.counted_all("ledger").await?, refusals(&metrics(&ledger).await?));
 
+    let control = stranger::knock(inbound, &own, &trust, callee.clone()).await?;
+    board.fact("own SVID", format!("for comparison: {}", control.describe()));
+    anyhow::ensure!(
+        !control.refused(),
+        "an SVID of this mesh is refused too, so the rest would show nothing"
+    );
     let plain = stranger::knock_plain(inbound).await?;
     board.fact("plain HTTP", plain.describe());
     let naked = stranger::knock(inbound, &IdentitySlot::default(), &trust, callee.clone()).await?;
     board.fact("no SVID", naked.describe());
-    board.decide(
-        "none",
-        plain.refused() && naked.refused(),
-        format!("TLS: {}", how(&naked)),
-    );
-
-    let foreign = foreign_identity(mesh, board, &foreign_facts).await?;
+    board.decide("none", plain.refused() && naked.refused(), naked.describe());
+    let foreign = foreign_identity(mesh, board, &facts).await?;
     let knocked = stranger::knock(inbound, &foreign, &trust, callee).await?;
-    board.fact("foreign mesh", knocked.describe());
-    board.decide("foreign", knocked.refused(), how(&knocked));
-
+    board.fact("foreign SVID", knocked.describe());
+    board.decide("foreign", knocked.refused(), knocked.describe());
     without_credential(mesh, board, &facts).await?;
 
     let after = (mesh.counted_all("ledger").await?, refusals(&metrics(&ledger).await?));
-    for (line, count) in &after.1 {
-        if !before.1.contains(&(line.clone(), *count)) {
-            board.fact("metrics", format!("{line} {count}"));
-        }
+    for (line, count) in after.1.iter().filter(|counter| !before.1.contains(counter)) {
+        board.fact("metrics", format!("{line} {count}"));
     }
-    board.fact(
-        "ledger",
-        format!("its own access count: {} before, {} after", before.0, after.0),
-    );
-    board.decide(
-        "unseen",
-        before.0 == after.0,
-        format!("access count {} before, {} after", before.0, after.0),
-    );
+    let text = format!("access count {} before, {} after", before.0, after.0);
+    board.fact("ledger", format!("its own {text}"));
+    board.decide("unseen", before.0 == after.0, text);
+    let left = mesh.aip(&["agent", "delete", "visitor"]).await?;
+    anyhow::ensure!(left.code == Some(0), "the visitor was not removed: {}", left.stderr);
     Ok(())
-}
-
-fn how(knocked: &Knocked) -> String {
-    knocked.describe()
 }
 
 /// Counters of refused handshakes, with their labels.
@@ -116,44 +107,28 @@ async fn approved(mesh: &Mesh, name: &str) -> anyhow::Result<Facts> {
     })
 }
 
-/// The trust of a process that knows this mesh's roots: anyone who ever joined has them; they are public.
-async fn visitor(mesh: &Mesh, board: &mut Board) -> anyhow::Result<Trust> {
+/// Somebody who was let in, with a token and the planner's facts: it shows that the door opens, and brings the roots,
+/// which anyone who ever joined knows.
+async fn visitor(mesh: &Mesh, facts: &Facts) -> anyhow::Result<(IdentitySlot, Trust)> {
     let context = mesh.home.context().context("the control plane left no context")?;
-    let asked = joined(
-        &mesh.admin()?,
-        &context.mesh,
-        &context.root,
-        "visitor",
-        &approved(mesh, "planner").await?,
-    )
-    .await?;
-    board.fact("roots", "known to the strangers, as to anyone who ever joined");
-    asked
-        .1
-        .context("the visitor was not let in, so the strangers don't know the roots")
+    joined(&mesh.admin()?, &context, "visitor", facts).await
 }
 
 /// Registers `name` in a dev mesh, joins, and brings its identity and that mesh's trust.
-async fn joined(
-    admin: &Admin,
-    mesh: &str,
-    root: &str,
-    name: &str,
-    facts: &Facts,
-) -> anyhow::Result<(Option<IdentitySlot>, Option<Trust>)> {
+async fn joined(admin: &Admin, mesh: &Context, name: &str, facts: &Facts) -> anyhow::Result<(IdentitySlot, Trust)> {
     let agent: AgentName = name.parse()?;
     crate::agent::create(admin, &serde_json::json!({ "name": name, "owner": "demo" })).await?;
     let answer: Value = token::create(admin, &agent, None).await?;
     let credential: JoinToken = token::secret(&answer)?.parse()?;
-    let asked = stranger::join(mesh.parse()?, &agent, root.parse()?, Some(&credential), facts).await?;
-    if let Some((reason, detail)) = asked.refused {
-        anyhow::bail!("{name} was not let in: {reason}: {detail}");
+    let (address, root) = (mesh.mesh.parse()?, mesh.root.parse()?);
+    match stranger::join(address, &agent, root, Some(&credential), facts).await? {
+        Asked::Refused { reason, detail } => anyhow::bail!("{name} was not let in: {reason}: {detail}"),
+        Asked::Issued { svid, trust } => {
+            let slot = IdentitySlot::default();
+            slot.set(&svid.chain, svid.pkcs8())?;
+            Ok((slot, trust))
+        }
     }
-    let slot = IdentitySlot::default();
-    if let Some(svid) = &asked.issued {
-        slot.set(&svid.chain, svid.pkcs8())?;
-    }
-    Ok((Some(slot), asked.trust))
 }
 
 /// Another mesh of the same name, and an SVID of it in the planner's name: a real certificate, from the wrong root.
@@ -176,14 +151,12 @@ async fn take_identity(foreign: &ControlPlane, board: &mut Board, facts: &Facts)
     let context = &foreign.context;
     let token = std::fs::read_to_string(&context.token_file)?;
     let admin = Admin::to(&context.admin, None, token.trim())?;
-    let (slot, trust) = joined(&admin, &context.mesh, &context.root, "planner", facts).await?;
-    let domain = trust.map(|t| t.load().trust_domain().to_string()).unwrap_or_default();
-    let short = crate::output::short(&context.root);
-    board.fact(
-        "foreign mesh",
-        format!("same name ({domain}), other root ({short}): issued spiffe://{domain}/agent/planner"),
-    );
-    slot.context("the other mesh issued nothing")
+    let (slot, trust) = joined(&admin, context, "planner", facts).await?;
+    let domain = trust.load().trust_domain().to_string();
+    let root = crate::output::short(&context.root);
+    let text = format!("same name ({domain}), other root ({root}): issued spiffe://{domain}/agent/planner");
+    board.fact("foreign mesh", text);
+    Ok(slot)
 }
 
 /// The right evidence, with no token and with one that was made up.
@@ -204,12 +177,12 @@ async fn without_credential(mesh: &Mesh, board: &mut Board, facts: &Facts) -> an
     let mut refused = true;
     for (what, credential) in [("no token", None), ("forged token", Some(&forged))] {
         let asked = stranger::join(context.mesh.parse()?, &agent, root, credential, facts).await?;
-        match &asked.refused {
-            Some((reason, detail)) => {
+        match asked {
+            Asked::Refused { reason, detail } => {
                 board.fact(what, format!("refused: {reason}: {detail}"));
                 reasons.push(format!("{what}: {reason}"));
             }
-            None => {
+            Asked::Issued { .. } => {
                 board.fact(what, "AN SVID WAS ISSUED");
                 refused = false;
             }
