@@ -1,0 +1,192 @@
+//! What both listeners share, and the accept loops.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`limits`] | every bound, with its reason |
+//! | `inbound`, `outbound` | the accept loops of 15006 and 15001 |
+//! | `tunnel` | CONNECT in its three meanings |
+//! | `egress` | which outside addresses may be reached |
+//! | [`connections`] | live connections, and what ends them |
+//! | `streams` | requests in flight, and what cuts them |
+//! | `watch` | looks at both again when the world changes |
+//! | `pair` | both ends of a hop as policy sees them, and the policies between them |
+//! | `peers`, `agent` | pooled connections to peers' sidecars and to the agent |
+//! | `gate`, `hops`, `alias` | rates, hop ids that were seen, authorities that signed cards advertise |
+//! | [`access_log`], [`metrics`] | what is recorded |
+
+pub mod access_log;
+pub(crate) mod agent;
+pub(crate) mod alias;
+pub mod connections;
+pub(crate) mod egress;
+pub(crate) mod gate;
+pub(crate) mod hops;
+mod inbound;
+pub(crate) mod io;
+pub mod limits;
+pub mod metrics;
+mod outbound;
+pub(crate) mod pair;
+pub(crate) mod peers;
+pub(crate) mod streams;
+mod tunnel;
+mod watch;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use aip_runtime::drain::DrainWatch;
+use aip_runtime::svid::SvidSource;
+use aip_runtime::trust::Trust;
+use arc_swap::ArcSwap;
+use dashmap::DashMap;
+use zeroize::Zeroizing;
+
+use crate::mesh::Mesh;
+use crate::wellknown::WellKnown;
+use access_log::AccessLog;
+
+/// What the proxy is told at start.
+pub struct ProxySettings {
+    /// Where the agent serves.
+    pub agent: SocketAddr,
+    /// What the agent must show at the outbound port.
+    pub proxy_secret: Option<Zeroizing<String>>,
+    /// Where access log lines go.
+    pub access_log: AccessLog,
+    /// Ports of this process and its control plane: never reached through the egress guard.
+    pub reserved: Vec<SocketAddr>,
+}
+
+impl ProxySettings {
+    /// Access log on standard output, nothing reserved beyond the listeners.
+    pub fn new(agent: SocketAddr, proxy_secret: Option<Zeroizing<String>>) -> Self {
+        Self {
+            agent,
+            proxy_secret,
+            access_log: AccessLog::stdout(),
+            reserved: Vec::new(),
+        }
+    }
+
+    /// Addresses that are never reached through the egress guard.
+    pub fn reserving(mut self, reserved: impl IntoIterator<Item = SocketAddr>) -> Self {
+        self.reserved.extend(reserved);
+        self
+    }
+
+    /// Sends access log lines elsewhere.
+    pub fn logging_to(mut self, access_log: AccessLog) -> Self {
+        self.access_log = access_log;
+        self
+    }
+}
+
+impl std::fmt::Debug for ProxySettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let secret = self.proxy_secret.as_ref().map(|_| "withheld");
+        write!(f, "ProxySettings(agent {}, secret {secret:?})", self.agent)
+    }
+}
+
+/// The data path: what every connection and request of this sidecar shares.
+pub struct Proxy {
+    /// The world.
+    pub mesh: Mesh,
+    /// What this sidecar presents.
+    pub svid: SvidSource,
+    /// What it trusts.
+    pub trust: Trust,
+    /// What it was told at start.
+    pub settings: ProxySettings,
+    /// What it answers for its agent.
+    pub wellknown: WellKnown,
+    pub(crate) metrics: metrics::Metrics,
+    pub(crate) live: connections::Connections,
+    pub(crate) streams: streams::Streams,
+    pub(crate) pairs: pair::Pairs,
+    pub(crate) peers: peers::PeerPool,
+    pub(crate) agent: agent::AgentPool,
+    pub(crate) gates: gate::Gates,
+    pub(crate) hops: DashMap<aip_api::AgentName, Arc<hops::Seen>>,
+    pub(crate) aliases: alias::Aliases,
+    pub(crate) in_flight: gate::InFlight,
+    /// Bytes of bodies that are held for policy.
+    pub(crate) held: Arc<AtomicUsize>,
+    turn: AtomicUsize,
+    /// This process's own listeners, once they listen.
+    pub(crate) listeners: ArcSwap<Vec<SocketAddr>>,
+}
+
+impl std::fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Proxy({:?})", self.settings)
+    }
+}
+
+impl Proxy {
+    /// A proxy that serves once [`serve_inbound`] and [`serve_outbound`] run. To be called inside a tokio runtime: it
+    /// starts the task that looks at open connections and streams when the world changes.
+    pub fn new(mesh: Mesh, svid: SvidSource, trust: Trust, settings: ProxySettings, wellknown: WellKnown) -> Arc<Self> {
+        let proxy = Arc::new(Self {
+            metrics: metrics::Metrics::register(),
+            live: connections::Connections::default(),
+            streams: streams::Streams::default(),
+            pairs: pair::Pairs::default(),
+            peers: peers::PeerPool::default(),
+            agent: agent::AgentPool::new(settings.agent),
+            gates: gate::Gates::default(),
+            hops: DashMap::new(),
+            aliases: alias::Aliases::default(),
+            in_flight: gate::InFlight::default(),
+            held: Arc::default(),
+            turn: AtomicUsize::new(0),
+            listeners: ArcSwap::default(),
+            mesh,
+            svid,
+            trust,
+            settings,
+            wellknown,
+        });
+        tokio::spawn(watch::run(Arc::downgrade(&proxy)));
+        proxy
+    }
+
+    /// Live connections and requests in flight, for the admin port.
+    pub fn connections(&self) -> serde_json::Value {
+        serde_json::json!({
+            "connections": self.live.list(),
+            "requests": self.streams.len(),
+            "aliases": self.aliases.list(),
+        })
+    }
+
+    /// Whose turn it is, where several will do.
+    pub(crate) fn turn(&self) -> usize {
+        self.turn.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn listens_on(&self, address: std::io::Result<SocketAddr>) {
+        if let Ok(address) = address {
+            self.listeners.rcu(|known| {
+                let mut next = Vec::clone(known);
+                next.push(address);
+                next
+            });
+        }
+    }
+}
+
+/// Serves calls from peers' sidecars until the drain starts.
+pub async fn serve_inbound(listener: tokio::net::TcpListener, proxy: Arc<Proxy>, drain: DrainWatch) {
+    proxy.listens_on(listener.local_addr());
+    inbound::serve(listener, proxy, drain).await;
+}
+
+/// Serves calls of the sidecar's own agent. When the drain starts it goes on accepting, unwaited for: what the agent
+/// still answers may need calls of its own.
+pub async fn serve_outbound(listener: tokio::net::TcpListener, proxy: Arc<Proxy>, drain: DrainWatch) {
+    proxy.listens_on(listener.local_addr());
+    outbound::serve(listener, proxy, drain).await;
+}

@@ -1,0 +1,96 @@
+//! Every bound of the data path, with the reason for its number.
+
+use std::time::Duration;
+
+/// Connections from peers' sidecars. Each peer holds a handful; past this a sidecar is not what limits the agent.
+pub const MAX_INBOUND_CONNECTIONS: usize = 4_096;
+/// Connections of the sidecar's own agent, tunnels included. Agents with more open more than they can serve.
+pub const MAX_OUTBOUND_CONNECTIONS: usize = 1_024;
+/// Handshakes at a time: each may take ten seconds and costs a signature, and nobody is known yet.
+pub const MAX_HANDSHAKES: usize = 256;
+
+/// HTTP/2 streams of one connection. A peer with more in flight opens another connection.
+pub const MAX_STREAMS: u32 = 512;
+/// Bytes of a head, as HTTP/2 counts them. Above what servers accept by default (8 to 16 KiB), so that the agent's own
+/// limit is what a caller meets.
+pub const MAX_HEADER_LIST: u32 = 64 * 1024;
+/// Bytes that one HTTP/1 connection may buffer: one head of [`MAX_HEADER_LIST`] and some body.
+pub const MAX_HTTP1_BUFFER: usize = 128 * 1024;
+/// Flow-control window of a stream: 1 MiB fills a 100 Mbit/s line of 80 ms.
+pub const STREAM_WINDOW: u32 = 1024 * 1024;
+/// Flow-control window of a connection: what a slow agent can make this process hold for one peer.
+pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Streams that a peer may open and reset before we have looked at them (CVE-2023-44487, rapid reset).
+pub const MAX_PENDING_RESETS: usize = 20;
+/// Streams that we may have reset because of a peer's errors before its connection is closed.
+pub const MAX_LOCAL_RESETS: usize = 256;
+/// How often a quiet connection between sidecars is asked whether it is alive: under the idle limits of usual NATs.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// How long the answer may take.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long an HTTP/1 head may take, idle time between requests included (75 s is nginx' keep-alive).
+pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// How long a TCP connection may take: three lost SYNs.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections to one endpoint of a peer; more are opened only when all are busy.
+pub const MAX_PEER_CONNECTIONS: usize = 4;
+/// Streams in flight on a connection to a peer that make us open the next one: half of what the peer allows.
+pub const BUSY_STREAMS: u32 = MAX_STREAMS / 2;
+/// Endpoints that one request tries, while nothing has been sent.
+pub const MAX_ATTEMPTS: usize = 3;
+/// How long an endpoint that could not be reached is passed over, while there are others.
+pub const ENDPOINT_PENALTY: Duration = Duration::from_secs(5);
+/// Idle connections to the agent. More than its own concurrency never pays.
+pub const MAX_IDLE_AGENT: usize = 128;
+/// How long one is kept: shorter than the 5 s after which uvicorn and Node close theirs, so that a request does not
+/// meet a closing connection.
+pub const AGENT_IDLE: Duration = Duration::from_secs(4);
+/// A net for outbound calls, above the hour that a callee's own deadline can be: the callee's sidecar answers first.
+pub const OUTBOUND_RESPONSE_TIMEOUT: Duration = Duration::from_secs(3_660);
+
+/// Bytes of a body that policy may read. MCP arguments carry documents; a larger body streams past policy, and then a
+/// policy that reads it denies.
+pub const MAX_HELD_BODY: usize = 1024 * 1024;
+/// Bytes of all such bodies together: past it requests are shed before memory grows.
+pub const MAX_HELD_TOTAL: usize = 64 * 1024 * 1024;
+/// How long such a body may take to arrive.
+pub const BODY_READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// Nested arrays and objects in it; documents that people write stay under ten, and recursive code walks them.
+pub const MAX_JSON_DEPTH: usize = 64;
+/// How long a refusal waits for the rest of a small body, so that the client reads the answer instead of a reset.
+pub const REFUSED_BODY_WAIT: Duration = Duration::from_secs(1);
+/// Bytes of a body that a refusal waits for.
+pub const REFUSED_BODY_BYTES: usize = 256 * 1024;
+
+/// Hop ids of one source that are remembered, in each of two generations; what is older is refused by its time.
+pub const HOPS_PER_GENERATION: usize = 65_536;
+/// Age at which a generation of hop ids is retired, and the oldest hop that is believed (DESIGN section 16).
+pub const HOP_WINDOW: Duration = Duration::from_secs(600);
+
+/// Bytes of an agent card or of a legacy MCP `endpoint` event that are rewritten; a larger one passes as it is.
+pub const MAX_CARD: usize = 256 * 1024;
+/// Bytes in which a legacy MCP `endpoint` event must end.
+pub const MAX_ENDPOINT_EVENT: usize = 4 * 1024;
+/// Authorities that signed cards advertise.
+pub const MAX_ALIASES: usize = 1_024;
+
+/// How long the first byte inside a tunnel may take.
+pub const TUNNEL_FIRST_BYTE: Duration = Duration::from_secs(30);
+/// Bytes of a TLS ClientHello; post-quantum key shares make them about 2 KiB.
+pub const MAX_CLIENT_HELLO: usize = 16 * 1024;
+/// How long a name may take to resolve.
+pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Addresses of one name that are looked at; a name with more is refused, since each must be checked.
+pub const MAX_RESOLVED: usize = 32;
+
+/// How often open streams are looked at for silence. Idle limits are seconds to minutes.
+pub const IDLE_TICK: Duration = Duration::from_millis(500);
+/// At most this long before a certificate expires, its connection takes no more requests and says so (GOAWAY).
+pub const RETIRE_BEFORE_EXPIRY: Duration = Duration::from_secs(30);
+/// Bytes of access log that wait for a slow reader; past it lines are dropped and counted.
+pub const MAX_LOG_BUFFER: usize = 4 * 1024 * 1024;
+/// How long lines are gathered into one write.
+pub const LOG_GATHER: Duration = Duration::from_millis(10);
+/// Bytes of a path in the access log.
+pub const MAX_LOGGED_PATH: usize = 1_024;

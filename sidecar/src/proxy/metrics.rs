@@ -1,0 +1,161 @@
+//! The data path's metrics. `docs/metrics.md` lists them; a test compares.
+//!
+//! Names of agents are no labels: a mesh has a million of them. They are in the access log.
+
+use aip_policy::{Direction, Verdict};
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+
+use crate::request::refusal::{Cut, Refusal};
+
+/// Requests that ended.
+const REQUESTS: &str = "aip_requests_total";
+/// Requests that were refused or failed, by reason.
+const REFUSALS: &str = "aip_refusals_total";
+/// Would-be refusals of policy that `observe` let through.
+const OBSERVED: &str = "aip_observed_total";
+/// Seconds from a request's head to its response's head.
+const RESPONSE_SECONDS: &str = "aip_response_seconds";
+/// Seconds of policy.
+const DECISION_SECONDS: &str = "aip_decision_seconds";
+/// Decisions.
+const DECISIONS: &str = "aip_decisions_total";
+/// Requests in flight.
+const IN_FLIGHT: &str = "aip_requests_in_flight";
+/// Body bytes.
+const BYTES: &str = "aip_body_bytes_total";
+/// Live connections.
+const CONNECTIONS: &str = "aip_connections";
+/// Handshakes that failed.
+const HANDSHAKE_FAILURES: &str = "aip_tls_handshake_failures_total";
+/// Connections that were cut before their end.
+const CONNECTIONS_CUT: &str = "aip_connections_cut_total";
+/// Requests that were cut after they had begun.
+const STREAMS_CUT: &str = "aip_streams_cut_total";
+/// Connections made to peers and to the agent.
+const DIALS: &str = "aip_dials_total";
+/// Access log lines that were dropped.
+const LOG_DROPPED: &str = "aip_access_log_dropped_total";
+
+/// Classes of status.
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+fn direction_index(direction: Direction) -> usize {
+    match direction {
+        Direction::Inbound => 0,
+        Direction::Outbound => 1,
+    }
+}
+
+/// Handles for one direction.
+struct Way {
+    requests: [Counter; 5],
+    response: Histogram,
+    decision: Histogram,
+    decisions: [[Counter; 2]; 6],
+    in_flight: Gauge,
+    received: Counter,
+    sent: Counter,
+    connections: Gauge,
+    observed: Counter,
+}
+
+impl Way {
+    fn register(direction: Direction) -> Self {
+        let word = direction.as_str();
+        Self {
+            requests: CLASSES.map(|class| counter!(REQUESTS, "direction" => word, "class" => class)),
+            response: histogram!(RESPONSE_SECONDS, "direction" => word),
+            decision: histogram!(DECISION_SECONDS, "direction" => word),
+            decisions: Verdict::ALL.map(|verdict| {
+                ["false", "true"].map(|cached| {
+                    counter!(DECISIONS, "direction" => word, "verdict" => verdict.as_str(), "cached" => cached)
+                })
+            }),
+            in_flight: gauge!(IN_FLIGHT, "direction" => word),
+            received: counter!(BYTES, "direction" => word, "way" => "request"),
+            sent: counter!(BYTES, "direction" => word, "way" => "response"),
+            connections: gauge!(CONNECTIONS, "direction" => word),
+            observed: counter!(OBSERVED, "direction" => word),
+        }
+    }
+}
+
+/// Handles, registered once: a lookup by name and labels costs more than the count.
+pub(crate) struct Metrics {
+    ways: [Way; 2],
+    log_dropped: Counter,
+}
+
+impl Metrics {
+    pub(crate) fn register() -> Self {
+        Self {
+            ways: [Direction::Inbound, Direction::Outbound].map(Way::register),
+            log_dropped: counter!(LOG_DROPPED),
+        }
+    }
+
+    fn way(&self, direction: Direction) -> &Way {
+        &self.ways[direction_index(direction)]
+    }
+
+    pub(crate) fn begin(&self, direction: Direction) {
+        self.way(direction).in_flight.increment(1.0);
+    }
+
+    pub(crate) fn end(&self, direction: Direction, status: u16, received: u64, sent: u64) {
+        let way = self.way(direction);
+        way.in_flight.decrement(1.0);
+        let class = usize::from(status / 100).clamp(1, 5) - 1;
+        way.requests[class].increment(1);
+        way.received.increment(received);
+        way.sent.increment(sent);
+    }
+
+    pub(crate) fn response(&self, direction: Direction, seconds: f64) {
+        self.way(direction).response.record(seconds);
+    }
+
+    pub(crate) fn decision(&self, direction: Direction, verdict: Verdict, cached: bool, seconds: f64) {
+        let way = self.way(direction);
+        way.decision.record(seconds);
+        let index = Verdict::ALL.iter().position(|v| *v == verdict).unwrap_or(0);
+        way.decisions[index][usize::from(cached)].increment(1);
+    }
+
+    pub(crate) fn observed(&self, direction: Direction) {
+        self.way(direction).observed.increment(1);
+    }
+
+    pub(crate) fn connections(&self, direction: Direction, change: f64) {
+        self.way(direction).connections.increment(change);
+    }
+
+    pub(crate) fn log_dropped(&self) {
+        self.log_dropped.increment(1);
+    }
+}
+
+/// Counts a refusal: rare enough for a lookup.
+pub(crate) fn refused(direction: Direction, refusal: Refusal) {
+    counter!(REFUSALS, "direction" => direction.as_str(), "reason" => refusal.reason()).increment(1);
+}
+
+/// Counts a handshake that failed.
+pub(crate) fn handshake_failed(reason: &'static str) {
+    counter!(HANDSHAKE_FAILURES, "reason" => reason).increment(1);
+}
+
+/// Counts a connection that was cut.
+pub(crate) fn connection_cut(cut: Cut) {
+    counter!(CONNECTIONS_CUT, "reason" => cut.reason()).increment(1);
+}
+
+/// Counts a request that was cut after it had begun.
+pub(crate) fn stream_cut(cut: Cut) {
+    counter!(STREAMS_CUT, "reason" => cut.reason()).increment(1);
+}
+
+/// Counts a connection that was made, or not: to `peer`, `agent` or `egress`.
+pub(crate) fn dialled(to: &'static str, result: &'static str) {
+    counter!(DIALS, "to" => to, "result" => result).increment(1);
+}

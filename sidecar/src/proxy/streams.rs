@@ -1,0 +1,147 @@
+//! Requests in flight: what was counted of them, what cuts them, and what they were decided on.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use dashmap::DashMap;
+use futures_util::task::AtomicWaker;
+
+use crate::request::refusal::Cut;
+use crate::request::told::Decided;
+
+/// One request in flight, shared by its two bodies, its record and whoever may cut it.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    started: Instant,
+    /// Body bytes from the caller.
+    pub(crate) received: AtomicU64,
+    /// Body bytes to the caller.
+    pub(crate) sent: AtomicU64,
+    /// Milliseconds after `started` at which a byte last moved.
+    moved: AtomicU64,
+    cut: AtomicU8,
+    request: AtomicWaker,
+    response: AtomicWaker,
+    /// What it was decided on, once it was.
+    decided: OnceLock<Decided>,
+}
+
+impl Exchange {
+    pub(crate) fn begin() -> Arc<Self> {
+        Arc::new(Self {
+            started: Instant::now(),
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
+            cut: AtomicU8::new(0),
+            request: AtomicWaker::new(),
+            response: AtomicWaker::new(),
+            decided: OnceLock::new(),
+        })
+    }
+
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Notes that bytes moved.
+    pub(crate) fn moved(&self) {
+        self.moved.store(millis(self.elapsed()), Ordering::Relaxed);
+    }
+
+    pub(crate) fn decided(&self) -> Option<&Decided> {
+        self.decided.get()
+    }
+
+    pub(crate) fn decide(&self, decided: Decided) {
+        // Decided once: a request has one decision at this end.
+        let _ = self.decided.set(decided);
+    }
+
+    /// Cuts it. The first reason stays.
+    pub(crate) fn cut(&self, cut: Cut) {
+        if self
+            .cut
+            .compare_exchange(0, cut as u8, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+        {
+            super::metrics::stream_cut(cut);
+        }
+        self.request.wake();
+        self.response.wake();
+    }
+
+    pub(crate) fn is_cut(&self) -> Option<Cut> {
+        Cut::from_code(self.cut.load(Ordering::Acquire))
+    }
+
+    /// Whether it is cut; else the request's side is woken when it is.
+    pub(crate) fn poll_request_cut(&self, cx: &mut Context<'_>) -> Poll<Cut> {
+        self.poll_cut(&self.request, cx)
+    }
+
+    /// Whether it is cut; else the response's side is woken when it is.
+    pub(crate) fn poll_response_cut(&self, cx: &mut Context<'_>) -> Poll<Cut> {
+        self.poll_cut(&self.response, cx)
+    }
+
+    fn poll_cut(&self, waker: &AtomicWaker, cx: &mut Context<'_>) -> Poll<Cut> {
+        waker.register(cx.waker());
+        self.is_cut().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// Resolves when it is cut. One waiter at a time: the response's side.
+    pub(crate) async fn ended(&self) -> Cut {
+        std::future::poll_fn(|cx| self.poll_response_cut(cx)).await
+    }
+
+    fn silent_for(&self) -> Duration {
+        self.elapsed()
+            .saturating_sub(Duration::from_millis(self.moved.load(Ordering::Relaxed)))
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The requests in flight of this sidecar that have been decided.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    open: DashMap<u64, Arc<Exchange>>,
+    next: AtomicU64,
+}
+
+impl Streams {
+    /// Adds one; the number takes it away again.
+    pub(crate) fn add(&self, exchange: Arc<Exchange>) -> u64 {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.open.insert(id, exchange);
+        id
+    }
+
+    pub(crate) fn remove(&self, id: u64) {
+        self.open.remove(&id);
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Those in flight now.
+    pub(crate) fn all(&self) -> Vec<Arc<Exchange>> {
+        self.open.iter().map(|entry| entry.value().clone()).collect()
+    }
+
+    /// Cuts those in whose response nothing moved for their idle limit.
+    pub(crate) fn cut_idle(&self) {
+        for exchange in self.all() {
+            let limit = exchange.decided().and_then(Decided::idle_limit);
+            if limit.is_some_and(|limit| exchange.silent_for() > limit) {
+                exchange.cut(Cut::Idle);
+            }
+        }
+    }
+}

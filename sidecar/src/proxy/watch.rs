@@ -1,0 +1,55 @@
+//! Looks again at what is open when the world changes: revocations end connections, and requests in flight that would
+//! be refused now are cut.
+
+use std::sync::{Arc, Weak};
+
+use super::Proxy;
+use super::limits::IDLE_TICK;
+use crate::request::refusal::Cut;
+use crate::request::told;
+
+/// Runs until the proxy is gone.
+pub(super) async fn run(proxy: Weak<Proxy>) {
+    let Some(strong) = proxy.upgrade() else { return };
+    let (mut world, mut svid) = (strong.mesh.subscribe(), strong.svid.subscribe());
+    drop(strong);
+    let mut tick = tokio::time::interval(IDLE_TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let changed = tokio::select! {
+            _ = tick.tick() => false,
+            changed = world.changed() => changed.is_ok(),
+            changed = svid.changed() => changed.is_ok(),
+        };
+        let Some(proxy) = proxy.upgrade() else { return };
+        if changed {
+            recheck(&proxy);
+        }
+        proxy.streams.cut_idle();
+    }
+}
+
+fn recheck(proxy: &Arc<Proxy>) {
+    let own = proxy.svid.current();
+    let trust = proxy.trust.load_full();
+    let ours = own.as_ref().map(|svid| trust.revoked(&svid.identity));
+    proxy.live.each(|live| match (ours, trust.revoked(&live.peer)) {
+        (None, _) => live.cut(Cut::Suspended),
+        (Some(Some(reason)), _) | (_, Some(reason)) => live.cut(Cut::of_revocation(reason)),
+        (Some(None), None) => {}
+    });
+    if let Some(svid) = &own {
+        proxy.peers.retire_all_but(&svid.identity.serial);
+    }
+    let snapshot = proxy.mesh.snapshot();
+    for exchange in proxy.streams.all() {
+        let cut = if own.is_none() {
+            Some(Cut::Suspended)
+        } else {
+            told::recheck(proxy, &snapshot, &exchange)
+        };
+        if let Some(cut) = cut {
+            exchange.cut(cut);
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! Phase 3, admit: what the mesh requires of both ends before policy is asked. Never only observed.
+
+use aip_api::attestation::AttestationResult;
+use aip_api::resource::Require;
+
+use super::classify::Classified;
+use super::refusal::{Refusal, Refused};
+use super::told::End;
+use crate::proxy::egress;
+
+/// Checks both ends, as far as they have shown themselves: a callee that we are not connected to is checked when we
+/// are, before anything is sent to it.
+pub(crate) fn admit(classified: &Classified) -> Result<(), Refused> {
+    let mesh = &classified.pair.snapshot.mesh;
+    if let End::Outside(host, port) = &classified.end
+        && egress::listed(mesh, host, *port).is_none()
+    {
+        return Err(Refusal::EgressNotListed.because(format!("{host}:{port}")));
+    }
+    let require = &mesh.require;
+    if *require == Require::default() {
+        return Ok(());
+    }
+    check(classified.own.result(), require)?;
+    match &classified.end {
+        End::Caller(live) | End::Callee(_, Some(live)) => check(&live.peer.result, require),
+        End::Callee(_, None) | End::Outside(..) => Ok(()),
+    }
+}
+
+/// Whether an attestation is what the mesh requires.
+pub(crate) fn check(result: &AttestationResult, require: &Require) -> Result<(), Refused> {
+    if result.assurance < require.assurance {
+        let (has, wants) = (result.assurance.as_str(), require.assurance.as_str());
+        return Err(Refusal::AssuranceTooLow.because(format!("{} is {has}, required is {wants}", result.sub)));
+    }
+    if result.enforcement < require.enforcement {
+        let (has, wants) = (result.enforcement.as_str(), require.enforcement.as_str());
+        return Err(Refusal::EnforcementTooLow.because(format!("{} is {has}, required is {wants}", result.sub)));
+    }
+    Ok(())
+}

@@ -1,0 +1,261 @@
+//! Bodies on their way through: nothing is buffered, every frame goes on as it comes, and what passes is counted.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::classify::headers;
+use super::record::Record;
+use super::refusal::Cut;
+use super::relay::endpoint::EndpointEvent;
+use crate::proxy::agent::Returning;
+use crate::proxy::gate::Permit;
+use crate::proxy::peers::Flight;
+use crate::proxy::streams::Exchange;
+
+/// Why a body ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    /// The connection that it came on broke.
+    #[error(transparent)]
+    Broken(#[from] hyper::Error),
+    /// It was cut.
+    #[error("cut: {}", .0.reason())]
+    Cut(Cut),
+}
+
+/// A body, of a request or of a response.
+#[derive(Debug, Default)]
+pub(crate) struct Body {
+    source: Source,
+    watched: Option<Watched>,
+}
+
+#[derive(Debug, Default)]
+enum Source {
+    #[default]
+    Empty,
+    Whole(Bytes),
+    Stream(Incoming),
+    /// What was read of it before, and the rest.
+    Rest(VecDeque<Bytes>, Incoming),
+    /// An event stream whose first event may be rewritten.
+    Events(Box<EndpointEvent>, Incoming),
+}
+
+#[derive(Debug)]
+enum Watched {
+    Request(Arc<Exchange>),
+    Response(Arc<Exchange>, Tail),
+    Answer(Arc<Exchange>, Tail),
+}
+
+/// What a response holds until its end.
+#[derive(Debug)]
+pub(crate) struct Tail {
+    /// Written when the response is dropped.
+    pub(crate) record: Record,
+    /// The connection to the agent, given back at the end.
+    pub(crate) returning: Option<Returning>,
+    /// The stream on the connection to a peer.
+    pub(crate) flight: Option<Flight>,
+    /// The place among the requests that the agent works on.
+    pub(crate) permit: Option<Permit>,
+}
+
+impl Body {
+    pub(crate) fn empty() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn whole(bytes: Bytes) -> Self {
+        let source = if bytes.is_empty() {
+            Source::Empty
+        } else {
+            Source::Whole(bytes)
+        };
+        Self { source, watched: None }
+    }
+
+    pub(crate) fn stream(incoming: Incoming) -> Self {
+        let source = if incoming.is_end_stream() {
+            Source::Empty
+        } else {
+            Source::Stream(incoming)
+        };
+        Self { source, watched: None }
+    }
+
+    pub(crate) fn rest(read: VecDeque<Bytes>, incoming: Incoming) -> Self {
+        Self {
+            source: Source::Rest(read, incoming),
+            watched: None,
+        }
+    }
+
+    pub(crate) fn events(first: EndpointEvent, incoming: Incoming) -> Self {
+        Self {
+            source: Source::Events(Box::new(first), incoming),
+            watched: None,
+        }
+    }
+
+    /// As a request's body: counted, and ended when the exchange is cut.
+    pub(crate) fn of_request(mut self, exchange: Arc<Exchange>) -> Self {
+        if !matches!(self.source, Source::Empty) {
+            self.watched = Some(Watched::Request(exchange));
+        }
+        self
+    }
+
+    /// As a response's body: counted, ended when the exchange is cut, and at its end everything is given back.
+    pub(crate) fn of_response(mut self, exchange: Arc<Exchange>, tail: Tail) -> Self {
+        self.watched = Some(Watched::Response(exchange, tail));
+        self.ended();
+        self
+    }
+
+    /// As the body of an answer of ours: counted, never cut.
+    pub(crate) fn of_answer(mut self, exchange: Arc<Exchange>, tail: Tail) -> Self {
+        self.watched = Some(Watched::Answer(exchange, tail));
+        self.ended();
+        self
+    }
+
+    /// The stream that it is, where nothing of it was read.
+    pub(crate) fn into_incoming(self) -> Result<Incoming, Self> {
+        match self.source {
+            Source::Stream(incoming) => Ok(incoming),
+            source => Err(Self {
+                source,
+                watched: self.watched,
+            }),
+        }
+    }
+
+    /// Whether it can be sent again: it is in memory as a whole.
+    pub(crate) fn again(&self) -> Option<Self> {
+        match &self.source {
+            Source::Empty => Some(Self::empty()),
+            Source::Whole(bytes) => Some(Self::whole(bytes.clone())),
+            _ => None,
+        }
+    }
+
+    /// At the end: what was borrowed goes back, without waiting for whoever holds the body to drop it.
+    fn ended(&mut self) {
+        if !self.source.is_end() {
+            return;
+        }
+        if let Some(Watched::Response(_, tail) | Watched::Answer(_, tail)) = &mut self.watched {
+            tail.record.completed();
+            if let Some(returning) = tail.returning.take() {
+                returning.give_back();
+            }
+            tail.flight = None;
+            tail.permit = None;
+        }
+    }
+
+    fn cut(&mut self, cx: &mut Context<'_>) -> Poll<Cut> {
+        match &self.watched {
+            Some(Watched::Request(exchange)) => exchange.poll_request_cut(cx),
+            Some(Watched::Response(exchange, _)) => exchange.poll_response_cut(cx),
+            Some(Watched::Answer(..)) | None => Poll::Pending,
+        }
+    }
+
+    fn passed(&self, bytes: usize) {
+        let (exchange, count) = match &self.watched {
+            Some(Watched::Request(exchange)) => (exchange, &exchange.received),
+            Some(Watched::Response(exchange, _) | Watched::Answer(exchange, _)) => (exchange, &exchange.sent),
+            None => return,
+        };
+        count.fetch_add(bytes as u64, Ordering::Relaxed);
+        exchange.moved();
+    }
+}
+
+impl Source {
+    fn is_end(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Whole(_) => false,
+            Self::Stream(incoming) => incoming.is_end_stream(),
+            Self::Rest(read, incoming) => read.is_empty() && incoming.is_end_stream(),
+            Self::Events(first, incoming) => first.is_done() && incoming.is_end_stream(),
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self {
+            Self::Empty => Poll::Ready(None),
+            Self::Whole(bytes) => {
+                let bytes = std::mem::take(bytes);
+                *self = Self::Empty;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Self::Stream(incoming) => Pin::new(incoming).poll_frame(cx),
+            Self::Rest(read, incoming) => match read.pop_front() {
+                Some(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                None => Pin::new(incoming).poll_frame(cx),
+            },
+            Self::Events(first, incoming) => first.poll(incoming, cx),
+        }
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Poll::Ready(cut) = self.cut(cx) {
+            return Poll::Ready(Some(Err(BodyError::Cut(cut))));
+        }
+        let mut frame = ready!(self.source.poll(cx));
+        match &mut frame {
+            Some(Ok(frame)) => {
+                self.passed(frame.data_ref().map_or(0, Bytes::len));
+                if let Some(trailers) = frame.trailers_mut() {
+                    headers::remove_ours(trailers);
+                    // Nothing comes after trailers.
+                    self.source = Source::Empty;
+                }
+            }
+            None => self.source = Source::Empty,
+            Some(Err(_)) => {}
+        }
+        self.ended();
+        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.source.is_end()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Empty => SizeHint::with_exact(0),
+            Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Source::Stream(incoming) => incoming.size_hint(),
+            Source::Rest(read, incoming) => {
+                let before: usize = read.iter().map(Bytes::len).sum();
+                let after = incoming.size_hint();
+                let mut hint = SizeHint::new();
+                hint.set_lower(before as u64 + after.lower());
+                if let Some(upper) = after.upper() {
+                    hint.set_upper(before as u64 + upper);
+                }
+                hint
+            }
+            Source::Events(..) => SizeHint::default(),
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Phase 2, classify: whom the request is for, what it says, and the one version of the world that it is decided in.
+//!
+//! What is hop-by-hop, and what is the mesh's own, is taken off here: later phases see what one end says to the other.
+
+pub(crate) mod content;
+pub(crate) mod headers;
+pub(crate) mod json;
+pub(crate) mod path;
+pub(crate) mod protocol;
+mod target;
+
+pub(crate) use target::of_authority as target_of;
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use aip_api::id::HopId;
+use aip_policy::TraceFacts;
+use aip_runtime::svid::Svid;
+use aip_runtime::unix_now;
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Method, Version};
+use hyper::ext::Protocol;
+
+use super::record::Ends;
+use super::refusal::{Refusal, Refused};
+use super::told::{End, Told};
+use super::trace::Trace;
+use super::{Arrived, From, Peer, Target, call};
+use crate::mesh::Unlearned;
+use crate::proxy::pair::{Pair, Pairs};
+use crate::proxy::peers::PeerConnection;
+use crate::snapshot::Snapshot;
+
+/// The hop id, from sidecar to sidecar.
+pub(crate) const HOP: &str = "x-aip-hop";
+/// The HTTP version that the caller spoke.
+pub(crate) const HTTP: &str = "x-aip-http";
+
+/// A request of which is known what can be known.
+pub(crate) struct Classified {
+    /// Unix seconds.
+    pub(crate) now: u64,
+    pub(crate) own: Arc<Svid>,
+    pub(crate) pair: Arc<Pair>,
+    pub(crate) end: End,
+    pub(crate) told: Told,
+    /// The protocol that the connection is to be switched to.
+    pub(crate) upgrade: Option<HeaderValue>,
+    pub(crate) hop: HopId,
+    pub(crate) trace: Trace,
+    /// What the caller spoke.
+    pub(crate) version: Version,
+    /// The host as the caller wrote it.
+    pub(crate) authority: Authority,
+    /// The connection whose certificate was decided on.
+    pub(crate) connection: Option<Arc<PeerConnection>>,
+}
+
+/// The ends of a request, before its content.
+struct Meant {
+    end: End,
+    snapshot: Arc<Snapshot>,
+    hop: HopId,
+    version: Version,
+    authority: Authority,
+}
+
+/// Classifies; the head is cleaned, and a body that policy reads is held.
+pub(crate) async fn classify(arrived: &mut Arrived) -> Result<Classified, Refused> {
+    let own = arrived.proxy.svid.current().ok_or(Refusal::NoIdentity)?;
+    let upgrade = take_upgrade(arrived);
+    let via = arrived.via.clone();
+    let meant = match &via.from {
+        From::Peer(peer) => inbound(arrived, peer).await?,
+        From::Agent | From::Tunnel(_) => outbound(arrived).await?,
+    };
+    clean(arrived);
+    let now = unix_now();
+    let (pair, end, connection) = ends(arrived, &meant, &own, now).await?;
+    arrived.record.ends = Ends::Pair(pair.clone());
+    let destination = match &end {
+        End::Caller(_) => Some(&pair.snapshot.me),
+        End::Callee(name, _) => pair.snapshot.agent(name),
+        End::Outside(..) => None,
+    };
+    check_path(
+        arrived.head.uri.path(),
+        destination.is_some_and(|agent| agent.allow_ambiguous_paths),
+    )?;
+    if let Some(name) = headers::overriding(&arrived.head.headers) {
+        return Err(Refusal::OverrideHeader.because(name));
+    }
+    let trace = Trace::of(&arrived.head.headers, &meant.hop);
+    arrived.record.trace.clone_from(&trace.id);
+    let (content, held) = match pair.needs.body {
+        true => content::read(arrived).await?,
+        false => (protocol::Content::Other, None),
+    };
+    let told = Told {
+        method: arrived.head.method.clone(),
+        uri: arrived.head.uri.clone(),
+        headers: arrived.head.headers.clone(),
+        size: content::size(arrived),
+        carrier: carrier(&arrived.head.headers, upgrade.as_ref()),
+        content,
+        // Hops before this one are not known yet: each sidecar counts its own.
+        trace: TraceFacts {
+            id: trace.id.clone(),
+            hops: 1,
+        },
+        _held: held,
+    };
+    Ok(Classified {
+        now,
+        own,
+        pair,
+        end,
+        told,
+        upgrade,
+        hop: meant.hop,
+        trace,
+        version: meant.version,
+        authority: meant.authority,
+        connection,
+    })
+}
+
+/// What is to be switched to, with the head as if it had been asked for in HTTP/1.1.
+fn take_upgrade(arrived: &mut Arrived) -> Option<HeaderValue> {
+    let head = &mut arrived.head;
+    if head.method == Method::CONNECT {
+        let protocol = head.extensions.remove::<Protocol>()?;
+        head.method = Method::GET;
+        arrived.record.method = Method::GET;
+        return HeaderValue::from_str(protocol.as_str()).ok();
+    }
+    // One with a body is answered as if it had not asked: a server may ignore the wish (RFC 9110 section 7.8).
+    let bodiless = arrived.body.as_ref().is_none_or(http_body::Body::is_end_stream);
+    headers::upgrade(&head.headers).filter(|_| bodiless && head.method == Method::GET)
+}
+
+fn carrier(headers: &HeaderMap, upgrade: Option<&HeaderValue>) -> &'static str {
+    match upgrade {
+        Some(protocol) if protocol.as_bytes().eq_ignore_ascii_case(b"websocket") => "websocket",
+        _ if content::is_grpc(headers) => "grpc",
+        _ => "http",
+    }
+}
+
+fn clean(arrived: &mut Arrived) {
+    let direction = arrived.record.direction;
+    headers::remove_ours(&mut arrived.head.headers);
+    headers::end_hop(&mut arrived.head.headers);
+    headers::end_proxy(&mut arrived.head.headers, direction);
+}
+
+fn check_path(path: &str, ambiguous_allowed: bool) -> Result<(), Refused> {
+    match path::check(path) {
+        Err(why) if !ambiguous_allowed => Err(Refusal::AmbiguousPath.because(why)),
+        _ => Ok(()),
+    }
+}
+
+async fn inbound(arrived: &mut Arrived, peer: &Peer) -> Result<Meant, Refused> {
+    let value = |name| {
+        arrived
+            .head
+            .headers
+            .get(name)
+            .and_then(|v: &HeaderValue| v.to_str().ok())
+    };
+    let hop: HopId = value(HOP).and_then(|v| v.parse().ok()).ok_or(Refusal::InvalidHop)?;
+    let version = match value(HTTP) {
+        Some("1.0") => Version::HTTP_10,
+        Some("1.1") => Version::HTTP_11,
+        _ => Version::HTTP_2,
+    };
+    arrived.record.hop = Some(hop);
+    let me = arrived.proxy.mesh.snapshot().id.clone();
+    let caller = &peer.live.peer.id;
+    arrived.record.ends = Ends::Named {
+        source: caller.to_string(),
+        destination: me.to_string(),
+    };
+    if !peer.seen.admit(hop, unix_millis()) {
+        return Err(Refusal::HopReplayed.into());
+    }
+    let authority = target::authority(&arrived.head)?;
+    if me.trust_domain.agent_of_host(authority.host()).as_ref() != Some(&me.agent) {
+        return Err(Refusal::WrongAgent.because(format!("{} lives here", me.agent)));
+    }
+    let snapshot = arrived
+        .proxy
+        .mesh
+        .learn(&caller.agent)
+        .await
+        .map_err(|unlearned| match unlearned {
+            Unlearned::Absent => Refusal::UnknownSource,
+            other => refusal_of(other),
+        })?;
+    let end = End::Caller(peer.live.clone());
+    Ok(Meant {
+        end,
+        snapshot,
+        hop,
+        version,
+        authority,
+    })
+}
+
+async fn outbound(arrived: &mut Arrived) -> Result<Meant, Refused> {
+    let hop = HopId::fresh();
+    arrived.record.hop = Some(hop);
+    arrived.record.connect = matches!(arrived.via.from, From::Tunnel(_));
+    let version = arrived.head.version;
+    let me = arrived.proxy.mesh.snapshot().id.to_string();
+    arrived.record.ends = Ends::Named {
+        source: me.clone(),
+        destination: String::new(),
+    };
+    let (authority, target) = target::target(arrived)?;
+    arrived.record.ends = Ends::Named {
+        source: me,
+        destination: authority.to_string(),
+    };
+    let (end, snapshot) = match target {
+        Target::Agent(name) => {
+            let snapshot = arrived.proxy.mesh.learn(&name).await.map_err(refusal_of)?;
+            (End::Callee(name, None), snapshot)
+        }
+        Target::Outside(host, port) => (End::Outside(host, port), arrived.proxy.mesh.snapshot()),
+    };
+    Ok(Meant {
+        end,
+        snapshot,
+        hop,
+        version,
+        authority,
+    })
+}
+
+fn refusal_of(unlearned: Unlearned) -> Refusal {
+    match unlearned {
+        Unlearned::Absent => Refusal::UnknownAgent,
+        Unlearned::Unreachable => Refusal::RegistryUnreachable,
+        Unlearned::TooMany => Refusal::TooManyPeers,
+    }
+}
+
+type BothEnds = (Arc<Pair>, End, Option<Arc<PeerConnection>>);
+
+/// Both ends as policy sees them. Where it reads what the callee runs, we connect first: only the callee can show it.
+async fn ends(arrived: &Arrived, meant: &Meant, own: &Arc<Svid>, now: u64) -> Result<BothEnds, Refused> {
+    let proxy = &arrived.proxy;
+    let pair = Pairs::of(proxy, &meant.snapshot, own, meant.end.other(), now);
+    let End::Callee(name, _) = &meant.end else {
+        return Ok((pair, meant.end.clone(), None));
+    };
+    if !pair.needs.destination_attestation {
+        return Ok((pair, meant.end.clone(), None));
+    }
+    let endpoints = super::route::endpoints(proxy, &meant.snapshot, name)?;
+    let (connection, _) = call::connect(proxy, name, &endpoints).await?;
+    let end = End::Callee(name.clone(), Some(connection.live.clone()));
+    let pair = Pairs::of(proxy, &meant.snapshot, own, end.other(), now);
+    Ok((pair, end, Some(connection)))
+}
+
+fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,174 @@
+//! Header hygiene: what ends at this hop, what is ours, and what nobody may send.
+
+use aip_policy::Direction;
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING,
+    UPGRADE,
+};
+use http::{HeaderMap, HeaderValue};
+
+/// Headers that make some servers see another method or URL than the request line has.
+const OVERRIDES: [&str; 8] = [
+    "x-http-method-override",
+    "x-http-method",
+    "x-method-override",
+    "x-original-url",
+    "x-original-uri",
+    "x-rewrite-url",
+    "x-override-url",
+    "x-forwarded-uri",
+];
+/// Hop-by-hop without being named by `Connection` (RFC 9110 section 7.6.1, and what old clients still send).
+const HOP_BY_HOP: [HeaderName; 6] = [
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("http2-settings"),
+    TRANSFER_ENCODING,
+    UPGRADE,
+    TE,
+];
+
+/// A header that overrides method or URL, if there is one.
+pub(crate) fn overriding(headers: &HeaderMap) -> Option<&'static str> {
+    OVERRIDES.into_iter().find(|name| headers.contains_key(*name))
+}
+
+/// Whether the name is the mesh's, however it is spelled: servers fold `_` to `-` (CGI, WSGI).
+pub(crate) fn is_ours(name: &HeaderName) -> bool {
+    let bytes = name.as_str().as_bytes();
+    let dash = |b: Option<&u8>| matches!(b, Some(b'-' | b'_'));
+    bytes.first() == Some(&b'x') && dash(bytes.get(1)) && bytes.get(2..5) == Some(b"aip") && dash(bytes.get(5))
+}
+
+/// Removes every header that folds to `x-aip-*`.
+pub(crate) fn remove_ours(headers: &mut HeaderMap) {
+    if !headers.keys().any(is_ours) {
+        return;
+    }
+    let ours: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name)).cloned().collect();
+    for name in ours {
+        headers.remove(name);
+    }
+}
+
+/// What `Upgrade` asks for, where `Connection` says that it counts.
+pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let named = tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    let wanted = headers.get(UPGRADE).filter(|_| named)?;
+    // Java offers h2c on every request; what we speak onwards is our own affair.
+    let ignored = |v: &str| v.is_empty() || v.to_ascii_lowercase().starts_with("h2c") || v.contains(',');
+    (!wanted.to_str().is_ok_and(ignored)).then(|| wanted.clone())
+}
+
+/// Removes what ends at this hop: first what `Connection` names, then what always does. A wish for trailers stays,
+/// since we carry them; `Host` and the length can't be taken away by naming them.
+pub(crate) fn end_hop(headers: &mut HeaderMap) {
+    let trailers = tokens(headers, &TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
+            .filter_map(|token| token.parse().ok())
+            .collect();
+        for name in named.iter().filter(|name| **name != HOST && **name != CONTENT_LENGTH) {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Removes what is between the agent and its own sidecar.
+pub(crate) fn end_proxy(headers: &mut HeaderMap, direction: Direction) {
+    if direction == Direction::Outbound {
+        headers.remove(PROXY_AUTHORIZATION);
+    }
+    headers.remove(PROXY_AUTHENTICATE);
+}
+
+/// The comma-separated words of a header, all lines of it.
+pub(crate) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    let values = headers
+        .get_all(name)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok());
+    values
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|token| !token.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> HeaderMap {
+        let pair = |(name, value): &(&str, &str)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs.iter().map(pair) {
+            headers.append(name, HeaderValue::clone(&value));
+        }
+        headers
+    }
+
+    #[test]
+    fn our_names_are_ours_in_every_spelling() {
+        for name in [
+            "x-aip-source",
+            "X-AIP-Hop",
+            "x_aip_source",
+            "x-aip_source",
+            "X_Aip-x",
+            "x-aip-",
+        ] {
+            assert!(is_ours(&name.parse().unwrap()), "{name}");
+        }
+        for name in ["x-aip", "x-aipx-a", "aip-x", "xx-aip-a", "x-ai-p"] {
+            assert!(!is_ours(&name.parse().unwrap()), "{name}");
+        }
+        let mut headers = map(&[("x-aip-source", "a"), ("x_aip_hop", "b"), ("x-other", "c")]);
+        remove_ours(&mut headers);
+        assert_eq!(headers, map(&[("x-other", "c")]));
+    }
+
+    #[test]
+    fn connection_is_processed_first() {
+        let mut headers = map(&[
+            ("connection", "close, X-Secret"),
+            ("connection", "te, host, content-length"),
+            ("x-secret", "1"),
+            ("te", "trailers, gzip"),
+            ("keep-alive", "1"),
+            ("transfer-encoding", "chunked"),
+            ("host", "a"),
+            ("content-length", "3"),
+            ("accept", "*/*"),
+        ]);
+        end_hop(&mut headers);
+        assert_eq!(
+            headers,
+            map(&[
+                ("te", "trailers"),
+                ("host", "a"),
+                ("content-length", "3"),
+                ("accept", "*/*")
+            ])
+        );
+    }
+
+    #[test]
+    fn an_upgrade_counts_only_when_connection_names_it() {
+        let asked = map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
+        assert_eq!(upgrade(&asked).unwrap(), "websocket");
+        assert!(upgrade(&map(&[("upgrade", "websocket")])).is_none());
+        let java = map(&[
+            ("connection", "Upgrade, HTTP2-Settings"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "AA"),
+        ]);
+        assert!(upgrade(&java).is_none());
+    }
+}

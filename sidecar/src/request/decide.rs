@@ -1,0 +1,55 @@
+//! Phase 4, decide: policy over the facts.
+
+use aip_policy::{Decision, Obligations, Verdict};
+
+use super::classify::Classified;
+use super::record::Said;
+use super::refusal::{Refusal, Refused};
+use super::{Arrived, told};
+
+/// Asks policy, and carries out its verdict: this version knows allow and deny, and refuses what it does not know.
+pub(crate) fn decide(arrived: &mut Arrived, classified: &Classified) -> Result<(), Refused> {
+    let (pair, told) = (&classified.pair, &classified.told);
+    let (decision, said) = told::decision(&arrived.proxy, arrived.record.direction, pair, told, classified.now)?;
+    let record = &mut arrived.record;
+    record.verdict = decision.verdict.as_str();
+    record.rule = decision.rule().to_owned();
+    record.cached = decision.cached;
+    record.protocol = Said {
+        name: said.name,
+        method: said.method.known().cloned().unwrap_or_default(),
+        tool: said.tool.known().cloned().unwrap_or_default(),
+    };
+    let Some(refused) = refusal(&decision) else {
+        return Ok(());
+    };
+    if pair.snapshot.me.mode.enforces(classified.now) {
+        return Err(refused);
+    }
+    record.observed = true;
+    record.reason = refused.refusal.reason().to_owned();
+    arrived.proxy.metrics.observed(record.direction);
+    Ok(())
+}
+
+fn refusal(decision: &Decision) -> Option<Refused> {
+    let refusal = match decision.verdict {
+        Verdict::Allow if decision.obligations == kept(&decision.obligations) => return None,
+        Verdict::Allow => Refusal::UnsupportedObligation,
+        Verdict::Deny => Refusal::PolicyDenied,
+        Verdict::Escalate | Verdict::Warn | Verdict::Restrict | Verdict::Transform => Refusal::UnsupportedVerdict,
+    };
+    Some(Refused {
+        refusal,
+        detail: Some(decision.reason().to_owned()),
+        rule: Some(decision.rule().to_owned()),
+    })
+}
+
+/// The obligations that this version honours: words for the record.
+fn kept(obligations: &Obligations) -> Obligations {
+    Obligations {
+        tags: obligations.tags.clone(),
+        ..Obligations::default()
+    }
+}

@@ -1,0 +1,126 @@
+//! The phases in their order.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::EXPECT;
+use http::{Request, Response};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+
+use super::body::{Body, Tail};
+use super::classify::content;
+use super::refusal::{self, Form, Refusal, Refused};
+use super::{Arrived, Via, accept, admit, call, classify, decide, limit, relay, route};
+use crate::proxy::Proxy;
+use crate::proxy::limits::{REFUSED_BODY_BYTES, REFUSED_BODY_WAIT};
+use crate::request::record::Record;
+
+/// Answers one request. Never fails: what goes wrong is an answer, too.
+pub(crate) async fn handle(proxy: Arc<Proxy>, via: Arc<Via>, request: Request<Incoming>) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let record = Record::begin(&proxy, via.direction(), head.method.clone(), head.uri.path());
+    let mut arrived = Arrived {
+        proxy,
+        via,
+        head,
+        body: Some(Body::stream(body)),
+        record,
+    };
+    match Box::pin(phases(&mut arrived)).await {
+        Ok(relayed) => relayed.into_response(arrived.record),
+        Err(refused) => refuse(arrived, refused).await,
+    }
+}
+
+async fn phases(arrived: &mut Arrived) -> Result<relay::Relayed, Refused> {
+    accept::request(arrived)?;
+    let classified = classify::classify(arrived).await?;
+    admit::admit(&classified)?;
+    decide::decide(arrived, &classified)?;
+    let limits = limit::limit(arrived, &classified)?;
+    let route = route::route(arrived, &classified)?;
+    let answer = call::call(arrived, classified, route, limits).await?;
+    relay::relay(arrived, answer).await
+}
+
+/// The answer to a request that was refused or failed, in its caller's own form.
+pub(crate) async fn refuse(mut arrived: Arrived, refused: Refused) -> Response<Body> {
+    let form = form(&mut arrived, &refused).await;
+    let mut record = arrived.record;
+    record.refused(&refused);
+    let answer = refusal::answer(&refused, &form, &record.decision.to_string());
+    respond(record, answer)
+}
+
+/// An answer of this sidecar's own.
+pub(super) fn respond(mut record: Record, answer: Response<Bytes>) -> Response<Body> {
+    record.answered(answer.status().as_u16());
+    let mut response = answer.map(Body::whole);
+    relay::mark(&mut response, &record);
+    let exchange = record.exchange.clone();
+    response.map(|body| {
+        // A refusal is not cut: it is the last word already.
+        let tail = Tail {
+            record,
+            returning: None,
+            flight: None,
+            permit: None,
+        };
+        body.of_answer(exchange, tail)
+    })
+}
+
+/// How the caller reads a refusal. For JSON-RPC the body has the id; so a small one is read now, where it was not.
+async fn form(arrived: &mut Arrived, refused: &Refused) -> Form {
+    if content::is_grpc(&arrived.head.headers) {
+        return Form::Grpc;
+    }
+    // These are answered before a single byte of the body is looked at.
+    let unread = matches!(
+        refused.refusal,
+        Refusal::RateLimited | Refusal::ProxyAuth | Refusal::NotLoopback
+    );
+    let Some(body) = arrived.body.take().filter(|_| !unread) else {
+        return Form::Problem;
+    };
+    let bytes = match body.again() {
+        Some(whole) => whole.collect().await.map(|b| b.to_bytes()).unwrap_or_default(),
+        None if wants_continue(arrived) => return Form::Problem,
+        None => small(body).await.unwrap_or_default(),
+    };
+    if !content::may_be_json(&arrived.head.headers) {
+        return Form::Problem;
+    }
+    let call = classify::json::parse(&bytes).ok();
+    match call.and_then(|parsed| classify::protocol::call_id(&parsed, &arrived.head.headers)) {
+        Some((id, true)) => Form::JsonRpcOk(id),
+        Some((id, false)) => Form::JsonRpc(id),
+        None => Form::Problem,
+    }
+}
+
+/// A client that asks before it sends its body must not be told to.
+fn wants_continue(arrived: &Arrived) -> bool {
+    arrived.head.headers.contains_key(EXPECT)
+}
+
+/// The rest of a small body, if it comes in a moment. Also without use for it: a client that is still sending reads a
+/// reset instead of the answer.
+async fn small(mut body: Body) -> Option<Bytes> {
+    let read = async {
+        let (mut parts, mut size) = (VecDeque::new(), 0);
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.ok()?.into_data() else { continue };
+            size += data.len();
+            if size > REFUSED_BODY_BYTES {
+                return None;
+            }
+            parts.push_back(data);
+        }
+        let parts: Vec<Bytes> = parts.into();
+        Some(Bytes::from(parts.concat()))
+    };
+    tokio::time::timeout(REFUSED_BODY_WAIT, read).await.ok().flatten()
+}

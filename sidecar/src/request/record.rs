@@ -1,0 +1,267 @@
+//! Phase 9, record: when a request is over, however it ended, its record drops: metrics and one access log line.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use aip_api::id::{DecisionId, HopId};
+use aip_policy::Direction;
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::refusal::{Refusal, Refused};
+use crate::proxy::limits::MAX_LOGGED_PATH;
+use crate::proxy::pair::Pair;
+use crate::proxy::streams::Exchange;
+use crate::proxy::{Proxy, metrics};
+
+/// What is known of one request. Written when it drops.
+pub(crate) struct Record {
+    proxy: Arc<Proxy>,
+    pub(crate) exchange: Arc<Exchange>,
+    began: SystemTime,
+    pub(crate) direction: Direction,
+    pub(crate) decision: DecisionId,
+    pub(crate) hop: Option<HopId>,
+    pub(crate) trace: String,
+    pub(crate) ends: Ends,
+    pub(crate) method: http::Method,
+    pub(crate) path: String,
+    pub(crate) protocol: Said,
+    pub(crate) status: u16,
+    pub(crate) verdict: &'static str,
+    pub(crate) rule: String,
+    pub(crate) reason: String,
+    pub(crate) cached: bool,
+    /// Whether a refusal of policy was only recorded.
+    pub(crate) observed: bool,
+    pub(crate) connect: bool,
+    /// The other end's `x-aip-decision`.
+    pub(crate) callee: Option<String>,
+    pub(crate) endpoint: Option<std::net::SocketAddr>,
+    /// Its place among the requests in flight.
+    stream: Option<u64>,
+    refusal: Option<Refusal>,
+    completed: bool,
+}
+
+/// Who talks to whom, as far as is known.
+#[derive(Debug, Default)]
+pub(crate) enum Ends {
+    /// Not yet known.
+    #[default]
+    Unknown,
+    /// As text.
+    Named { source: String, destination: String },
+    /// As policy sees them.
+    Pair(Arc<Pair>),
+}
+
+/// What was said, by protocol.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) name: String,
+    pub(crate) method: String,
+    pub(crate) tool: String,
+}
+
+impl Default for Said {
+    fn default() -> Self {
+        Self {
+            name: "http".into(),
+            method: String::new(),
+            tool: String::new(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Record {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Record({})", self.decision)
+    }
+}
+
+/// A line of the access log.
+#[derive(Serialize)]
+struct Line<'a> {
+    ts: String,
+    kind: &'static str,
+    direction: &'static str,
+    hop: String,
+    decision: String,
+    trace: &'a str,
+    source: &'a str,
+    destination: &'a str,
+    method: &'a str,
+    path: &'a str,
+    status: u16,
+    verdict: &'static str,
+    rule: &'a str,
+    reason: &'a str,
+    protocol: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    call: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    tool: &'a str,
+    bytes_in: u64,
+    bytes_out: u64,
+    ms: f64,
+    end: &'static str,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    cached: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    observed: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    connect: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blame: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    callee: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<std::net::SocketAddr>,
+    revision: u64,
+}
+
+impl Record {
+    pub(crate) fn begin(proxy: &Arc<Proxy>, direction: Direction, method: http::Method, path: &str) -> Self {
+        proxy.metrics.begin(direction);
+        let mut end = path.len().min(MAX_LOGGED_PATH);
+        while !path.is_char_boundary(end) {
+            end -= 1;
+        }
+        Self {
+            proxy: proxy.clone(),
+            exchange: Exchange::begin(),
+            began: SystemTime::now(),
+            direction,
+            decision: DecisionId::fresh(),
+            hop: None,
+            trace: String::new(),
+            ends: Ends::Unknown,
+            method,
+            path: path[..end].to_owned(),
+            protocol: Said::default(),
+            status: 0,
+            // Until somebody decided, the answer is no.
+            verdict: "deny",
+            rule: String::new(),
+            reason: String::new(),
+            cached: false,
+            observed: false,
+            connect: false,
+            callee: None,
+            endpoint: None,
+            stream: None,
+            refusal: None,
+            completed: false,
+        }
+    }
+
+    /// Notes that the request goes on to whoever answers it: it is in flight from now on.
+    pub(crate) fn in_flight(&mut self) {
+        self.stream = Some(self.proxy.streams.add(self.exchange.clone()));
+    }
+
+    /// Notes that and why it was not answered.
+    pub(crate) fn refused(&mut self, refused: &Refused) {
+        metrics::refused(self.direction, refused.refusal);
+        self.refusal = Some(refused.refusal);
+        self.reason = refused.refusal.reason().to_owned();
+        if let Some(rule) = &refused.rule {
+            self.rule.clone_from(rule);
+        }
+    }
+
+    /// Notes that the response's head goes out.
+    pub(crate) fn answered(&mut self, status: u16) {
+        self.status = status;
+        self.exchange.moved();
+        self.proxy
+            .metrics
+            .response(self.direction, self.exchange.elapsed().as_secs_f64());
+    }
+
+    /// Notes that the response was passed on to its end.
+    pub(crate) fn completed(&mut self) {
+        self.completed = true;
+    }
+
+    /// The header that names this decision.
+    pub(crate) fn header(&self) -> String {
+        let end = match self.direction {
+            Direction::Inbound => "callee",
+            Direction::Outbound => "caller",
+        };
+        format!("{};{};{end}", self.decision, self.verdict)
+    }
+
+    fn write(&self, received: u64, sent: u64) {
+        let (source, destination, revision) = match &self.ends {
+            Ends::Unknown => ("", "", 0),
+            Ends::Named { source, destination } => (source.as_str(), destination.as_str(), 0),
+            Ends::Pair(pair) => (name(&pair.source), name(&pair.destination), pair.snapshot.revision),
+        };
+        let cut = self.exchange.is_cut();
+        let end = match cut {
+            Some(cut) => cut.reason(),
+            None if self.completed => "complete",
+            None => "aborted",
+        };
+        let line = Line {
+            ts: OffsetDateTime::from(self.began).format(&Rfc3339).unwrap_or_default(),
+            kind: "access",
+            direction: self.direction.as_str(),
+            hop: self.hop.map(|hop| hop.to_string()).unwrap_or_default(),
+            decision: self.decision.to_string(),
+            trace: &self.trace,
+            source,
+            destination,
+            method: self.method.as_str(),
+            path: &self.path,
+            status: self.status,
+            verdict: self.verdict,
+            rule: &self.rule,
+            reason: &self.reason,
+            protocol: &self.protocol.name,
+            call: &self.protocol.method,
+            tool: &self.protocol.tool,
+            bytes_in: received,
+            bytes_out: sent,
+            ms: (self.exchange.elapsed().as_secs_f64() * 1e6).round() / 1e3,
+            end,
+            cached: self.cached,
+            observed: self.observed,
+            connect: self.connect,
+            blame: self.refusal.map(|r| r.nature().blame.as_str()),
+            callee: self.callee.as_deref(),
+            endpoint: self.endpoint,
+            revision,
+        };
+        let mut out = Vec::with_capacity(768);
+        // Text and numbers always serialise.
+        if serde_json::to_writer(&mut out, &line).is_ok() {
+            out.push(b'\n');
+            if !self.proxy.settings.access_log.write(&out) {
+                self.proxy.metrics.log_dropped();
+            }
+        }
+    }
+}
+
+/// A SPIFFE ID, or an outside host.
+fn name(facts: &aip_policy::PeerFacts) -> &str {
+    if facts.id.is_empty() { &facts.name } else { &facts.id }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if let Some(stream) = self.stream {
+            self.proxy.streams.remove(stream);
+        }
+        let (received, sent) = (&self.exchange.received, &self.exchange.sent);
+        let (received, sent) = (received.load(Ordering::Relaxed), sent.load(Ordering::Relaxed));
+        self.proxy.metrics.end(self.direction, self.status, received, sent);
+        self.write(received, sent);
+    }
+}

@@ -1,0 +1,239 @@
+//! Phase 8, relay: the response comes back, cleaned and marked; bodies stream, and switched connections are spliced.
+
+pub(crate) mod card;
+pub(crate) mod endpoint;
+mod splice;
+
+use aip_policy::Direction;
+use http::header::{CONNECTION, CONTENT_LOCATION, CONTENT_TYPE, LOCATION, UPGRADE};
+use http::response::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use super::Arrived;
+use super::body::{Body, Tail};
+use super::call::{Answer, Sent};
+use super::classify::{HOP, headers};
+use super::record::Record;
+use super::refusal::Refused;
+use crate::proxy::agent::Returning;
+use crate::proxy::gate::Permit;
+use crate::proxy::peers::Flight;
+use endpoint::EndpointEvent;
+pub(crate) use splice::splice;
+
+/// Who decided what: `<id>;<verdict>;<caller|callee>`, one line for each end.
+const DECISION: HeaderName = HeaderName::from_static("x-aip-decision");
+/// A success that is no switch, in answer to a wish for one: as a success of CONNECT it would mean the switch.
+const STATUS: HeaderName = HeaderName::from_static("x-aip-status");
+/// Under what such a success travels between sidecars.
+const NOT_SWITCHED: StatusCode = StatusCode::MISDIRECTED_REQUEST;
+
+/// A response that is ready to go, and what it holds until its end.
+pub(crate) struct Relayed {
+    head: Parts,
+    body: Body,
+    returning: Option<Returning>,
+    flight: Option<Flight>,
+    permit: Option<Permit>,
+    switched: Option<Switched>,
+}
+
+/// Both ends of a connection that was switched to another protocol.
+struct Switched {
+    caller: OnUpgrade,
+    callee: OnUpgrade,
+    drain: Option<aip_runtime::drain::DrainWatch>,
+}
+
+/// Makes the answer ready.
+pub(crate) async fn relay(arrived: &mut Arrived, answer: Answer) -> Result<Relayed, Refused> {
+    match answer {
+        Answer::Own(response) => {
+            let (head, body) = response.into_parts();
+            let body = if arrived.head.method == Method::HEAD {
+                Body::empty()
+            } else {
+                Body::whole(body)
+            };
+            Ok(Relayed {
+                head,
+                body,
+                returning: None,
+                flight: None,
+                permit: None,
+                switched: None,
+            })
+        }
+        Answer::Sent(sent) => Ok(of_other(arrived, *sent).await),
+    }
+}
+
+async fn of_other(arrived: &mut Arrived, mut sent: Sent) -> Relayed {
+    let callee_upgrade = hyper::upgrade::on(&mut sent.response);
+    let (mut head, incoming) = sent.response.into_parts();
+    restore(arrived.record.direction, &mut head, sent.upgrade.is_some());
+    let decisions = of_callee(arrived, &head.headers);
+    let accepted = match arrived.record.direction {
+        // A switch is 101 in HTTP/1.1 and 200 in HTTP/2.
+        Direction::Outbound if head.version == Version::HTTP_2 => StatusCode::OK,
+        _ => StatusCode::SWITCHING_PROTOCOLS,
+    };
+    headers::remove_ours(&mut head.headers);
+    headers::end_hop(&mut head.headers);
+    for decision in decisions {
+        head.headers.append(DECISION, decision);
+    }
+    let switched = match sent.upgrade {
+        Some((protocol, caller)) if head.status == accepted => {
+            switch_head(arrived, &mut head, &protocol);
+            Some(Switched {
+                caller,
+                callee: callee_upgrade,
+                drain: arrived.via.drain.clone(),
+            })
+        }
+        asked => {
+            if asked.is_some() && head.status.is_success() && arrived.head.version == Version::HTTP_2 {
+                head.headers.insert(STATUS, HeaderValue::from(head.status.as_u16()));
+                head.status = NOT_SWITCHED;
+            }
+            None
+        }
+    };
+    let body = match &switched {
+        Some(_) => Body::empty(),
+        None => transform(arrived, &mut head, sent.callee.as_ref(), incoming).await,
+    };
+    Relayed {
+        head,
+        body,
+        returning: sent.returning.filter(|_| switched.is_none()),
+        flight: sent.flight,
+        permit: sent.permit,
+        switched,
+    }
+}
+
+/// The status that the callee's agent gave, where it could not travel as such.
+fn restore(direction: Direction, head: &mut Parts, asked: bool) {
+    let original = head
+        .headers
+        .get(STATUS)
+        .and_then(|v| v.to_str().ok()?.parse::<u16>().ok());
+    if direction == Direction::Outbound && asked && head.status == NOT_SWITCHED {
+        head.status = original
+            .and_then(|s| StatusCode::from_u16(s).ok())
+            .unwrap_or(head.status);
+    }
+}
+
+/// What the callee's sidecar says that it decided: it alone may say so, and only of itself.
+fn of_callee(arrived: &mut Arrived, headers: &HeaderMap) -> Vec<HeaderValue> {
+    if arrived.record.direction == Direction::Inbound {
+        return Vec::new();
+    }
+    let is_its_own = |value: &&HeaderValue| value.to_str().is_ok_and(|v| v.ends_with(";callee") && v.len() < 80);
+    let decisions: Vec<_> = headers
+        .get_all(DECISION)
+        .iter()
+        .filter(is_its_own)
+        .take(1)
+        .cloned()
+        .collect();
+    arrived.record.callee = decisions.first().and_then(|v| v.to_str().ok()).map(str::to_owned);
+    decisions
+}
+
+fn switch_head(arrived: &Arrived, head: &mut Parts, protocol: &HeaderValue) {
+    if arrived.head.version == Version::HTTP_2 {
+        head.status = StatusCode::OK;
+    } else {
+        head.status = StatusCode::SWITCHING_PROTOCOLS;
+        head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        head.headers.insert(UPGRADE, protocol.clone());
+    }
+}
+
+/// What of a response is rewritten, so that callers stay on the mesh: cards, legacy endpoints, redirects.
+async fn transform(
+    arrived: &mut Arrived,
+    head: &mut Parts,
+    callee: Option<&aip_api::AgentName>,
+    incoming: hyper::body::Incoming,
+) -> Body {
+    let Some(callee) = callee else {
+        return Body::stream(incoming);
+    };
+    let got_card =
+        arrived.head.method == Method::GET && head.status == StatusCode::OK && card::is_card(arrived.head.uri.path());
+    match arrived.record.direction {
+        Direction::Outbound if got_card => card::learn(&arrived.proxy, callee, incoming).await,
+        Direction::Outbound => Body::stream(incoming),
+        Direction::Inbound => {
+            let addresses = card::Addresses::of(&arrived.proxy);
+            for name in [LOCATION, CONTENT_LOCATION] {
+                let rewritten = head
+                    .headers
+                    .get(&name)
+                    .and_then(|v| addresses.rewrite(v.to_str().ok()?));
+                if let Some(value) = rewritten.and_then(|v| HeaderValue::from_str(&v).ok()) {
+                    head.headers.insert(name, value);
+                }
+            }
+            let events = head
+                .headers
+                .get(CONTENT_TYPE)
+                .is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
+            if got_card {
+                card::rewrite(&addresses, head, incoming).await
+            } else if events && arrived.head.method == Method::GET {
+                Body::events(EndpointEvent::new(addresses), incoming)
+            } else {
+                Body::stream(incoming)
+            }
+        }
+    }
+}
+
+/// The mesh's own headers on a response.
+pub(crate) fn mark<B>(response: &mut Response<B>, record: &Record) {
+    let headers = response.headers_mut();
+    if let Ok(decision) = HeaderValue::from_str(&record.header()) {
+        headers.append(DECISION, decision);
+    }
+    let hop = record.hop.filter(|_| record.direction == Direction::Outbound);
+    if let Some(hop) = hop.and_then(|hop| HeaderValue::from_str(&hop.to_string()).ok()) {
+        headers.insert(HOP, hop);
+    }
+}
+
+impl Relayed {
+    /// The response, with the record that is written when it is over.
+    pub(crate) fn into_response(self, mut record: Record) -> Response<Body> {
+        record.answered(self.head.status.as_u16());
+        let mut response = Response::from_parts(self.head, ());
+        *response.version_mut() = Version::HTTP_11;
+        mark(&mut response, &record);
+        let Some(switched) = self.switched else {
+            let exchange = record.exchange.clone();
+            let tail = Tail {
+                record,
+                returning: self.returning,
+                flight: self.flight,
+                permit: self.permit,
+            };
+            return response.map(|()| self.body.of_response(exchange, tail));
+        };
+        let held = (self.flight, self.permit);
+        tokio::spawn(async move {
+            let _held = (held, switched.drain);
+            // The caller's end is there when the head has gone out.
+            if let (Ok(caller), Ok(callee)) = (switched.caller.await, switched.callee.await) {
+                splice(TokioIo::new(caller), TokioIo::new(callee), record).await;
+            }
+        });
+        response.map(|()| Body::empty())
+    }
+}

@@ -1,0 +1,215 @@
+//! A request as policy sees it, kept as long as the request lasts: an open stream is decided again when the world
+//! changes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aip_api::AgentName;
+use aip_policy::{Decision, Direction, Fact, Facts, ProtocolFacts, RequestFacts, TraceFacts, with_evaluator};
+use aip_runtime::unix_now;
+use http::{HeaderMap, Method, Uri};
+
+use super::classify::content::Held;
+use super::classify::protocol::{self, Content};
+use super::classify::{headers, path};
+use super::refusal::{Cut, Refusal, Refused};
+use crate::proxy::Proxy;
+use crate::proxy::connections::Live;
+use crate::proxy::pair::{Needs, Other, Pair, Pairs};
+use crate::proxy::streams::Exchange;
+use crate::snapshot::Snapshot;
+
+/// What was said, before anything is rewritten.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    pub(crate) headers: HeaderMap,
+    pub(crate) size: Fact<u64>,
+    /// What carries the call: `http`, `grpc`, `websocket` or `tunnel`.
+    pub(crate) carrier: &'static str,
+    pub(crate) content: Content,
+    pub(crate) trace: TraceFacts,
+    /// The body's share of what may be held.
+    pub(crate) _held: Option<Held>,
+}
+
+impl Told {
+    /// What is left where it was moved on.
+    pub(crate) fn nothing() -> Self {
+        Self {
+            method: Method::GET,
+            uri: Uri::default(),
+            headers: HeaderMap::new(),
+            size: Fact::Known(0),
+            carrier: "http",
+            content: Content::Other,
+            trace: TraceFacts::default(),
+            _held: None,
+        }
+    }
+
+    /// The facts of this request between the ends of `pair`; what the policies can't read is left out.
+    pub(crate) fn facts(&self, direction: Direction, pair: &Pair, now: u64) -> Facts {
+        Facts {
+            direction,
+            source: pair.source.clone(),
+            destination: pair.destination.clone(),
+            request: self.request(&pair.needs),
+            protocol: protocol::facts(self.carrier, &self.headers, &self.content),
+            trace: self.trace.clone(),
+            time: now,
+            ..Facts::default()
+        }
+    }
+
+    fn request(&self, needs: &Needs) -> RequestFacts {
+        let raw_path = self.uri.path();
+        let header = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
+            (
+                name.as_str().to_owned(),
+                String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            )
+        };
+        RequestFacts {
+            method: if needs.method {
+                self.method.to_string()
+            } else {
+                String::new()
+            },
+            path: if needs.path {
+                path::segments(raw_path)
+            } else {
+                Vec::new()
+            },
+            raw_path: if needs.raw_path {
+                raw_path.to_owned()
+            } else {
+                String::new()
+            },
+            query: if needs.query {
+                self.uri.query().map(path::query).unwrap_or_default()
+            } else {
+                Vec::new()
+            },
+            headers: if needs.headers {
+                self.headers
+                    .iter()
+                    .filter(|(name, _)| !headers::is_ours(name))
+                    .map(header)
+                    .collect()
+            } else {
+                Vec::new()
+            },
+            size: self.size.clone(),
+        }
+    }
+}
+
+/// The other end, for as long as the request lasts.
+#[derive(Debug, Clone)]
+pub(crate) enum End {
+    /// The caller, inbound.
+    Caller(Arc<Live>),
+    /// The callee, outbound, and the connection to it where there is one by now.
+    Callee(AgentName, Option<Arc<Live>>),
+    /// An outside host.
+    Outside(Arc<str>, u16),
+}
+
+impl End {
+    pub(crate) fn other(&self) -> Other<'_> {
+        match self {
+            Self::Caller(live) => Other::Caller(&live.peer),
+            Self::Callee(name, live) => Other::Callee(name, live.as_ref().map(|l| &l.peer)),
+            Self::Outside(host, port) => Other::Outside(host, *port),
+        }
+    }
+
+    fn agent(&self) -> Option<&AgentName> {
+        match self {
+            Self::Caller(live) => Some(&live.peer.id.agent),
+            Self::Callee(name, _) => Some(name),
+            Self::Outside(..) => None,
+        }
+    }
+
+    fn live(&self) -> Option<&Arc<Live>> {
+        match self {
+            Self::Caller(live) => Some(live),
+            Self::Callee(_, live) => live.as_ref(),
+            Self::Outside(..) => None,
+        }
+    }
+}
+
+/// What an open request was decided on.
+#[derive(Debug)]
+pub(crate) struct Decided {
+    pub(crate) direction: Direction,
+    pub(crate) end: End,
+    pub(crate) told: Told,
+    /// Silence after which it is cut; none where the other end watches.
+    pub(crate) idle: Option<Duration>,
+}
+
+impl Decided {
+    pub(crate) fn idle_limit(&self) -> Option<Duration> {
+        self.idle
+    }
+}
+
+/// Asks policy.
+pub(crate) fn decision(
+    proxy: &Proxy,
+    direction: Direction,
+    pair: &Pair,
+    told: &Told,
+    now: u64,
+) -> Result<(Decision, ProtocolFacts), Refused> {
+    let set = pair
+        .set
+        .as_ref()
+        .map_err(|error| Refusal::PolicyUnusable.because(error))?;
+    let facts = told.facts(direction, pair, now);
+    let begun = Instant::now();
+    let decision = with_evaluator(|evaluator| evaluator.decide(set, &facts));
+    proxy.metrics.decision(
+        direction,
+        decision.verdict,
+        decision.cached,
+        begun.elapsed().as_secs_f64(),
+    );
+    Ok((decision, facts.protocol))
+}
+
+/// Why an open request must not go on in this version of the world, if it must not.
+pub(crate) fn recheck(proxy: &Proxy, snapshot: &Arc<Snapshot>, exchange: &Exchange) -> Option<Cut> {
+    let decided = exchange.decided()?;
+    if let Some(cut) = decided.end.live().and_then(|live| live.is_cut()) {
+        return Some(cut);
+    }
+    if decided
+        .end
+        .agent()
+        .is_some_and(|agent| *agent != snapshot.id.agent && snapshot.agent(agent).is_none())
+    {
+        return Some(Cut::Deregistered);
+    }
+    let now = unix_now();
+    if !snapshot.me.mode.enforces(now) {
+        return None;
+    }
+    let Some(own) = proxy.svid.current() else {
+        return Some(Cut::Suspended);
+    };
+    if let End::Outside(host, port) = &decided.end
+        && crate::proxy::egress::listed(&snapshot.mesh, host, *port).is_none()
+    {
+        return Some(Cut::PolicyDenied);
+    }
+    let pair = Pairs::of(proxy, snapshot, &own, decided.end.other(), now);
+    let allowed = decision(proxy, decided.direction, &pair, &decided.told, now);
+    let goes_on = allowed.is_ok_and(|(decision, _)| decision.verdict == aip_policy::Verdict::Allow);
+    (!goes_on).then_some(Cut::PolicyDenied)
+}

@@ -1,0 +1,16 @@
+//! The data path in one process: sidecars over loopback with real TLS, an agent that shows what reached it, and worlds
+//! that a test makes. No control plane: what a sidecar is told comes from [`mesh::Side::push`].
+
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
+
+#[path = "data_path/agent.rs"]
+mod agent;
+#[path = "data_path/client.rs"]
+mod client;
+#[path = "data_path/mesh.rs"]
+mod mesh;
+#[path = "data_path/pki.rs"]
+mod pki;
+
+#[path = "data_path/allow.rs"]
+mod allow;
