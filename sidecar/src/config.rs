@@ -24,6 +24,10 @@ pub struct Flags {
     #[arg(long)]
     #[serde(skip)]
     pub config: Option<PathBuf>,
+    /// Print what --root, --code, --config-file and --executable measure as JSON, and end
+    #[arg(long)]
+    #[serde(skip)]
+    pub measure: bool,
     /// The agent's name: a DNS label
     #[arg(long)]
     pub name: Option<String>,
@@ -208,6 +212,7 @@ impl Flags {
         let list = |mine: Vec<String>, theirs: Vec<String>| if mine.is_empty() { theirs } else { mine };
         Self {
             config: self.config,
+            measure: self.measure,
             name: self.name.or(file.name),
             control_plane: self.control_plane.or(file.control_plane),
             join_token_file: self.join_token_file.or(file.join_token_file),
@@ -297,7 +302,8 @@ impl Flags {
         })
     }
 
-    fn measured(&self, errors: &mut Vec<FieldError>) -> Measured {
+    /// What is declared for measuring.
+    pub fn measured(&self, errors: &mut Vec<FieldError>) -> Measured {
         use aip_api::evidence::Enforcement;
         let enforcement = match self.enforcement.as_deref() {
             None | Some("cooperative") => Enforcement::Cooperative,

@@ -7,7 +7,11 @@ use aip_sidecar::{app, config::Flags};
 use clap::Parser as _;
 
 fn main() -> ExitCode {
-    let config = match Flags::parse().resolve() {
+    let flags = Flags::parse();
+    if flags.measure {
+        return measure(&flags);
+    }
+    let config = match flags.resolve() {
         Ok(config) => config,
         Err(error) => {
             eprintln!("aip-sidecar: {error}");
@@ -32,6 +36,30 @@ fn main() -> ExitCode {
             // Both: the log for machines, and a line for whoever typed the command.
             tracing::error!(error = format!("{error:#}"), "ended");
             eprintln!("aip-sidecar: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints what would be measured: `aip attest measure` shows it, so that one code measures everywhere.
+fn measure(flags: &Flags) -> ExitCode {
+    let mut errors = Vec::new();
+    let declared = flags.measured(&mut errors);
+    for error in &errors {
+        eprintln!("aip-sidecar: {error}");
+    }
+    let measured = aip_sidecar::identity::measure(&declared);
+    match measured
+        .map_err(|e| e.to_string())
+        .and_then(|m| serde_json::to_string(&m).map_err(|e| e.to_string()))
+    {
+        Ok(text) if errors.is_empty() => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Ok(_) => ExitCode::from(2),
+        Err(error) => {
+            eprintln!("aip-sidecar: {error}");
             ExitCode::FAILURE
         }
     }

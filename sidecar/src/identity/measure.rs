@@ -67,7 +67,7 @@ impl MeasureError {
 }
 
 /// What was measured, short of nonce and key.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Measurement {
     /// `process` where a supervisor named the executable, else `files`.
     pub attestor: &'static str,
