@@ -13,6 +13,7 @@ use crate::agent::report;
 use crate::client::{Admin, encoded};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Table, cell, short, timestamp};
+use crate::policy::rollout::Outcome;
 use crate::process;
 
 #[derive(Debug, Subcommand)]
@@ -67,10 +68,8 @@ impl AttestVerb {
                 let answer = admin
                     .send(Method::POST, &format!("{path}/approve"), Some(&json!({})), &what)
                     .await?;
-                let sentence = match answer["proposal"].as_str() {
-                    Some(id) => format!("proposed as {id}: a second person must approve it"),
-                    None => format!("{} may run this measurement", which.agent),
-                };
+                let outcome = Outcome::of(&answer, &what)?;
+                let sentence = outcome.sentence(&format!("{} may run this measurement", which.agent));
                 report(globals, &answer, &sentence);
             }
             Self::Revoke(which) => {

@@ -167,7 +167,7 @@ async fn keep(
             status = command.wait() => return Ok(exit_code(status?)),
             signal = signals.next() => {
                 running.end(Duration::from_secs(run.grace), signal).await;
-                return Ok(0);
+                return Ok(running.command_status());
             }
             status = running.sidecar.wait() => {
                 note(format!("aip: the sidecar of {} ended ({}); starting it again", run.name, status?));
@@ -183,7 +183,7 @@ async fn keep(
             }
             signal = signals.next() => {
                 running.end(Duration::from_secs(run.grace), signal).await;
-                return Ok(0);
+                return Ok(running.command_status());
             }
         }
         state.update(|s| {
@@ -211,6 +211,12 @@ impl Running {
         state.outbound = Some(self.ports.outbound);
         state.admin = Some(self.ports.admin);
         state.probes = Some(self.ports.probes);
+    }
+
+    /// How the command ended, once it has.
+    fn command_status(&mut self) -> u8 {
+        let ended = self.command.as_mut().and_then(|command| command.ended().ok().flatten());
+        ended.map_or(0, exit_code)
     }
 
     /// The sidecar drains first, so that what is in flight is answered; then the command ends, then both groups.
