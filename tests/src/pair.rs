@@ -46,7 +46,12 @@ pub struct Pair {
 impl Pair {
     /// A pair with [`RULES`].
     pub async fn start() -> Self {
-        let pair = Self::start_both(&[]).await;
+        Self::start_ruled(RULES).await
+    }
+
+    /// A pair with this baseline.
+    pub async fn start_ruled(rego: &str) -> Self {
+        let pair = Self::start_both(rego, &[]).await;
         // The caller has learnt of the callee's endpoint once a call gets there.
         wait::until_ok("a first call gets through", async || {
             let answer = pair.get("/first").await;
@@ -62,12 +67,12 @@ impl Pair {
 
     /// As [`Self::start`]; the caller's outbound port asks for the secret in this file, so no call was made yet.
     pub async fn start_guarded(secret: &Path) -> Self {
-        Self::start_both(&["--proxy-secret-file", &secret.display().to_string()]).await
+        Self::start_both(RULES, &["--proxy-secret-file", &secret.display().to_string()]).await
     }
 
-    async fn start_both(flags: &[&str]) -> Self {
+    async fn start_both(rego: &str, flags: &[&str]) -> Self {
         let scripted = Scripted::start();
-        scripted.put(&baseline(RULES));
+        scripted.put(&baseline(rego));
         let (agent, dir) = (Agent::start(), TempDir::new().unwrap());
         // In `dir` from the start: a pair in a `static` is never dropped, and a janitor sees to what it leaves.
         crate::process::sweep_after_us(dir.path());

@@ -24,10 +24,7 @@ rules contains deny("no_forbidden_path") if input.request.path[_] == "forbidden"
 
 rules contains deny("no_forbidden_method") if input.request.path == ["test.Echo", "Forbidden"]
 
-rules contains deny("no_forbidden_tool") if {
-	input.protocol.method == "tools/call"
-	input.protocol.arguments.name == "forbidden"
-}
+rules contains deny("no_forbidden_tool") if input.protocol.tool == "forbidden"
 
 rules contains deny("no_forbidden_text") if {
 	some part in input.protocol.arguments.message.parts
