@@ -46,7 +46,7 @@ pub(crate) struct Call {
     /// The caller's sidecar as a proxy URL, instead of --from
     #[arg(long, value_name = "URL", conflicts_with = "from")]
     proxy: Option<String>,
-    /// How long the answer may take, in seconds
+    /// How long the answer, and then each part of it, may take, in seconds
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
     timeout: u64,
 }
@@ -89,8 +89,21 @@ impl Call {
         let headers = self.headers(body.is_some())?;
         let started = Instant::now();
         let deadline = Duration::from_secs(self.timeout);
-        let sent = proxy.send(method.clone(), &url, &headers, body.unwrap_or_default(), deadline);
-        let answer = output::waiting("waiting for the answer", sent).await.map_err(|e| {
+        let json = globals.json();
+        let mut part = |bytes: &[u8]| {
+            if !json {
+                output::raw(bytes);
+            }
+        };
+        let sent = proxy.send(
+            method.clone(),
+            &url,
+            &headers,
+            body.unwrap_or_default(),
+            deadline,
+            &mut part,
+        );
+        let answer = sent.await.map_err(|e| {
             let exit = if matches!(e, HttpError::Timeout) {
                 Exit::TimedOut
             } else {
@@ -198,12 +211,14 @@ fn report(
             "problem": problem, "body": body,
         }));
     } else {
+        if !text.is_empty() && !text.ends_with('\n') {
+            output::line("");
+        }
         let from = from.map(|f| format!(" as {f}")).unwrap_or_default();
         output::note(format!("{what}{from}: {} in {ms} ms", answer.status()));
         for d in &decisions {
             output::note(format!("  {:<6} at the {:<7} decision {}", d.verdict, d.end, d.id));
         }
-        output::line(text.trim_end());
     }
     let Some(problem) = problem else {
         return match refused {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aip_api::Digest;
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
@@ -69,35 +69,67 @@ async fn connect(address: SocketAddr) -> Result<TcpStream, HttpError> {
     Ok(stream)
 }
 
+/// As [`send`], handing each part of the body to `part` as it arrives; `silence` bounds the wait for each.
+pub(crate) async fn send_each(
+    address: SocketAddr,
+    request: Request<Full<Bytes>>,
+    silence: Duration,
+    part: &mut dyn FnMut(&[u8]),
+) -> Result<Response<Bytes>, HttpError> {
+    each(connect(address).await?, request, silence, part).await
+}
+
 async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     request: Request<Full<Bytes>>,
     deadline: Duration,
 ) -> Result<Response<Bytes>, HttpError> {
+    let mut unheard = |_: &[u8]| ();
+    let whole = each(stream, request, deadline, &mut unheard);
+    tokio::time::timeout(deadline, Box::pin(whole))
+        .await
+        .map_err(|_| HttpError::Timeout)?
+}
+
+async fn each(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: Request<Full<Bytes>>,
+    silence: Duration,
+    part: &mut dyn FnMut(&[u8]),
+) -> Result<Response<Bytes>, HttpError> {
     let broken = |e: hyper::Error| HttpError::Broken(e.to_string());
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     let exchange = async {
-        let answer = sender.send_request(request).await.map_err(broken)?;
-        let (head, body) = answer.into_parts();
-        let body = Limited::new(body, MAX_ANSWER).collect().await;
-        let body = body.map_err(|e| HttpError::Broken(e.to_string()))?.to_bytes();
-        Ok(Response::from_parts(head, body))
+        let answer = tokio::time::timeout(silence, sender.send_request(request)).await;
+        let (head, mut body) = answer.map_err(|_| HttpError::Timeout)?.map_err(broken)?.into_parts();
+        let mut whole = Vec::new();
+        while let Some(frame) = tokio::time::timeout(silence, body.frame())
+            .await
+            .map_err(|_| HttpError::Timeout)?
+        {
+            let Ok(data) = frame.map_err(broken)?.into_data() else {
+                continue;
+            };
+            if whole.len() + data.len() > MAX_ANSWER {
+                return Err(HttpError::Broken(format!(
+                    "the answer is longer than {MAX_ANSWER} bytes"
+                )));
+            }
+            part(&data);
+            whole.extend_from_slice(&data);
+        }
+        Ok(Response::from_parts(head, Bytes::from(whole)))
     };
     // The connection is driven beside the exchange and ends with it: nothing outlives the call.
-    let driven = async {
-        tokio::pin!(exchange);
-        tokio::pin!(connection);
-        tokio::select! {
-            answer = &mut exchange => answer,
-            closed = &mut connection => match exchange.await {
-                Ok(answer) => Ok(answer),
-                Err(error) => Err(closed.err().map_or(error, broken)),
-            },
-        }
-    };
-    tokio::time::timeout(deadline, Box::pin(driven))
-        .await
-        .map_err(|_| HttpError::Timeout)?
+    tokio::pin!(exchange);
+    tokio::pin!(connection);
+    tokio::select! {
+        answer = &mut exchange => answer,
+        closed = &mut connection => match exchange.await {
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(closed.err().map_or(error, broken)),
+        },
+    }
 }
 
 /// A `GET` of a JSON document from a port on this machine.

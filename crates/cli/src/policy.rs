@@ -41,13 +41,13 @@ pub(crate) enum PolicyVerb {
 
 #[derive(Debug, Args)]
 pub(crate) struct Check {
-    /// Rego modules, each `package aip.policy.<name>`; tests lie beside them as <file>_test.rego
+    /// Rego modules, each `package aip.policy.<name>`; tests lie beside them as STEM_test.rego
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// The policy's data, JSON or YAML [default: <file>.data.json or .data.yaml beside it]
+    /// The policy's data, JSON or YAML [default: STEM.data.json or .data.yaml beside it]
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// The policy's tests [default: <file>_test.rego beside it]
+    /// The policy's tests [default: STEM_test.rego beside it]
     #[arg(long, value_name = "FILE")]
     tests: Option<PathBuf>,
 }

@@ -48,14 +48,15 @@ impl Proxy {
         })
     }
 
-    /// Sends a request to a mesh name through the sidecar.
+    /// Sends a request to a mesh name through the sidecar, and hands out the body as it arrives.
     pub(crate) async fn send(
         &self,
         method: Method,
         url: &str,
         headers: &[(String, String)],
         body: Bytes,
-        deadline: Duration,
+        silence: Duration,
+        part: &mut dyn FnMut(&[u8]),
     ) -> Result<Response<Bytes>, HttpError> {
         let broken = |e: hyper::http::Error| HttpError::Broken(e.to_string());
         let authority = url
@@ -69,7 +70,8 @@ impl Proxy {
         for (name, value) in headers {
             request = request.header(name, value);
         }
-        http::send(self.address, request.body(Full::new(body)).map_err(broken)?, deadline).await
+        let request = request.body(Full::new(body)).map_err(broken)?;
+        http::send_each(self.address, request, silence, part).await
     }
 }
 

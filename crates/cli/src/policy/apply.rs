@@ -26,10 +26,10 @@ pub(crate) struct Apply {
     /// The policy's name [default: the package's]
     #[arg(long, value_parser = super::name)]
     name: Option<PolicyName>,
-    /// Its data, JSON or YAML [default: <file>.data.json or .data.yaml beside it]
+    /// Its data, JSON or YAML [default: STEM.data.json or .data.yaml beside it]
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// Its tests [default: <file>_test.rego beside it]
+    /// Its tests [default: STEM_test.rego beside it]
     #[arg(long, value_name = "FILE")]
     tests: Option<PathBuf>,
     /// Whose hops it takes part in: `mesh`, `agent=NAME`, or `label=KEY=VALUE`; repeatable [default: as it is now, or

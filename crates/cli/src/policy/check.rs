@@ -47,7 +47,7 @@ pub(super) async fn perform(verb: &Check, globals: &Globals, tests: bool) -> any
         let mut files = PolicyFiles::read(file, None, verb.data.as_deref(), verb.tests.as_deref())?;
         if tests && files.source.tests.is_none() {
             return Err(Failure::new(Exit::Usage, format!("{} has no tests", file.display()))
-                .next("write them beside it as <file>_test.rego, or pass --tests")
+                .next("write them beside it as STEM_test.rego, or pass --tests")
                 .into());
         }
         if !tests {
