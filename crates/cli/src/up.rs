@@ -90,8 +90,12 @@ pub(crate) async fn start(home: &Home, options: &Options) -> Result<ControlPlane
         tokio::time::sleep(LOOK).await;
     };
     let text = |key: &str| run[key].as_str().unwrap_or_default().to_owned();
+    let admin = text("admin");
+    // The control plane speaks TLS wherever others could listen.
+    let local = admin.parse::<SocketAddr>().is_ok_and(|a| a.ip().is_loopback());
+    let scheme = if local { "http" } else { "https" };
     let context = Context {
-        admin: format!("http://{}", text("admin")),
+        admin: format!("{scheme}://{admin}"),
         mesh: text("mesh"),
         token_file: data.join("admin.jwt"),
         root: text("root"),
