@@ -1,0 +1,163 @@
+//! Where the engine would let a deny rule silently not fire.
+
+use super::*;
+
+#[test]
+fn an_error_in_a_deny_rule_denies() {
+    // The engine takes an error for a condition that doesn't hold: each of these would be an allow.
+    for body in [
+        "to_number(input.direction) > 0",
+        "not to_number(input.direction) > 0",
+        "1 / input.trace.hops > 0",
+        "1 % input.trace.hops > 0",
+        "input.direction + 1 == 2",
+        "input.direction > 1",
+        "input.source.labels < 1",
+        "9223372036854775807 * 9223372036854775807 > 0",
+        "time.weekday([0, \"nowhere\"]) == \"Monday\"",
+        "regex.match(\"(\", \"x\")",
+        "net.cidr_contains(\"x\", \"1.2.3.4\")",
+        "some x in [1, 2]; to_number(input.direction) == x",
+        "count([x | some x in [1]; to_number(input.direction) == x]) == 0",
+        "not helper",
+    ] {
+        assert_denied_by(
+            "evaluation_error",
+            denying(body, "helper if to_number(input.direction) == 1"),
+        );
+    }
+}
+
+#[test]
+fn the_input_is_there_after_a_loop_that_didnt_turn() {
+    // The compiler loads the input where it is first used: here, in a loop over nothing.
+    for body in [
+        "count([1 | some x in data.user.p.none; input.direction == x]) == 0\ninput.direction == \"inbound\"",
+        "count([1 | some x in input.source.capabilities; data.user.p.text == x]) == 0\ndata.user.p.text == \"x\"",
+        "every x in data.user.p.none { input.direction == x }\ninput.direction == \"inbound\"",
+        "not helper\ninput.direction == \"inbound\"",
+    ] {
+        assert_denied_by(
+            "no",
+            denying(body, "helper if { some x in data.user.p.none; input.direction == x }"),
+        );
+    }
+}
+
+#[test]
+fn rules_that_could_have_two_values_are_refused() {
+    // The virtual machine would take one of them, or none, where Rego knows a conflict.
+    assert_eq!(
+        refused(denying("x == 2", "x := 1 if input.trace.hops == 0\nx := 2 if true")),
+        "ambiguous_rule"
+    );
+    assert_eq!(
+        refused(denying("f(1) == 2", "f(a) := 1 if a > 0\nf(a) := 2 if a > 0")),
+        "ambiguous_rule"
+    );
+    assert_eq!(
+        refused(denying("x == 2", "x := y if some y in [1, 2]")),
+        "ambiguous_rule"
+    );
+    assert_eq!(
+        refused(denying("x.a == 1", "x[k] := v if some k, v in data.mesh.k")),
+        "ambiguous_rule"
+    );
+    for conflict in [
+        "x := {k: v | some v in [1, 2]; k := \"a\"}",
+        "x := {\"a\": v | some v in [1, 2]}",
+        "x := {v.id: v | some v in data.mesh.k}",
+        "x := {a: b | some a in [1, 2]; some b in [1, 2]}",
+        "x := {v: k | some k, v in data.mesh.k}",
+    ] {
+        assert_eq!(
+            refused(denying(&format!("{conflict}\nx.a == 1"), "")),
+            "ambiguous_comprehension",
+            "{conflict}"
+        );
+    }
+    for harmless in [
+        "x := {k: v | some k, v in data.mesh.k}\nx.a == 1",
+        "x := {e: true | some e in [\"a\", \"b\"]}\nx.a",
+        "helper",
+        "y == 1",
+    ] {
+        let rules = "helper if some x in [1, 2]\nhelper if input.trace.hops == 7\n\
+                     y := 1 if input.trace.hops == 0 else := 2 if true";
+        assert_denied_by("no", denying(harmless, rules));
+    }
+}
+
+#[test]
+fn a_loop_before_an_else_is_refused() {
+    // The machine takes a loop that found nothing for a condition that holds, and never gets to the else.
+    let found = "x := 1 if { some c in input.source.capabilities; c == \"a\" } else := 2 if true";
+    assert_eq!(refused(denying("x == 2", found)), "else_after_loop");
+    let function = "f(a) := 1 if { input.source.capabilities[_] == a } else := 2 if true";
+    assert_eq!(refused(denying("f(1) == 2", function)), "else_after_loop");
+    let apart = "x := 1 if found else := 2 if true\n\nfound if { some c in input.source.capabilities; c == \"a\" }";
+    assert_denied_by("no", denying("x == 2", apart));
+    let every = "x := 1 if { every c in [1, 2] { c > 1 } } else := 2 if true";
+    assert_denied_by("no", denying("x == 2", every));
+}
+
+#[test]
+fn a_condition_outside_of_a_comprehensions_loop_is_refused() {
+    // The machine would go on in the loop around the comprehension, or end in a circle.
+    let bare = "count([1 | input.direction == \"outbound\"]) == 0";
+    assert_eq!(refused(denying(bare, "")), "comprehension_condition");
+    let before = "count([x | input.direction == \"outbound\"; some x in [1]]) == 0";
+    assert_eq!(refused(denying(before, "")), "comprehension_condition");
+    let inside = "some x in [1, 2]\ncount([1 | x == 3]) == 0";
+    assert_eq!(refused(denying(inside, "")), "comprehension_condition");
+    for sound in [
+        "count([x | some x in [1]; input.direction == \"outbound\"]) == 0",
+        "some x in [1, 2]\ncount([1 | some y in [3]; x == y]) == 0",
+        "some x in [1, 2]\ncount([1 | some y in [3]; count([1 | some z in [4]; z == y]) == 1]) == 0\nx == 2",
+    ] {
+        assert_denied_by("no", denying(sound, ""));
+    }
+}
+
+#[test]
+fn a_loop_in_an_every_is_refused() {
+    // Each turn in which the inner loop found nothing would count as one that holds.
+    assert_eq!(
+        refused(denying("every x in [1] { some y in [2]; y == x }", "")),
+        "every_loop"
+    );
+    assert_eq!(refused(denying("every x in [1] { [2, 3][_] == x }", "")), "every_loop");
+    let apart = "found(x) if { some y in [2]; y == x }";
+    assert_eq!(decided(denying("every x in [1] { found(x) }", apart)).0, Verdict::Allow);
+    assert_denied_by("no", denying("every x in [2] { found(x) }", apart));
+    assert_denied_by(
+        "no",
+        denying("every x in [2] { count([y | some y in [2]; y == x]) == 1 }", ""),
+    );
+}
+
+#[test]
+fn what_isnt_a_rule_denies() {
+    let giving = |object: &str| denying("false", &format!("rules contains {object} if true"));
+    for object in [
+        "1",
+        "{}",
+        "{\"rule\": \"a\", \"verdict\": \"allow\"}",
+        "{\"rule\": 1, \"verdict\": \"allow\", \"reason\": \"\"}",
+        "{\"rule\": \"\", \"verdict\": \"allow\", \"reason\": \"\"}",
+        "{\"rule\": \"a b\", \"verdict\": \"allow\", \"reason\": \"\"}",
+        "{\"rule\": \"a\", \"verdict\": \"allow\", \"reason\": \"\", \"extra\": 1}",
+        "{\"rule\": \"a\", \"verdict\": \"allow\", \"reason\": \"\", \"obligations\": {\"unknown\": 1}}",
+        "{\"rule\": \"a\", \"verdict\": \"allow\", \"reason\": \"\", \"obligations\": {\"concurrency\": -1}}",
+        "{\"rule\": \"a\", \"verdict\": \"allow\", \"reason\": \"\", \"obligations\": {\"concurrency\": 1.5}}",
+        "{\"rule\": \"a\", \"verdict\": \"allow\", \"reason\": \"\", \"obligations\": [1]}",
+        "{\"rule\": \"a\", \"verdict\": \"transform\", \"reason\": \"\"}",
+        "{\"rule\": \"a\", \"verdict\": \"transform\", \"reason\": \"\", \"obligations\": {\"redact\": [\"x\"]}}",
+    ] {
+        assert_denied_by("malformed_rule", giving(object));
+    }
+    for verdict in ["Allow", "ok", "", "allow "] {
+        let object = format!("{{\"rule\": \"a\", \"verdict\": \"{verdict}\", \"reason\": \"\"}}");
+        assert_denied_by("unsupported_verdict", giving(&object));
+    }
+}
