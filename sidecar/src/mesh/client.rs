@@ -154,6 +154,12 @@ impl Session {
         };
         say(send, Message::Hello(hello)).await?;
         let peers: Vec<String> = self.peers.iter().map(ToString::to_string).collect();
+        // Its own endpoints too: an agent may call itself by its mesh name.
+        let own = wire::Subscribe {
+            kind: Kind::Endpoint.to_wire() as i32,
+            names: vec![self.mesh.snapshot().id.agent.to_string()],
+        };
+        say(send, Message::Subscribe(own)).await?;
         for names in peers.chunks(NAMES) {
             subscribe(send, names.to_vec()).await?;
         }
