@@ -75,3 +75,37 @@ pub fn pairs(caller: &Records, callee: &Records) -> Result<(Records, Records), S
         None => Ok((outbound, inbound)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(lines: &[(&str, &str, &str)]) -> Records {
+        let line = |(direction, hop, verdict): &(&str, &str, &str)| {
+            format!(r#"{{"kind":"access","direction":"{direction}","hop":"{hop}","verdict":"{verdict}"}}"#) + "\n"
+        };
+        Records::parse(&(String::from("not a record\n") + &lines.iter().map(line).collect::<String>()))
+    }
+
+    #[test]
+    fn who_goes_around_has_no_pair() {
+        let caller = log(&[("outbound", "1", "allow"), ("inbound", "9", "allow")]);
+        let callee = log(&[("inbound", "1", "allow")]);
+        assert_eq!(pairs(&caller, &callee).unwrap().0.0.len(), 1);
+        for (caller, callee, why) in [
+            (log(&[]), log(&[]), "around the mesh"),
+            (log(&[]), callee.clone(), "around the mesh"),
+            (caller.clone(), log(&[]), "recorded hops"),
+            (caller.clone(), log(&[("inbound", "2", "allow")]), "recorded hops"),
+            (caller, log(&[("inbound", "1", "deny")]), "not allowed"),
+            (
+                log(&[("outbound", "", "allow")]),
+                log(&[("inbound", "", "allow")]),
+                "no hop id",
+            ),
+        ] {
+            let error = pairs(&caller, &callee).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+}

@@ -15,7 +15,7 @@ use crate::wait;
 /// pipe to close: a test that is killed, or a mesh in a `static`, which is never dropped, leaves nothing behind.
 /// The group is first asked to end, because an `aip run` in it has an agent of its own to end.
 const LEASHED: &str = r#"exec 3<&0 </dev/null
-(trap '' TERM; cat <&3 >/dev/null; kill -TERM -- -$$; sleep 8; kill -KILL -- -$$) >/dev/null 2>&1 &
+(trap '' TERM; cat <&3 >/dev/null; kill -s TERM -- -$$; sleep 8; kill -s KILL -- -$$) >/dev/null 2>&1 &
 exec 3<&-
 exec "$@""#;
 
@@ -171,4 +171,34 @@ impl Drop for Process {
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What happens when the test process is gone: its end of the pipe closes.
+    #[tokio::test]
+    async fn a_process_ends_with_its_leash() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 600 & echo started; wait"]);
+        let mut process = Process::start("leashed", &command, dir.path());
+        wait::until("it runs", async || process.stdout().contains("started").then_some(())).await;
+        process.assert_alive();
+        drop(process.leash.take());
+        assert!(!process.end().await.success());
+        let group = process.pid();
+        wait::until("what it started ends too", async || {
+            let members = std::fs::read_dir("/proc").unwrap().filter_map(|e| {
+                let stat = std::fs::read_to_string(e.ok()?.path().join("stat")).ok()?;
+                let rest: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+                // State and process group: proc(5).
+                (rest[0] != "Z" && rest[2].parse() == Ok(group.as_raw_nonzero().get()) && !stat.contains("(sh)"))
+                    .then_some(())
+            });
+            (members.count() == 0).then_some(())
+        })
+        .await;
+    }
 }

@@ -53,25 +53,20 @@ async fn curl_denied_with_a_useful_answer() {
     assert_eq!(turn.seen(), Vec::<Value>::new());
 }
 
-async fn plain(script: &str, client: &str, tunnel: bool) {
+async fn plain(script: &str, client: &str) {
     let turn = HTTP.turn().await;
     let url = format!("http://http.aip.internal/{client}");
     let got = turn.script(script, &[&url, client]).await;
     assert_eq!(got["status"], 200, "{client}: {got}");
     let echo: Value = serde_json::from_str(got["body"].as_str().unwrap()).unwrap();
     assert_eq!(echo["path"], format!("/{client}"));
-    let (outbound, _) = turn.allowed().await;
-    assert_eq!(
-        outbound.0[0].0["connect"].as_bool().unwrap_or_default(),
-        tunnel,
-        "{client} uses CONNECT: {tunnel}"
-    );
+    turn.allowed().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn python_clients_use_the_proxy_variables() {
     for client in ["requests", "httpx", "httpx2", "urllib", "aiohttp-trust-env"] {
-        plain("http_client.py", client, false).await;
+        plain("http_client.py", client).await;
     }
 }
 
@@ -88,6 +83,6 @@ async fn aiohttp_without_trust_env_does_not_use_the_proxy_variables() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn node_clients_use_the_proxy_variables() {
-    plain("http_client.mjs", "fetch", true).await;
-    plain("http_client.mjs", "http", false).await;
+    plain("http_client.mjs", "fetch").await;
+    plain("http_client.mjs", "http").await;
 }
