@@ -8,8 +8,9 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::child::Process;
+use super::sidecar::sample;
 use super::{Mesh, Records, binary};
-use crate::wait;
+use crate::{http, wait};
 
 /// A running `aip run`.
 #[derive(Debug)]
@@ -99,6 +100,25 @@ impl RunAgent {
     pub fn records(&self) -> Records {
         let log = self.state["sidecar_log"].as_str().unwrap();
         Records::parse(&String::from_utf8_lossy(&std::fs::read(log).unwrap_or_default()))
+    }
+
+    /// Whether its sidecar has nothing in flight, and every request that ended is on the record: a line is written a
+    /// moment after its request.
+    ///
+    /// # Errors
+    /// What is still missing.
+    pub async fn is_settled(&self) -> Result<(), String> {
+        let page = http::get(self.admin(), "/metrics").await?.text();
+        let in_flight = sample(&page, "aip_requests_in_flight", &[]);
+        let ended = sample(&page, "aip_requests_total", &[]);
+        let lines = self.records().0.len();
+        if in_flight == 0.0 && ended == lines as f64 {
+            return Ok(());
+        }
+        Err(format!(
+            "{}: {in_flight} in flight, {ended} ended, {lines} on the record",
+            self.name
+        ))
     }
 
     /// What the agent itself says it saw.

@@ -77,10 +77,9 @@ impl Callee {
         let world = world().await;
         let start = async || RunAgent::start(&world.mesh, self.name, &(self.program)(), &[]).await;
         let callee = self.agent.get_or_init(start).await;
-        let (caller, before) = (
-            &world.caller,
-            (world.caller.records().0.len(), callee.records().0.len()),
-        );
+        let caller = &world.caller;
+        settled(caller, callee).await;
+        let before = (caller.records().0.len(), callee.records().0.len());
         Turn {
             caller,
             callee,
@@ -97,6 +96,16 @@ static EVERYTHING: Callee = Callee::new("everything", || clients().everything())
 static GRPC: Callee = Callee::new("grpc", || clients().script("grpc_server.py", &[]));
 static WS: Callee = Callee::new("ws", || clients().script("ws_server.py", &[]));
 static HTTP: Callee = Callee::new("http", || clients().script("http_server.py", &[]));
+
+/// Waits until both sidecars have written down all that they did: a record of one turn must not count for the next.
+async fn settled(caller: &RunAgent, callee: &RunAgent) {
+    for agent in [caller, callee] {
+        wait::until_ok("nothing is in flight, and all is on the record", async || {
+            agent.is_settled().await
+        })
+        .await;
+    }
+}
 
 /// One client's turn between the caller and one callee.
 struct Turn {
@@ -132,11 +141,9 @@ impl Turn {
 
     /// Both sidecars' records of this turn: the same hops, all allowed.
     async fn allowed(&self) -> (Records, Records) {
-        let (outbound, inbound) = wait::until_ok("both sidecars recorded the same hops", async || {
-            let (caller, callee) = self.records();
-            pairs(&caller, &callee)
-        })
-        .await;
+        settled(self.caller, self.callee).await;
+        let (caller, callee) = self.records();
+        let (outbound, inbound) = pairs(&caller, &callee).unwrap();
         let caller = &self.caller.name;
         for record in outbound.0.iter().chain(&inbound.0) {
             assert!(
@@ -157,10 +164,9 @@ impl Turn {
 
     /// The one refusal on the caller's record in this turn; its hop never reached the callee.
     async fn denied(&self, rule: &str) -> Record {
-        let refusal = wait::until("the caller's sidecar recorded the refusal", async || {
-            self.records().0.0.into_iter().find(|r| r.verdict() == "deny")
-        })
-        .await;
+        settled(self.caller, self.callee).await;
+        let refusal = self.records().0.0.into_iter().find(|r| r.verdict() == "deny");
+        let refusal = refusal.expect("the caller's sidecar recorded the refusal");
         assert_eq!(
             (refusal.direction(), refusal.text("rule")),
             ("outbound", rule),
