@@ -14,3 +14,19 @@ mod pki;
 
 #[path = "data_path/allow.rs"]
 mod allow;
+#[path = "data_path/connect.rs"]
+mod connect;
+#[path = "data_path/cut.rs"]
+mod cut;
+#[path = "data_path/docs.rs"]
+mod docs;
+#[path = "data_path/hygiene.rs"]
+mod hygiene;
+#[path = "data_path/peers.rs"]
+mod peers;
+#[path = "data_path/refuse.rs"]
+mod refuse;
+#[path = "data_path/rewrite.rs"]
+mod rewrite;
+#[path = "data_path/stream.rs"]
+mod stream;

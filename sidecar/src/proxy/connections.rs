@@ -108,6 +108,13 @@ pub(crate) struct Registered {
     pub(crate) live: Arc<Live>,
 }
 
+impl Registered {
+    /// Cuts the requests on it.
+    pub(crate) fn cut_streams(&self, cut: Cut) {
+        self.proxy.streams.cut_on(&self.live, cut);
+    }
+}
+
 impl Drop for Registered {
     fn drop(&mut self) {
         self.proxy.live.live.remove(&self.id);

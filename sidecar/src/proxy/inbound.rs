@@ -108,7 +108,7 @@ where
             // Its errors are the peer's: it hung up, or broke the protocol.
             _ = serving.as_mut() => return,
             // Dropped with all its streams.
-            _ = live.ended() => return,
+            cut = live.ended() => return registered.cut_streams(cut),
             () = drain.draining(), if !ending => ending = true,
             () = &mut retires, if !ending => ending = true,
         }

@@ -240,12 +240,15 @@ async fn drive(
     };
     tokio::select! {
         _ = &mut driver => return retire(),
-        _ = live.ended() => return retire(),
+        cut = live.ended() => {
+            retire();
+            return registered.cut_streams(cut);
+        }
         () = live.retires() => retire(),
     }
     // No more requests come; those in flight have until the end.
     tokio::select! {
         _ = &mut driver => {}
-        _ = live.ended() => {}
+        cut = live.ended() => registered.cut_streams(cut),
     }
 }

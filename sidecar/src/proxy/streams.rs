@@ -5,9 +5,11 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use dashmap::DashMap;
 use futures_util::task::AtomicWaker;
 
+use super::connections::Live;
 use crate::request::refusal::Cut;
 use crate::request::told::Decided;
 
@@ -26,6 +28,8 @@ pub(crate) struct Exchange {
     response: AtomicWaker,
     /// What it was decided on, once it was.
     decided: OnceLock<Decided>,
+    /// The connection to the other sidecar that it is on.
+    live: ArcSwapOption<Live>,
 }
 
 impl Exchange {
@@ -39,6 +43,7 @@ impl Exchange {
             request: AtomicWaker::new(),
             response: AtomicWaker::new(),
             decided: OnceLock::new(),
+            live: ArcSwapOption::empty(),
         })
     }
 
@@ -58,6 +63,15 @@ impl Exchange {
     pub(crate) fn decide(&self, decided: Decided) {
         // Decided once: a request has one decision at this end.
         let _ = self.decided.set(decided);
+    }
+
+    /// Notes the connection to the other sidecar that it goes over.
+    pub(crate) fn goes_over(&self, live: &Arc<Live>) {
+        self.live.store(Some(live.clone()));
+    }
+
+    pub(crate) fn live(&self) -> Option<Arc<Live>> {
+        self.live.load_full()
     }
 
     /// Cuts it. The first reason stays.
@@ -133,6 +147,13 @@ impl Streams {
     /// Those in flight now.
     pub(crate) fn all(&self) -> Vec<Arc<Exchange>> {
         self.open.iter().map(|entry| entry.value().clone()).collect()
+    }
+
+    /// Cuts those that go over this connection: dropping it is not enough, since the HTTP library keeps one alive for
+    /// the streams on it.
+    pub(crate) fn cut_on(&self, live: &Arc<Live>, cut: Cut) {
+        let on_it = |exchange: &&Arc<Exchange>| exchange.live().is_some_and(|l| Arc::ptr_eq(&l, live));
+        self.all().iter().filter(on_it).for_each(|exchange| exchange.cut(cut));
     }
 
     /// Cuts those in whose response nothing moved for their idle limit.

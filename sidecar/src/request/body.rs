@@ -52,8 +52,8 @@ enum Source {
 #[derive(Debug)]
 enum Watched {
     Request(Arc<Exchange>),
-    Response(Arc<Exchange>, Tail),
-    Answer(Arc<Exchange>, Tail),
+    Response(Arc<Exchange>, Box<Tail>),
+    Answer(Arc<Exchange>, Box<Tail>),
 }
 
 /// What a response holds until its end.
@@ -116,14 +116,14 @@ impl Body {
 
     /// As a response's body: counted, ended when the exchange is cut, and at its end everything is given back.
     pub(crate) fn of_response(mut self, exchange: Arc<Exchange>, tail: Tail) -> Self {
-        self.watched = Some(Watched::Response(exchange, tail));
+        self.watched = Some(Watched::Response(exchange, Box::new(tail)));
         self.ended();
         self
     }
 
     /// As the body of an answer of ours: counted, never cut.
     pub(crate) fn of_answer(mut self, exchange: Arc<Exchange>, tail: Tail) -> Self {
-        self.watched = Some(Watched::Answer(exchange, tail));
+        self.watched = Some(Watched::Answer(exchange, Box::new(tail)));
         self.ended();
         self
     }

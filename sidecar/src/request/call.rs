@@ -24,7 +24,7 @@ use super::limit::Limits;
 use super::refusal::{Refusal, Refused};
 use super::relay::card;
 use super::route::Route;
-use super::told::{Decided, Told};
+use super::told::{Decided, End, Told};
 use super::{Arrived, admit};
 use crate::proxy::agent::{AgentPool, Returning};
 use crate::proxy::gate::Permit;
@@ -79,6 +79,9 @@ pub(crate) async fn call(
         told,
         idle: limits.idle,
     });
+    if let End::Caller(live) = &classified.end {
+        exchange.goes_over(live);
+    }
     arrived.record.in_flight();
     let downstream = arrived.head.extensions.remove::<OnUpgrade>();
     let callee = match &route {
@@ -268,6 +271,7 @@ async fn to_peer(
         };
         check(classified, &connection)?;
         let (mut sender, flight) = connection.begin();
+        arrived.record.exchange.goes_over(&connection.live);
         match sender.try_send_request(request).await {
             Ok(response) => return Ok((response, None, Some(flight))),
             // Only what was dead before anything was sent is tried again.
@@ -288,7 +292,7 @@ fn check(classified: &Classified, connection: &PeerConnection) -> Result<(), Ref
     let peer = &connection.live.peer;
     admit::check(&peer.result, &classified.pair.snapshot.mesh.require)?;
     let decided = match &classified.end {
-        super::told::End::Callee(_, Some(live)) => live,
+        End::Callee(_, Some(live)) => live,
         _ => return Ok(()),
     };
     if decided.peer.serial == peer.serial {

@@ -70,6 +70,9 @@ struct Meant {
 pub(crate) async fn classify(arrived: &mut Arrived) -> Result<Classified, Refused> {
     let own = arrived.proxy.svid.current().ok_or(Refusal::NoIdentity)?;
     let upgrade = take_upgrade(arrived);
+    if let Some(coding) = headers::foreign_coding(&arrived.head.headers) {
+        return Err(Refusal::TransferCoding.because(coding));
+    }
     let via = arrived.via.clone();
     let meant = match &via.from {
         From::Peer(peer) => inbound(arrived, peer).await?,

@@ -107,6 +107,8 @@ refusals! {
     /// What policy reads and what the agent resolves might differ.
     AmbiguousPath = ("ambiguous_path", 400, Caller, false,
         "the path has dot segments, empty segments, ';', '\\', NUL, or encoded slashes, dots or percent signs");
+    /// A transfer coding that we would have to undo.
+    TransferCoding = ("transfer_coding", 400, Caller, false, "the only transfer coding that is understood is chunked");
     /// A header that makes servers see another method or URL than policy did.
     OverrideHeader = ("override_header", 400, Caller, false, "headers that override the method or the URL are refused");
     /// The mesh's own headers are missing or malformed.

@@ -5,7 +5,7 @@ pub(crate) mod endpoint;
 mod splice;
 
 use aip_policy::Direction;
-use http::header::{CONNECTION, CONTENT_LOCATION, CONTENT_TYPE, LOCATION, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_TYPE, LOCATION, UPGRADE};
 use http::response::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
@@ -73,20 +73,21 @@ pub(crate) async fn relay(arrived: &mut Arrived, answer: Answer) -> Result<Relay
 async fn of_other(arrived: &mut Arrived, mut sent: Sent) -> Relayed {
     let callee_upgrade = hyper::upgrade::on(&mut sent.response);
     let (mut head, incoming) = sent.response.into_parts();
-    restore(arrived.record.direction, &mut head, sent.upgrade.is_some());
     let decisions = of_callee(arrived, &head.headers);
     let accepted = match arrived.record.direction {
         // A switch is 101 in HTTP/1.1 and 200 in HTTP/2.
         Direction::Outbound if head.version == Version::HTTP_2 => StatusCode::OK,
         _ => StatusCode::SWITCHING_PROTOCOLS,
     };
+    let switches = sent.upgrade.is_some() && head.status == accepted;
+    restore(arrived.record.direction, &mut head, sent.upgrade.is_some());
     headers::remove_ours(&mut head.headers);
     headers::end_hop(&mut head.headers);
     for decision in decisions {
         head.headers.append(DECISION, decision);
     }
     let switched = match sent.upgrade {
-        Some((protocol, caller)) if head.status == accepted => {
+        Some((protocol, caller)) if switches => {
             switch_head(arrived, &mut head, &protocol);
             Some(Switched {
                 caller,
@@ -189,6 +190,7 @@ async fn transform(
             if got_card {
                 card::rewrite(&addresses, head, incoming).await
             } else if events && arrived.head.method == Method::GET {
+                head.headers.remove(CONTENT_LENGTH);
                 Body::events(EndpointEvent::new(addresses), incoming)
             } else {
                 Body::stream(incoming)

@@ -133,14 +133,6 @@ impl End {
             Self::Outside(..) => None,
         }
     }
-
-    fn live(&self) -> Option<&Arc<Live>> {
-        match self {
-            Self::Caller(live) => Some(live),
-            Self::Callee(_, live) => live.as_ref(),
-            Self::Outside(..) => None,
-        }
-    }
 }
 
 /// What an open request was decided on.
@@ -186,7 +178,7 @@ pub(crate) fn decision(
 /// Why an open request must not go on in this version of the world, if it must not.
 pub(crate) fn recheck(proxy: &Proxy, snapshot: &Arc<Snapshot>, exchange: &Exchange) -> Option<Cut> {
     let decided = exchange.decided()?;
-    if let Some(cut) = decided.end.live().and_then(|live| live.is_cut()) {
+    if let Some(cut) = exchange.live().and_then(|live| live.is_cut()) {
         return Some(cut);
     }
     if decided

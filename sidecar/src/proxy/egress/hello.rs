@@ -91,12 +91,13 @@ fn server_name(bytes: &[u8]) -> Parsed {
     let Some(message) = handshake(bytes) else {
         return Parsed::Malformed;
     };
-    let [kind, a, b, c, body @ ..] = message.as_slice() else {
-        return Parsed::More;
-    };
-    if *kind != 1 {
+    // A client's first message is a ClientHello.
+    if message.first().is_some_and(|kind| *kind != 1) {
         return Parsed::Malformed;
     }
+    let [_, a, b, c, body @ ..] = message.as_slice() else {
+        return Parsed::More;
+    };
     let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
     if length > MAX_CLIENT_HELLO {
         return Parsed::Malformed;

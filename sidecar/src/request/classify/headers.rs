@@ -51,6 +51,11 @@ pub(crate) fn remove_ours(headers: &mut HeaderMap) {
     }
 }
 
+/// A transfer coding other than chunked: the parser undoes chunks only, so the rest would lose its name on the way.
+pub(crate) fn foreign_coding(headers: &HeaderMap) -> Option<&str> {
+    tokens(headers, &TRANSFER_ENCODING).find(|coding| !coding.eq_ignore_ascii_case("chunked"))
+}
+
 /// What `Upgrade` asks for, where `Connection` says that it counts.
 pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let named = tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));

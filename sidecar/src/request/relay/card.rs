@@ -119,9 +119,13 @@ pub(crate) async fn rewrite(addresses: &Addresses, head: &mut Parts, incoming: I
 /// Rewrites every `url` in it; whether there was one.
 fn rewrite_urls(addresses: &Addresses, value: &mut Value) -> bool {
     match value {
-        Value::Array(items) => items
-            .iter_mut()
-            .fold(false, |any, item| rewrite_urls(addresses, item) || any),
+        Value::Array(items) => {
+            let mut any = false;
+            for item in items {
+                any |= rewrite_urls(addresses, item);
+            }
+            any
+        }
         Value::Object(members) => {
             let mut any = false;
             for (name, member) in members {

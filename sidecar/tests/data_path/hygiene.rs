@@ -1,0 +1,58 @@
+//! What ends at a hop ends there, and what is the mesh's nobody forges.
+
+use bytes::Bytes;
+use http_body_util::Full;
+
+use crate::agent::Agent;
+use crate::client::{get, send, to_ledger};
+use crate::mesh::Pair;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_can_t_forge_the_mesh_s_headers() {
+    let agent = Agent::start().await;
+    let pair = Pair::start(agent.address).await;
+    let request = to_ledger("GET", "/x")
+        .header("x-aip-source", "spiffe://aip.internal/agent/admin")
+        .header("x_aip_source", "spiffe://aip.internal/agent/admin")
+        .header("X-Aip_Hop", "forged")
+        .header("x-aip-verified", "1")
+        .header("connection", "close, x-mine")
+        .header("x-mine", "dropped")
+        .header("keep-alive", "timeout=5")
+        .header("proxy-connection", "keep-alive")
+        .header("x-kept", "kept")
+        .body(Full::<Bytes>::default())
+        .unwrap();
+    send(pair.caller.outbound, request).await;
+    let seen = agent.only();
+    let ours: Vec<_> = seen
+        .headers
+        .keys()
+        .filter(|name| name.as_str().replace('_', "-").starts_with("x-aip-"))
+        .collect();
+    assert_eq!(ours.len(), 2, "{ours:?}");
+    assert_eq!(seen.header("x-aip-source"), "spiffe://aip.internal/agent/planner");
+    assert_eq!(seen.header("x-aip-hop").len(), 36);
+    for gone in ["x-mine", "keep-alive", "proxy-connection", "connection"] {
+        assert_eq!(seen.header(gone), "", "{gone}");
+    }
+    assert_eq!(seen.header("x-kept"), "kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_can_t_forge_them_in_its_answer() {
+    let agent = Agent::start().await;
+    let pair = Pair::start(agent.address).await;
+    let answer = send(pair.caller.outbound, get("/forged")).await;
+    assert!(
+        !answer
+            .headers
+            .iter()
+            .any(|(_, value)| value.to_str().unwrap().contains("forged")),
+        "{answer:?}"
+    );
+    let decisions = answer.decisions();
+    assert_eq!(decisions.len(), 2);
+    assert!(decisions[0].ends_with(";allow;callee") && decisions[1].ends_with(";allow;caller"));
+    assert_eq!((answer.header("x-hop-only"), answer.header("x-kept")), ("", "kept"));
+}

@@ -1,0 +1,542 @@
+//! A refusal is a useful answer, in its caller's own form, and the agent never hears of the request.
+
+use std::time::Duration;
+
+use aip_api::evidence::Assurance;
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::Full;
+use serde_json::json;
+
+use crate::agent::Agent;
+use crate::client::{Answer, begin, begin_h2, collect, get, post, raw, send, to_ledger};
+use crate::mesh::{Pair, Side, World, until};
+use crate::pki::{Pki, Says};
+
+/// Allows all but a path, a tool and a text.
+const POLICY: &str = r#"package aip.policy.baseline
+rules contains {"rule": "everything", "verdict": "allow", "reason": "a test"}
+rules contains deny("no_path") if input.request.path[0] == "forbidden"
+rules contains deny("no_tool") if input.protocol.tool == "harm"
+rules contains deny("no_text") if input.protocol.arguments.message.text == "harm"
+deny(rule) := {"rule": rule, "verdict": "deny", "reason": "a test forbids it"}
+"#;
+
+async fn pair_with(agent: &Agent, rego: &str) -> Pair {
+    Pair::in_world(agent.address, World::of(&["planner", "ledger"]).policy(rego)).await
+}
+
+fn is_refused(answer: &Answer, status: u16, reason: &str) {
+    assert_eq!(
+        (answer.status.as_u16(), answer.reason().as_str()),
+        (status, reason),
+        "{}",
+        answer.text()
+    );
+    assert_eq!(answer.header("content-type"), "application/problem+json");
+    assert!(answer.json()["decision_id"].is_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_caller_s_sidecar_refuses_and_nobody_else_hears_of_it() {
+    let agent = Agent::start().await;
+    let pair = pair_with(&agent, POLICY).await;
+    let answer = send(pair.caller.outbound, get("/forbidden/x")).await;
+    is_refused(&answer, 403, "policy_denied");
+    let problem = answer.json();
+    assert_eq!(problem["rule"], "no_path");
+    assert!(problem["detail"].as_str().unwrap().contains("a test forbids it"));
+    let line = pair.caller.line().await;
+    assert_eq!(
+        (&line["decision"], &line["verdict"], &line["rule"]),
+        (&problem["decision_id"], &json!("deny"), &json!("no_path"))
+    );
+    assert_eq!(
+        (&line["status"], &line["reason"], &line["blame"]),
+        (&json!(403), &json!("policy_denied"), &json!("policy"))
+    );
+    assert!(line["hop"].as_str().unwrap().len() == 36);
+    assert!(agent.seen().is_empty() && pair.callee.log.lines().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_callee_s_sidecar_refuses_and_both_decisions_are_seen() {
+    let agent = Agent::start().await;
+    let pair = Pair::start(agent.address).await;
+    pair.callee
+        .push(|world| world.policies = vec![("baseline".into(), POLICY.into())]);
+    let answer = send(pair.caller.outbound, get("/forbidden")).await;
+    is_refused(&answer, 403, "policy_denied");
+    let (out, inn) = (pair.caller.line().await, pair.callee.line().await);
+    let expected = [
+        format!("{};deny;callee", inn["decision"].as_str().unwrap()),
+        format!("{};allow;caller", out["decision"].as_str().unwrap()),
+    ];
+    assert_eq!(answer.decisions(), expected);
+    assert_eq!(
+        (&out["verdict"], &out["callee"]),
+        (&json!("allow"), &json!(expected[0]))
+    );
+    assert!(agent.seen().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_policy_denies() {
+    let agent = Agent::start().await;
+    let mut world = World::of(&["planner", "ledger"]);
+    world.policies.clear();
+    let pair = Pair::in_world(agent.address, world).await;
+    let answer = send(pair.caller.outbound, get("/x")).await;
+    is_refused(&answer, 403, "policy_denied");
+    assert_eq!(answer.json()["rule"], "no_rule");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verdicts_and_obligations_of_later_versions_are_refused_honestly() {
+    let agent = Agent::start().await;
+    let rule = |rest: &str| {
+        format!("package aip.policy.baseline\nrules contains {{\"rule\": \"r\", \"reason\": \"t\", {rest}}}\n")
+    };
+    for (rest, reason) in [
+        (r#""verdict": "escalate""#, "unsupported_verdict"),
+        (r#""verdict": "restrict""#, "unsupported_verdict"),
+        (
+            r#""verdict": "allow", "obligations": {"rate_per_minute": 5}"#,
+            "unsupported_obligation",
+        ),
+    ] {
+        let pair = pair_with(&agent, &rule(rest)).await;
+        is_refused(&send(pair.caller.outbound, get("/x")).await, 403, reason);
+    }
+    let pair = pair_with(
+        &agent,
+        &rule(r#""verdict": "allow", "obligations": {"tags": ["seen"]}"#),
+    )
+    .await;
+    assert_eq!(send(pair.caller.outbound, get("/x")).await.status, StatusCode::OK);
+}
+
+fn call(method: &str, tool: &str) -> String {
+    json!({"jsonrpc": "2.0", "id": "q-1", "method": method, "params": {"name": tool, "arguments": {}}}).to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_denied_tool_call_is_a_json_rpc_error() {
+    let agent = Agent::start().await;
+    let pair = pair_with(&agent, POLICY).await;
+    let allowed = call("tools/call", "good");
+    let answer = send(pair.caller.outbound, post("/mcp", "application/json", allowed.clone())).await;
+    assert_eq!(
+        (answer.status, &answer.body),
+        (StatusCode::OK, &Bytes::from(allowed)),
+        "exactly those bytes went on"
+    );
+    let answer = send(
+        pair.caller.outbound,
+        post("/mcp", "application/json", call("tools/call", "harm")),
+    )
+    .await;
+    assert_eq!(
+        (answer.status, answer.header("content-type")),
+        (StatusCode::FORBIDDEN, "application/json")
+    );
+    let body = answer.json();
+    assert_eq!(
+        (&body["id"], &body["error"]["data"]["rule"]),
+        (&json!("q-1"), &json!("no_tool")),
+        "{body}"
+    );
+    assert_eq!(agent.seen().len(), 1);
+    let lines = pair.caller.lines(2).await;
+    assert!(
+        lines
+            .iter()
+            .all(|l| l["protocol"] == "mcp" && l["call"] == "tools/call"),
+        "{lines:?}"
+    );
+    assert_eq!((&lines[0]["tool"], &lines[1]["tool"]), (&json!("good"), &json!("harm")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_a2a_call_is_refused_in_200_and_rest_in_its_status() {
+    let agent = Agent::start().await;
+    let pair = pair_with(&agent, POLICY).await;
+    let message = json!({"message": {"text": "harm"}});
+    let rpc = json!({"jsonrpc": "2.0", "id": 7, "method": "SendMessage", "params": message});
+    let answer = send(pair.caller.outbound, post("/rpc", "application/json", rpc.to_string())).await;
+    assert_eq!((answer.status, &answer.json()["id"]), (StatusCode::OK, &json!(7)));
+    assert_eq!(answer.json()["error"]["code"], 403);
+    let rest = post("/message:send", "application/a2a+json", message.to_string());
+    is_refused(&send(pair.caller.outbound, rest).await, 403, "policy_denied");
+    assert!(agent.seen().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_without_policy_is_in_json_rpc_too() {
+    let agent = Agent::start().await;
+    let pair = Pair::start(agent.address).await;
+    pair.caller.push(|world| world.endpoints.clear());
+    let answer = send(
+        pair.caller.outbound,
+        post("/mcp", "application/json", call("tools/list", "")),
+    )
+    .await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["id"]), (503, &json!("q-1")));
+    assert_eq!(answer.json()["error"]["data"]["reason"], "no_endpoint");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_denied_grpc_call_has_a_grpc_status() {
+    let agent = Agent::start().await;
+    let pair = pair_with(&agent, POLICY).await;
+    let request = Request::post("http://ledger.aip.internal/forbidden/Method")
+        .header("content-type", "application/grpc")
+        .body(Full::new(Bytes::from("\0\0\0\0\0")))
+        .unwrap();
+    let answer = collect(begin_h2(pair.caller.outbound, request).await).await;
+    assert_eq!((answer.status, answer.header("grpc-status")), (StatusCode::OK, "7"));
+    assert!(answer.header("grpc-message").contains("a test forbids it"));
+}
+
+/// However a body is dressed, a rule on what it says is not gone around.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tool_can_t_hide() {
+    let agent = Agent::start().await;
+    let pair = pair_with(&agent, POLICY).await;
+    let harm = call("tools/call", "harm");
+    for content_type in [
+        "application/json; charset=utf-8",
+        "text/plain",
+        "application/octet-stream",
+        "application/mcp+json",
+    ] {
+        let answer = send(pair.caller.outbound, post("/mcp", content_type, harm.clone())).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{content_type}");
+    }
+    let untyped = to_ledger("POST", "/mcp")
+        .body(Full::new(Bytes::from(harm.clone())))
+        .unwrap();
+    assert_eq!(send(pair.caller.outbound, untyped).await.status, StatusCode::FORBIDDEN);
+    let no_version = harm.replace(r#""jsonrpc":"2.0","#, "");
+    let answer = send(pair.caller.outbound, post("/mcp", "application/json", no_version)).await;
+    assert_eq!(answer.status, StatusCode::FORBIDDEN, "without a version");
+    let unreadable = [
+        ("a batch", post("/mcp", "application/json", format!("[{harm}]"))),
+        ("lines of JSON", post("/mcp", "application/x-ndjson", harm.clone())),
+        (
+            "too large",
+            post("/mcp", "application/json", harm.replace("harm", &"x".repeat(1_100_000))),
+        ),
+        ("lenient JSON", post("/mcp", "text/plain", format!("{harm} // comment"))),
+    ];
+    for (what, request) in unreadable {
+        let answer = send(pair.caller.outbound, request).await;
+        let problem = if answer.json()["error"].is_object() {
+            answer.json()["error"]["data"].clone()
+        } else {
+            answer.json()
+        };
+        assert_eq!(
+            (&problem["reason"], &problem["rule"]),
+            (&json!("policy_denied"), &json!("fact_unestablished")),
+            "{what}"
+        );
+    }
+    let encoded = to_ledger("POST", "/mcp")
+        .header("content-type", "application/json")
+        .header("content-encoding", "gzip");
+    let answer = send(pair.caller.outbound, encoded.body(Full::new(Bytes::from("x"))).unwrap()).await;
+    assert_eq!(answer.json()["rule"], "fact_unestablished");
+    assert!(agent.seen().is_empty());
+    // And what is none passes.
+    for (content_type, body) in [("text/plain", "hello"), ("application/json", r#"{"a": 1}"#)] {
+        assert_eq!(
+            send(pair.caller.outbound, post("/x", content_type, body)).await.status,
+            StatusCode::OK
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn json_that_is_read_differently_is_refused_only_where_it_is_read() {
+    let agent = Agent::start().await;
+    let twice = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"good","name":"harm"}}"#;
+    let pair = pair_with(&agent, POLICY).await;
+    is_refused(
+        &send(pair.caller.outbound, post("/mcp", "application/json", twice)).await,
+        400,
+        "invalid_json",
+    );
+    let blind = Pair::start(agent.address).await;
+    let answer = send(blind.caller.outbound, post("/mcp", "application/json", twice)).await;
+    assert_eq!((answer.status, answer.text().as_str()), (StatusCode::OK, twice));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paths_headers_and_hosts_that_are_read_differently_are_refused() {
+    let agent = Agent::start().await;
+    let pair = Pair::start(agent.address).await;
+    for path in ["/a/../b", "/a//b", "/a%2fb", "/a;b", "/a%252fb"] {
+        let text = format!(
+            "GET http://ledger.aip.internal{path} HTTP/1.1\r\nhost: ledger.aip.internal\r\nconnection: close\r\n\r\n"
+        );
+        let answer = raw(pair.caller.outbound, text.as_bytes(), "").await;
+        assert!(
+            answer.starts_with("HTTP/1.1 400") && answer.contains("ambiguous_path"),
+            "{path}: {answer}"
+        );
+    }
+    let head = |lines: &str| format!("GET /x HTTP/1.1\r\n{lines}connection: close\r\n\r\n");
+    for (lines, reason) in [
+        (
+            "host: ledger.aip.internal\r\nhost: ledger.aip.internal\r\n",
+            "invalid_host",
+        ),
+        ("", "invalid_host"),
+        (
+            "host: ledger.aip.internal\r\nX-HTTP-Method-Override: DELETE\r\n",
+            "override_header",
+        ),
+        ("host: x.y.aip.internal\r\n", "unknown_agent"),
+    ] {
+        let answer = raw(pair.caller.outbound, head(lines).as_bytes(), "").await;
+        assert!(answer.contains(reason), "{lines}: {answer}");
+    }
+    let other = "GET http://ledger.aip.internal/x HTTP/1.1\r\nhost: planner.aip.internal\r\nconnection: close\r\n\r\n";
+    assert!(
+        raw(pair.caller.outbound, other.as_bytes(), "")
+            .await
+            .contains("host_mismatch")
+    );
+    for framing in [
+        "content-length: 3\r\ncontent-length: 4\r\n",
+        "transfer-encoding: gzip, chunked\r\n",
+        "transfer-encoding: x\r\n",
+    ] {
+        let text = format!("POST /x HTTP/1.1\r\nhost: ledger.aip.internal\r\n{framing}\r\n0\r\n\r\n");
+        let answer = raw(pair.caller.outbound, text.as_bytes(), "\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{framing}: {answer}");
+    }
+    assert!(agent.seen().is_empty());
+    for side in [&pair.caller, &pair.callee] {
+        side.push(|world| world.agent("ledger").allow_ambiguous_paths = true);
+    }
+    assert_eq!(send(pair.caller.outbound, get("/a;b//c")).await.status, StatusCode::OK);
+}
+
+/// Chunks beside a length: one message in, one message out, framed once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_be_smuggled_is_framed_anew() {
+    let agent = Agent::start().await;
+    let pair = Pair::start(agent.address).await;
+    let text = "POST /x HTTP/1.1\r\nhost: ledger.aip.internal\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\
+                connection: close\r\n\r\n5\r\nhello\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: ledger.aip.internal\r\n\r\n";
+    let answer = raw(pair.caller.outbound, text.as_bytes(), "").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let seen = agent.only();
+    assert_eq!((&seen.body[..], seen.header("content-length")), (&b"hello"[..], ""));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_to_call_is_said_so() {
+    let agent = Agent::start().await;
+    let pair = Pair::start(agent.address).await;
+    pair.caller.absent("nobody");
+    let request = Request::get("http://nobody.aip.internal/")
+        .body(Full::<Bytes>::default())
+        .unwrap();
+    is_refused(&send(pair.caller.outbound, request).await, 404, "unknown_agent");
+    // A port on which nobody listens.
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    pair.caller
+        .push(|world| world.endpoints = vec![("ledger".into(), free)]);
+    is_refused(&send(pair.caller.outbound, get("/")).await, 502, "peer_unreachable");
+    // Somebody else, with a good certificate of another agent.
+    let other = Side::start(&pair.pki, "planner", agent.address, World::of(&["planner", "ledger"])).await;
+    pair.caller
+        .push(|world| world.endpoints = vec![("ledger".into(), other.inbound)]);
+    is_refused(&send(pair.caller.outbound, get("/")).await, 502, "peer_not_verified");
+    // A second endpoint that works is found behind one that does not.
+    pair.caller
+        .push(|world| world.endpoints = vec![("ledger".into(), free), ("ledger".into(), pair.callee.inbound)]);
+    for _ in 0..4 {
+        assert_eq!(send(pair.caller.outbound, get("/")).await.status, StatusCode::OK);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_down_or_slow_is_said_so() {
+    let down = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let pair = Pair::start(down).await;
+    is_refused(&send(pair.caller.outbound, get("/")).await, 502, "agent_unreachable");
+    assert_eq!(pair.callee.line().await["blame"], "agent");
+    let agent = Agent::start().await;
+    let mut world = World::of(&["planner", "ledger"]);
+    world.traffic.response_timeout_ms = 50;
+    let pair = Pair::in_world(agent.address, world).await;
+    is_refused(&send(pair.caller.outbound, get("/slow")).await, 504, "response_timeout");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_than_the_agent_takes_is_shed() {
+    let agent = Agent::start().await;
+    let mut world = World::of(&["planner", "ledger"]);
+    world.traffic.max_concurrency = 1;
+    let pair = Pair::in_world(agent.address, world).await;
+    let first = tokio::spawn(send(pair.caller.outbound, get("/slow")));
+    until("the first is with the agent", async || {
+        (!agent.seen().is_empty()).then_some(())
+    })
+    .await;
+    let answer = send(pair.caller.outbound, get("/x")).await;
+    is_refused(&answer, 503, "overloaded");
+    assert_eq!(answer.header("retry-after"), "1");
+    agent.go();
+    assert_eq!(first.await.unwrap().status, StatusCode::OK);
+    until("the place is free again", async || {
+        (send(pair.caller.outbound, get("/x")).await.status == StatusCode::OK).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_sends_too_much_is_refused_before_its_body() {
+    let agent = Agent::start().await;
+    let mut world = World::of(&["planner", "ledger"]);
+    (world.traffic.peer_rate_per_second, world.traffic.peer_burst) = (1, 2);
+    let pair = Pair::in_world(agent.address, world).await;
+    let mut statuses = Vec::new();
+    for _ in 0..4 {
+        statuses.push(send(pair.caller.outbound, get("/x")).await.status.as_u16());
+    }
+    assert_eq!(statuses[..2], [200, 200]);
+    assert!(statuses[2..].contains(&429), "{statuses:?}");
+    pair.callee.push(|world| world.traffic.peer_burst = 100);
+    assert_eq!(
+        send(pair.caller.outbound, get("/x")).await.status,
+        StatusCode::OK,
+        "a raised limit holds at once"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_outbound_port_serves_its_own_agent_only() {
+    let agent = Agent::start().await;
+    let pair = Pair::start(agent.address).await;
+    let mut world = World::of(&["planner", "ledger"]);
+    world.endpoints.push(("ledger".into(), pair.callee.inbound));
+    let nobody = "127.0.0.1:9".parse().unwrap();
+    let side = Side::start_with(
+        &pair.pki,
+        "planner",
+        nobody,
+        world,
+        Says::default(),
+        Some("s3cret-s3cret"),
+    )
+    .await;
+    let with = |credentials: &str| {
+        to_ledger("GET", "/x")
+            .header("proxy-authorization", credentials)
+            .body(Full::<Bytes>::default())
+            .unwrap()
+    };
+    use base64::Engine as _;
+    let basic = |text: &str| format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(text));
+    for request in [
+        get("/x"),
+        with(&basic("aip:wrong")),
+        with(&basic("s3cret-s3cret")),
+        with("Bearer s3cret-s3cret"),
+    ] {
+        let answer = send(side.outbound, request).await;
+        is_refused(&answer, 407, "proxy_auth_required");
+        assert!(answer.header("proxy-authenticate").starts_with("Basic"));
+    }
+    let connect = "CONNECT ledger.aip.internal:80 HTTP/1.1\r\nhost: ledger.aip.internal:80\r\n\r\n";
+    assert!(
+        raw(side.outbound, connect.as_bytes(), "proxy_auth_required")
+            .await
+            .starts_with("HTTP/1.1 407")
+    );
+    assert!(agent.seen().is_empty());
+    assert_eq!(
+        send(side.outbound, with(&basic("anybody:s3cret-s3cret"))).await.status,
+        StatusCode::OK
+    );
+    assert_eq!(agent.only().header("proxy-authorization"), "", "the secret stays here");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_mesh_requires_is_asked_of_both_ends() {
+    let agent = Agent::start().await;
+    let pki = Pki::new();
+    let mut world = World::of(&["planner", "ledger"]);
+    world.mesh.require.assurance = Assurance::Observed;
+    // Not even observed: this is no policy.
+    world.agent("planner").mode = aip_api::resource::Mode::Observe { until: u64::MAX };
+    let strong = Says {
+        assurance: Assurance::Observed,
+        ..Says::default()
+    };
+    let nobody = "127.0.0.1:9".parse().unwrap();
+    let callee = Side::start_with(
+        &pki,
+        "ledger",
+        agent.address,
+        World::of(&["planner", "ledger"]),
+        Says::default(),
+        None,
+    )
+    .await;
+    world.endpoints.push(("ledger".into(), callee.inbound));
+    let weak_caller = Side::start_with(&pki, "planner", nobody, world.clone(), Says::default(), None).await;
+    is_refused(&send(weak_caller.outbound, get("/x")).await, 403, "assurance_too_low");
+    let caller = Side::start_with(&pki, "planner", nobody, world, strong, None).await;
+    let answer = send(caller.outbound, get("/x")).await;
+    is_refused(&answer, 403, "assurance_too_low");
+    assert!(
+        answer.json()["detail"].as_str().unwrap().contains("agent/ledger"),
+        "the callee is too weak"
+    );
+    assert!(agent.seen().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_on_what_the_callee_runs_is_decided_on_its_certificate() {
+    let agent = Agent::start().await;
+    let rego = |code: &aip_api::Digest| {
+        format!(
+            "package aip.policy.baseline\nrules contains {{\"rule\": \"r\", \"verdict\": \"allow\", \"reason\": \"t\"}} if {{\n\tinput.destination.attestation.status == \"valid\"\n\tinput.destination.attestation.code == \"{code}\"\n}}\n"
+        )
+    };
+    let right = aip_api::Digest::sha256(b"ledger");
+    let pair = pair_with(&agent, &rego(&right)).await;
+    assert_eq!(send(pair.caller.outbound, get("/x")).await.status, StatusCode::OK);
+    let wrong = aip_api::Digest::sha256(b"something else");
+    pair.caller
+        .push(|world| world.policies = vec![("baseline".into(), rego(&wrong))]);
+    is_refused(&send(pair.caller.outbound, get("/x")).await, 403, "policy_denied");
+    assert_eq!(agent.seen().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_client_that_is_still_sending_reads_the_answer() {
+    let agent = Agent::start().await;
+    let pair = pair_with(&agent, POLICY).await;
+    let body = Bytes::from(vec![b'x'; 200_000]);
+    let request = to_ledger("POST", "/forbidden")
+        .header("content-type", "text/plain")
+        .body(Full::new(body))
+        .unwrap();
+    let response = tokio::time::timeout(Duration::from_secs(10), begin(pair.caller.outbound, request))
+        .await
+        .unwrap();
+    assert_eq!(response.status(), StatusCode::FORBIDDEN);
+}
