@@ -1,7 +1,7 @@
 //! The AIP data plane: one sidecar beside each agent. Nothing reaches the agent, and it reaches nothing, without proof
 //! of who is talking and a policy decision on what is being said.
 //!
-//! A request, in the order of DESIGN's phases (`request/`):
+//! A request, in the order of its phases (`request/`):
 //!
 //! ```text
 //! inbound 15006 (mTLS, h2) ──┐                                              ┌─> the agent (plain HTTP)

@@ -1,6 +1,6 @@
 //! The keys of a mesh of our own, and certificates with every fault that a peer could show.
 //!
-//! Written against the contract (DESIGN sections 5 and 14), not with the control plane's code: where both ends
+//! Written against the contract (`docs/architecture.md`, Identity), not with the control plane's code: where both ends
 //! shared a mistake, a test of one against the other would not see it.
 
 use aip_api::attestation::{AttestationResult, Confirmation, RESULT_OID, RESULT_TYP};

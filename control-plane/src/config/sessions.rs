@@ -86,6 +86,14 @@ struct Held {
     acks: VecDeque<(u64, Instant)>,
 }
 
+impl Held {
+    /// Whether this is a sidecar that left and presented this certificate: whoever presents it now is its successor,
+    /// and nothing is waited for from the dead one.
+    fn left_with(&self, serial: &str) -> bool {
+        !self.shown.connected && self.shown.serial == serial
+    }
+}
+
 /// Where one revision stands.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Acks {
@@ -140,7 +148,7 @@ impl Sessions {
         let (mut total, mut own) = (0, 0);
         let older: Vec<u64> = by_id
             .iter()
-            .filter(|(_, h)| h.shown.agent == agent && h.shown.instance == instance)
+            .filter(|(_, h)| h.shown.agent == agent && (h.shown.instance == instance || h.left_with(&peer.serial)))
             .map(|(id, _)| *id)
             .collect();
         for id in older {

@@ -55,7 +55,9 @@ impl Registry {
             Ok(())
         })
         .await?;
-        let detail = format!("measurement {fingerprint} of {agent} waits for approval: aip attest approve {agent}");
+        let detail = format!(
+            "measurement {fingerprint} of {agent} waits for approval: aip attest approve {agent} {fingerprint}"
+        );
         Ok(Refusal::new(Reason::MeasurementPending, detail))
     }
 

@@ -73,7 +73,7 @@ pub struct MeasuredFile {
     pub sha256: Digest,
 }
 
-/// What the sidecar states at issuance (DESIGN: Contract, evidence).
+/// What the sidecar states at issuance (`docs/architecture.md`, Identity).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Evidence {

@@ -125,15 +125,11 @@ impl Call {
             None => running.iter().find(|s| s.name != self.name).or_else(|| running.first()),
         };
         let state = state.ok_or_else(|| {
-            let who = self
-                .from
-                .as_ref()
-                .map_or("no agent".to_owned(), |n| format!("agent {n} not"));
-            Failure::new(
-                Exit::NotReachable,
-                format!("{who} runs here, so nobody can make the call"),
-            )
-            .next("start one with `aip run --name NAME -- CMD…`, or pass --proxy")
+            let who = self.from.as_ref().map_or("no agent runs".to_owned(), |n| {
+                format!("agent {n} does not run (or is still starting)")
+            });
+            Failure::new(Exit::NotReachable, format!("{who} here, so nobody can make the call"))
+                .next("start one with `aip run --name NAME -- CMD…`, or pass --proxy")
         })?;
         let proxy = Proxy::of_state(state).ok_or_else(|| {
             Failure::new(

@@ -65,7 +65,7 @@ pub const REFUSED_BODY_BYTES: usize = 256 * 1024;
 
 /// Hop ids of one source that are remembered, in each of two generations; what is older is refused by its time.
 pub const HOPS_PER_GENERATION: usize = 65_536;
-/// Age at which a generation of hop ids is retired, and the oldest hop that is believed (DESIGN section 16).
+/// Age at which a generation of hop ids is retired, and the oldest hop that is believed.
 pub const HOP_WINDOW: Duration = Duration::from_secs(600);
 
 /// Bytes of an agent card or of a legacy MCP `endpoint` event that are rewritten; a larger one passes as it is.

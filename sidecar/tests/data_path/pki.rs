@@ -1,4 +1,4 @@
-//! A CA of the tests' own, in the shapes of DESIGN section 14.
+//! A CA of the tests' own, in the shapes of the control plane's.
 
 use aip_api::Digest;
 use aip_api::attestation::{AttestationResult, Confirmation, RESULT_OID, RESULT_TYP};

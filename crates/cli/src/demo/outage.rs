@@ -33,7 +33,7 @@ pub(super) const PROMISES: [Promise; 4] = [
 
 /// Calls that are made while it is down.
 const CALLS: usize = 10;
-/// From SIGKILL of the sidecar to the first call through its successor (DESIGN, section 13: under 1 s).
+/// From SIGKILL of the sidecar to the first call through its successor (target: under 1 s).
 const RESTART_TARGET: Duration = Duration::from_secs(1);
 /// How long a successor may take at all.
 const RESTART_WAIT: Duration = Duration::from_secs(20);

@@ -5,15 +5,9 @@
 
 mod support;
 
-#[path = "mesh/admin.rs"]
 mod admin;
-#[path = "mesh/durability.rs"]
 mod durability;
-#[path = "mesh/identity.rs"]
 mod identity;
-#[path = "mesh/matrix.rs"]
 mod matrix;
-#[path = "mesh/prod.rs"]
 mod prod;
-#[path = "mesh/stream.rs"]
 mod stream;
