@@ -79,7 +79,7 @@ impl AgentPool {
         loop {
             let (mut sender, fresh) = match proxy.agent.take_idle().await {
                 Some(sender) => (sender, false),
-                None => (proxy.agent.connect().await?, true),
+                None => (Box::pin(proxy.agent.connect()).await?, true),
             };
             match sender.try_send_request(request).await {
                 Ok(response) => {
@@ -103,7 +103,7 @@ impl AgentPool {
         mut request: Request<Body>,
     ) -> Result<Response<Incoming>, Refused> {
         loop {
-            let (mut sender, fresh) = proxy.agent.http2().await?;
+            let (mut sender, fresh) = Box::pin(proxy.agent.http2()).await?;
             match sender.try_send_request(request).await {
                 Ok(response) => return Ok(response),
                 Err(error) => request = unsent(error, fresh)?,

@@ -36,6 +36,9 @@ struct State {
     floor: u64,
 }
 
+/// How far a peer's clock may be ahead; a hop from further on would raise the floor for all others.
+const MAX_AHEAD_MS: u64 = 5 * 60 * 1_000;
+
 /// The hop ids of one source.
 #[derive(Debug)]
 pub(crate) struct Seen(Mutex<State>);
@@ -58,6 +61,9 @@ impl Seen {
     fn admit_at(&self, id: u128, unix_ms: u64, now: Instant) -> bool {
         let time = time_of(id);
         let too_old = time.saturating_add(millis(HOP_WINDOW)) < unix_ms;
+        if time > unix_ms.saturating_add(MAX_AHEAD_MS) {
+            return false;
+        }
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if too_old || time <= state.floor || state.before.ids.contains(&id) {
             return false;

@@ -11,6 +11,7 @@ use aip_policy::{
 use aip_runtime::svid::Svid;
 use aip_runtime::x509::PeerIdentity;
 use dashmap::DashMap;
+use http::HeaderValue;
 
 use super::Proxy;
 use crate::mesh::MAX_PEERS;
@@ -67,6 +68,8 @@ pub(crate) struct Pair {
     serial: Option<String>,
     step: u64,
     pub(crate) source: Arc<PeerFacts>,
+    /// The source's id as a header.
+    pub(crate) source_id: HeaderValue,
     pub(crate) destination: Arc<PeerFacts>,
     pub(crate) set: Result<Arc<PolicySet>, SetError>,
     pub(crate) needs: Needs,
@@ -177,6 +180,7 @@ impl Pair {
             own: own.clone(),
             serial,
             step: now / AGE_STEP,
+            source_id: HeaderValue::from_str(&source.id).unwrap_or_else(|_| HeaderValue::from_static("")),
             source,
             destination,
             needs: set.as_ref().map(|set| Needs::of(set)).unwrap_or_default(),

@@ -157,7 +157,8 @@ impl PeerPool {
         if let Some((_, refused)) = slot.failure().filter(|(when, _)| *when >= asked) {
             return Err(refused);
         }
-        let dialled = dial(proxy, agent, address, &slot).await;
+        // Boxed, as is all that most requests never do: they would carry its size.
+        let dialled = Box::pin(dial(proxy, agent, address, &slot)).await;
         slot.set_failure(dialled.as_ref().err().cloned());
         metrics::dialled("peer", if dialled.is_ok() { "connected" } else { "failed" });
         dialled

@@ -34,11 +34,7 @@ pub(super) async fn connect(proxy: Arc<Proxy>, via: Arc<Via>, request: Request<I
         let mut record = Record::begin(&proxy, Direction::Outbound, Method::CONNECT, "");
         record.connect = true;
         record.hop = Some(HopId::fresh());
-        let source = proxy.mesh.snapshot().id.to_string();
-        record.ends = Ends::Named {
-            source,
-            destination: authority.clone(),
-        };
+        record.ends = Ends::Asked(authority.clone());
         let arrived = Arrived {
             proxy: proxy.clone(),
             via: via.clone(),

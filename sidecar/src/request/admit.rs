@@ -7,12 +7,18 @@ use super::classify::Classified;
 use super::refusal::{Refusal, Refused};
 use super::told::End;
 use crate::proxy::egress;
+use crate::snapshot::Snapshot;
 
 /// Checks both ends, as far as they have shown themselves: a callee that we are not connected to is checked when we
 /// are, before anything is sent to it.
 pub(crate) fn admit(classified: &Classified) -> Result<(), Refused> {
-    let mesh = &classified.pair.snapshot.mesh;
-    if let End::Outside(host, port) = &classified.end
+    admitted(&classified.pair.snapshot, classified.own.result(), &classified.end)
+}
+
+/// The same for a request that is already open, in another version of the world.
+pub(crate) fn admitted(snapshot: &Snapshot, own: &AttestationResult, end: &End) -> Result<(), Refused> {
+    let mesh = &snapshot.mesh;
+    if let End::Outside(host, port) = end
         && egress::listed(mesh, host, *port).is_none()
     {
         return Err(Refusal::EgressNotListed.because(format!("{host}:{port}")));
@@ -21,8 +27,8 @@ pub(crate) fn admit(classified: &Classified) -> Result<(), Refused> {
     if *require == Require::default() {
         return Ok(());
     }
-    check(classified.own.result(), require)?;
-    match &classified.end {
+    check(own, require)?;
+    match end {
         End::Caller(live) | End::Callee(_, Some(live)) => check(&live.peer.result, require),
         End::Callee(_, None) | End::Outside(..) => Ok(()),
     }

@@ -83,6 +83,13 @@ pub(crate) async fn call(
         exchange.goes_over(live);
     }
     arrived.record.in_flight();
+    // The world may have changed while the body was awaited; from here on changes look at this exchange themselves.
+    let current = arrived.proxy.mesh.snapshot();
+    if !Arc::ptr_eq(&current, &classified.pair.snapshot)
+        && let Some(cut) = super::told::recheck(&arrived.proxy, &current, &exchange)
+    {
+        return Err(Refusal::of_cut(cut).because(cut.reason()));
+    }
     let downstream = arrived.head.extensions.remove::<OnUpgrade>();
     let callee = match &route {
         Route::Peer(name, _) => Some(name.clone()),
@@ -93,7 +100,7 @@ pub(crate) async fn call(
         match route {
             Route::Agent | Route::WellKnown => to_agent(arrived, &classified, carrier).await,
             Route::Peer(name, endpoints) => to_peer(arrived, &mut classified, &name, &endpoints).await,
-            Route::Outside(host, port) => to_outside(arrived, &classified, &host, port).await,
+            Route::Outside(host, port) => Box::pin(to_outside(arrived, &classified, &host, port)).await,
         }
     };
     let (response, returning, flight) = tokio::select! {
@@ -143,6 +150,14 @@ fn text(value: &str) -> HeaderValue {
     HeaderValue::from_str(value).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
+/// A value that is never the same again: HTTP/2 must not fill its table of repeated headers with it (RFC 7541 section
+/// 6.2.3; the flag is named for its other use).
+pub(crate) fn once(value: &str) -> HeaderValue {
+    let mut value = text(value);
+    value.set_sensitive(true);
+    value
+}
+
 async fn to_agent(arrived: &mut Arrived, classified: &Classified, carrier: &str) -> Result<Begun, Refused> {
     let me = &classified.pair.snapshot.me;
     let http2 = match me.protocol {
@@ -175,7 +190,7 @@ async fn to_agent(arrived: &mut Arrived, classified: &Classified, carrier: &str)
             headers.insert(ORIGIN, text(&format!("http://{host}")));
         }
     }
-    headers.insert(SOURCE, text(&classified.pair.source.id));
+    headers.insert(SOURCE, classified.pair.source_id.clone());
     headers.insert(HOP, text(&classified.hop.to_string()));
     classified.trace.write(headers, &arrived.record.decision);
     if card::is_card(request.uri().path()) {
@@ -246,7 +261,7 @@ async fn to_peer(
     let mut request = onwards(arrived, uri, Version::HTTP_2);
     let headers = request.headers_mut();
     headers.remove(HOST);
-    headers.insert(HOP, text(&classified.hop.to_string()));
+    headers.insert(HOP, once(&classified.hop.to_string()));
     let version = match classified.version {
         Version::HTTP_10 => "1.0",
         Version::HTTP_2 => "2",

@@ -14,6 +14,7 @@ pub(crate) use target::of_authority as target_of;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use aip_api::AgentName;
 use aip_api::id::HopId;
 use aip_policy::TraceFacts;
 use aip_runtime::svid::Svid;
@@ -69,7 +70,7 @@ struct Meant {
 /// Classifies; the head is cleaned, and a body that policy reads is held.
 pub(crate) async fn classify(arrived: &mut Arrived) -> Result<Classified, Refused> {
     let own = arrived.proxy.svid.current().ok_or(Refusal::NoIdentity)?;
-    let upgrade = take_upgrade(arrived);
+    let upgrade = take_upgrade(arrived)?;
     if let Some(coding) = headers::foreign_coding(&arrived.head.headers) {
         return Err(Refusal::TransferCoding.because(coding));
     }
@@ -97,7 +98,7 @@ pub(crate) async fn classify(arrived: &mut Arrived) -> Result<Classified, Refuse
     let trace = Trace::of(&arrived.head.headers, &meant.hop);
     arrived.record.trace.clone_from(&trace.id);
     let (content, held) = match pair.needs.body {
-        true => content::read(arrived).await?,
+        true => Box::pin(content::read(arrived)).await?,
         false => (protocol::Content::Other, None),
     };
     let told = Told {
@@ -129,23 +130,33 @@ pub(crate) async fn classify(arrived: &mut Arrived) -> Result<Classified, Refuse
     })
 }
 
-/// What is to be switched to, with the head as if it had been asked for in HTTP/1.1.
-fn take_upgrade(arrived: &mut Arrived) -> Option<HeaderValue> {
+/// What is to be switched to, with the head as if it had been asked for in HTTP/1.1. WebSocket alone: whatever else an
+/// agent agreed to would be a tunnel that no policy reads (h2c behind an allowed GET is one).
+fn take_upgrade(arrived: &mut Arrived) -> Result<Option<HeaderValue>, Refused> {
     let head = &mut arrived.head;
     if head.method == Method::CONNECT {
-        let protocol = head.extensions.remove::<Protocol>()?;
+        let protocol = head.extensions.remove::<Protocol>();
+        let protocol = protocol
+            .and_then(|p| HeaderValue::from_str(p.as_str()).ok())
+            .filter(is_websocket);
+        let protocol = protocol.ok_or_else(|| Refusal::UnsupportedTarget.because("CONNECT here is for WebSocket"))?;
         head.method = Method::GET;
         arrived.record.method = Method::GET;
-        return HeaderValue::from_str(protocol.as_str()).ok();
+        return Ok(Some(protocol));
     }
     // One with a body is answered as if it had not asked: a server may ignore the wish (RFC 9110 section 7.8).
     let bodiless = arrived.body.as_ref().is_none_or(http_body::Body::is_end_stream);
-    headers::upgrade(&head.headers).filter(|_| bodiless && head.method == Method::GET)
+    let wish = headers::upgrade(&head.headers).filter(is_websocket);
+    Ok(wish.filter(|_| bodiless && head.method == Method::GET))
+}
+
+fn is_websocket(protocol: &HeaderValue) -> bool {
+    protocol.as_bytes().eq_ignore_ascii_case(b"websocket")
 }
 
 fn carrier(headers: &HeaderMap, upgrade: Option<&HeaderValue>) -> &'static str {
     match upgrade {
-        Some(protocol) if protocol.as_bytes().eq_ignore_ascii_case(b"websocket") => "websocket",
+        Some(_) => "websocket",
         _ if content::is_grpc(headers) => "grpc",
         _ => "http",
     }
@@ -182,10 +193,7 @@ async fn inbound(arrived: &mut Arrived, peer: &Peer) -> Result<Meant, Refused> {
     arrived.record.hop = Some(hop);
     let me = arrived.proxy.mesh.snapshot().id.clone();
     let caller = &peer.live.peer.id;
-    arrived.record.ends = Ends::Named {
-        source: caller.to_string(),
-        destination: me.to_string(),
-    };
+    arrived.record.ends = Ends::Caller(peer.live.clone());
     if !peer.seen.admit(hop, unix_millis()) {
         return Err(Refusal::HopReplayed.into());
     }
@@ -193,10 +201,7 @@ async fn inbound(arrived: &mut Arrived, peer: &Peer) -> Result<Meant, Refused> {
     if me.trust_domain.agent_of_host(authority.host()).as_ref() != Some(&me.agent) {
         return Err(Refusal::WrongAgent.because(format!("{} lives here", me.agent)));
     }
-    let snapshot = arrived
-        .proxy
-        .mesh
-        .learn(&caller.agent)
+    let snapshot = learn(arrived, &caller.agent)
         .await
         .map_err(|unlearned| match unlearned {
             Unlearned::Absent => Refusal::UnknownSource,
@@ -217,19 +222,12 @@ async fn outbound(arrived: &mut Arrived) -> Result<Meant, Refused> {
     arrived.record.hop = Some(hop);
     arrived.record.connect = matches!(arrived.via.from, From::Tunnel(_));
     let version = arrived.head.version;
-    let me = arrived.proxy.mesh.snapshot().id.to_string();
-    arrived.record.ends = Ends::Named {
-        source: me.clone(),
-        destination: String::new(),
-    };
+    arrived.record.ends = Ends::Asked(String::new());
     let (authority, target) = target::target(arrived)?;
-    arrived.record.ends = Ends::Named {
-        source: me,
-        destination: authority.to_string(),
-    };
+    arrived.record.ends = Ends::Asked(authority.to_string());
     let (end, snapshot) = match target {
         Target::Agent(name) => {
-            let snapshot = arrived.proxy.mesh.learn(&name).await.map_err(refusal_of)?;
+            let snapshot = learn(arrived, &name).await.map_err(refusal_of)?;
             (End::Callee(name, None), snapshot)
         }
         Target::Outside(host, port) => (End::Outside(host, port), arrived.proxy.mesh.snapshot()),
@@ -241,6 +239,15 @@ async fn outbound(arrived: &mut Arrived) -> Result<Meant, Refused> {
         version,
         authority,
     })
+}
+
+/// The snapshot that holds `agent`; usually the current one.
+async fn learn(arrived: &Arrived, agent: &AgentName) -> Result<Arc<Snapshot>, Unlearned> {
+    let snapshot = arrived.proxy.mesh.snapshot();
+    if snapshot.agent(agent).is_some() {
+        return Ok(snapshot);
+    }
+    Box::pin(arrived.proxy.mesh.learn(agent)).await
 }
 
 fn refusal_of(unlearned: Unlearned) -> Refusal {

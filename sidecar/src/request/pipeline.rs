@@ -28,9 +28,10 @@ pub(crate) async fn handle(proxy: Arc<Proxy>, via: Arc<Via>, request: Request<In
         body: Some(Body::stream(body)),
         record,
     };
+    // On the heap: what a connection keeps for its next request is then only what is above.
     match Box::pin(phases(&mut arrived)).await {
         Ok(relayed) => relayed.into_response(arrived.record),
-        Err(refused) => refuse(arrived, refused).await,
+        Err(refused) => Box::pin(refuse(arrived, refused)).await,
     }
 }
 
@@ -123,4 +124,22 @@ async fn small(mut body: Body) -> Option<Bytes> {
         Some(Bytes::from(parts.concat()))
     };
     tokio::time::timeout(REFUSED_BODY_WAIT, read).await.ok().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A stream's task holds one of these for as long as its agent thinks.
+    #[test]
+    fn what_a_request_holds_is_small() {
+        fn size<F: Future>(_: impl FnOnce(Arc<Proxy>, Arc<Via>, Request<Incoming>) -> F) -> usize {
+            size_of::<F>()
+        }
+        fn size_of_phases<F: Future>(_: impl FnOnce(&'static mut Arrived) -> F) -> usize {
+            size_of::<F>()
+        }
+        let (all, phases) = (size(handle), size_of_phases(phases));
+        assert!(all <= 4 * 1024 && phases <= 6 * 1024, "{all} and {phases} bytes");
+    }
 }

@@ -1,5 +1,6 @@
 //! Phase 9, record: when a request is over, however it ended, its record drops: metrics and one access log line.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
@@ -11,6 +12,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::refusal::{Refusal, Refused};
+use crate::proxy::connections::Live;
 use crate::proxy::limits::MAX_LOGGED_PATH;
 use crate::proxy::pair::Pair;
 use crate::proxy::streams::Exchange;
@@ -52,8 +54,10 @@ pub(crate) enum Ends {
     /// Not yet known.
     #[default]
     Unknown,
-    /// As text.
-    Named { source: String, destination: String },
+    /// A peer, by its connection.
+    Caller(Arc<Live>),
+    /// What our own agent asked for.
+    Asked(String),
     /// As policy sees them.
     Pair(Arc<Pair>),
 }
@@ -197,10 +201,17 @@ impl Record {
     }
 
     fn write(&self, received: u64, sent: u64) {
+        // Most requests get as far as their pair, whose names are there; only others are worth making text.
+        let me = || self.proxy.mesh.snapshot().id.to_string();
         let (source, destination, revision) = match &self.ends {
-            Ends::Unknown => ("", "", 0),
-            Ends::Named { source, destination } => (source.as_str(), destination.as_str(), 0),
-            Ends::Pair(pair) => (name(&pair.source), name(&pair.destination), pair.snapshot.revision),
+            Ends::Unknown => (String::new().into(), String::new().into(), 0),
+            Ends::Caller(live) => (live.peer.id.to_string().into(), me().into(), 0),
+            Ends::Asked(destination) => (me().into(), Cow::from(destination), 0),
+            Ends::Pair(pair) => (
+                Cow::from(name(&pair.source)),
+                name(&pair.destination).into(),
+                pair.snapshot.revision,
+            ),
         };
         let cut = self.exchange.is_cut();
         let end = match cut {
@@ -215,8 +226,8 @@ impl Record {
             hop: self.hop.map(|hop| hop.to_string()).unwrap_or_default(),
             decision: self.decision.to_string(),
             trace: &self.trace,
-            source,
-            destination,
+            source: &source,
+            destination: &destination,
             method: self.method.as_str(),
             path: &self.path,
             status: self.status,

@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 
 use super::Arrived;
 use super::body::{Body, Tail};
-use super::call::{Answer, Sent};
+use super::call::{Answer, Sent, once};
 use super::classify::{HOP, headers};
 use super::record::Record;
 use super::refusal::Refused;
@@ -170,15 +170,13 @@ async fn transform(
     let got_card =
         arrived.head.method == Method::GET && head.status == StatusCode::OK && card::is_card(arrived.head.uri.path());
     match arrived.record.direction {
-        Direction::Outbound if got_card => card::learn(&arrived.proxy, callee, incoming).await,
+        Direction::Outbound if got_card => Box::pin(card::learn(&arrived.proxy, callee, incoming)).await,
         Direction::Outbound => Body::stream(incoming),
         Direction::Inbound => {
-            let addresses = card::Addresses::of(&arrived.proxy);
+            let addresses = || card::Addresses::of(&arrived.proxy);
             for name in [LOCATION, CONTENT_LOCATION] {
-                let rewritten = head
-                    .headers
-                    .get(&name)
-                    .and_then(|v| addresses.rewrite(v.to_str().ok()?));
+                let location = head.headers.get(&name).and_then(|v| v.to_str().ok());
+                let rewritten = location.and_then(|location| addresses().rewrite(location));
                 if let Some(value) = rewritten.and_then(|v| HeaderValue::from_str(&v).ok()) {
                     head.headers.insert(name, value);
                 }
@@ -188,10 +186,10 @@ async fn transform(
                 .get(CONTENT_TYPE)
                 .is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
             if got_card {
-                card::rewrite(&addresses, head, incoming).await
+                Box::pin(card::rewrite(&addresses(), head, incoming)).await
             } else if events && arrived.head.method == Method::GET {
                 head.headers.remove(CONTENT_LENGTH);
-                Body::events(EndpointEvent::new(addresses), incoming)
+                Body::events(EndpointEvent::new(addresses()), incoming)
             } else {
                 Body::stream(incoming)
             }
@@ -202,12 +200,9 @@ async fn transform(
 /// The mesh's own headers on a response.
 pub(crate) fn mark<B>(response: &mut Response<B>, record: &Record) {
     let headers = response.headers_mut();
-    if let Ok(decision) = HeaderValue::from_str(&record.header()) {
-        headers.append(DECISION, decision);
-    }
-    let hop = record.hop.filter(|_| record.direction == Direction::Outbound);
-    if let Some(hop) = hop.and_then(|hop| HeaderValue::from_str(&hop.to_string()).ok()) {
-        headers.insert(HOP, hop);
+    headers.append(DECISION, once(&record.header()));
+    if let Some(hop) = record.hop.filter(|_| record.direction == Direction::Outbound) {
+        headers.insert(HOP, once(&hop.to_string()));
     }
 }
 

@@ -188,17 +188,16 @@ pub(crate) fn recheck(proxy: &Proxy, snapshot: &Arc<Snapshot>, exchange: &Exchan
     {
         return Some(Cut::Deregistered);
     }
-    let now = unix_now();
-    if !snapshot.me.mode.enforces(now) {
-        return None;
-    }
     let Some(own) = proxy.svid.current() else {
         return Some(Cut::Suspended);
     };
-    if let End::Outside(host, port) = &decided.end
-        && crate::proxy::egress::listed(&snapshot.mesh, host, *port).is_none()
-    {
+    // What the mesh requires is never only observed.
+    if super::admit::admitted(snapshot, own.result(), &decided.end).is_err() {
         return Some(Cut::PolicyDenied);
+    }
+    let now = unix_now();
+    if !snapshot.me.mode.enforces(now) {
+        return None;
     }
     let pair = Pairs::of(proxy, snapshot, &own, decided.end.other(), now);
     let allowed = decision(proxy, decided.direction, &pair, &decided.told, now);

@@ -1,7 +1,9 @@
 //! W3C trace context: a valid one is carried on with a span of this hop, another is replaced.
 
 use aip_api::id::{DecisionId, HopId};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName};
+
+use super::call::once;
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
@@ -56,9 +58,7 @@ impl Trace {
         // The last 16 of 32 digits: random bits, and never all zero (the variant is set).
         let span: String = decision.chars().filter(|c| *c != '-').skip(16).collect();
         let flags = String::from_utf8_lossy(&self.flags);
-        if let Ok(value) = HeaderValue::from_str(&format!("00-{}-{span}-{flags}", self.id)) {
-            headers.insert(TRACEPARENT, value);
-        }
+        headers.insert(TRACEPARENT, once(&format!("00-{}-{span}-{flags}", self.id)));
         if !self.carried {
             headers.remove(TRACESTATE);
         }

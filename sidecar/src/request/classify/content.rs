@@ -57,7 +57,10 @@ fn media_type(headers: &HeaderMap) -> Option<String> {
 
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     let value = headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
-    value.is_some_and(|value| value.starts_with(b"application/grpc"))
+    let Some(rest) = value.and_then(|value| value.strip_prefix(b"application/grpc")) else {
+        return false;
+    };
+    matches!(rest.first(), None | Some(b'+' | b';' | b' '))
 }
 
 /// Whether the body says that it is JSON, or says nothing (ACP's client doesn't).
@@ -98,7 +101,8 @@ pub(crate) async fn read(arrived: &mut Arrived) -> Result<(Content, Option<Held>
     let encoded = headers
         .get(CONTENT_ENCODING)
         .is_some_and(|e| !e.as_bytes().eq_ignore_ascii_case(b"identity"));
-    let unread = if encoded && may_be_json(headers) {
+    // Whatever type it claims: an agent that decompresses may read JSON all the same.
+    let unread = if encoded {
         Some("body_encoded")
     } else if is_stream_of_json(headers) {
         Some("body_streams")
@@ -139,6 +143,16 @@ pub(crate) async fn read(arrived: &mut Arrived) -> Result<(Content, Option<Held>
     }
 }
 
+/// Whether the body begins as JSON does in an encoding that lenient readers detect: a byte order mark, or the zero byte
+/// of UTF-16 and UTF-32 (RFC 4627 section 3). A mark that is cut after its first byte counts.
+fn in_another_encoding(data: &[u8]) -> bool {
+    let marks: [&[u8]; 4] = [b"\xef\xbb\xbf", b"\xfe\xff", b"\xff\xfe", b"\x00"];
+    let start = data.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(0);
+    marks
+        .iter()
+        .any(|mark| data[start..].starts_with(mark) || mark.starts_with(&data[start..]))
+}
+
 enum Read {
     /// Held, to its end.
     Whole(Bytes, Held),
@@ -158,8 +172,12 @@ async fn hold(mut incoming: Incoming, declares_json: bool, mut held: Held) -> Re
         if !looks_like_json && let Some(first) = data.iter().find(|b| !b.is_ascii_whitespace()) {
             looks_like_json = matches!(first, b'{' | b'[');
             if !looks_like_json {
+                let content = match in_another_encoding(&data) {
+                    true => Content::Unread("body_encoding"),
+                    false => Content::Other,
+                };
                 parts.push_back(data);
-                return Ok(Read::Other(Body::rest(parts, incoming), Content::Other));
+                return Ok(Read::Other(Body::rest(parts, incoming), content));
             }
         }
         size += data.len();

@@ -118,6 +118,8 @@ pub(crate) fn facts(carrier: &'static str, headers: &HeaderMap, content: &Conten
         facts.name = "mcp".into();
     }
     match content {
+        // Protobuf, whose schema nobody gave us: what is passed can't be established.
+        Content::Other if carrier == "grpc" => facts.arguments = Fact::Unestablished("body_grpc"),
         Content::Other => {}
         Content::Unread(why) => {
             if facts.name == "http" {
@@ -146,7 +148,8 @@ pub(crate) fn facts(carrier: &'static str, headers: &HeaderMap, content: &Conten
 }
 
 fn is_call(item: &Value) -> bool {
-    item.as_object().is_some_and(|item| item.contains_key("jsonrpc"))
+    item.as_object()
+        .is_some_and(|item| item.contains_key("jsonrpc") || item.contains_key("method"))
 }
 
 fn unestablish(facts: &mut ProtocolFacts, why: &'static str) {

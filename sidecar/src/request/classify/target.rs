@@ -58,11 +58,15 @@ pub(crate) fn of_authority(proxy: &Proxy, authority: &str) -> Result<Target, Ref
     if trust_domain.owns_host(host) {
         return Err(Refusal::UnknownAgent.because(format!("{host} is not <agent>.{trust_domain}")));
     }
-    if let Some(agent) = proxy.aliases.of(authority) {
+    let outside = host.trim_end_matches('.').to_ascii_lowercase();
+    let port = port.unwrap_or(80);
+    // What the operator lists is what it says: no agent's card takes it over.
+    if crate::proxy::egress::listed(&snapshot.mesh, &outside, port).is_none()
+        && let Some(agent) = proxy.aliases.of(authority)
+    {
         return Ok(Target::Agent(agent));
     }
-    let host = host.trim_end_matches('.').to_ascii_lowercase();
-    Ok(Target::Outside(host.into(), port.unwrap_or(80)))
+    Ok(Target::Outside(outside.into(), port))
 }
 
 /// Whom a request of our own agent is for.
