@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use aip_api::resource::{Agent, Endpoint, MeshConfig, Policy, Traffic};
+use aip_api::resource::{Agent, Attach, Endpoint, MeshConfig, Policy, Traffic};
 use aip_api::{AgentName, SpiffeId};
 use aip_policy::{PolicySet, PolicySource};
 
@@ -41,6 +41,8 @@ pub struct Snapshot {
     pub endpoints: HashMap<AgentName, Arc<[Endpoint]>>,
     /// The policies that may take part, by name.
     pub policies: BTreeMap<String, AttachedPolicy>,
+    /// Policies that were pushed and can't be used here, and where they are attached: hops that they cover are denied.
+    pub unusable: Vec<(String, Attach)>,
     /// Compiled sets; handed on from snapshot to snapshot.
     pub sets: Arc<PolicySets>,
 }
@@ -83,15 +85,17 @@ impl Snapshot {
         source: Option<&Agent>,
         destination: Option<&Agent>,
     ) -> Result<Arc<PolicySet>, SetError> {
-        let covers = |p: &AttachedPolicy, agent: Option<&Agent>| match agent {
-            Some(agent) => p.policy.attach.covers(agent),
-            None => p.policy.attach == aip_api::resource::Attach::Mesh,
+        let attached = |attach: &Attach, agent: Option<&Agent>| match agent {
+            Some(agent) => attach.covers(agent),
+            None => *attach == Attach::Mesh,
         };
-        let taking_part = || {
-            self.policies
-                .values()
-                .filter(|p| covers(p, source) || covers(p, destination))
-        };
+        let hop = |attach: &Attach| attached(attach, source) || attached(attach, destination);
+        if let Some((name, _)) = self.unusable.iter().find(|(_, attach)| hop(attach)) {
+            return Err(SetError(format!(
+                "{name} is attached and can't be used by this sidecar"
+            )));
+        }
+        let taking_part = || self.policies.values().filter(|p| hop(&p.policy.attach));
         let names = taking_part().map(|p| (p.policy.name.to_string(), p.revision)).collect();
         let key: SetKey = (self.mesh_revision, names);
         let mut sets = self.sets.0.lock().unwrap_or_else(PoisonError::into_inner);

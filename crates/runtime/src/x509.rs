@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use aip_api::attestation::{AttestationResult, MAX_RESULT_BYTES, RESULT_OID, RESULT_TYP};
 use aip_api::resource::KeyPurpose;
-use aip_api::{Digest, SpiffeId};
+use aip_api::{Digest, SpiffeId, TrustDomain};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::certification_request::X509CertificationRequest;
@@ -243,6 +243,23 @@ pub fn check_control_plane(leaf: &[u8], state: &TrustState) -> Result<(), Identi
     } else {
         Err(IdentityError::WrongAgent { expected, found: uri })
     }
+}
+
+/// Whether the certificate is the server certificate of a control plane, of whichever trust domain: before a join, the
+/// root is all that is known of it.
+///
+/// # Errors
+/// It names something else.
+pub fn check_some_control_plane(leaf: &[u8]) -> Result<(), IdentityError> {
+    let uri = spiffe_uri(&parse(leaf)?)?;
+    let domain = uri
+        .strip_prefix("spiffe://")
+        .and_then(|rest| rest.strip_suffix("/control-plane"));
+    if domain.is_some_and(|domain| domain.parse::<TrustDomain>().is_ok()) {
+        return Ok(());
+    }
+    let expected = "spiffe://<trust-domain>/control-plane".to_owned();
+    Err(IdentityError::WrongAgent { expected, found: uri })
 }
 
 /// What a certificate is used for.

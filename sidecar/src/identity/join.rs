@@ -118,13 +118,10 @@ impl Joiner {
         let joined = self
             .issue(channel, Credential::JoinToken(token.reveal()), key, measured)
             .await?;
-        // The roots must be the ones that the token vouches for, not merely ones that the answer names.
+        // Each root must be the one that the token vouches for: one more would vouch for whatever it signs.
         let pinned = |root: &Vec<u8>| x509::spki_digest(root).is_ok_and(|d| d == token.root);
-        if joined.origin.roots.iter().any(pinned) {
-            Ok(joined)
-        } else {
-            Err(JoinError::WrongRoot)
-        }
+        let all = !joined.origin.roots.is_empty() && joined.origin.roots.iter().all(pinned);
+        if all { Ok(joined) } else { Err(JoinError::WrongRoot) }
     }
 
     /// Renews with the current SVID. It authenticates the connection and replaces no evidence.

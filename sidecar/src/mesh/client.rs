@@ -28,6 +28,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 const HEALTHY: Duration = Duration::from_secs(10);
 /// Requests that may wait to be sent.
 const OUTGOING: usize = 64;
+/// Time between two batches of names: with three messages and the acknowledgements of a batch this stays well below
+/// the 50 messages a second that the control plane takes, whatever names an agent calls.
+const PACE: Duration = Duration::from_millis(150);
 /// Names in one subscription message: as many as the control plane takes.
 const NAMES: usize = 1_000;
 
@@ -129,13 +132,17 @@ impl Session {
         let mut pushes = stub.stream(ReceiverStream::new(outgoing)).await?.into_inner();
         metrics::gauge!("aip_control_plane_connected").set(1.0);
         tracing::info!(control_plane = %self.client.control_plane, "configuration stream up");
+        let mut paced = tokio::time::Instant::now();
         loop {
             tokio::select! {
                 push = pushes.message() => match push? {
                     Some(push) => self.take(push, &send).await?,
                     None => return Err(StreamEnd::Closed),
                 },
-                Some(name) = self.client.asked.recv() => self.ask(name, &send).await?,
+                Some(name) = next_name(&mut self.client.asked, paced) => {
+                    paced = tokio::time::Instant::now() + PACE;
+                    self.ask(name, &send).await?;
+                }
                 Some(origin) = self.client.origins.recv() => self.world.renew(origin),
                 Ok(()) = self.client.lease.changed() => {
                     let lease = lease_message(&mut self.client.lease);
@@ -167,12 +174,20 @@ impl Session {
         say(send, lease).await
     }
 
-    async fn ask(&mut self, name: AgentName, send: &mpsc::Sender<wire::ConfigRequest>) -> Result<(), StreamEnd> {
-        // Single flight: who else waits for this name waits for the same push.
-        if self.peers.insert(name.clone()) {
-            subscribe(send, vec![name.to_string()]).await
-        } else {
+    /// Asks for this name, and in the same messages for all that were asked for meanwhile.
+    async fn ask(&mut self, first: AgentName, send: &mpsc::Sender<wire::ConfigRequest>) -> Result<(), StreamEnd> {
+        let mut names = vec![first];
+        while names.len() < NAMES
+            && let Ok(name) = self.client.asked.try_recv()
+        {
+            names.push(name);
+        }
+        // Single flight: who else waits for a name waits for the same push.
+        names.retain(|name| self.peers.insert(name.clone()));
+        if names.is_empty() {
             Ok(())
+        } else {
+            subscribe(send, names.iter().map(ToString::to_string).collect()).await
         }
     }
 
@@ -234,6 +249,12 @@ async fn subscribe(send: &mpsc::Sender<wire::ConfigRequest>, names: Vec<String>)
         .await?;
     }
     Ok(())
+}
+
+/// The next name that is asked for, not before `paced`.
+async fn next_name(asked: &mut mpsc::Receiver<AgentName>, paced: tokio::time::Instant) -> Option<AgentName> {
+    tokio::time::sleep_until(paced).await;
+    asked.recv().await
 }
 
 fn lease_message(lease: &mut watch::Receiver<Option<SocketAddr>>) -> Message {

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use aip_api::resource::{
-    self, Agent, Endpoint, Kind, MeshConfig, MeshMode, Policy, Rejected, ResourceId, Revocation, SigningKey, Traffic,
-    TrustBundle,
+    self, Agent, Attach, Endpoint, Kind, MeshConfig, MeshMode, Policy, Rejected, ResourceId, Revocation, SigningKey,
+    Traffic, TrustBundle,
 };
 use aip_api::{SpiffeId, wire};
 use aip_policy::PolicySet;
@@ -36,6 +36,9 @@ enum Document {
     SigningKey(SigningKey),
     Revocation(Revocation),
     Traffic(Arc<Traffic>),
+    /// A policy that this version can't use, of which no good version is held: what it would have denied is not known,
+    /// so every hop that it covers is denied.
+    Unusable(Attach),
     /// A measurement is the control plane's business; a tombstone is nobody's.
     Nothing,
 }
@@ -136,30 +139,38 @@ impl World {
         if before.is_some_and(|held| held.resource.revision > resource.revision) {
             return refuse("stale", "a later revision is held");
         }
-        if before.is_none() && self.held.len() >= MAX_RESOURCES {
+        // What takes trust away is never what there is no room for.
+        let trust = matches!(kind, Kind::TrustBundle | Kind::SigningKey | Kind::Revocation);
+        if before.is_none() && !trust && self.held.len() >= MAX_RESOURCES {
             return refuse("too_many", "this sidecar holds as many resources as it may");
         }
         let early = |held: &Held| matches!(&held.document, Document::Revocation(r) if r.expires() > now);
         if resource.deleted && before.is_some_and(early) {
             return refuse("revocation_in_force", "what it revokes has not expired");
         }
-        let document = if resource.deleted {
-            Document::Nothing
-        } else {
-            self.read(kind, resource)?
+        let replaces_good = before.is_some_and(|held| matches!(held.document, Document::Policy(_)));
+        let read = match resource.deleted {
+            true => Ok(Document::Nothing),
+            false => self.read(kind, resource),
         };
-        let touches_trust = matches!(kind, Kind::TrustBundle | Kind::SigningKey | Kind::Revocation);
-        self.held.insert(
-            id,
-            Held {
-                resource: resource.clone(),
-                document,
-            },
-        );
-        if touches_trust {
+        match read {
+            Ok(document) => self.hold(id, resource, document),
+            Err(refused) => {
+                if kind == Kind::Policy && !replaces_good {
+                    self.hold(id, resource, Document::Unusable(attach_of(&resource.payload)));
+                }
+                return Err(refused);
+            }
+        }
+        if trust {
             self.rebuild_trust();
         }
         Ok(())
+    }
+
+    fn hold(&mut self, id: ResourceId, resource: &wire::Resource, document: Document) {
+        let resource = resource.clone();
+        self.held.insert(id, Held { resource, document });
     }
 
     fn read(&self, kind: Kind, resource: &wire::Resource) -> Result<Document, Rejected> {
@@ -282,9 +293,10 @@ impl World {
             name: id.name.clone(),
             revision: held.resource.revision,
         };
+        let is_good = |held: &Held| !held.resource.deleted && !matches!(held.document, Document::Unusable(_));
         self.held
             .iter()
-            .filter(|(_, h)| !h.resource.deleted)
+            .filter(|(_, held)| is_good(held))
             .map(wire_held)
             .collect()
     }
@@ -301,6 +313,7 @@ impl World {
         let mut endpoints: HashMap<_, Vec<Endpoint>> = HashMap::new();
         let mut policies = BTreeMap::new();
         let mut traffic: HashMap<&str, Arc<Traffic>> = HashMap::new();
+        let mut unusable = Vec::new();
         let mut mesh_revision = 0;
         for held in self.held.values() {
             match &held.document {
@@ -324,6 +337,7 @@ impl World {
                     traffic.insert(limits.agent.as_str(), limits.clone());
                 }
                 Document::MeshConfig(_) => mesh_revision = held.resource.revision,
+                Document::Unusable(attach) => unusable.push((held.resource.name.clone(), attach.clone())),
                 Document::TrustBundle(_) | Document::SigningKey(_) | Document::Revocation(_) | Document::Nothing => {}
             }
         }
@@ -344,8 +358,16 @@ impl World {
             agents,
             endpoints: endpoints.into_iter().map(|(name, list)| (name, list.into())).collect(),
             policies,
+            unusable,
             sets: self.sets.clone(),
             id,
         }
     }
+}
+
+/// Where a policy that can't be read is attached; everywhere, if not even that can be read.
+fn attach_of(payload: &[u8]) -> Attach {
+    let document = serde_json::from_slice::<serde_json::Value>(payload).ok();
+    let attach = document.and_then(|mut d| serde_json::from_value(d.get_mut("attach")?.take()).ok());
+    attach.unwrap_or(Attach::Mesh)
 }

@@ -114,6 +114,7 @@ impl World {
             agents,
             endpoints: endpoints.into_iter().map(|(name, list)| (name, list.into())).collect(),
             policies: self.policies.iter().map(attached).collect::<BTreeMap<_, _>>(),
+            unusable: Vec::new(),
             sets: Arc::new(PolicySets::default()),
         }
     }

@@ -13,7 +13,9 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::{Clients, TlsError, provider};
 use crate::trust::Trust;
-use crate::x509::{IdentityError, Usage, check_control_plane, peer_identity, spki_digest, verify_chain};
+use crate::x509::{
+    IdentityError, Usage, check_control_plane, check_some_control_plane, peer_identity, spki_digest, verify_chain,
+};
 
 /// Most certificates that a peer may send: leaf, intermediate, root.
 const MAX_CHAIN: usize = 4;
@@ -105,7 +107,9 @@ impl AgentVerifier {
             Rule::Pinned(pin) => {
                 let root = rest.iter().find(|c| spki_digest(c).is_ok_and(|d| d == *pin));
                 let root = root.ok_or(IdentityError::UnknownIssuer)?;
-                verify_chain(leaf, rest, &[root.to_vec()], Usage::Server, now)
+                verify_chain(leaf, rest, &[root.to_vec()], Usage::Server, now)?;
+                // Every agent of the mesh chains to the same root: the name is what tells the control plane apart.
+                check_some_control_plane(leaf)
             }
         }
     }
