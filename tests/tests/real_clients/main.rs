@@ -20,6 +20,9 @@ use tokio::sync::{Mutex, MutexGuard, OnceCell};
 /// What no client may do here, in each protocol's own terms.
 const FORBIDDEN: &str = r#"package aip.policy.forbidden
 
+# gRPC's arguments are not read; where JSON's can't be, these rules don't fire.
+# aip:optional protocol.arguments
+
 rules contains deny("no_forbidden_path") if input.request.path[_] == "forbidden"
 
 rules contains deny("no_forbidden_method") if input.request.path == ["test.Echo", "Forbidden"]
