@@ -145,9 +145,19 @@ impl PeerPool {
         address: SocketAddr,
     ) -> Result<Arc<PeerConnection>, Refused> {
         let slot = proxy.peers.slot(agent, address);
-        if let Some(connection) = slot.pick() {
-            return Ok(connection);
+        match slot.pick() {
+            Some(connection) => Ok(connection),
+            // Boxed, as is all that most requests never do: they would carry its size.
+            None => Box::pin(Self::dialled(proxy, agent, address, &slot)).await,
         }
+    }
+
+    async fn dialled(
+        proxy: &Arc<Proxy>,
+        agent: &AgentName,
+        address: SocketAddr,
+        slot: &Arc<Slot>,
+    ) -> Result<Arc<PeerConnection>, Refused> {
         let asked = Instant::now();
         let _dialling = slot.dialling.lock().await;
         if let Some(connection) = slot.pick() {
@@ -157,8 +167,7 @@ impl PeerPool {
         if let Some((_, refused)) = slot.failure().filter(|(when, _)| *when >= asked) {
             return Err(refused);
         }
-        // Boxed, as is all that most requests never do: they would carry its size.
-        let dialled = Box::pin(dial(proxy, agent, address, &slot)).await;
+        let dialled = dial(proxy, agent, address, slot).await;
         slot.set_failure(dialled.as_ref().err().cloned());
         metrics::dialled("peer", if dialled.is_ok() { "connected" } else { "failed" });
         dialled

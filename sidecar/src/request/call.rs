@@ -61,7 +61,7 @@ type Begun = (Response<Incoming>, Option<Returning>, Option<Flight>);
 /// Sends the request; waits for the head of the response, the deadline, or the end of the world it was decided in.
 pub(crate) async fn call(
     arrived: &mut Arrived,
-    mut classified: Classified,
+    classified: &mut Classified,
     route: Route,
     limits: Limits,
 ) -> Result<Answer, Refused> {
@@ -96,16 +96,11 @@ pub(crate) async fn call(
         _ => Some(classified.pair.snapshot.id.agent.clone()).filter(|_| matches!(route, Route::Agent)),
     };
     let upgrade = classified.upgrade.clone().zip(downstream);
-    let sending = async {
-        match route {
-            Route::Agent | Route::WellKnown => to_agent(arrived, &classified, carrier).await,
-            Route::Peer(name, endpoints) => to_peer(arrived, &mut classified, &name, &endpoints).await,
-            Route::Outside(host, port) => Box::pin(to_outside(arrived, &classified, &host, port)).await,
-        }
-    };
     let (response, returning, flight) = tokio::select! {
         cut = exchange.ended() => return Err(Refusal::of_cut(cut).because(cut.reason())),
-        sent = tokio::time::timeout(limits.response, sending) => sent.map_err(|_| Refusal::ResponseTimeout)??,
+        sent = tokio::time::timeout(limits.response, send(arrived, classified, &route, carrier)) => {
+            sent.map_err(|_| Refusal::ResponseTimeout)??
+        }
     };
     Ok(Answer::Sent(Box::new(Sent {
         response,
@@ -115,6 +110,19 @@ pub(crate) async fn call(
         upgrade,
         callee,
     })))
+}
+
+async fn send(
+    arrived: &mut Arrived,
+    classified: &mut Classified,
+    route: &Route,
+    carrier: &str,
+) -> Result<Begun, Refused> {
+    match route {
+        Route::Agent | Route::WellKnown => to_agent(arrived, classified, carrier).await,
+        Route::Peer(name, endpoints) => to_peer(arrived, classified, name, endpoints).await,
+        Route::Outside(host, port) => Box::pin(to_outside(arrived, classified, host, *port)).await,
+    }
 }
 
 /// The request onwards: head as it was cleaned, body counted.

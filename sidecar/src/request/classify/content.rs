@@ -143,14 +143,16 @@ pub(crate) async fn read(arrived: &mut Arrived) -> Result<(Content, Option<Held>
     }
 }
 
-/// Whether the body begins as JSON does in an encoding that lenient readers detect: a byte order mark, or the zero byte
-/// of UTF-16 and UTF-32 (RFC 4627 section 3). A mark that is cut after its first byte counts.
+/// Whether the body begins as JSON does in an encoding that lenient readers detect: a byte order mark, or the zero bytes
+/// of UTF-16 and UTF-32 before a brace, a bracket or a blank (RFC 4627 section 3). A beginning that is cut short counts.
 fn in_another_encoding(data: &[u8]) -> bool {
-    let marks: [&[u8]; 4] = [b"\xef\xbb\xbf", b"\xfe\xff", b"\xff\xfe", b"\x00"];
+    let marks: [&[u8]; 4] = [b"\xef\xbb\xbf", b"\xfe\xff", b"\xff\xfe", b"\x00\x00"];
     let start = data.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(0);
-    marks
+    let data = &data[start..];
+    let wide = matches!(data, [0, b'{' | b'[' | b' ' | b'\t' | b'\r' | b'\n', ..]);
+    wide || marks
         .iter()
-        .any(|mark| data[start..].starts_with(mark) || mark.starts_with(&data[start..]))
+        .any(|mark| data.starts_with(mark) || mark.starts_with(data))
 }
 
 enum Read {
