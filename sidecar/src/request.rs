@@ -1,4 +1,4 @@
-//! A request, phase by phase. [`pipeline`] is the list; each phase is a file of its own.
+//! A request, phase by phase. `pipeline` is the list; each phase is a file of its own.
 //!
 //! | # | phase | does |
 //! |---|---|---|
