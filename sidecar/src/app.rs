@@ -20,6 +20,7 @@ use crate::mesh::Mesh;
 use crate::mesh::cache::Cache;
 use crate::mesh::client::{self, Client};
 use crate::mesh::world::{Origin, World};
+use crate::proxy::workers::Workers;
 use crate::proxy::{self, Proxy, ProxySettings};
 use crate::wellknown::WellKnown;
 
@@ -112,7 +113,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tokio::spawn(client::run(stream, mesh.clone(), world));
     tokio::spawn(keeper.keep());
 
-    let settings = ProxySettings::new(config.agent, proxy_secret(&config)?);
+    let workers = Workers::start(config.workers).context("no threads to serve connections")?;
+    let settings = ProxySettings::new(config.agent, proxy_secret(&config)?).served_by(workers);
     let proxy = Proxy::new(
         mesh.clone(),
         svid.clone(),

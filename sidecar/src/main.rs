@@ -6,6 +6,10 @@ use aip_runtime::telemetry;
 use aip_sidecar::{app, config::Flags};
 use clap::Parser as _;
 
+/// Threads for all that is no request: identity, configuration, accepting. Two, so that compiling a large policy does not
+/// hold up the rest; requests have workers of their own.
+const CONTROL_THREADS: usize = 2;
+
 fn main() -> ExitCode {
     let flags = Flags::parse();
     if flags.measure {
@@ -24,7 +28,7 @@ fn main() -> ExitCode {
         tracing::warn!(%error, "this process can be dumped");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(config.workers)
+        .worker_threads(CONTROL_THREADS)
         .enable_all()
         .build();
     let ended = runtime

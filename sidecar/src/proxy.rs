@@ -8,6 +8,7 @@
 //! | `egress` | which outside addresses may be reached |
 //! | [`connections`] | live connections, and what ends them |
 //! | `streams` | requests in flight, and what cuts them |
+//! | [`workers`] | the threads that serve connections |
 //! | `watch` | looks at both again when the world changes |
 //! | `pair` | both ends of a hop as policy sees them, and the policies between them |
 //! | `peers`, `agent` | pooled connections to peers' sidecars and to the agent |
@@ -31,6 +32,7 @@ pub(crate) mod peers;
 pub(crate) mod streams;
 mod tunnel;
 mod watch;
+pub mod workers;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -46,6 +48,7 @@ use zeroize::Zeroizing;
 use crate::mesh::Mesh;
 use crate::wellknown::WellKnown;
 use access_log::AccessLog;
+use workers::{PerWorker, Workers};
 
 /// What the proxy is told at start.
 pub struct ProxySettings {
@@ -55,17 +58,23 @@ pub struct ProxySettings {
     pub proxy_secret: Option<Zeroizing<String>>,
     /// Where access log lines go.
     pub access_log: AccessLog,
+    /// What serves the connections.
+    pub workers: Workers,
     /// Ports of this process and its control plane: never reached through the egress guard.
     pub reserved: Vec<SocketAddr>,
 }
 
 impl ProxySettings {
-    /// Access log on standard output, nothing reserved beyond the listeners.
+    /// Access log on standard output, served by the caller's runtime, nothing reserved beyond the listeners.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
     pub fn new(agent: SocketAddr, proxy_secret: Option<Zeroizing<String>>) -> Self {
         Self {
             agent,
             proxy_secret,
             access_log: AccessLog::stdout(),
+            workers: Workers::of_caller(),
             reserved: Vec::new(),
         }
     }
@@ -73,6 +82,12 @@ impl ProxySettings {
     /// Addresses that are never reached through the egress guard.
     pub fn reserving(mut self, reserved: impl IntoIterator<Item = SocketAddr>) -> Self {
         self.reserved.extend(reserved);
+        self
+    }
+
+    /// Serves connections on these workers.
+    pub fn served_by(mut self, workers: Workers) -> Self {
+        self.workers = workers;
         self
     }
 
@@ -106,8 +121,8 @@ pub struct Proxy {
     pub(crate) live: connections::Connections,
     pub(crate) streams: streams::Streams,
     pub(crate) pairs: pair::Pairs,
-    pub(crate) peers: peers::PeerPool,
-    pub(crate) agent: agent::AgentPool,
+    pub(crate) peers: PerWorker<peers::PeerPool>,
+    pub(crate) agent: PerWorker<agent::AgentPool>,
     pub(crate) gates: gate::Gates,
     pub(crate) hops: DashMap<aip_api::AgentName, Arc<hops::Seen>>,
     pub(crate) aliases: alias::Aliases,
@@ -134,8 +149,8 @@ impl Proxy {
             live: connections::Connections::default(),
             streams: streams::Streams::default(),
             pairs: pair::Pairs::default(),
-            peers: peers::PeerPool::default(),
-            agent: agent::AgentPool::new(settings.agent),
+            peers: settings.workers.each(peers::PeerPool::default),
+            agent: settings.workers.each(|| agent::AgentPool::new(settings.agent)),
             gates: gate::Gates::default(),
             hops: DashMap::new(),
             aliases: alias::Aliases::default(),

@@ -10,10 +10,10 @@ use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
-use super::Proxy;
 use super::limits::{
     AGENT_IDLE, CONNECT_TIMEOUT, CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_HTTP1_BUFFER, MAX_IDLE_AGENT, STREAM_WINDOW,
 };
+use super::{Proxy, workers};
 use crate::request::body::Body;
 use crate::request::refusal::{Refusal, Refused};
 
@@ -22,7 +22,7 @@ struct Idle {
     since: Instant,
 }
 
-/// Connections to the agent that wait for the next request.
+/// One worker's connections to the agent that wait for the next request.
 pub(crate) struct AgentPool {
     address: SocketAddr,
     /// Most recently used last.
@@ -33,6 +33,8 @@ pub(crate) struct AgentPool {
 /// A connection that goes back into the pool when its response has been read.
 pub(crate) struct Returning {
     proxy: Arc<Proxy>,
+    /// The worker that has its task.
+    worker: usize,
     sender: http1::SendRequest<Body>,
 }
 
@@ -48,7 +50,8 @@ impl Returning {
         if self.sender.is_closed() {
             return;
         }
-        let mut idle = self.proxy.agent.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let pool = self.proxy.agent.at(self.worker);
+        let mut idle = pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < MAX_IDLE_AGENT {
             idle.push(Idle {
                 sender: self.sender,
@@ -76,15 +79,17 @@ impl AgentPool {
         proxy: &Arc<Proxy>,
         mut request: Request<Body>,
     ) -> Result<(Response<Incoming>, Returning), Refused> {
+        let pool = proxy.agent.here();
         loop {
-            let (mut sender, fresh) = match proxy.agent.take_idle().await {
+            let (mut sender, fresh) = match pool.take_idle().await {
                 Some(sender) => (sender, false),
-                None => (Box::pin(proxy.agent.connect()).await?, true),
+                None => (Box::pin(pool.connect()).await?, true),
             };
             match sender.try_send_request(request).await {
                 Ok(response) => {
                     let returning = Returning {
                         proxy: proxy.clone(),
+                        worker: workers::index(),
                         sender,
                     };
                     return Ok((response, returning));
@@ -102,8 +107,9 @@ impl AgentPool {
         proxy: &Arc<Proxy>,
         mut request: Request<Body>,
     ) -> Result<Response<Incoming>, Refused> {
+        let pool = proxy.agent.here();
         loop {
-            let (mut sender, fresh) = Box::pin(proxy.agent.http2()).await?;
+            let (mut sender, fresh) = Box::pin(pool.http2()).await?;
             match sender.try_send_request(request).await {
                 Ok(response) => return Ok(response),
                 Err(error) => request = unsent(error, fresh)?,

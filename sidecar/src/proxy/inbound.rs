@@ -52,7 +52,8 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, mut drain: D
             tcp = super::outbound::accept(&listener) => tcp,
         };
         let (proxy, drain, config) = (proxy.clone(), drain.clone(), config.clone());
-        tokio::spawn(async move {
+        let workers = proxy.settings.workers.clone();
+        workers.serve(tcp, async move |tcp| {
             let _connection = connection;
             let accepted = tls::accept(&config, &proxy.trust, tcp).await;
             drop(handshake);

@@ -69,7 +69,8 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, drain: Drain
             }
         };
         let (proxy, drain) = (proxy.clone(), drain.clone());
-        tokio::spawn(async move {
+        let workers = proxy.settings.workers.clone();
+        workers.serve(tcp, async move |tcp| {
             let _permit = permit;
             connection(proxy, tcp, drain).await;
         });

@@ -116,7 +116,7 @@ impl Slot {
     }
 }
 
-/// The connections to all peers.
+/// One worker's connections to all peers.
 #[derive(Default)]
 pub(crate) struct PeerPool {
     slots: DashMap<(AgentName, SocketAddr), Arc<Slot>>,
@@ -144,7 +144,7 @@ impl PeerPool {
         agent: &AgentName,
         address: SocketAddr,
     ) -> Result<Arc<PeerConnection>, Refused> {
-        let slot = proxy.peers.slot(agent, address);
+        let slot = proxy.peers.here().slot(agent, address);
         match slot.pick() {
             Some(connection) => Ok(connection),
             // Boxed, as is all that most requests never do: they would carry its size.

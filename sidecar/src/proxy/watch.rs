@@ -39,7 +39,10 @@ fn recheck(proxy: &Arc<Proxy>) {
         (Some(None), None) => {}
     });
     if let Some(svid) = &own {
-        proxy.peers.retire_all_but(&svid.identity.serial);
+        proxy
+            .peers
+            .iter()
+            .for_each(|pool| pool.retire_all_but(&svid.identity.serial));
     }
     let snapshot = proxy.mesh.snapshot();
     for exchange in proxy.streams.all() {

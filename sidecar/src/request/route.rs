@@ -53,7 +53,7 @@ pub(crate) fn endpoints(proxy: &Proxy, snapshot: &Snapshot, agent: &AgentName) -
         1 => return Ok(all),
         many => all.rotate_left(proxy.turn() % many),
     }
-    all.sort_by_key(|address| proxy.peers.is_failing(agent, *address));
+    all.sort_by_key(|address| proxy.peers.here().is_failing(agent, *address));
     all.truncate(MAX_ATTEMPTS);
     Ok(all)
 }
