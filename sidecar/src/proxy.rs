@@ -12,7 +12,8 @@
 //! | `watch` | looks at both again when the world changes |
 //! | `pair` | both ends of a hop as policy sees them, and the policies between them |
 //! | `peers`, `agent` | pooled connections to peers' sidecars and to the agent |
-//! | `gate`, `hops`, `alias` | rates, hop ids that were seen, authorities that signed cards advertise |
+//! | `http2` | HTTP/2 as both listeners serve it |
+//! | `gate`, `hops`, `alias` | rates and shares, hop ids that were seen, authorities that the registry gives to agents |
 //! | [`access_log`], [`metrics`] | what is recorded |
 
 pub mod access_log;
@@ -124,10 +125,11 @@ pub struct Proxy {
     pub(crate) peers: PerWorker<peers::PeerPool>,
     pub(crate) agent: PerWorker<agent::AgentPool>,
     pub(crate) gates: gate::Gates,
-    pub(crate) hops: DashMap<aip_api::AgentName, Arc<hops::Seen>>,
-    pub(crate) aliases: alias::Aliases,
+    pub(crate) shares: gate::Shares,
+    pub(crate) hops: hops::Hops,
     pub(crate) in_flight: gate::InFlight,
-    /// Bytes of bodies that are held for policy.
+    pub(crate) traces: crate::request::trace::Traces,
+    /// Bytes that are held for policy: bodies, and what they are read into.
     pub(crate) held: Arc<AtomicUsize>,
     turn: AtomicUsize,
     /// This process's own listeners, once they listen.
@@ -152,8 +154,8 @@ impl Proxy {
             peers: settings.workers.each(peers::PeerPool::default),
             agent: settings.workers.each(|| agent::AgentPool::new(settings.agent)),
             gates: gate::Gates::default(),
-            hops: DashMap::new(),
-            aliases: alias::Aliases::default(),
+            shares: gate::Shares::default(),
+            hops: hops::Hops::default(),
             in_flight: gate::InFlight::default(),
             held: Arc::default(),
             turn: AtomicUsize::new(0),
@@ -164,6 +166,7 @@ impl Proxy {
             settings,
             wellknown,
         });
+            traces: crate::request::trace::Traces::default(),
         tokio::spawn(watch::run(Arc::downgrade(&proxy)));
         proxy
     }
@@ -173,7 +176,7 @@ impl Proxy {
         serde_json::json!({
             "connections": self.live.list(),
             "requests": self.streams.len(),
-            "aliases": self.aliases.list(),
+            "held_bytes": self.held.load(Ordering::Relaxed),
         })
     }
 

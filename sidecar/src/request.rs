@@ -35,7 +35,7 @@ use aip_runtime::drain::DrainWatch;
 
 use crate::proxy::Proxy;
 use crate::proxy::connections::Live;
-use crate::proxy::gate::Gate;
+use crate::proxy::gate::{Gate, Share};
 use crate::proxy::hops::Seen;
 use body::Body;
 use record::Record;
@@ -61,6 +61,8 @@ pub(crate) enum From {
 pub(crate) struct Peer {
     pub(crate) live: Arc<Live>,
     pub(crate) gate: arc_swap::ArcSwap<Gate>,
+    /// What it has of what all peers share.
+    pub(crate) share: Arc<Share>,
     pub(crate) seen: Arc<Seen>,
 }
 

@@ -22,6 +22,10 @@ mod connect;
 mod cut;
 #[path = "data_path/docs.rs"]
 mod docs;
+#[path = "data_path/expect.rs"]
+mod expect;
+#[path = "data_path/held.rs"]
+mod held;
 #[path = "data_path/hygiene.rs"]
 mod hygiene;
 #[path = "data_path/peers.rs"]
@@ -32,3 +36,7 @@ mod refuse;
 mod rewrite;
 #[path = "data_path/stream.rs"]
 mod stream;
+#[path = "data_path/upgrade.rs"]
+mod upgrade;
+#[path = "data_path/world.rs"]
+mod world;

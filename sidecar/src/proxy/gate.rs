@@ -1,8 +1,8 @@
-//! Rates and concurrency.
+//! Rates and concurrency, and what of both a single peer may have.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use aip_api::AgentName;
 use aip_api::resource::Traffic;
@@ -60,28 +60,80 @@ impl Gates {
     }
 }
 
+/// What one peer has of what all peers share, over all its connections.
+#[derive(Debug, Default)]
+pub(crate) struct Share {
+    in_flight: AtomicU32,
+    held: AtomicUsize,
+}
+
+impl Share {
+    /// Notes that `bytes` more of this peer's bodies are held; how many that are.
+    pub(crate) fn holds_more(&self, bytes: usize) -> usize {
+        self.held.fetch_add(bytes, Ordering::AcqRel) + bytes
+    }
+
+    /// Notes that they no longer are.
+    pub(crate) fn holds_less(&self, bytes: usize) {
+        self.held.fetch_sub(bytes, Ordering::AcqRel);
+    }
+}
+
+/// The shares of all peers.
+#[derive(Debug, Default)]
+pub(crate) struct Shares(DashMap<AgentName, Arc<Share>>);
+
+impl Shares {
+    /// The peer's.
+    pub(crate) fn of(&self, peer: &AgentName) -> Arc<Share> {
+        self.0.entry(peer.clone()).or_default().clone()
+    }
+}
+
 /// Requests that the agent works on.
 #[derive(Debug, Default)]
 pub(crate) struct InFlight(Arc<AtomicU32>);
 
 /// One of them, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Permit(Arc<AtomicU32>);
+pub(crate) struct Permit {
+    all: Arc<AtomicU32>,
+    peer: Arc<Share>,
+}
+
+/// Why there is no permit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Full {
+    /// The peer has as many requests in flight as it may.
+    Share,
+    /// All peers together have.
+    All,
+}
 
 impl InFlight {
-    /// A permit, where fewer than `limit` are out.
-    pub(crate) fn enter(&self, limit: u32) -> Option<Permit> {
-        if self.0.fetch_add(1, Ordering::AcqRel) >= limit {
-            self.0.fetch_sub(1, Ordering::AcqRel);
-            return None;
+    /// A permit, where fewer than the agent takes are out, and fewer than this peer may have.
+    pub(crate) fn enter(&self, peer: &Arc<Share>, traffic: &Traffic) -> Result<Permit, Full> {
+        let permit = Permit {
+            all: self.0.clone(),
+            peer: peer.clone(),
+        };
+        // Counted first, and taken back by the permit's drop.
+        let of_peer = peer.in_flight.fetch_add(1, Ordering::AcqRel);
+        let of_all = self.0.fetch_add(1, Ordering::AcqRel);
+        if of_all >= traffic.max_concurrency {
+            Err(Full::All)
+        } else if of_peer >= traffic.peer_concurrency() {
+            Err(Full::Share)
+        } else {
+            Ok(permit)
         }
-        Some(Permit(self.0.clone()))
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.all.fetch_sub(1, Ordering::AcqRel);
+        self.peer.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -110,11 +162,34 @@ mod tests {
 
     #[test]
     fn permits_come_back_when_they_are_dropped() {
-        let flight = InFlight::default();
-        let held: Vec<_> = (0..2).filter_map(|_| flight.enter(2)).collect();
-        assert_eq!(held.len(), 2);
-        assert!(flight.enter(2).is_none());
+        let (flight, shares) = (InFlight::default(), Shares::default());
+        let traffic = Traffic {
+            max_concurrency: 3,
+            peer_max_concurrency: Some(3),
+            ..Traffic::defaults()
+        };
+        let peer = shares.of(&"one".parse().unwrap());
+        let held: Vec<_> = (0..3).filter_map(|_| flight.enter(&peer, &traffic).ok()).collect();
+        assert_eq!(held.len(), 3);
+        assert!(flight.enter(&peer, &traffic).is_err());
         drop(held);
-        assert!(flight.enter(2).is_some());
+        assert!(flight.enter(&peer, &traffic).is_ok());
+    }
+
+    #[test]
+    fn a_peer_leaves_half_for_the_others() {
+        let (flight, shares) = (InFlight::default(), Shares::default());
+        let (one, other) = (shares.of(&"one".parse().unwrap()), shares.of(&"other".parse().unwrap()));
+        let traffic = |max_concurrency| Traffic {
+            max_concurrency,
+            ..Traffic::defaults()
+        };
+        let five = traffic(5);
+        let held: Vec<_> = (0..3).map(|_| flight.enter(&one, &five).unwrap()).collect();
+        assert_eq!(flight.enter(&one, &five).unwrap_err(), Full::Share);
+        let rest: Vec<_> = (0..2).map(|_| flight.enter(&other, &five).unwrap()).collect();
+        assert_eq!(flight.enter(&other, &five).unwrap_err(), Full::All);
+        drop((held, rest));
+        assert!(flight.enter(&one, &traffic(1)).is_ok(), "at least one");
     }
 }

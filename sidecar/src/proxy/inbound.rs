@@ -68,6 +68,7 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, mut drain: D
 
 fn failed(error: &TlsError) {
     metrics::handshake_failed(error.reason());
+        share: proxy.shares.of(agent),
     // A stranger can cause any number of these: the counter is what an operator looks at.
     tracing::debug!(reason = error.reason(), %error, "handshake refused");
 }

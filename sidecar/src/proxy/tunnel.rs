@@ -18,6 +18,8 @@ use super::limits::TUNNEL_FIRST_BYTE;
 use super::pair::{Other, Pairs};
 use super::{Proxy, outbound};
 use crate::request::body::Body;
+use crate::request::classify::content::Kept;
+use crate::request::classify::protocol::Content;
 use crate::request::classify::target_of;
 use crate::request::record::{Ends, Record, Said};
 use crate::request::refusal::{self, Refusal, Refused};
@@ -96,14 +98,14 @@ fn decide(proxy: &Arc<Proxy>, host: &Arc<str>, port: u16, record: Option<&mut Re
         headers: HeaderMap::new(),
         size: Fact::Unestablished("tunnel"),
         carrier: "tunnel",
-        content: crate::request::classify::protocol::Content::Other,
+        body: Kept::Nothing,
         trace: TraceFacts {
             id: String::new(),
             hops: 1,
         },
-        _held: None,
+        held: None,
     };
-    let (decision, _) = told::decision(proxy, Direction::Outbound, &pair, &told, now)?;
+    let (decision, _) = told::decision(proxy, Direction::Outbound, &pair, &told, Content::Other, now)?;
     let allowed = decision.verdict == Verdict::Allow;
     let enforced = snapshot.me.mode.enforces(now);
     if let Some(record) = record {

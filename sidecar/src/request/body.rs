@@ -1,16 +1,17 @@
 //! Bodies on their way through: nothing is buffered, every frame goes on as it comes, and what passes is counted.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::classify::headers;
+use super::classify::held::Held;
 use super::record::Record;
 use super::refusal::Cut;
 use super::relay::endpoint::EndpointEvent;
@@ -42,11 +43,21 @@ enum Source {
     #[default]
     Empty,
     Whole(Bytes),
+    /// What came after the data, too.
+    Trailed(Box<(Bytes, HeaderMap)>),
     Stream(Incoming),
     /// What was read of it before, and the rest.
-    Rest(VecDeque<Bytes>, Incoming),
+    Rest(Box<Front>, Incoming),
     /// An event stream whose first event may be rewritten.
     Events(Box<EndpointEvent>, Incoming),
+}
+
+/// What was read of a body, until it is sent on.
+#[derive(Debug)]
+struct Front {
+    bytes: Bytes,
+    /// What that takes of what may be held.
+    held: Option<Held>,
 }
 
 #[derive(Debug)]
@@ -83,6 +94,17 @@ impl Body {
         Self { source, watched: None }
     }
 
+    /// A whole body, with what came after its data.
+    pub(crate) fn with_trailers(bytes: Bytes, trailers: Option<HeaderMap>) -> Self {
+        let Some(trailers) = trailers else {
+            return Self::whole(bytes);
+        };
+        Self {
+            source: Source::Trailed(Box::new((bytes, trailers))),
+            watched: None,
+        }
+    }
+
     pub(crate) fn stream(incoming: Incoming) -> Self {
         let source = if incoming.is_end_stream() {
             Source::Empty
@@ -92,9 +114,9 @@ impl Body {
         Self { source, watched: None }
     }
 
-    pub(crate) fn rest(read: VecDeque<Bytes>, incoming: Incoming) -> Self {
+    pub(crate) fn rest(bytes: Bytes, held: Option<Held>, incoming: Incoming) -> Self {
         Self {
-            source: Source::Rest(read, incoming),
+            source: Source::Rest(Box::new(Front { bytes, held }), incoming),
             watched: None,
         }
     }
@@ -139,13 +161,27 @@ impl Body {
         }
     }
 
-    /// Whether it can be sent again: it is in memory as a whole.
-    pub(crate) fn again(&self) -> Option<Self> {
+    /// The data, where it is in memory as a whole.
+    pub(crate) fn in_memory(&self) -> Option<Bytes> {
         match &self.source {
-            Source::Empty => Some(Self::empty()),
-            Source::Whole(bytes) => Some(Self::whole(bytes.clone())),
+            Source::Empty => Some(Bytes::new()),
+            Source::Whole(bytes) => Some(bytes.clone()),
+            Source::Trailed(whole) => Some(whole.0.clone()),
             _ => None,
         }
+    }
+
+    /// Bytes of the data, where they are known.
+    pub(crate) fn size(&self) -> Option<u64> {
+        match &self.source {
+            Source::Trailed(whole) => Some(whole.0.len() as u64),
+            _ => self.size_hint().exact(),
+        }
+    }
+
+    /// Whether something comes after the data, as far as is known by now.
+    pub(crate) fn has_trailers(&self) -> bool {
+        matches!(self.source, Source::Trailed(_))
     }
 
     /// At the end: what was borrowed goes back, without waiting for whoever holds the body to drop it.
@@ -186,9 +222,9 @@ impl Source {
     fn is_end(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Whole(_) => false,
+            Self::Whole(_) | Self::Trailed(_) => false,
             Self::Stream(incoming) => incoming.is_end_stream(),
-            Self::Rest(read, incoming) => read.is_empty() && incoming.is_end_stream(),
+            Self::Rest(front, incoming) => front.bytes.is_empty() && incoming.is_end_stream(),
             Self::Events(first, incoming) => first.is_done() && incoming.is_end_stream(),
         }
     }
@@ -201,10 +237,21 @@ impl Source {
                 *self = Self::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
+            Self::Trailed(whole) => {
+                let (bytes, trailers) = (std::mem::take(&mut whole.0), &mut whole.1);
+                let frame = match bytes.is_empty() {
+                    true => Frame::trailers(std::mem::take(trailers)),
+                    false => Frame::data(bytes),
+                };
+                Poll::Ready(Some(Ok(frame)))
+            }
             Self::Stream(incoming) => Pin::new(incoming).poll_frame(cx),
-            Self::Rest(read, incoming) => match read.pop_front() {
-                Some(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
-                None => Pin::new(incoming).poll_frame(cx),
+            Self::Rest(front, incoming) => match std::mem::take(&mut front.bytes) {
+                bytes if bytes.is_empty() => Pin::new(incoming).poll_frame(cx),
+                bytes => {
+                    front.held = None;
+                    Poll::Ready(Some(Ok(Frame::data(bytes))))
+                }
             },
             Self::Events(first, incoming) => first.poll(incoming, cx),
         }
@@ -245,13 +292,19 @@ impl HttpBody for Body {
             Source::Empty => SizeHint::with_exact(0),
             Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Stream(incoming) => incoming.size_hint(),
-            Source::Rest(read, incoming) => {
-                let before: usize = read.iter().map(Bytes::len).sum();
+            Source::Trailed(whole) => {
+                // No more than this: in HTTP/1.1 an exact size would leave no room for trailers.
+                let mut hint = SizeHint::new();
+                hint.set_lower(whole.0.len() as u64);
+                hint
+            }
+            Source::Rest(front, incoming) => {
+                let before = front.bytes.len() as u64;
                 let after = incoming.size_hint();
                 let mut hint = SizeHint::new();
-                hint.set_lower(before as u64 + after.lower());
+                hint.set_lower(before + after.lower());
                 if let Some(upper) = after.upper() {
-                    hint.set_upper(before as u64 + upper);
+                    hint.set_upper(before + upper);
                 }
                 hint
             }

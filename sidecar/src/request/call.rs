@@ -8,7 +8,7 @@ use aip_api::resource::{AgentProtocol, HostHeader};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::header::{ACCEPT_ENCODING, CONNECTION, FORWARDED, HOST, ORIGIN, TE, UPGRADE};
+use http::header::{ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, FORWARDED, HOST, ORIGIN, TE, UPGRADE};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri, Version};
@@ -19,7 +19,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
 use super::body::Body;
-use super::classify::{Classified, HOP, HTTP};
+use super::classify::{Classified, HOP, HOPS, HTTP};
 use super::limit::Limits;
 use super::refusal::{Refusal, Refused};
 use super::relay::card;
@@ -51,8 +51,6 @@ pub(crate) struct Sent {
     pub(crate) permit: Option<Permit>,
     /// Whether a switch of protocols was asked for, and the caller's end of it.
     pub(crate) upgrade: Option<(HeaderValue, OnUpgrade)>,
-    /// The agent that answered, by name; none for an outside host.
-    pub(crate) callee: Option<AgentName>,
 }
 
 /// What a route gives back at once.
@@ -81,6 +79,7 @@ pub(crate) async fn call(
     });
     if let End::Caller(live) = &classified.end {
         exchange.goes_over(live);
+        arrived.record.in_trace(&classified.trace, classified.hops);
     }
     arrived.record.in_flight();
     // The world may have changed while the body was awaited; from here on changes look at this exchange themselves.
@@ -91,10 +90,6 @@ pub(crate) async fn call(
         return Err(Refusal::of_cut(cut).because(cut.reason()));
     }
     let downstream = arrived.head.extensions.remove::<OnUpgrade>();
-    let callee = match &route {
-        Route::Peer(name, _) => Some(name.clone()),
-        _ => Some(classified.pair.snapshot.id.agent.clone()).filter(|_| matches!(route, Route::Agent)),
-    };
     let upgrade = classified.upgrade.clone().zip(downstream);
     let (response, returning, flight) = tokio::select! {
         cut = exchange.ended() => return Err(Refusal::of_cut(cut).because(cut.reason())),
@@ -108,7 +103,6 @@ pub(crate) async fn call(
         flight,
         permit: limits.permit,
         upgrade,
-        callee,
     })))
 }
 
@@ -127,12 +121,12 @@ async fn send(
 
 /// The request onwards: head as it was cleaned, body counted.
 fn onwards(arrived: &mut Arrived, uri: Uri, version: Version) -> Request<Body> {
-    let body = arrived
-        .body
-        .take()
-        .unwrap_or_default()
-        .of_request(arrived.record.exchange.clone());
-    let mut request = Request::new(body);
+    let body = arrived.body.take().unwrap_or_default();
+    if body.has_trailers() {
+        // HTTP/1.1 has room for them after chunks alone.
+        arrived.head.headers.remove(CONTENT_LENGTH);
+    }
+    let mut request = Request::new(body.of_request(arrived.record.exchange.clone()));
     *request.method_mut() = arrived.head.method.clone();
     *request.uri_mut() = uri;
     *request.version_mut() = version;
@@ -192,7 +186,7 @@ async fn to_agent(arrived: &mut Arrived, classified: &Classified, carrier: &str)
         headers.insert(HOST, text(&host));
     }
     if me.host == HostHeader::Local {
-        headers.append(FORWARDED, text(&format!("host=\"{original}\";proto=http")));
+        headers.insert(FORWARDED, text(&format!("host=\"{original}\";proto=http")));
         let mesh_origin = headers.get(ORIGIN).is_some_and(|o| is_origin_of(o, original.as_str()));
         if mesh_origin {
             headers.insert(ORIGIN, text(&format!("http://{host}")));
@@ -267,24 +261,10 @@ async fn to_peer(
     let uri = absolute(Scheme::HTTPS, &authority, path_and_query(&arrived.head))?;
     let proxy = arrived.proxy.clone();
     let mut request = onwards(arrived, uri, Version::HTTP_2);
-    let headers = request.headers_mut();
-    headers.remove(HOST);
-    headers.insert(HOP, once(&classified.hop.to_string()));
-    let version = match classified.version {
-        Version::HTTP_10 => "1.0",
-        Version::HTTP_2 => "2",
-        _ => "1.1",
-    };
-    headers.insert(HTTP, HeaderValue::from_static(version));
-    classified.trace.write(headers, &arrived.record.decision);
-    if let Some(protocol) = &classified.upgrade {
-        *request.method_mut() = Method::CONNECT;
-        request
-            .extensions_mut()
-            .insert(Protocol::from(protocol.to_str().unwrap_or_default()));
-    }
+    tell_peer(&mut request, arrived, classified);
     for _ in 0..MAX_ATTEMPTS {
-        let connection = match classified.connection.take().filter(|c| c.is_usable()) {
+        let connected = classified.connection.take().map(|connected| connected.connection);
+        let connection = match connected.filter(|connection| connection.is_usable()) {
             Some(connection) => connection,
             None => {
                 let (connection, address) = connect(&proxy, name, endpoints).await?;
@@ -308,6 +288,29 @@ async fn to_peer(
         }
     }
     Err(Refusal::PeerUnreachable.because("its connections close as soon as they are made"))
+}
+
+/// What the callee's sidecar is told beside the request itself.
+fn tell_peer(request: &mut Request<Body>, arrived: &Arrived, classified: &Classified) {
+    let headers = request.headers_mut();
+    headers.remove(HOST);
+    headers.insert(HOP, once(&classified.hop.to_string()));
+    if classified.hops > 1 {
+        headers.insert(HOPS, classified.hops.into());
+    }
+    let version = match classified.version {
+        Version::HTTP_10 => "1.0",
+        Version::HTTP_2 => "2",
+        _ => "1.1",
+    };
+    headers.insert(HTTP, HeaderValue::from_static(version));
+    classified.trace.write(headers, &arrived.record.decision);
+    if let Some(protocol) = &classified.upgrade {
+        *request.method_mut() = Method::CONNECT;
+        request
+            .extensions_mut()
+            .insert(Protocol::from(protocol.to_str().unwrap_or_default()));
+    }
 }
 
 /// What the mesh requires of the callee, and that it is the one that was decided on.

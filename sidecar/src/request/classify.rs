@@ -4,6 +4,7 @@
 
 pub(crate) mod content;
 pub(crate) mod headers;
+pub(crate) mod held;
 pub(crate) mod json;
 pub(crate) mod path;
 pub(crate) mod protocol;
@@ -11,12 +12,13 @@ mod target;
 
 pub(crate) use target::of_authority as target_of;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use aip_api::AgentName;
 use aip_api::id::HopId;
-use aip_policy::TraceFacts;
+use aip_policy::{Direction, TraceFacts};
 use aip_runtime::svid::Svid;
 use aip_runtime::unix_now;
 use http::uri::Authority;
@@ -27,7 +29,7 @@ use super::record::Ends;
 use super::refusal::{Refusal, Refused};
 use super::told::{End, Told};
 use super::trace::Trace;
-use super::{Arrived, From, Peer, Target, call};
+use super::{Arrived, From, Peer, Target, admit, call};
 use crate::mesh::Unlearned;
 use crate::proxy::pair::{Pair, Pairs};
 use crate::proxy::peers::PeerConnection;
@@ -35,6 +37,8 @@ use crate::snapshot::Snapshot;
 
 /// The hop id, from sidecar to sidecar.
 pub(crate) const HOP: &str = "x-aip-hop";
+/// How many hops its trace has, this one included, where that is not the first; from sidecar to sidecar.
+pub(crate) const HOPS: &str = "x-aip-hops";
 /// The HTTP version that the caller spoke.
 pub(crate) const HTTP: &str = "x-aip-http";
 
@@ -46,16 +50,26 @@ pub(crate) struct Classified {
     pub(crate) pair: Arc<Pair>,
     pub(crate) end: End,
     pub(crate) told: Told,
+    /// What the body says, until policy has been asked.
+    pub(crate) content: protocol::Content,
     /// The protocol that the connection is to be switched to.
     pub(crate) upgrade: Option<HeaderValue>,
     pub(crate) hop: HopId,
     pub(crate) trace: Trace,
+    /// Of its trace, this one included.
+    pub(crate) hops: u32,
     /// What the caller spoke.
     pub(crate) version: Version,
     /// The host as the caller wrote it.
     pub(crate) authority: Authority,
-    /// The connection whose certificate was decided on.
-    pub(crate) connection: Option<Arc<PeerConnection>>,
+    /// The connection whose certificate was decided on, and the endpoints that were tried for it.
+    pub(crate) connection: Option<Connected>,
+}
+
+/// A connection to a peer, made before the decision.
+pub(crate) struct Connected {
+    pub(crate) connection: Arc<PeerConnection>,
+    pub(crate) endpoints: Vec<SocketAddr>,
 }
 
 /// The ends of a request, before its content.
@@ -63,6 +77,8 @@ struct Meant {
     end: End,
     snapshot: Arc<Snapshot>,
     hop: HopId,
+    /// What the caller's sidecar counted.
+    hops: Option<u32>,
     version: Version,
     authority: Authority,
 }
@@ -83,23 +99,13 @@ pub(crate) async fn classify(arrived: &mut Arrived) -> Result<Classified, Refuse
     let now = unix_now();
     let (pair, end, connection) = ends(arrived, &meant, &own, now).await?;
     arrived.record.ends = Ends::Pair(pair.clone());
-    let destination = match &end {
-        End::Caller(_) => Some(&pair.snapshot.me),
-        End::Callee(name, _) => pair.snapshot.agent(name),
-        End::Outside(..) => None,
-    };
-    check_path(
-        arrived.head.uri.path(),
-        destination.is_some_and(|agent| agent.allow_ambiguous_paths),
-    )?;
-    if let Some(name) = headers::overriding(&arrived.head.headers) {
-        return Err(Refusal::OverrideHeader.because(name));
-    }
+    check_head(arrived, &pair, &end)?;
     let trace = Trace::of(&arrived.head.headers, &meant.hop);
     arrived.record.trace.clone_from(&trace.id);
-    let (content, held) = match pair.needs.body {
-        true => Box::pin(content::read(arrived)).await?,
-        false => (protocol::Content::Other, None),
+    let hops = meant.hops.unwrap_or_else(|| arrived.proxy.traces.next(&trace));
+    let read = match pair.needs.body {
+        true => Box::pin(read(arrived, &pair, &own, &end)).await?,
+        false => content::Read::not_asked_for(arrived.body.as_ref()),
     };
     let told = Told {
         method: arrived.head.method.clone(),
@@ -107,13 +113,12 @@ pub(crate) async fn classify(arrived: &mut Arrived) -> Result<Classified, Refuse
         headers: arrived.head.headers.clone(),
         size: content::size(arrived),
         carrier: carrier(&arrived.head.headers, upgrade.as_ref()),
-        content,
-        // Hops before this one are not known yet: each sidecar counts its own.
+        body: read.kept,
         trace: TraceFacts {
             id: trace.id.clone(),
-            hops: 1,
+            hops: hops.into(),
         },
-        _held: held,
+        held: read.held,
     };
     Ok(Classified {
         now,
@@ -121,13 +126,27 @@ pub(crate) async fn classify(arrived: &mut Arrived) -> Result<Classified, Refuse
         pair,
         end,
         told,
+        content: read.content,
         upgrade,
         hop: meant.hop,
         trace,
+        hops,
         version: meant.version,
         authority: meant.authority,
         connection,
     })
+}
+
+/// Reads the body. What is refused whatever it says is refused before: a client that asks whether to send it
+/// (`Expect: 100-continue`) is told to when it is first looked at.
+async fn read(arrived: &mut Arrived, pair: &Pair, own: &Svid, end: &End) -> Result<content::Read, Refused> {
+    admit::admitted(&pair.snapshot, own.result(), end)?;
+    if let End::Callee(name, _) = end
+        && pair.snapshot.endpoints(name).is_empty()
+    {
+        return Err(Refusal::NoEndpoint.into());
+    }
+    content::read(arrived).await
 }
 
 /// What is to be switched to, with the head as if it had been asked for in HTTP/1.1. WebSocket alone: whatever else an
@@ -169,11 +188,27 @@ fn clean(arrived: &mut Arrived) {
     headers::end_proxy(&mut arrived.head.headers, direction);
 }
 
-fn check_path(path: &str, ambiguous_allowed: bool) -> Result<(), Refused> {
-    match path::check(path) {
-        Err(why) if !ambiguous_allowed => Err(Refusal::AmbiguousPath.because(why)),
-        _ => Ok(()),
+/// What nobody may send, whatever policy says; and what a peer says of its own way here goes.
+fn check_head(arrived: &mut Arrived, pair: &Pair, end: &End) -> Result<(), Refused> {
+    let destination = match end {
+        End::Caller(_) => Some(&pair.snapshot.me),
+        End::Callee(name, _) => pair.snapshot.agent(name),
+        End::Outside(..) => None,
+    };
+    let ambiguous_allowed = destination.is_some_and(|agent| agent.allow_ambiguous_paths);
+    let head = &mut arrived.head;
+    if let Err(why) = path::check(head.uri.path())
+        && !ambiguous_allowed
+    {
+        return Err(Refusal::AmbiguousPath.because(why));
     }
+    if let Some(name) = headers::overriding(&head.headers) {
+        return Err(Refusal::OverrideHeader.because(name));
+    }
+    if arrived.record.direction == Direction::Inbound {
+        headers::remove_origins(&mut head.headers);
+    }
+    Ok(())
 }
 
 async fn inbound(arrived: &mut Arrived, peer: &Peer) -> Result<Meant, Refused> {
@@ -185,6 +220,10 @@ async fn inbound(arrived: &mut Arrived, peer: &Peer) -> Result<Meant, Refused> {
             .and_then(|v: &HeaderValue| v.to_str().ok())
     };
     let hop: HopId = value(HOP).and_then(|v| v.parse().ok()).ok_or(Refusal::InvalidHop)?;
+    let hops = match value(HOPS) {
+        None => 1,
+        Some(hops) => hops.parse().map_err(|_| Refusal::InvalidHop)?,
+    };
     let version = match value(HTTP) {
         Some("1.0") => Version::HTTP_10,
         Some("1.1") => Version::HTTP_11,
@@ -212,6 +251,7 @@ async fn inbound(arrived: &mut Arrived, peer: &Peer) -> Result<Meant, Refused> {
         end,
         snapshot,
         hop,
+        hops: Some(hops),
         version,
         authority,
     })
@@ -236,6 +276,7 @@ async fn outbound(arrived: &mut Arrived) -> Result<Meant, Refused> {
         end,
         snapshot,
         hop,
+        hops: None,
         version,
         authority,
     })
@@ -258,7 +299,7 @@ fn refusal_of(unlearned: Unlearned) -> Refusal {
     }
 }
 
-type BothEnds = (Arc<Pair>, End, Option<Arc<PeerConnection>>);
+type BothEnds = (Arc<Pair>, End, Option<Connected>);
 
 /// Both ends as policy sees them. Where it reads what the callee runs, we connect first: only the callee can show it.
 async fn ends(arrived: &Arrived, meant: &Meant, own: &Arc<Svid>, now: u64) -> Result<BothEnds, Refused> {
@@ -274,7 +315,8 @@ async fn ends(arrived: &Arrived, meant: &Meant, own: &Arc<Svid>, now: u64) -> Re
     let (connection, _) = call::connect(proxy, name, &endpoints).await?;
     let end = End::Callee(name.clone(), Some(connection.live.clone()));
     let pair = Pairs::of(proxy, &meant.snapshot, own, end.other(), now);
-    Ok((pair, end, Some(connection)))
+    let connected = Connected { connection, endpoints };
+    Ok((pair, end, Some(connected)))
 }
 
 fn unix_millis() -> u64 {

@@ -3,23 +3,24 @@
 use aip_policy::{Decision, Obligations, Verdict};
 
 use super::classify::Classified;
-use super::record::Said;
 use super::refusal::{Refusal, Refused};
 use super::{Arrived, told};
 
 /// Asks policy, and carries out its verdict: this version knows allow and deny, and refuses what it does not know.
-pub(crate) fn decide(arrived: &mut Arrived, classified: &Classified) -> Result<(), Refused> {
-    let (pair, told) = (&classified.pair, &classified.told);
-    let (decision, said) = told::decision(&arrived.proxy, arrived.record.direction, pair, told, classified.now)?;
+pub(crate) fn decide(arrived: &mut Arrived, classified: &mut Classified) -> Result<(), Refused> {
+    let content = std::mem::take(&mut classified.content);
+    let memory = content.memory();
+    let (pair, told, now) = (&classified.pair, &mut classified.told, classified.now);
+    let (decision, said) = told::decision(&arrived.proxy, arrived.record.direction, pair, told, content, now)?;
+    // What the body was read into is gone; its bytes stay.
+    if let Some(held) = &mut told.held {
+        held.less(memory);
+    }
     let record = &mut arrived.record;
     record.verdict = decision.verdict.as_str();
     record.rule = decision.rule().to_owned();
     record.cached = decision.cached;
-    record.protocol = Said {
-        name: said.name,
-        method: said.method.known().cloned().unwrap_or_default(),
-        tool: said.tool.known().cloned().unwrap_or_default(),
-    };
+    record.protocol = said;
     let Some(refused) = refusal(&decision) else {
         return Ok(());
     };

@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
-use aip_policy::Direction;
-
-use super::Arrived;
 use super::classify::Classified;
 use super::refusal::{Refusal, Refused};
 use super::told::End;
-use crate::proxy::gate::Permit;
+use super::{Arrived, From};
+use crate::proxy::gate::{Full, Permit};
 use crate::proxy::limits::OUTBOUND_RESPONSE_TIMEOUT;
 
 /// What a request may take.
@@ -24,7 +22,7 @@ pub(crate) struct Limits {
 /// Inbound, the agent's own limits hold. Outbound, the callee's sidecar applies the callee's, and ours are a net.
 pub(crate) fn limit(arrived: &Arrived, classified: &Classified) -> Result<Limits, Refused> {
     let traffic = &classified.pair.snapshot.traffic;
-    if arrived.record.direction == Direction::Outbound {
+    let From::Peer(peer) = &arrived.via.from else {
         // Outside the mesh nobody else watches.
         let idle = matches!(classified.end, End::Outside(..)).then(|| Duration::from_millis(traffic.idle_timeout_ms));
         return Ok(Limits {
@@ -32,12 +30,12 @@ pub(crate) fn limit(arrived: &Arrived, classified: &Classified) -> Result<Limits
             response: OUTBOUND_RESPONSE_TIMEOUT,
             idle,
         });
-    }
-    let permit = arrived
-        .proxy
-        .in_flight
-        .enter(traffic.max_concurrency)
-        .ok_or(Refusal::Overloaded)?;
+    };
+    let permit = arrived.proxy.in_flight.enter(&peer.share, traffic);
+    let permit = permit.map_err(|full| match full {
+        Full::Share => Refusal::ShareUsedUp,
+        Full::All => Refusal::Overloaded,
+    })?;
     Ok(Limits {
         permit: Some(permit),
         response: Duration::from_millis(traffic.response_timeout_ms),

@@ -1,6 +1,5 @@
 //! The phases in their order.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,6 +10,7 @@ use hyper::body::Incoming;
 
 use super::body::{Body, Tail};
 use super::classify::content;
+use super::classify::held::Held;
 use super::refusal::{self, Form, Refusal, Refused};
 use super::{Arrived, Via, accept, admit, call, classify, decide, limit, relay, route};
 use crate::proxy::Proxy;
@@ -39,7 +39,7 @@ async fn phases(arrived: &mut Arrived) -> Result<relay::Relayed, Refused> {
     accept::request(arrived)?;
     let mut classified = classify::classify(arrived).await?;
     admit::admit(&classified)?;
-    decide::decide(arrived, &classified)?;
+    decide::decide(arrived, &mut classified)?;
     let limits = limit::limit(arrived, &classified)?;
     let route = route::route(arrived, &classified)?;
     let answer = call::call(arrived, &mut classified, route, limits).await?;
@@ -83,18 +83,26 @@ async fn form(arrived: &mut Arrived, refused: &Refused) -> Form {
         refused.refusal,
         Refusal::RateLimited | Refusal::ProxyAuth | Refusal::NotLoopback
     );
-    let Some(body) = arrived.body.take().filter(|_| !unread) else {
+    if unread {
         return Form::Problem;
-    };
-    let bytes = match body.again() {
-        Some(whole) => whole.collect().await.map(|b| b.to_bytes()).unwrap_or_default(),
-        None if wants_continue(arrived) => return Form::Problem,
-        None => small(body).await.unwrap_or_default(),
+    }
+    let bytes = match arrived.body.take() {
+        Some(body) => match body.in_memory() {
+            Some(whole) => whole,
+            None if wants_continue(arrived) => return Form::Problem,
+            None => small(body, Held::nothing(arrived)).await.unwrap_or_default(),
+        },
+        // It was sent on; what policy read of it is kept.
+        None => arrived
+            .record
+            .exchange
+            .decided()
+            .map_or(Bytes::new(), |decided| decided.told.body.bytes()),
     };
     if !content::may_be_json(&arrived.head.headers) {
         return Form::Problem;
     }
-    let call = classify::json::parse(&bytes).ok();
+    let call = classify::json::parse(&bytes, None).ok();
     match call.and_then(|parsed| classify::protocol::call_id(&parsed, &arrived.head.headers)) {
         Some((id, true)) => Form::JsonRpcOk(id),
         Some((id, false)) => Form::JsonRpc(id),
@@ -109,19 +117,18 @@ fn wants_continue(arrived: &Arrived) -> bool {
 
 /// The rest of a small body, if it comes in a moment. Also without use for it: a client that is still sending reads a
 /// reset instead of the answer.
-async fn small(mut body: Body) -> Option<Bytes> {
+async fn small(mut body: Body, mut held: Held) -> Option<Bytes> {
     let read = async {
-        let (mut parts, mut size) = (VecDeque::new(), 0);
+        let mut bytes = Vec::new();
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame.ok()?.into_data() else { continue };
-            size += data.len();
-            if size > REFUSED_BODY_BYTES {
+            if bytes.len() + data.len() > REFUSED_BODY_BYTES {
                 return None;
             }
-            parts.push_back(data);
+            bytes.extend_from_slice(&data);
+            held.exactly(bytes.capacity()).ok()?;
         }
-        let parts: Vec<Bytes> = parts.into();
-        Some(Bytes::from(parts.concat()))
+        Some(Bytes::from(bytes))
     };
     tokio::time::timeout(REFUSED_BODY_WAIT, read).await.ok().flatten()
 }

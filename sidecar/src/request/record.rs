@@ -6,12 +6,13 @@ use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use aip_api::id::{DecisionId, HopId};
-use aip_policy::Direction;
+use aip_policy::{Direction, Fact, ProtocolFacts};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::refusal::{Refusal, Refused};
+use super::trace::Trace;
 use crate::proxy::connections::Live;
 use crate::proxy::limits::MAX_LOGGED_PATH;
 use crate::proxy::pair::Pair;
@@ -44,6 +45,8 @@ pub(crate) struct Record {
     pub(crate) endpoint: Option<std::net::SocketAddr>,
     /// Its place among the requests in flight.
     stream: Option<u64>,
+    /// Its place among the traces of calls that came in.
+    open_trace: Option<u128>,
     refusal: Option<Refusal>,
     completed: bool,
 }
@@ -68,6 +71,21 @@ pub(crate) struct Said {
     pub(crate) name: String,
     pub(crate) method: String,
     pub(crate) tool: String,
+}
+
+impl Said {
+    /// What stays of the facts; the arguments do not.
+    pub(crate) fn of(facts: ProtocolFacts) -> Self {
+        let known = |fact| match fact {
+            Fact::Known(text) => text,
+            Fact::Unestablished(_) => String::new(),
+        };
+        Self {
+            name: facts.name,
+            method: known(facts.method),
+            tool: known(facts.tool),
+        }
+    }
 }
 
 impl Default for Said {
@@ -157,6 +175,7 @@ impl Record {
             callee: None,
             endpoint: None,
             stream: None,
+            open_trace: None,
             refusal: None,
             completed: false,
         }
@@ -165,6 +184,11 @@ impl Record {
     /// Notes that the request goes on to whoever answers it: it is in flight from now on.
     pub(crate) fn in_flight(&mut self) {
         self.stream = Some(self.proxy.streams.add(self.exchange.clone()));
+    }
+
+    /// Notes that the agent works on it: calls that it makes in this trace are one hop further.
+    pub(crate) fn in_trace(&mut self, trace: &Trace, hops: u32) {
+        self.open_trace = Some(self.proxy.traces.enter(trace, hops));
     }
 
     /// Notes that and why it was not answered.
@@ -269,6 +293,9 @@ impl Drop for Record {
     fn drop(&mut self) {
         if let Some(stream) = self.stream {
             self.proxy.streams.remove(stream);
+        }
+        if let Some(trace) = self.open_trace {
+            self.proxy.traces.leave(trace);
         }
         let (received, sent) = (&self.exchange.received, &self.exchange.sent);
         let (received, sent) = (received.load(Ordering::Relaxed), sent.load(Ordering::Relaxed));

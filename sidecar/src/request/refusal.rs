@@ -82,6 +82,8 @@ refusals! {
         "this port serves its own agent only: send the secret of the proxy URL (HTTP_PROXY) as Proxy-Authorization");
     /// Not from this machine.
     NotLoopback = ("not_loopback", 403, Caller, false, "the outbound port serves this machine only");
+    /// Not from the user that the agent runs as.
+    NotTheAgent = ("not_the_agent", 403, Caller, false, "the outbound port serves the user of its own agent only");
     /// The peer sends more than its rate.
     RateLimited = ("rate_limited", 429, Caller, true, "this peer sends more requests than its rate allows");
     /// The peer's certificate expired while the connection was open.
@@ -152,6 +154,9 @@ refusals! {
     /// The attached policies don't compile together.
     PolicyUnusable = ("policy_unusable", 503, Policy, true, "the attached policies can't be used together");
     // limit
+    /// One peer would take more than its share of what all peers have.
+    ShareUsedUp = ("share_used_up", 429, Caller, true,
+        "this peer has as many requests in flight, or bodies held for policy, as one peer may");
     /// As many requests as may be in flight, or as much held as may be.
     Overloaded = ("overloaded", 503, Agent, true, "as many requests are in flight as this agent takes");
     // route

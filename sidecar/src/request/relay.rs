@@ -105,7 +105,7 @@ async fn of_other(arrived: &mut Arrived, mut sent: Sent) -> Relayed {
     };
     let body = match &switched {
         Some(_) => Body::empty(),
-        None => transform(arrived, &mut head, sent.callee.as_ref(), incoming).await,
+        None => transform(arrived, &mut head, incoming).await,
     };
     Relayed {
         head,
@@ -157,43 +157,31 @@ fn switch_head(arrived: &Arrived, head: &mut Parts, protocol: &HeaderValue) {
     }
 }
 
-/// What of a response is rewritten, so that callers stay on the mesh: cards, legacy endpoints, redirects.
-async fn transform(
-    arrived: &mut Arrived,
-    head: &mut Parts,
-    callee: Option<&aip_api::AgentName>,
-    incoming: hyper::body::Incoming,
-) -> Body {
-    let Some(callee) = callee else {
+/// What of the agent's own response is rewritten, so that callers stay on the mesh: cards, legacy endpoints, redirects.
+async fn transform(arrived: &Arrived, head: &mut Parts, incoming: hyper::body::Incoming) -> Body {
+    if arrived.record.direction == Direction::Outbound {
         return Body::stream(incoming);
-    };
-    let got_card =
-        arrived.head.method == Method::GET && head.status == StatusCode::OK && card::is_card(arrived.head.uri.path());
-    match arrived.record.direction {
-        Direction::Outbound if got_card => Box::pin(card::learn(&arrived.proxy, callee, incoming)).await,
-        Direction::Outbound => Body::stream(incoming),
-        Direction::Inbound => {
-            let addresses = || card::Addresses::of(&arrived.proxy);
-            for name in [LOCATION, CONTENT_LOCATION] {
-                let location = head.headers.get(&name).and_then(|v| v.to_str().ok());
-                let rewritten = location.and_then(|location| addresses().rewrite(location));
-                if let Some(value) = rewritten.and_then(|v| HeaderValue::from_str(&v).ok()) {
-                    head.headers.insert(name, value);
-                }
-            }
-            let events = head
-                .headers
-                .get(CONTENT_TYPE)
-                .is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
-            if got_card {
-                Box::pin(card::rewrite(&addresses(), head, incoming)).await
-            } else if events && arrived.head.method == Method::GET {
-                head.headers.remove(CONTENT_LENGTH);
-                Body::events(EndpointEvent::new(addresses()), incoming)
-            } else {
-                Body::stream(incoming)
-            }
+    }
+    let addresses = || card::Addresses::of(&arrived.proxy);
+    for name in [LOCATION, CONTENT_LOCATION] {
+        let location = head.headers.get(&name).and_then(|v| v.to_str().ok());
+        let rewritten = location.and_then(|location| addresses().rewrite(location));
+        if let Some(value) = rewritten.and_then(|v| HeaderValue::from_str(&v).ok()) {
+            head.headers.insert(name, value);
         }
+    }
+    let asked = arrived.head.method == Method::GET;
+    let events = head
+        .headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
+    if asked && head.status == StatusCode::OK && card::is_card(arrived.head.uri.path()) {
+        Box::pin(card::rewrite(&addresses(), head, incoming)).await
+    } else if asked && events {
+        head.headers.remove(CONTENT_LENGTH);
+        Body::events(EndpointEvent::new(addresses()), incoming)
+    } else {
+        Body::stream(incoming)
     }
 }
 

@@ -37,7 +37,11 @@ pub(crate) fn route(arrived: &Arrived, classified: &Classified) -> Result<Route,
             Ok(if own { Route::WellKnown } else { Route::Agent })
         }
         End::Callee(agent, _) => {
-            let endpoints = endpoints(&arrived.proxy, &classified.pair.snapshot, agent)?;
+            // One turn for each request: where it is connected by now, it has had it.
+            let endpoints = match &classified.connection {
+                Some(connected) => connected.endpoints.clone(),
+                None => endpoints(&arrived.proxy, &classified.pair.snapshot, agent)?,
+            };
             Ok(Route::Peer(agent.clone(), endpoints))
         }
         End::Outside(host, port) => Ok(Route::Outside(host.clone(), *port)),

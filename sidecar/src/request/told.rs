@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aip_api::AgentName;
-use aip_policy::{Decision, Direction, Fact, Facts, ProtocolFacts, RequestFacts, TraceFacts, with_evaluator};
+use aip_policy::{Decision, Direction, Fact, Facts, RequestFacts, TraceFacts, with_evaluator};
 use aip_runtime::unix_now;
 use http::{HeaderMap, Method, Uri};
 
-use super::classify::content::Held;
+use super::classify::content::Kept;
+use super::classify::held::Held;
 use super::classify::protocol::{self, Content};
 use super::classify::{headers, path};
+use super::record::Said;
 use super::refusal::{Cut, Refusal, Refused};
 use crate::proxy::Proxy;
 use crate::proxy::connections::Live;
@@ -28,10 +30,10 @@ pub(crate) struct Told {
     pub(crate) size: Fact<u64>,
     /// What carries the call: `http`, `grpc`, `websocket` or `tunnel`.
     pub(crate) carrier: &'static str,
-    pub(crate) content: Content,
+    pub(crate) body: Kept,
     pub(crate) trace: TraceFacts,
-    /// The body's share of what may be held.
-    pub(crate) _held: Option<Held>,
+    /// What the body takes of what may be held.
+    pub(crate) held: Option<Held>,
 }
 
 impl Told {
@@ -43,20 +45,20 @@ impl Told {
             headers: HeaderMap::new(),
             size: Fact::Known(0),
             carrier: "http",
-            content: Content::Other,
+            body: Kept::Nothing,
             trace: TraceFacts::default(),
-            _held: None,
+            held: None,
         }
     }
 
     /// The facts of this request between the ends of `pair`; what the policies can't read is left out.
-    pub(crate) fn facts(&self, direction: Direction, pair: &Pair, now: u64) -> Facts {
+    pub(crate) fn facts(&self, direction: Direction, pair: &Pair, content: Content, now: u64) -> Facts {
         Facts {
             direction,
             source: pair.source.clone(),
             destination: pair.destination.clone(),
             request: self.request(&pair.needs),
-            protocol: protocol::facts(self.carrier, &self.headers, &self.content),
+            protocol: protocol::facts(self.carrier, &self.headers, content),
             trace: self.trace.clone(),
             time: now,
             ..Facts::default()
@@ -151,19 +153,20 @@ impl Decided {
     }
 }
 
-/// Asks policy.
+/// Asks policy about what was said and about `content`, which ends here.
 pub(crate) fn decision(
     proxy: &Proxy,
     direction: Direction,
     pair: &Pair,
     told: &Told,
+    content: Content,
     now: u64,
-) -> Result<(Decision, ProtocolFacts), Refused> {
+) -> Result<(Decision, Said), Refused> {
     let set = pair
         .set
         .as_ref()
         .map_err(|error| Refusal::PolicyUnusable.because(error))?;
-    let facts = told.facts(direction, pair, now);
+    let facts = told.facts(direction, pair, content, now);
     let begun = Instant::now();
     let decision = with_evaluator(|evaluator| evaluator.decide(set, &facts));
     proxy.metrics.decision(
@@ -172,7 +175,7 @@ pub(crate) fn decision(
         decision.cached,
         begun.elapsed().as_secs_f64(),
     );
-    Ok((decision, facts.protocol))
+    Ok((decision, Said::of(facts.protocol)))
 }
 
 /// Why an open request must not go on in this version of the world, if it must not.
@@ -200,7 +203,13 @@ pub(crate) fn recheck(proxy: &Proxy, snapshot: &Arc<Snapshot>, exchange: &Exchan
         return None;
     }
     let pair = Pairs::of(proxy, snapshot, &own, decided.end.other(), now);
-    let allowed = decision(proxy, decided.direction, &pair, &decided.told, now);
+    let reads_body = pair.needs.body;
+    let content = if reads_body {
+        decided.told.body.content()
+    } else {
+        Content::Other
+    };
+    let allowed = decision(proxy, decided.direction, &pair, &decided.told, content, now);
     let goes_on = allowed.is_ok_and(|(decision, _)| decision.verdict == aip_policy::Verdict::Allow);
     (!goes_on).then_some(Cut::PolicyDenied)
 }

@@ -1,6 +1,8 @@
-//! W3C trace context: a valid one is carried on with a span of this hop, another is replaced.
+//! W3C trace context: a valid one is carried on with a span of this hop, another is replaced. And how many hops a trace
+//! has by now, as the sidecars counted them.
 
 use aip_api::id::{DecisionId, HopId};
+use dashmap::DashMap;
 use http::{HeaderMap, HeaderName};
 
 use super::call::once;
@@ -40,6 +42,11 @@ fn parse(value: &str) -> Option<Trace> {
 }
 
 impl Trace {
+    fn key(&self) -> u128 {
+        // 32 hex digits, always.
+        u128::from_str_radix(&self.id, 16).unwrap_or_default()
+    }
+
     /// The trace in `headers`, or a new one named after the hop: a UUIDv7 is as unique as a trace id must be.
     pub(crate) fn of(headers: &HeaderMap, hop: &HopId) -> Self {
         let mut values = headers.get_all(TRACEPARENT).iter();
@@ -62,6 +69,48 @@ impl Trace {
         if !self.carried {
             headers.remove(TRACESTATE);
         }
+    }
+}
+
+/// The traces of the calls that this sidecar's agent works on, and how many hops each has: a call of the agent in one of
+/// them is one more. Bounded by the requests that are in flight, since each is here only for as long as it is.
+///
+/// An agent that drops the trace begins a new one, and its count with it; nothing that it writes can raise or lower one.
+#[derive(Debug, Default)]
+pub(crate) struct Traces(DashMap<u128, Way>);
+
+/// Of one trace.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    hops: u32,
+    /// How many calls in flight belong to it.
+    calls: u32,
+}
+
+impl Traces {
+    /// Notes a call that came in; the key takes it away again.
+    pub(crate) fn enter(&self, trace: &Trace, hops: u32) -> u128 {
+        let key = trace.key();
+        let mut way = self.0.entry(key).or_insert(Way { hops, calls: 0 });
+        way.hops = way.hops.max(hops);
+        way.calls += 1;
+        key
+    }
+
+    pub(crate) fn leave(&self, key: u128) {
+        self.0.remove_if_mut(&key, |_, way| {
+            way.calls = way.calls.saturating_sub(1);
+            way.calls == 0
+        });
+    }
+
+    /// The number of a hop that goes out.
+    pub(crate) fn next(&self, trace: &Trace) -> u32 {
+        if !trace.carried {
+            return 1;
+        }
+        let way = self.0.get(&trace.key());
+        way.map_or(1, |way| way.hops.saturating_add(1))
     }
 }
 
@@ -108,5 +157,20 @@ mod tests {
             assert!(parse(headers[TRACEPARENT].to_str().unwrap()).is_some());
             assert!(!headers.contains_key(TRACESTATE));
         }
+    }
+
+    #[test]
+    fn hops_are_counted_while_their_calls_are_open() {
+        let (traces, hop) = (Traces::default(), HopId::fresh());
+        let carried = Trace::of(&headers(GOOD), &hop);
+        assert_eq!(traces.next(&carried), 1);
+        let (first, second) = (traces.enter(&carried, 1), traces.enter(&carried, 3));
+        assert_eq!(traces.next(&carried), 4);
+        assert_eq!(traces.next(&Trace::of(&HeaderMap::new(), &hop)), 1, "another trace");
+        traces.leave(first);
+        assert_eq!(traces.next(&carried), 4);
+        traces.leave(second);
+        assert_eq!(traces.next(&carried), 1);
+        assert!(traces.0.is_empty());
     }
 }

@@ -175,3 +175,39 @@ async fn a_trace_goes_on() {
     assert_eq!(seen.header("tracestate"), "vendor=1");
     assert_eq!(pair.callee.line().await["trace"], id);
 }
+
+/// What a chain of calls is counted by: here the agent of `ledger` calls on, into the same trace, while it is asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn hops_are_counted_along_a_trace() {
+    let agent = Agent::start().await;
+    let rego = "package aip.policy.baseline\nrules contains {\"rule\": sprintf(\"hops_%d\", [input.trace.hops]), \"verdict\": \"allow\", \"reason\": \"t\"}\n";
+    let pair = Pair::in_world(agent.address, World::of(&["planner", "ledger"]).policy(rego)).await;
+    pair.callee
+        .push(|world| world.endpoints.push(("planner".into(), pair.caller.inbound)));
+    let waiting = tokio::spawn(send(pair.caller.outbound, get("/slow")));
+    crate::mesh::until("the agent has it", async || (!agent.seen().is_empty()).then_some(())).await;
+    let onwards = |trace: &str| {
+        let request = Request::get("http://planner.aip.internal/on").header("traceparent", trace);
+        request.body(Full::<Bytes>::default()).unwrap()
+    };
+    // Its own agent is nobody: what counts is how it was decided.
+    let carried = agent.seen()[0].header("traceparent").to_owned();
+    send(pair.callee.outbound, onwards(&carried)).await;
+    send(
+        pair.callee.outbound,
+        onwards("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+    )
+    .await;
+    agent.go();
+    waiting.await.unwrap();
+    send(pair.callee.outbound, onwards(&carried)).await;
+    let rules = async |side: &crate::mesh::Side, count| {
+        let lines = side.lines(count).await;
+        let rule = |line: &serde_json::Value| format!("{} {}", line["path"], line["rule"]).replace('"', "");
+        lines.iter().map(rule).collect::<Vec<_>>()
+    };
+    let callee = rules(&pair.callee, 4).await;
+    assert_eq!(callee, ["/on hops_2", "/on hops_1", "/slow hops_1", "/on hops_1"]);
+    let caller = rules(&pair.caller, 4).await;
+    assert_eq!(caller[0], "/on hops_2", "as the other sidecar counted: {caller:?}");
+}

@@ -1,18 +1,22 @@
 //! What the calling agent does, and what a peer with a certificate could do.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 
 use aip_runtime::svid::SvidSource;
 use aip_runtime::tls;
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use http::request::Builder;
 use http::{HeaderMap, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::mesh::DEADLINE;
 use crate::pki::{Pki, Says, TRUST_DOMAIN};
@@ -76,6 +80,15 @@ pub fn post(path: &str, content_type: &str, body: impl Into<Bytes>) -> Request<F
         .header("content-type", content_type)
         .body(Full::new(body.into()))
         .unwrap()
+}
+
+pub type Frames = StreamBody<futures_util::stream::BoxStream<'static, Result<Frame<Bytes>, Infallible>>>;
+
+/// A body whose frames a test sends when it wants to.
+pub fn channel() -> (mpsc::Sender<Frame<Bytes>>, Frames) {
+    let (send, frames) = mpsc::channel(1);
+    let frames = ReceiverStream::new(frames).map(Ok::<_, Infallible>).boxed();
+    (send, StreamBody::new(frames))
 }
 
 /// Sends without waiting for the body of the response.

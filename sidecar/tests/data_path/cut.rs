@@ -67,6 +67,23 @@ async fn the_caller_s_own_policy_cuts_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stream_is_cut_when_the_mesh_comes_to_require_more() {
+    for at_the_callee in [true, false] {
+        let agent = Agent::start().await;
+        let pair = Pair::start(agent.address).await;
+        let response = open(&agent, &pair).await;
+        let side = if at_the_callee { &pair.callee } else { &pair.caller };
+        side.push(|world| {
+            world.mesh.require.assurance = aip_api::evidence::Assurance::Observed;
+            // What the mesh requires is never only observed.
+            world.agent(&side.name).mode = aip_api::resource::Mode::Observe { until: u64::MAX };
+        });
+        is_cut(response).await;
+        assert_eq!(side.line().await["end"], "policy_denied");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_of_a_revoked_peer_is_cut() {
     for at_the_callee in [true, false] {
         let agent = Agent::start().await;

@@ -152,6 +152,12 @@ fn documented_limits_are_the_limits() {
     let text = doc("errors.md");
     for (what, value) in [
         ("bytes of a body that policy reads", limits::MAX_HELD_BODY),
+        (
+            "bytes of memory that such a body takes once it is read",
+            limits::MAX_JSON_MEMORY,
+        ),
+        ("bytes that are held for policy, of all peers", limits::MAX_HELD_TOTAL),
+        ("bytes that are held for policy, of one peer", limits::MAX_HELD_OF_PEER),
         ("nested arrays and objects in it", limits::MAX_JSON_DEPTH),
         ("connections from peers", limits::MAX_INBOUND_CONNECTIONS),
         ("connections of the agent", limits::MAX_OUTBOUND_CONNECTIONS),
@@ -165,4 +171,24 @@ fn documented_limits_are_the_limits() {
         let row = format!("| {what} | {value} |");
         assert!(text.contains(&row), "{row}");
     }
+}
+
+#[test]
+fn documented_defaults_of_traffic_are_the_defaults() {
+    let text = doc("http.md");
+    let defaults = serde_json::to_value(aip_api::resource::Traffic::defaults()).unwrap();
+    let rows = table(&text, "## Limits");
+    for row in &rows {
+        let (field, default) = (word(&row[0]), &row[1]);
+        match defaults.get(&field) {
+            Some(value) => assert_eq!(&value.to_string(), default, "{field}"),
+            None => assert_eq!((field.as_str(), &default[..4]), ("peer_max_concurrency", "half")),
+        }
+    }
+    let fields = defaults.as_object().unwrap().len();
+    assert_eq!(
+        rows.len(),
+        fields,
+        "all but the agent's name, and the one that is absent by default"
+    );
 }

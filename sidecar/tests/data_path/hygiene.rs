@@ -39,6 +39,44 @@ async fn a_caller_can_t_forge_the_mesh_s_headers() {
     assert_eq!(seen.header("x-kept"), "kept");
 }
 
+/// Servers believe their own machine in this, and every call comes from there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_can_t_say_where_it_comes_from() {
+    let agent = Agent::start().await;
+    let pair = Pair::start(agent.address).await;
+    let request = || {
+        to_ledger("GET", "/x")
+            .header("forwarded", "for=10.0.0.1;host=admin.corp;proto=https")
+            .header("forwarded", "for=10.0.0.2")
+            .header("x-forwarded-for", "127.0.0.1")
+            .header("x_forwarded_for", "127.0.0.1")
+            .header("x-forwarded-proto", "https")
+            .header("x-forwarded-host", "admin.corp")
+            .header("x-forwarded-prefix", "/admin")
+            .header("X-Real-IP", "127.0.0.1")
+            .header("true-client-ip", "127.0.0.1")
+            .header("via", "1.1 somebody")
+            .body(Full::<Bytes>::default())
+            .unwrap()
+    };
+    send(pair.caller.outbound, request()).await;
+    let says = |seen: &crate::agent::Seen| {
+        let about = |name: &str| name.contains("forwarded") || name.contains("real-ip") || name.contains("client-ip");
+        let mut said: Vec<_> = seen.headers.iter().filter(|(name, _)| about(name.as_str())).collect();
+        said.sort_by_key(|(name, _)| name.as_str());
+        said.iter()
+            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+            .collect::<Vec<_>>()
+    };
+    let seen = agent.only();
+    assert_eq!(says(&seen), ["forwarded: host=\"ledger.aip.internal\";proto=http"]);
+    assert_eq!(seen.header("via"), "1.1 somebody", "which says nothing of who");
+    pair.callee
+        .push(|world| world.agent("ledger").host = aip_api::resource::HostHeader::Original);
+    send(pair.caller.outbound, request()).await;
+    assert_eq!(says(&agent.seen()[1]), Vec::<String>::new());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_can_t_forge_them_in_its_answer() {
     let agent = Agent::start().await;

@@ -48,6 +48,7 @@ pub struct World {
     pub agents: Vec<Agent>,
     pub endpoints: Vec<(String, SocketAddr)>,
     pub policies: Vec<(String, String)>,
+    pub unusable: Vec<(String, Attach)>,
 }
 
 impl World {
@@ -59,6 +60,7 @@ impl World {
             agents: agents.iter().map(|name| Agent::new(name.parse().unwrap())).collect(),
             endpoints: Vec::new(),
             policies: vec![("baseline".into(), ALLOW_ALL.into())],
+            unusable: Vec::new(),
         }
     }
 
@@ -114,7 +116,7 @@ impl World {
             agents,
             endpoints: endpoints.into_iter().map(|(name, list)| (name, list.into())).collect(),
             policies: self.policies.iter().map(attached).collect::<BTreeMap<_, _>>(),
-            unusable: Vec::new(),
+            unusable: self.unusable.clone(),
             sets: Arc::new(PolicySets::default()),
         }
     }

@@ -70,10 +70,36 @@ async fn a_hop_is_good_once() {
     )
     .await;
     assert_eq!(old.status, 409);
+    // From further ahead than clocks may differ: it would be refused to all that come in between.
+    let ahead = |seconds: u64| {
+        let hop = HopId::fresh().to_string().replace('-', "");
+        let ms = u64::from_str_radix(&hop[..12], 16).unwrap() + seconds * 1_000;
+        let all = format!("{ms:012x}{}", &hop[12..]);
+        format!(
+            "{}-{}-{}-{}-{}",
+            &all[..8],
+            &all[8..12],
+            &all[12..16],
+            &all[16..20],
+            &all[20..]
+        )
+    };
+    let future = send(&mut sender, host, &[("x-aip-hop", &ahead(310))]).await;
+    assert_eq!(
+        (future.status.as_u16(), future.reason().as_str()),
+        (409, "hop_replayed")
+    );
+    assert_eq!(send(&mut sender, host, &[("x-aip-hop", &ahead(290))]).await.status, 200);
+    let hop = HopId::fresh().to_string();
+    assert_eq!(
+        send(&mut sender, host, &[("x-aip-hop", &hop)]).await.status,
+        200,
+        "nor was the floor raised"
+    );
     for bad in [&[("x-aip-hop", "1")][..], &[], &[("x-aip-hop", "")]] {
         assert_eq!(send(&mut sender, host, bad).await.reason(), "invalid_hop");
     }
-    assert_eq!(callee.agent.seen().len(), 1);
+    assert_eq!(callee.agent.seen().len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

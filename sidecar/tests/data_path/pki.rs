@@ -16,11 +16,14 @@ use time::{Duration, OffsetDateTime};
 pub const TRUST_DOMAIN: &str = "aip.internal";
 
 pub struct Pki {
-    root: Vec<u8>,
+    pub root: Vec<u8>,
     intermediate: Vec<u8>,
     issuer: Issuer<'static, KeyPair>,
     attestation: Signer,
     certificate: Vec<u8>,
+    /// Signs what a control plane would push.
+    pub config: Signer,
+    pub config_certificate: Vec<u8>,
 }
 
 /// What a certificate says of its agent.
@@ -61,6 +64,18 @@ fn octet_string(content: &[u8]) -> Vec<u8> {
     [&[0x04, 0x82][..], &length, content].concat()
 }
 
+/// A key for one purpose, and the root's certificate of it.
+fn key_of(purpose: KeyPurpose, name: &str, root: &Issuer<'_, KeyPair>) -> (Signer, Vec<u8>) {
+    let (signer, _) = Signer::generate(purpose).unwrap();
+    // RFC 8410 section 4.
+    let prefix = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+    let spki = [&prefix[..], signer.public_key().as_bytes()].concat();
+    let spki = SubjectPublicKeyInfo::from_der(&spki).unwrap();
+    let params = named(&format!("spiffe://{TRUST_DOMAIN}/key/{name}"));
+    let certificate = params.signed_by(&spki, root).unwrap().der().to_vec();
+    (signer, certificate)
+}
+
 impl Pki {
     pub fn new() -> Self {
         let root_key = KeyPair::generate().unwrap();
@@ -70,19 +85,16 @@ impl Pki {
         let key = KeyPair::generate().unwrap();
         let params = ca("intermediate");
         let intermediate = params.signed_by(&key, &root_issuer).unwrap().der().to_vec();
-        let (attestation, _) = Signer::generate(KeyPurpose::Attestation).unwrap();
-        // RFC 8410 section 4.
-        let prefix = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-        let spki = [&prefix[..], attestation.public_key().as_bytes()].concat();
-        let spki = SubjectPublicKeyInfo::from_der(&spki).unwrap();
-        let params_of_key = named(&format!("spiffe://{TRUST_DOMAIN}/key/attestation"));
-        let certificate = params_of_key.signed_by(&spki, &root_issuer).unwrap().der().to_vec();
+        let (attestation, certificate) = key_of(KeyPurpose::Attestation, "attestation", &root_issuer);
+        let (config, config_certificate) = key_of(KeyPurpose::Config, "config", &root_issuer);
         Self {
             root,
             intermediate,
             issuer: Issuer::new(params, key),
             attestation,
             certificate,
+            config,
+            config_certificate,
         }
     }
 

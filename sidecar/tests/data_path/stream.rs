@@ -1,35 +1,21 @@
 //! Nothing is buffered: what one end sends, the other has, frame by frame, both ways.
 
-use std::convert::Infallible;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use http::{HeaderMap, Request, StatusCode};
-use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
+use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::body::Frame;
 use hyper::ext::Protocol;
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
 use crate::agent::Agent;
-use crate::client::{begin, begin_h2, collect, get, raw, raw_on, send, to_ledger};
+use crate::client::{begin, begin_h2, channel, collect, get, raw, raw_on, send, to_ledger};
 use crate::mesh::{DEADLINE, Pair};
-
-type Frames = StreamBody<futures_util::stream::BoxStream<'static, Result<Frame<Bytes>, Infallible>>>;
-
-/// A body whose frames a test sends when it wants to.
-fn channel() -> (mpsc::Sender<Frame<Bytes>>, Frames) {
-    let (send, frames) = mpsc::channel(1);
-    (
-        send,
-        StreamBody::new(ReceiverStream::new(frames).map(Ok::<_, Infallible>).boxed()),
-    )
-}
+use crate::refuse::{POLICY, pair_with};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_arrive_one_by_one() {
@@ -113,6 +99,51 @@ async fn trailers_pass_both_ways() {
     assert_eq!((seen.len(), &seen["x-sum"]), (1, &"1".parse().unwrap()));
 }
 
+/// The same where policy holds the body until it has read it, and where what is inside the mesh is HTTP/2.
+#[tokio::test(flavor = "multi_thread")]
+async fn trailers_of_a_body_that_policy_reads_pass_too() {
+    let agent = Agent::start().await;
+    let pair = pair_with(&agent, POLICY).await;
+    for (over_http2, data) in [
+        (false, &b"{\"a\":1}"[..]),
+        (true, b"{\"a\":1}"),
+        (false, b""),
+        (false, b" \n"),
+    ] {
+        let (frames, body) = channel();
+        let request = to_ledger("POST", "/trailers")
+            .header("content-type", "application/json")
+            .header("te", "trailers")
+            .header("trailer", "x-sum, x-aip-forged");
+        let sending = tokio::spawn(async move {
+            if !data.is_empty() {
+                frames.send(Frame::data(Bytes::from_static(data))).await.unwrap();
+            }
+            let mut trailers = HeaderMap::new();
+            trailers.insert("x-sum", "1".parse().unwrap());
+            trailers.insert("x-aip-forged", "1".parse().unwrap());
+            frames.send(Frame::trailers(trailers)).await.unwrap();
+        });
+        let answer = match over_http2 {
+            false => send(pair.caller.outbound, request.body(body).unwrap()).await,
+            true => {
+                let length = request.header("content-length", data.len());
+                collect(begin_h2(pair.caller.outbound, length.body(body).unwrap()).await).await
+            }
+        };
+        sending.await.unwrap();
+        if data.iter().all(u8::is_ascii_whitespace) {
+            assert_eq!(answer.reason(), "invalid_json", "nothing is no JSON");
+            continue;
+        }
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+        let seen = agent.seen().pop().unwrap();
+        assert_eq!(&seen.body[..], data);
+        let trailers = seen.trailers.expect("trailers of the request");
+        assert_eq!((trailers.len(), &trailers["x-sum"]), (1, &"1".parse().unwrap()));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_body_passes_whole() {
     let agent = Agent::start().await;
@@ -123,30 +154,6 @@ async fn a_large_body_passes_whole() {
         .unwrap();
     let answer = send(pair.caller.outbound, request).await;
     assert!(answer.body == body, "8 MiB there and back");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_asks_first_is_told_to_continue_only_when_allowed() {
-    let agent = Agent::start().await;
-    let pair = Pair::start(agent.address).await;
-    let head = "POST http://ledger.aip.internal/x HTTP/1.1\r\nhost: ledger.aip.internal\r\ncontent-length: 5\r\n\
-                expect: 100-continue\r\nconnection: close\r\n\r\n";
-    let mut tcp = TcpStream::connect(pair.caller.outbound).await.unwrap();
-    let first = raw_on(&mut tcp, head.as_bytes(), "\r\n\r\n").await;
-    assert!(first.starts_with("HTTP/1.1 100 Continue"), "{first}");
-    let answer = raw_on(&mut tcp, b"hello", "").await;
-    assert!(
-        answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("hello"),
-        "{answer}"
-    );
-
-    pair.caller.push(|world| world.policies.clear());
-    let refused = raw(pair.caller.outbound, head.as_bytes(), "").await;
-    assert!(
-        refused.starts_with("HTTP/1.1 403") && !refused.contains("100 Continue"),
-        "{refused}"
-    );
-    assert_eq!(agent.seen().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,6 +14,9 @@ pub(crate) const MAX_LABELS: usize = 32;
 /// Longest label key or value, capability or owner, in bytes.
 pub(crate) const MAX_LABEL_BYTES: usize = 128;
 
+/// Most aliases of an agent: its name in DNS, and a few that old cards still say.
+pub(crate) const MAX_ALIASES: usize = 8;
+
 /// An agent in the registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,6 +45,11 @@ pub struct Agent {
     /// read may then differ from what the agent resolves.
     #[serde(default)]
     pub allow_ambiguous_paths: bool,
+    /// Other authorities that lead to it, as `host` or `host:port` (absent: 80): what its signed agent card says where to
+    /// call it. Lower-case DNS names outside the mesh with at least one dot, never an address or a name of the local
+    /// machine. Calls to them from the mesh, over plain HTTP, go to this agent; they hold for sidecars that hold the agent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
     /// What it claims of itself at `/.well-known/agent-manifest`. Claims: never a fact for a decision by default.
     #[serde(default)]
     pub manifest: Manifest,
@@ -66,6 +74,7 @@ impl Agent {
             protocol: AgentProtocol::Auto,
             host: HostHeader::Local,
             allow_ambiguous_paths: false,
+            aliases: Vec::new(),
             manifest: Manifest::default(),
             generation: 1,
         }
@@ -234,6 +243,29 @@ fn check_list(errors: &mut Vec<FieldError>, field: &str, list: &[String]) {
     }
 }
 
+fn check_aliases(errors: &mut Vec<FieldError>, aliases: &[String]) {
+    if aliases.len() > MAX_ALIASES {
+        let message = format!("{} entries; at most {MAX_ALIASES}", aliases.len());
+        errors.push(FieldError::new("aliases", message));
+    }
+    for (i, alias) in aliases.iter().enumerate() {
+        let (host, port) = match alias.split_once(':') {
+            Some((host, port)) => (host, port.parse::<u16>().unwrap_or(0)),
+            None => (alias.as_str(), 80),
+        };
+        // Old resolvers read `0x7f.1` and `127.1` as addresses: what ends in a number is none of a name.
+        let last = host.rsplit('.').next().unwrap_or_default();
+        let number = last.starts_with(|c: char| c.is_ascii_digit());
+        let local = matches!(last, "localhost" | "localdomain" | "local");
+        let named = host.parse::<crate::TrustDomain>().is_ok() && host.contains('.') && !number && !local;
+        if !named || port == 0 {
+            let message =
+                format!("{alias:?} is not a lower-case DNS name of more than one label, with or without a port");
+            errors.push(FieldError::new(format!("aliases[{i}]"), message));
+        }
+    }
+}
+
 impl Resource for Agent {
     const KIND: Kind = Kind::Agent;
     fn name(&self) -> String {
@@ -253,6 +285,7 @@ impl Resource for Agent {
             check_text(&mut errors, &format!("labels.{key}"), value);
         }
         check_list(&mut errors, "capabilities", &self.capabilities);
+        check_aliases(&mut errors, &self.aliases);
         check_list(&mut errors, "manifest.scopes", &self.manifest.scopes);
         let manifest = &self.manifest;
         let levels = ["verified_partner", "trusted", "standard", "unknown", "untrusted"];

@@ -52,6 +52,61 @@ fn all_mistakes_come_at_once_by_field_path() {
 }
 
 #[test]
+fn an_alias_is_a_name_in_dns_and_nothing_else() {
+    let read = |aliases: &str| read::<Agent>("planner", 1, &agent_json(&format!(r#","aliases":[{aliases}]"#)));
+    let good = read(r#""planner.corp","planner.corp:9000","a-b.c.example""#).unwrap();
+    assert_eq!(good.aliases.len(), 3);
+    for bad in [
+        "10.0.0.7",
+        "10.0.0.7:9000",
+        "[::1]:80",
+        "::1",
+        "127.1",
+        "0x7f.1",
+        "a.0x7f",
+        "localhost",
+        "localhost:80",
+        "x.localhost",
+        "printer.local",
+        "metadata",
+        "Planner.corp",
+        "planner.corp:0",
+        "planner.corp:",
+        "planner.corp:80:80",
+        "planner.corp:99999",
+        "planner.corp/x",
+        "u@planner.corp",
+        "*.corp",
+        "planner.corp.",
+        "",
+    ] {
+        let refused = read(&format!("{bad:?}")).unwrap_err();
+        assert!(refused.detail.contains("aliases[0]"), "{bad}: {refused:?}");
+    }
+    let many: Vec<_> = (0..9).map(|n| format!("\"a{n}.corp\"")).collect();
+    assert!(read(&many.join(",")).is_err());
+}
+
+#[test]
+fn a_peer_has_half_unless_told_otherwise() {
+    let share = |max, peer| {
+        Traffic {
+            max_concurrency: max,
+            peer_max_concurrency: peer,
+            ..Traffic::defaults()
+        }
+        .peer_concurrency()
+    };
+    assert_eq!((share(1, None), share(2, None), share(5, None)), (1, 1, 3));
+    assert_eq!(share(5, Some(5)), 5);
+    let nobody = Traffic {
+        peer_max_concurrency: Some(0),
+        ..Traffic::defaults()
+    };
+    assert_eq!(nobody.validate()[0].field, "peer_max_concurrency");
+}
+
+#[test]
 fn no_two_resources_share_signed_bytes() {
     let base = signing_bytes(Kind::Agent, "a", 1, false, b"{}");
     for other in [

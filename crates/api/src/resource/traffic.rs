@@ -20,6 +20,10 @@ pub struct Traffic {
     /// Requests in flight to the agent: 1 to 100,000.
     #[serde(default = "default_concurrency")]
     pub max_concurrency: u32,
+    /// How many of them may be one peer's: 1 to 100,000. Absent: half of them, rounded up, so that one peer alone can't
+    /// shut out the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_max_concurrency: Option<u32>,
     /// Requests a second from one peer: 1 to 1,000,000.
     #[serde(default = "default_rate")]
     pub peer_rate_per_second: u32,
@@ -57,9 +61,16 @@ impl Traffic {
             response_timeout_ms: default_response_ms(),
             idle_timeout_ms: default_idle_ms(),
             max_concurrency: default_concurrency(),
+            peer_max_concurrency: None,
             peer_rate_per_second: default_rate(),
             peer_burst: default_burst(),
         }
+    }
+
+    /// Requests in flight that one peer may have: what is configured, or half of all, rounded up.
+    pub fn peer_concurrency(&self) -> u32 {
+        self.peer_max_concurrency
+            .unwrap_or_else(|| self.max_concurrency.div_ceil(2))
     }
 }
 
@@ -78,6 +89,7 @@ impl Resource for Traffic {
         within("response_timeout_ms", self.response_timeout_ms, 3_600_000);
         within("idle_timeout_ms", self.idle_timeout_ms, 86_400_000);
         within("max_concurrency", self.max_concurrency.into(), 100_000);
+        within("peer_max_concurrency", self.peer_concurrency().into(), 100_000);
         within("peer_rate_per_second", self.peer_rate_per_second.into(), 1_000_000);
         within("peer_burst", self.peer_burst.into(), 1_000_000);
         if self.agent.parse::<crate::AgentName>().is_err() {

@@ -169,7 +169,8 @@ fields!(BudgetFacts {
 pub struct TraceFacts {
     /// Trace id, 32 hex digits.
     pub id: String,
-    /// Hops so far, this one included.
+    /// Hops so far, this one included, as the sidecars counted them: a call that an agent makes in the trace of one that
+    /// it is working on is one more.
     pub hops: u64,
 }
 

@@ -1,52 +1,92 @@
 //! The body, where policy may read it: held, validated whole, and exactly those bytes go on.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use aip_policy::Fact;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
-use super::json;
+use super::headers;
+use super::held::Held;
+use super::json::{self, Unparsed};
 use super::protocol::Content;
-use crate::proxy::limits::{BODY_READ_TIMEOUT, MAX_HELD_BODY, MAX_HELD_TOTAL};
+use crate::proxy::limits::{BODY_READ_TIMEOUT, MAX_HELD_BODY};
 use crate::request::Arrived;
 use crate::request::body::Body;
 use crate::request::refusal::{Refusal, Refused};
 
-/// A share of the bytes that may be held for policy, given back when it is dropped.
-#[derive(Debug)]
-pub(crate) struct Held {
-    total: Arc<AtomicUsize>,
-    mine: usize,
+/// What is kept of a body for as long as its request lasts. Its bytes, not what they are read into: that takes many
+/// times as much, and is made again when an open request is decided again.
+#[derive(Debug, Default)]
+pub(crate) enum Kept {
+    /// There is none, or it is none that a policy reads.
+    #[default]
+    Nothing,
+    /// JSON, read before.
+    Json(Bytes),
+    /// What it says is not known.
+    Unread(&'static str),
 }
 
-impl Held {
-    fn new(total: &Arc<AtomicUsize>) -> Self {
+impl Kept {
+    /// Its bytes, where it was read.
+    pub(crate) fn bytes(&self) -> Bytes {
+        match self {
+            Self::Json(bytes) => bytes.clone(),
+            Self::Nothing | Self::Unread(_) => Bytes::new(),
+        }
+    }
+
+    /// What it said, read again.
+    pub(crate) fn content(&self) -> Content {
+        match self {
+            Self::Nothing => Content::Other,
+            // Nobody waits for this one: it is made and dropped by the one task that decides again.
+            Self::Json(bytes) => json::parse(bytes, None).map_or(Content::Unread("body_not_json"), Content::Json),
+            Self::Unread(why) => Content::Unread(why),
+        }
+    }
+}
+
+/// What was read of a body.
+pub(crate) struct Read {
+    /// For the decision that comes next.
+    pub(crate) content: Content,
+    /// For those on the open request.
+    pub(crate) kept: Kept,
+    /// What both take of what may be held.
+    pub(crate) held: Option<Held>,
+}
+
+impl Read {
+    fn unread(why: &'static str, held: Option<Held>) -> Self {
         Self {
-            total: total.clone(),
-            mine: 0,
+            content: Content::Unread(why),
+            kept: Kept::Unread(why),
+            held,
         }
     }
 
-    fn more(&mut self, bytes: usize) -> Result<(), Refused> {
-        let before = self.total.fetch_add(bytes, Ordering::AcqRel);
-        self.mine += bytes;
-        if before + bytes > MAX_HELD_TOTAL {
-            return Err(Refusal::Overloaded.because("this sidecar holds as many bodies for policy as it may"));
+    fn nothing() -> Self {
+        Self {
+            content: Content::Other,
+            kept: Kept::Nothing,
+            held: None,
         }
-        Ok(())
     }
-}
 
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.total.fetch_sub(self.mine, Ordering::AcqRel);
+    /// Where no policy reads bodies. One that comes to read them will not know what this one said.
+    pub(crate) fn not_asked_for(body: Option<&Body>) -> Self {
+        let empty = body.is_none_or(http_body::Body::is_end_stream);
+        Self {
+            kept: if empty {
+                Kept::Nothing
+            } else {
+                Kept::Unread("body_not_read")
+            },
+            ..Self::nothing()
+        }
     }
 }
 
@@ -76,12 +116,10 @@ fn is_stream_of_json(headers: &HeaderMap) -> bool {
 
 /// How large the body is, as far as is known by now.
 pub(crate) fn size(arrived: &Arrived) -> Fact<u64> {
-    let Some(body) = &arrived.body else {
-        return Fact::Known(0);
-    };
-    match body.size_hint().exact() {
+    let known = arrived.body.as_ref().map_or(Some(0), Body::size);
+    match known.or_else(|| declared(&arrived.head.headers)) {
         Some(size) => Fact::Known(size),
-        None => declared(&arrived.head.headers).map_or(Fact::Unestablished("body_streams"), Fact::Known),
+        None => Fact::Unestablished("body_streams"),
     }
 }
 
@@ -89,20 +127,13 @@ fn declared(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Reads the body where it may be JSON. What is not, or is too large, streams on; a policy that reads it will not be
-/// asked about what nobody knows.
-pub(crate) async fn read(arrived: &mut Arrived) -> Result<(Content, Option<Held>), Refused> {
-    let headers = &arrived.head.headers;
-    let none = (Content::Other, None);
-    if is_grpc(headers) {
-        return Ok(none);
-    }
-    let declares_json = headers.contains_key(CONTENT_TYPE) && may_be_json(headers);
+/// Why a body is not even looked at, by its head alone.
+fn unreadable(headers: &HeaderMap, declares_json: bool) -> Option<&'static str> {
     let encoded = headers
         .get(CONTENT_ENCODING)
         .is_some_and(|e| !e.as_bytes().eq_ignore_ascii_case(b"identity"));
     // Whatever type it claims: an agent that decompresses may read JSON all the same.
-    let unread = if encoded {
+    if encoded {
         Some("body_encoded")
     } else if is_stream_of_json(headers) {
         Some("body_streams")
@@ -110,36 +141,53 @@ pub(crate) async fn read(arrived: &mut Arrived) -> Result<(Content, Option<Held>
         Some("body_too_large")
     } else {
         None
-    };
-    let body = arrived.body.take().unwrap_or_default();
-    let incoming = match body.into_incoming() {
-        Ok(incoming) if unread.is_none() => incoming,
-        Ok(incoming) => {
-            arrived.body = Some(Body::stream(incoming));
-            return Ok((unread.map_or(Content::Other, Content::Unread), None));
-        }
+    }
+}
+
+/// Reads the body where it may be JSON. What is not, or is too large, streams on; a policy that reads it will not be
+/// asked about what nobody knows.
+pub(crate) async fn read(arrived: &mut Arrived) -> Result<Read, Refused> {
+    let headers = &arrived.head.headers;
+    if is_grpc(headers) {
+        return Ok(Read::nothing());
+    }
+    let declares_json = headers.contains_key(CONTENT_TYPE) && may_be_json(headers);
+    let unread = unreadable(headers, declares_json);
+    let incoming = match arrived.body.take().unwrap_or_default().into_incoming() {
+        Ok(incoming) => incoming,
         Err(body) => {
             arrived.body = Some(body);
-            return Ok(none);
+            return Ok(Read::nothing());
         }
     };
-    let reading = hold(incoming, declares_json, Held::new(&arrived.proxy.held));
-    let read = tokio::time::timeout(BODY_READ_TIMEOUT, reading)
+    if let Some(why) = unread {
+        arrived.body = Some(Body::stream(incoming));
+        return Ok(Read::unread(why, None));
+    }
+    let reading = hold(incoming, declares_json, Held::nothing(arrived));
+    let came = tokio::time::timeout(BODY_READ_TIMEOUT, reading)
         .await
         .map_err(|_| Refusal::BodyTimeout)??;
-    let (bytes, held) = match read {
-        Read::Other(body, content) => {
+    let (whole, mut held) = match came {
+        Came::Other(body, unread) => {
             arrived.body = Some(body);
-            return Ok((content, None));
+            return Ok(unread.map_or_else(Read::nothing, |why| Read::unread(why, None)));
         }
-        Read::Whole(bytes, held) => (bytes, held),
+        Came::Whole(whole, held) => (whole, held),
     };
-    arrived.body = Some(Body::whole(bytes.clone()));
-    match json::parse(&bytes) {
-        Ok(parsed) => Ok((Content::Json(parsed), Some(held))),
-        Err(error) if declares_json => Err(Refusal::InvalidJson.because(error)),
+    let bytes = whole.bytes.clone();
+    arrived.body = Some(Body::with_trailers(whole.bytes, whole.trailers));
+    match json::parse(&bytes, Some(&mut held)) {
+        Ok(parsed) => Ok(Read {
+            content: Content::Json(parsed),
+            kept: Kept::Json(bytes),
+            held: Some(held),
+        }),
+        Err(Unparsed::NoRoom(refused)) => Err(refused),
+        Err(Unparsed::TooComplex) => Ok(Read::unread("body_too_complex", Some(held))),
+        Err(Unparsed::Invalid(error)) if declares_json => Err(Refusal::InvalidJson.because(error)),
         // It never said that it was; but it looks like it, and its reader may be lenient.
-        Err(_) => Ok((Content::Unread("body_not_json"), Some(held))),
+        Err(Unparsed::Invalid(_)) => Ok(Read::unread("body_not_json", Some(held))),
     }
 }
 
@@ -155,52 +203,74 @@ fn in_another_encoding(data: &[u8]) -> bool {
         .any(|mark| data.starts_with(mark) || mark.starts_with(data))
 }
 
-enum Read {
-    /// Held, to its end.
-    Whole(Bytes, Held),
-    /// On its way again, and what is known of it.
-    Other(Body, Content),
+/// How a body came.
+enum Came {
+    /// To its end, and may be JSON.
+    Whole(Whole, Held),
+    /// As something else, or as too much: it is on its way again.
+    Other(Body, Option<&'static str>),
+}
+
+/// A body to its end.
+struct Whole {
+    bytes: Bytes,
+    trailers: Option<HeaderMap>,
 }
 
 /// Holds a body to its end, unless its first byte says that it is no JSON, or it is too large.
-async fn hold(mut incoming: Incoming, declares_json: bool, mut held: Held) -> Result<Read, Refused> {
-    let mut parts: VecDeque<Bytes> = VecDeque::new();
-    let mut size = 0;
+async fn hold(mut incoming: Incoming, declares_json: bool, mut held: Held) -> Result<Came, Refused> {
+    // Copied: the pieces of a body may be one byte each, and each would keep the buffer that it was read into.
+    let mut bytes = Vec::new();
+    let mut trailers = None;
     let mut looks_like_json = declares_json;
     while let Some(frame) = incoming.frame().await {
-        let frame = frame.map_err(|e| Refusal::BodyBroken.because(e))?;
-        // Trailers of a JSON body are nobody's: policy could not see them.
-        let Ok(data) = frame.into_data() else { continue };
+        let data = match frame.map_err(|e| Refusal::BodyBroken.because(e))?.into_data() {
+            Ok(data) => data,
+            Err(frame) => {
+                trailers = frame.into_trailers().ok();
+                continue;
+            }
+        };
         if !looks_like_json && let Some(first) = data.iter().find(|b| !b.is_ascii_whitespace()) {
             looks_like_json = matches!(first, b'{' | b'[');
             if !looks_like_json {
-                let content = match in_another_encoding(&data) {
-                    true => Content::Unread("body_encoding"),
-                    false => Content::Other,
+                let unread = in_another_encoding(&data).then_some("body_encoding");
+                let read = match bytes.is_empty() {
+                    true => data,
+                    false => joined(bytes, &data, &mut held)?,
                 };
-                parts.push_back(data);
-                return Ok(Read::Other(Body::rest(parts, incoming), content));
+                return Ok(Came::Other(Body::rest(read, Some(held), incoming), unread));
             }
         }
-        size += data.len();
-        held.more(data.len())?;
-        parts.push_back(data);
-        if size > MAX_HELD_BODY {
-            return Ok(Read::Other(
-                Body::rest(parts, incoming),
-                Content::Unread("body_too_large"),
-            ));
+        bytes = extended(bytes, &data, &mut held)?;
+        if bytes.len() > MAX_HELD_BODY {
+            let body = Body::rest(bytes.into(), Some(held), incoming);
+            return Ok(Came::Other(body, Some("body_too_large")));
         }
     }
-    let whole = match parts.len() {
-        1 => parts.pop_front().unwrap_or_default(),
-        _ => {
-            let parts: Vec<Bytes> = parts.into();
-            Bytes::from(parts.concat())
-        }
+    bytes.shrink_to_fit();
+    held.exactly(bytes.capacity() + trailers.as_ref().map_or(0, headers::size))?;
+    let whole = Whole {
+        bytes: bytes.into(),
+        trailers,
     };
     if looks_like_json {
-        return Ok(Read::Whole(whole, held));
+        return Ok(Came::Whole(whole, held));
     }
-    Ok(Read::Other(Body::whole(whole), Content::Other))
+    Ok(Came::Other(Body::with_trailers(whole.bytes, whole.trailers), None))
+}
+
+fn extended(mut bytes: Vec<u8>, data: &[u8], held: &mut Held) -> Result<Vec<u8>, Refused> {
+    if bytes.is_empty() {
+        // Most bodies come in one piece.
+        held.exactly(data.len())?;
+        return Ok(data.to_vec());
+    }
+    bytes.extend_from_slice(data);
+    held.exactly(bytes.capacity())?;
+    Ok(bytes)
+}
+
+fn joined(bytes: Vec<u8>, data: &[u8], held: &mut Held) -> Result<Bytes, Refused> {
+    extended(bytes, data, held).map(Bytes::from)
 }

@@ -28,6 +28,19 @@ const HOP_BY_HOP: [HeaderName; 6] = [
     TE,
 ];
 
+/// What proxies write about a request's way before them, beside `Forwarded` and `X-Forwarded-*`.
+const ORIGINS: [&str; 8] = [
+    "forwarded",
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-envoy-external-address",
+    "true-client-ip",
+    "cf-connecting-ip",
+    "fastly-client-ip",
+];
+const FORWARDED_FAMILY: &[u8] = b"x-forwarded";
+
 /// A header that overrides method or URL, if there is one.
 pub(crate) fn overriding(headers: &HeaderMap) -> Option<&'static str> {
     OVERRIDES.into_iter().find(|name| headers.contains_key(*name))
@@ -47,6 +60,33 @@ pub(crate) fn remove_ours(headers: &mut HeaderMap) {
     }
     let ours: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name)).cloned().collect();
     for name in ours {
+        headers.remove(name);
+    }
+}
+
+/// Whether the name says where a request came from, however it is spelled.
+fn is_origin(name: &HeaderName) -> bool {
+    let bytes = name.as_str().as_bytes();
+    let folds_to = |known: &[u8]| {
+        let fold = |b: &u8| if *b == b'_' { b'-' } else { *b };
+        bytes.len() >= known.len() && bytes.iter().zip(known).all(|(b, k)| fold(b) == *k)
+    };
+    let family = folds_to(FORWARDED_FAMILY) && matches!(bytes.get(FORWARDED_FAMILY.len()), None | Some(b'-' | b'_'));
+    family
+        || ORIGINS
+            .iter()
+            .any(|known| bytes.len() == known.len() && folds_to(known.as_bytes()))
+}
+
+/// Removes what a peer says of a request's way before it. Servers believe their own machine in this (uvicorn takes
+/// address and scheme from `X-Forwarded-*` of 127.0.0.1 by default), and to the agent every call comes from there. Who
+/// calls is in `x-aip-source`.
+pub(crate) fn remove_origins(headers: &mut HeaderMap) {
+    if !headers.keys().any(is_origin) {
+        return;
+    }
+    let said: Vec<HeaderName> = headers.keys().filter(|name| is_origin(name)).cloned().collect();
+    for name in said {
         headers.remove(name);
     }
 }
@@ -94,6 +134,14 @@ pub(crate) fn end_proxy(headers: &mut HeaderMap, direction: Direction) {
     headers.remove(PROXY_AUTHENTICATE);
 }
 
+/// Bytes of names and values.
+pub(crate) fn size(headers: &HeaderMap) -> usize {
+    headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum()
+}
+
 /// The comma-separated words of a header, all lines of it.
 pub(crate) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     let values = headers
@@ -137,6 +185,32 @@ mod tests {
         let mut headers = map(&[("x-aip-source", "a"), ("x_aip_hop", "b"), ("x-other", "c")]);
         remove_ours(&mut headers);
         assert_eq!(headers, map(&[("x-other", "c")]));
+    }
+
+    #[test]
+    fn what_a_peer_says_of_the_way_is_removed_in_every_spelling() {
+        for name in [
+            "forwarded",
+            "x-forwarded-for",
+            "X_Forwarded_For",
+            "x-forwarded",
+            "x-forwarded-anything",
+            "X-Real-IP",
+            "x_real_ip",
+            "true-client-ip",
+        ] {
+            assert!(is_origin(&name.parse().unwrap()), "{name}");
+        }
+        for name in [
+            "x-forward",
+            "x-forwardedness",
+            "forwarded-by-me",
+            "x-real-ips",
+            "via",
+            "from",
+        ] {
+            assert!(!is_origin(&name.parse().unwrap()), "{name}");
+        }
     }
 
     #[test]

@@ -9,10 +9,27 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use crate::proxy::limits::MAX_JSON_DEPTH;
+use super::held::Held;
+use crate::proxy::limits::{MAX_JSON_DEPTH, MAX_JSON_MEMORY};
+use crate::request::refusal::Refused;
 
 /// The largest integer that a 64-bit float holds exactly, and so every reader: 2^53.
 const MAX_INTEGER: u64 = 1 << 53;
+
+/// Bytes of a value, where it lies in a list or a node.
+const VALUE: usize = size_of::<Value>();
+/// Bytes of an object's first node: eleven entries, and the way up.
+const LEAF: usize = 11 * (size_of::<String>() + VALUE) + 16;
+/// Bytes of each further node, the share of inner nodes included.
+const NODE: usize = LEAF + 12 * size_of::<usize>();
+/// Entries of which one fills a further node: the half of a node that a split leaves, at least.
+const ENTRIES_PER_NODE: usize = 5;
+/// Values for which a list first makes room.
+const FIRST_ROOM: usize = 4;
+/// What the allocator adds to each piece.
+const PIECE: usize = 16;
+/// Bytes that are asked for at a time.
+const STEP: usize = 4 * 1024;
 
 /// A body that was read.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,31 +37,138 @@ pub(crate) struct Parsed {
     pub(crate) value: Value,
     /// Some integer in it is read differently by different parsers.
     pub(crate) large_integer: bool,
+    /// What it takes in memory, in bytes: what was asked for.
+    pub(crate) memory: usize,
 }
 
-/// Reads `bytes`, whole.
+/// Why a body was not read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unparsed {
+    /// It is not strict JSON.
+    #[error(transparent)]
+    Invalid(#[from] serde_json::Error),
+    /// It would take more memory than one body may.
+    #[error("it takes more than {MAX_JSON_MEMORY} bytes of memory")]
+    TooComplex,
+    /// Nothing is left of what all may take together.
+    #[error("{0}")]
+    NoRoom(Refused),
+}
+
+/// Reads `bytes`, whole. What that takes in memory is asked of `held` before it is taken, where there is one.
 ///
 /// # Errors
-/// What is wrong, and where.
-pub(crate) fn parse(bytes: &[u8]) -> Result<Parsed, serde_json::Error> {
-    let mut large_integer = false;
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let strict = Strict {
-        depth: 0,
-        large: &mut large_integer,
+/// What is wrong, and where; or that there is no room.
+pub(crate) fn parse(bytes: &[u8], held: Option<&mut Held>) -> Result<Parsed, Unparsed> {
+    let mut reading = Reading {
+        large_integer: false,
+        room: Room {
+            taken: 0,
+            granted: 0,
+            held,
+            refused: None,
+        },
     };
-    let value = strict.deserialize(&mut deserializer)?;
-    deserializer.end()?;
-    Ok(Parsed { value, large_integer })
+    let value = reading.whole(bytes);
+    let Reading { large_integer, room } = reading;
+    match (value, room.refused) {
+        (_, Some(refused)) => Err(refused),
+        (Err(error), None) => Err(error.into()),
+        (Ok(value), None) => Ok(Parsed {
+            value,
+            large_integer,
+            memory: room.granted,
+        }),
+    }
 }
 
-struct Strict<'a> {
+/// What is known of a body while it is read.
+struct Reading<'h> {
+    large_integer: bool,
+    room: Room<'h>,
+}
+
+impl Reading<'_> {
+    fn whole(&mut self, bytes: &[u8]) -> Result<Value, serde_json::Error> {
+        let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+        let strict = Strict {
+            depth: 0,
+            reading: self,
+        };
+        let value = strict.deserialize(&mut deserializer)?;
+        deserializer.end()?;
+        Ok(value)
+    }
+}
+
+/// Counts what a tree takes while it grows: small values cost many times their bytes (`{"":0},` is 7 bytes and 650).
+struct Room<'h> {
+    taken: usize,
+    granted: usize,
+    held: Option<&'h mut Held>,
+    refused: Option<Unparsed>,
+}
+
+impl Room<'_> {
+    fn take<E: Error>(&mut self, bytes: usize) -> Result<(), E> {
+        self.taken += bytes;
+        if self.taken <= self.granted {
+            return Ok(());
+        }
+        self.ask()
+    }
+
+    #[cold]
+    fn ask<E: Error>(&mut self) -> Result<(), E> {
+        let needed = self.taken.next_multiple_of(STEP);
+        let granted = match &mut self.held {
+            _ if self.taken > MAX_JSON_MEMORY => Err(Unparsed::TooComplex),
+            Some(held) => held.more(needed - self.granted).map_err(Unparsed::NoRoom),
+            None => Ok(()),
+        };
+        self.refused = granted.err();
+        if self.refused.is_some() {
+            return Err(E::custom("no room"));
+        }
+        self.granted = needed;
+        Ok(())
+    }
+
+    fn text<E: Error>(&mut self, bytes: usize) -> Result<(), E> {
+        match bytes {
+            0 => Ok(()),
+            some => self.take(some + PIECE),
+        }
+    }
+
+    /// Room for one more value in a list of `len`; lists grow by doubling.
+    fn item<E: Error>(&mut self, len: usize) -> Result<(), E> {
+        match len {
+            0 => self.take(FIRST_ROOM * VALUE + PIECE),
+            full if full >= FIRST_ROOM && full.is_power_of_two() => self.take(full * VALUE),
+            _ => Ok(()),
+        }
+    }
+
+    /// Room for one more entry in an object of `len`.
+    fn entry<E: Error>(&mut self, len: usize) -> Result<(), E> {
+        match len {
+            0 => self.take(LEAF + PIECE),
+            // The first split makes two nodes of one.
+            11 => self.take(2 * (NODE + PIECE)),
+            more if more > 11 && more % ENTRIES_PER_NODE == 0 => self.take(NODE + PIECE),
+            _ => Ok(()),
+        }
+    }
+}
+
+struct Strict<'a, 'h> {
     depth: usize,
-    large: &'a mut bool,
+    reading: &'a mut Reading<'h>,
 }
 
-impl Strict<'_> {
-    fn deeper<E: Error>(&mut self) -> Result<Strict<'_>, E> {
+impl<'h> Strict<'_, 'h> {
+    fn deeper<E: Error>(&mut self) -> Result<Strict<'_, 'h>, E> {
         if self.depth >= MAX_JSON_DEPTH {
             return Err(E::custom(format!(
                 "more than {MAX_JSON_DEPTH} nested arrays and objects"
@@ -52,19 +176,23 @@ impl Strict<'_> {
         }
         Ok(Strict {
             depth: self.depth + 1,
-            large: self.large,
+            reading: self.reading,
         })
+    }
+
+    fn room(&mut self) -> &mut Room<'h> {
+        &mut self.reading.room
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Strict<'_> {
+impl<'de> DeserializeSeed<'de> for Strict<'_, '_> {
     type Value = Value;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Strict<'_> {
+impl<'de> Visitor<'de> for Strict<'_, '_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -77,44 +205,65 @@ impl<'de> Visitor<'de> for Strict<'_> {
         Ok(Value::Bool(value))
     }
     fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        *self.large |= value > MAX_INTEGER;
+        self.reading.large_integer |= value > MAX_INTEGER;
         Ok(value.into())
     }
     fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        *self.large |= value.unsigned_abs() > MAX_INTEGER;
+        self.reading.large_integer |= value.unsigned_abs() > MAX_INTEGER;
         Ok(value.into())
     }
     fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
         // An integer past 64 bits comes as a float, too.
-        *self.large |= value.abs() > MAX_INTEGER as f64;
+        self.reading.large_integer |= value.abs() > MAX_INTEGER as f64;
         Number::from_f64(value)
             .map(Value::Number)
             .ok_or_else(|| E::custom("a number that is none"))
     }
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+    fn visit_str<E: Error>(mut self, value: &str) -> Result<Value, E> {
+        self.room().text(value.len())?;
         Ok(Value::String(value.to_owned()))
-    }
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
-        Ok(Value::String(value))
     }
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
         while let Some(item) = items.next_element_seed(self.deeper()?)? {
+            self.room().item(list.len())?;
             list.push(item);
         }
         Ok(Value::Array(list))
     }
     fn visit_map<A: MapAccess<'de>>(mut self, mut entries: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
-        let mut folded = HashSet::new();
+        let mut folds = Folds::default();
         while let Some(key) = entries.next_key::<String>()? {
-            if !folded.insert(key.to_lowercase()) {
-                return Err(A::Error::custom(format!("the key {key:?} stands twice (case aside)")));
+            let twice = |key: &str| A::Error::custom(format!("the key {key:?} stands twice (case aside)"));
+            let room = self.room();
+            room.entry(object.len())?;
+            room.text(key.len())?;
+            if !folds.is_new(&key, &object, room)? {
+                return Err(twice(&key));
             }
             let value = entries.next_value_seed(self.deeper()?)?;
             object.insert(key, value);
         }
         Ok(Value::Object(object))
+    }
+}
+
+/// Keys of one object that case folding changes, folded. The others are their own folds, and stand in the object.
+#[derive(Default)]
+struct Folds(HashSet<String>);
+
+impl Folds {
+    /// Whether no key of `object` is `key`, case aside.
+    fn is_new<E: Error>(&mut self, key: &str, object: &Map<String, Value>, room: &mut Room<'_>) -> Result<bool, E> {
+        let own_fold = key.bytes().all(|b| b.is_ascii() && !b.is_ascii_uppercase());
+        if own_fold {
+            return Ok(!object.contains_key(key) && !self.0.contains(key));
+        }
+        let fold = key.to_lowercase();
+        // Twice: a table of strings is half empty.
+        room.text(fold.len() + 2 * size_of::<String>())?;
+        Ok(!object.contains_key(&fold) && self.0.insert(fold))
     }
 }
 
@@ -129,6 +278,8 @@ mod tests {
         for (body, why) in [
             (r#"{"a":1,"a":2}"#, "stands twice"),
             (r#"{"a":1,"A":2}"#, "stands twice"),
+            (r#"{"A":1,"a":2}"#, "stands twice"),
+            (r#"{"aB":1,"Ab":2}"#, "stands twice"),
             (r#"{"x":{"Ä":1,"ä":2}}"#, "stands twice"),
             (r#"{"a":"\ud800"}"#, "hex escape"),
             (r#"{"a":"\udc00x"}"#, "surrogate"),
@@ -139,12 +290,12 @@ mod tests {
             (r"NaN", "expected"),
             (r"1e999", "out of range"),
         ] {
-            let error = parse(body.as_bytes()).unwrap_err().to_string();
+            let error = parse(body.as_bytes(), None).unwrap_err().to_string();
             assert!(error.contains(why), "{body}: {error}");
         }
-        assert!(parse(b"\"\xff\"").is_err(), "not UTF-8");
+        assert!(parse(b"\"\xff\"", None).is_err(), "not UTF-8");
         assert!(
-            parse(b"\xef\xbb\xbf{}").is_err(),
+            parse(b"\xef\xbb\xbf{}", None).is_err(),
             "a byte order mark (RFC 8259 section 8.1)"
         );
     }
@@ -152,9 +303,9 @@ mod tests {
     #[test]
     fn depth_is_bounded() {
         let nested = |n: usize| format!("{}{}", "[".repeat(n), "]".repeat(n));
-        assert!(parse(nested(MAX_JSON_DEPTH).as_bytes()).is_ok());
-        assert!(parse(nested(MAX_JSON_DEPTH + 1).as_bytes()).is_err());
-        assert!(parse("[".repeat(1_000_000).as_bytes()).is_err());
+        assert!(parse(nested(MAX_JSON_DEPTH).as_bytes(), None).is_ok());
+        assert!(parse(nested(MAX_JSON_DEPTH + 1).as_bytes(), None).is_err());
+        assert!(parse("[".repeat(1_000_000).as_bytes(), None).is_err());
     }
 
     #[test]
@@ -166,26 +317,69 @@ mod tests {
             ("[18446744073709551616]", true),
             ("1.5", false),
         ] {
-            assert_eq!(parse(body.as_bytes()).unwrap().large_integer, large, "{body}");
+            assert_eq!(parse(body.as_bytes(), None).unwrap().large_integer, large, "{body}");
         }
     }
 
     #[test]
     fn ordinary_bodies_are_read_as_they_are() {
         let value = json!({"jsonrpc": "2.0", "id": "x", "params": {"list": [1, -2, 3.5, null, true, "ü"], "o": {}}});
-        assert_eq!(parse(value.to_string().as_bytes()).unwrap().value, value);
+        assert_eq!(parse(value.to_string().as_bytes(), None).unwrap().value, value);
+    }
+
+    /// What a tree takes at least: what its own pieces say.
+    fn memory_of(value: &Value) -> usize {
+        match value {
+            Value::String(text) => text.capacity(),
+            Value::Array(items) => items.capacity() * VALUE + items.iter().map(memory_of).sum::<usize>(),
+            Value::Object(entries) => {
+                let node = if entries.is_empty() { 0 } else { LEAF };
+                let keys: usize = entries.keys().map(String::capacity).sum();
+                let flat = entries.len() * (size_of::<String>() + VALUE);
+                node.max(flat) + keys + entries.values().map(memory_of).sum::<usize>()
+            }
+            _ => 0,
+        }
+    }
+
+    /// One MiB of each would take up to 95 MiB.
+    #[test]
+    fn what_a_tree_takes_is_counted_before_it_is_taken() {
+        let flat: Vec<String> = (0..10_000).map(|n| format!("\"k{n}\":0")).collect();
+        for body in [
+            format!("[{}]", vec![r#"{"":0}"#; 10_000].join(",")),
+            format!("[{}]", vec!["[[]]"; 20_000].join(",")),
+            format!("[{}]", vec!["0"; 100_000].join(",")),
+            format!("{{{}}}", flat.join(",")),
+            format!("[\"{}\"]", "x".repeat(100_000)),
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"t","arguments":{"a":[1]}}}"#.to_owned(),
+        ] {
+            let parsed = parse(body.as_bytes(), None).unwrap();
+            let least = memory_of(&parsed.value);
+            let (short, len) = (&body[..20], body.len());
+            assert!(
+                parsed.memory >= least && parsed.memory <= 3 * least + STEP,
+                "{short}…: {len} bytes, {least} in memory, {} counted",
+                parsed.memory
+            );
+        }
+        let worst = format!("[{}]", vec![r#"{"":0}"#; 149_000].join(","));
+        let refused = parse(worst.as_bytes(), None).unwrap_err();
+        assert!(matches!(refused, Unparsed::TooComplex), "{refused}");
+        let text = format!("[\"{}\"]", "x".repeat(1_000_000));
+        assert!(parse(text.as_bytes(), None).is_ok(), "text costs its bytes");
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
-            let _ = parse(&bytes);
+            let _ = parse(&bytes, None);
         }
 
         /// What we read, serde_json reads the same.
         #[test]
         fn agrees_with_the_usual_parser(text in "[\\[\\]{}\":,a-c0-9.eE\\- ]{0,32}") {
-            if let Ok(parsed) = parse(text.as_bytes()) {
+            if let Ok(parsed) = parse(text.as_bytes(), None) {
                 prop_assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), parsed.value);
             }
         }

@@ -49,8 +49,9 @@ const A2A: [&str; 22] = [
     "agent/getAuthenticatedExtendedCard",
 ];
 
-/// What the body of a request said.
-#[derive(Debug, Clone, PartialEq, Default)]
+/// What the body of a request said. It is there while policy is asked, and no longer: what was read takes many times
+/// what its bytes do.
+#[derive(Debug, PartialEq, Default)]
 pub(crate) enum Content {
     /// There is none, or it is none that a policy reads.
     #[default]
@@ -59,6 +60,16 @@ pub(crate) enum Content {
     Json(Parsed),
     /// It may be JSON, and could not be read.
     Unread(&'static str),
+}
+
+impl Content {
+    /// What it takes in memory beyond its bytes.
+    pub(crate) fn memory(&self) -> usize {
+        match self {
+            Self::Json(parsed) => parsed.memory,
+            Self::Other | Self::Unread(_) => 0,
+        }
+    }
 }
 
 /// Whether this is MCP by its headers alone.
@@ -109,7 +120,7 @@ pub(crate) fn call_id(parsed: &Parsed, headers: &HeaderMap) -> Option<(Value, bo
 }
 
 /// The call, as policy sees it. `carrier` is what carries it: `http`, `grpc`, `websocket` or `tunnel`.
-pub(crate) fn facts(carrier: &'static str, headers: &HeaderMap, content: &Content) -> ProtocolFacts {
+pub(crate) fn facts(carrier: &'static str, headers: &HeaderMap, content: Content) -> ProtocolFacts {
     let mut facts = ProtocolFacts {
         name: carrier.to_owned(),
         ..ProtocolFacts::default()
@@ -128,7 +139,7 @@ pub(crate) fn facts(carrier: &'static str, headers: &HeaderMap, content: &Conten
             }
             unestablish(&mut facts, why);
         }
-        Content::Json(parsed) => match &parsed.value {
+        Content::Json(parsed) => match parsed.value {
             Value::Object(body) => call(&mut facts, headers, body, parsed.large_integer),
             // Several calls at once: one set of facts can't speak for all of them.
             Value::Array(items) if items.iter().any(is_call) => {
@@ -159,52 +170,68 @@ fn unestablish(facts: &mut ProtocolFacts, why: &'static str) {
     facts.arguments = Fact::Unestablished(why);
 }
 
-fn call(facts: &mut ProtocolFacts, headers: &HeaderMap, body: &Map<String, Value>, large: bool) {
-    let nothing = Map::new();
-    let object = |value: Option<&Value>| value.and_then(Value::as_object).cloned().unwrap_or_default();
-    let text =
-        |map: &Map<String, Value>, key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let params = body.get("params").and_then(Value::as_object).unwrap_or(&nothing);
-    let arguments = match json_rpc_method(body) {
+fn call(facts: &mut ProtocolFacts, headers: &HeaderMap, mut body: Map<String, Value>, large: bool) {
+    let method = json_rpc_method(&body).map(str::to_owned);
+    let positional = method.as_ref().is_some_and(|method| !method.is_empty());
+    let positional = positional && body.get("params").is_some_and(Value::is_array);
+    let arguments = match method {
         // Not JSON-RPC (A2A's HTTP+JSON, ACP, any REST call): the body is what is said.
-        None => body.clone(),
+        None => body,
         Some(method) => {
-            facts.name = protocol_of(method, headers).into();
-            facts.method = Fact::Known(method.to_owned());
-            match (facts.name.as_str(), method) {
-                ("mcp", "tools/call") => {
-                    facts.tool = Fact::Known(text(params, "name"));
-                    object(params.get("arguments"))
-                }
-                ("mcp", "prompts/get") => {
-                    facts.prompt = Fact::Known(text(params, "name"));
-                    object(params.get("arguments"))
-                }
-                ("mcp", "resources/read" | "resources/subscribe" | "resources/unsubscribe") => {
-                    facts.resource = Fact::Known(text(params, "uri"));
-                    params.clone()
-                }
-                ("a2a", _) => {
-                    let message = object(params.get("message"));
-                    let either = |name: &str, alone: &str| match text(&message, name) {
-                        found if found.is_empty() => text(params, alone),
-                        found => found,
-                    };
-                    facts.task = Fact::Known(either("taskId", "id"));
-                    facts.context = Fact::Known(either("contextId", "contextId"));
-                    params.clone()
-                }
-                _ => params.clone(),
-            }
+            facts.name = protocol_of(&method, headers).into();
+            let params = object(&mut body, "params");
+            let arguments = named(facts, &method, params);
+            facts.method = Fact::Known(method);
+            arguments
         }
     };
-    let positional =
-        facts.method.known().is_some_and(|m| !m.is_empty()) && body.get("params").is_some_and(Value::is_array);
     facts.arguments = match (large, positional) {
         (true, _) => Fact::Unestablished("integer_past_2_53"),
         (_, true) => Fact::Unestablished("positional_arguments"),
         _ => Fact::Known(arguments),
     };
+}
+
+/// What `params` name by this method; the arguments are what is left.
+fn named(facts: &mut ProtocolFacts, method: &str, mut params: Map<String, Value>) -> Map<String, Value> {
+    match (facts.name.as_str(), method) {
+        ("mcp", "tools/call") => {
+            facts.tool = Fact::Known(text(&params, "name"));
+            object(&mut params, "arguments")
+        }
+        ("mcp", "prompts/get") => {
+            facts.prompt = Fact::Known(text(&params, "name"));
+            object(&mut params, "arguments")
+        }
+        ("mcp", "resources/read" | "resources/subscribe" | "resources/unsubscribe") => {
+            facts.resource = Fact::Known(text(&params, "uri"));
+            params
+        }
+        ("a2a", _) => {
+            let message = params.get("message").and_then(Value::as_object);
+            let in_message = |name: &str| message.map(|message| text(message, name)).unwrap_or_default();
+            let either = |name: &str, alone: &str| match in_message(name) {
+                found if found.is_empty() => text(&params, alone),
+                found => found,
+            };
+            facts.task = Fact::Known(either("taskId", "id"));
+            facts.context = Fact::Known(either("contextId", "contextId"));
+            params
+        }
+        _ => params,
+    }
+}
+
+/// The object of this name, taken out; none is an empty one.
+fn object(map: &mut Map<String, Value>, name: &str) -> Map<String, Value> {
+    match map.remove(name) {
+        Some(Value::Object(found)) => found,
+        _ => Map::new(),
+    }
+}
+
+fn text(map: &Map<String, Value>, name: &str) -> String {
+    map.get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]
@@ -217,7 +244,7 @@ mod tests {
         facts(
             "http",
             headers,
-            &Content::Json(parse(body.to_string().as_bytes()).unwrap()),
+            Content::Json(parse(body.to_string().as_bytes(), None).unwrap()),
         )
     }
 
@@ -243,7 +270,7 @@ mod tests {
                 ("a2a", "t".into(), "c".into())
             );
             assert_eq!(facts.arguments.known().unwrap()["message"]["parts"][0]["text"], "x");
-            let parsed = parse(body.to_string().as_bytes()).unwrap();
+            let parsed = parse(body.to_string().as_bytes(), None).unwrap();
             assert_eq!(call_id(&parsed, &HeaderMap::new()), Some((json!("i"), true)));
         }
     }
@@ -269,7 +296,7 @@ mod tests {
     fn what_can_t_be_read_is_not_established() {
         let batch = json!([{"jsonrpc": "2.0", "id": 1, "method": "tools/call"}]);
         assert_eq!(of(&batch, &HeaderMap::new()).tool, Fact::Unestablished("batch"));
-        let unread = facts("http", &HeaderMap::new(), &Content::Unread("body_too_large"));
+        let unread = facts("http", &HeaderMap::new(), Content::Unread("body_too_large"));
         assert_eq!(
             (unread.name.as_str(), unread.tool),
             ("unknown", Fact::Unestablished("body_too_large"))

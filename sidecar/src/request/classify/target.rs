@@ -60,9 +60,9 @@ pub(crate) fn of_authority(proxy: &Proxy, authority: &str) -> Result<Target, Ref
     }
     let outside = host.trim_end_matches('.').to_ascii_lowercase();
     let port = port.unwrap_or(80);
-    // What the operator lists is what it says: no agent's card takes it over.
+    // What the mesh lists as outside is outside: no agent takes it over.
     if crate::proxy::egress::listed(&snapshot.mesh, &outside, port).is_none()
-        && let Some(agent) = proxy.aliases.of(authority)
+        && let Some(agent) = alias::of(&snapshot, &outside, port)
     {
         return Ok(Target::Agent(agent));
     }

@@ -1,10 +1,6 @@
-//! A2A agent cards: an unsigned one that points at the agent's own address is rewritten to the mesh's, at the callee;
-//! of a signed one, the caller's sidecar notes what it advertises.
+//! A2A agent cards: an unsigned one that points at the agent's own address is rewritten to the mesh's, at the callee. A
+//! signed one passes as it is; what it advertises leads to its agent where the registry lists it among its `aliases`.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
-
-use aip_api::AgentName;
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::response::Parts;
@@ -85,17 +81,15 @@ enum Read {
 }
 
 async fn read(mut incoming: Incoming) -> Read {
-    let (mut parts, mut size) = (VecDeque::new(), 0);
+    let mut bytes = Vec::new();
     while let Some(Ok(frame)) = incoming.frame().await {
         let Ok(data) = frame.into_data() else { continue };
-        size += data.len();
-        parts.push_back(data);
-        if size > MAX_CARD {
-            return Read::Other(Body::rest(parts, incoming));
+        bytes.extend_from_slice(&data);
+        if bytes.len() > MAX_CARD {
+            return Read::Other(Body::rest(bytes.into(), None, incoming));
         }
     }
-    let parts: Vec<Bytes> = parts.into();
-    let bytes = Bytes::from(parts.concat());
+    let bytes = Bytes::from(bytes);
     match serde_json::from_slice(&bytes) {
         Ok(card) => Read::Card(bytes, card),
         Err(_) => Read::Other(Body::whole(bytes)),
@@ -143,37 +137,6 @@ fn rewrite_urls(addresses: &Addresses, value: &mut Value) -> bool {
         }
         _ => false,
     }
-}
-
-/// At the caller: notes what a signed card advertises, and passes it on as it is.
-pub(crate) async fn learn(proxy: &Arc<Proxy>, callee: &AgentName, incoming: Incoming) -> Body {
-    match read(incoming).await {
-        Read::Card(bytes, card) => {
-            if is_signed(&card) {
-                let mesh = &proxy.mesh.snapshot().mesh;
-                for authority in advertised(&card) {
-                    proxy.aliases.learn(&authority, callee, mesh);
-                }
-            }
-            Body::whole(bytes)
-        }
-        Read::Other(body) => body,
-    }
-}
-
-/// The authorities of a card's interfaces that speak plain HTTP.
-fn advertised(card: &Value) -> Vec<String> {
-    let interfaces = ["supportedInterfaces", "additionalInterfaces"]
-        .iter()
-        .filter_map(|name| card.get(*name)?.as_array());
-    let urls = interfaces
-        .flatten()
-        .chain([card])
-        .filter_map(|interface| interface.get("url")?.as_str());
-    urls.filter_map(|url| url.strip_prefix("http://"))
-        .filter_map(|rest| rest.split(['/', '?', '#']).next())
-        .map(str::to_owned)
-        .collect()
 }
 
 #[cfg(test)]
@@ -224,13 +187,5 @@ mod tests {
             "http://researcher.aip.internal/rpc"
         );
         assert_eq!(card["supportedInterfaces"][1]["url"], "https://example.com");
-    }
-
-    #[test]
-    fn a_signed_card_advertises_its_plain_authorities() {
-        let card = json!({"signatures": [{}], "url": "http://10.0.0.1:9/x",
-            "supportedInterfaces": [{"url": "http://agent.corp/rpc"}, {"url": "https://tls.corp"}]});
-        assert!(is_signed(&card));
-        assert_eq!(advertised(&card), ["agent.corp", "10.0.0.1:9"]);
     }
 }
