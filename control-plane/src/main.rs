@@ -4,8 +4,10 @@ use std::io::{Read as _, Write as _};
 use std::process::ExitCode;
 
 use aip_control_plane::admin::admission::SUBCOMMAND;
+use aip_control_plane::bootstrap;
 use aip_control_plane::server::ControlPlane;
 use aip_control_plane::settings::Flags;
+use anyhow::Context as _;
 use clap::Parser as _;
 
 /// Largest request of a policy check: a policy with data and tests, as JSON.
@@ -15,14 +17,33 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|arg| arg == SUBCOMMAND) {
         return admit();
     }
-    match run() {
+    let done = if std::env::args_os()
+        .nth(1)
+        .is_some_and(|arg| arg == bootstrap::SUBCOMMAND)
+    {
+        reset_admin()
+    } else {
+        run()
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Before logs are set up, and for whoever looks at the terminal.
-            eprintln!("aip-control-plane: {error:#}");
+            // Before logs are set up, and for whoever looks at the terminal. Each error's text holds its causes.
+            eprintln!("aip-control-plane: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// `aip-control-plane reset-admin --data DIR [--key-file FILE]`.
+fn reset_admin() -> anyhow::Result<()> {
+    let program_and_flags = std::env::args_os().enumerate().filter(|(at, _)| *at != 1);
+    let settings = Flags::parse_from(program_and_flags.map(|(_, arg)| arg)).resolve()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(bootstrap::reset_admin(&settings))?;
+    let file = settings.data.join(bootstrap::ADMIN_TOKEN_FILE);
+    println!("every admin token was revoked; a new one is in {}", file.display());
+    Ok(())
 }
 
 /// The child process that may die: a policy on standard input, the verdict on standard output.
@@ -44,8 +65,13 @@ fn admit() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
-    let settings = Flags::parse().resolve()?;
+    let flags = Flags::parse();
+    let lifeline = flags.lifeline;
+    let settings = flags.resolve()?;
     aip_runtime::telemetry::init_logs(settings.log_format, &settings.log);
+    if lifeline {
+        aip_runtime::shutdown::follow_standard_input().context("--lifeline")?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         // Listening for the signal begins before the start: a stop during it is not lost.

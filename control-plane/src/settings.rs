@@ -31,6 +31,10 @@ pub struct Flags {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
+    /// End, as at SIGTERM, when standard input ends: whoever supervises this process holds its other end
+    #[arg(long)]
+    #[serde(skip)]
+    pub lifeline: bool,
     /// The data directory; made if it is absent
     #[arg(long, value_name = "DIR", env = "AIP_DATA")]
     pub data: Option<PathBuf>,
@@ -46,6 +50,9 @@ pub struct Flags {
     /// The admin API and metrics; TLS beyond loopback [default: 127.0.0.1:15014]
     #[arg(long, value_name = "IP:PORT", env = "AIP_ADMIN_LISTEN")]
     pub admin_listen: Option<String>,
+    /// The admin API's Unix socket [default: admin.sock in the data directory]
+    #[arg(long, value_name = "PATH", env = "AIP_ADMIN_SOCKET")]
+    pub admin_socket: Option<PathBuf>,
     /// The key that seals secrets at rest (64 hex digits); AIP_DATA_KEY holds the key itself
     #[arg(long, value_name = "FILE", env = "AIP_KEY_FILE")]
     pub key_file: Option<PathBuf>,
@@ -70,6 +77,8 @@ pub struct Settings {
     pub mesh_listen: SocketAddr,
     /// Where the admin API is.
     pub admin_listen: SocketAddr,
+    /// Its Unix socket; `None`: in the data directory.
+    pub admin_socket: Option<PathBuf>,
     /// The sealing key's file.
     pub key_file: Option<PathBuf>,
     /// How logs look.
@@ -93,6 +102,7 @@ impl Settings {
             trust_domain: None,
             mesh_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            admin_socket: None,
             key_file: None,
             log_format: LogFormat::Text,
             log: "info".into(),
@@ -109,8 +119,9 @@ impl Flags {
     /// # Errors
     /// The file can't be read, or settings can't be used.
     pub fn resolve(self) -> Result<Settings, SettingsError> {
+        let mut unread = Vec::new();
         let file = match &self.config {
-            Some(path) => aip_runtime::settings::load::<Self>(path)?,
+            Some(path) => aip_runtime::settings::load::<Self>(path, &mut unread)?,
             None => Self::default(),
         };
         let mut mistakes = Vec::new();
@@ -145,6 +156,7 @@ impl Flags {
                     .or(file.admin_listen)
                     .unwrap_or_else(|| listen_default(ADMIN_LISTEN)),
             ),
+            admin_socket: self.admin_socket.or(file.admin_socket),
             key_file: self.key_file.or(file.key_file),
             log_format: parsed(
                 &mut mistakes,
@@ -158,10 +170,11 @@ impl Flags {
             lease_grace: LEASE_GRACE,
             limits: Limits::default(),
         };
-        if mistakes.is_empty() {
+        aip_runtime::settings::add_mistakes(&mut unread, mistakes);
+        if unread.is_empty() {
             Ok(settings)
         } else {
-            Err(SettingsError::Invalid(mistakes))
+            Err(SettingsError::Invalid(unread))
         }
     }
 }
@@ -227,6 +240,12 @@ mod tests {
             config: Some(path),
             ..Flags::default()
         };
-        assert_eq!(flags.resolve().unwrap_err().reason(), "settings_syntax");
+        assert!(
+            flags
+                .resolve()
+                .unwrap_err()
+                .to_string()
+                .contains("dta: line 1: unknown field")
+        );
     }
 }

@@ -1,17 +1,22 @@
 //! How it all starts and ends: settings, identity, configuration, listeners; then drain.
 
+mod listeners;
+mod secret;
+mod separation;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aip_runtime::files::{self, DirLock};
 use aip_runtime::ready::Readiness;
 use aip_runtime::svid::SvidSource;
+use aip_runtime::telemetry::Metrics;
 use aip_runtime::trust::{Trust, TrustState};
-use aip_runtime::{admin, drain, files, settings, shutdown, telemetry, unix_now};
+use aip_runtime::{admin, drain, shutdown, telemetry, unix_now};
 use anyhow::Context as _;
 use tokio::sync::{mpsc, watch};
-use zeroize::Zeroizing;
 
 use crate::config::Config;
 use crate::identity::keeper::Keeper;
@@ -23,72 +28,45 @@ use crate::mesh::world::{Origin, World};
 use crate::proxy::workers::Workers;
 use crate::proxy::{self, Proxy, ProxySettings};
 use crate::wellknown::WellKnown;
+use listeners::Listeners;
 
 /// Gates of readiness: an SVID, a complete configuration, and the listeners.
 const GATES: [&str; 3] = ["identity", "config", "listeners"];
 
-/// The listening sockets: taken before anything else, so that a taken port is the first thing said.
-struct Listeners {
-    inbound: std::net::TcpListener,
-    outbound: std::net::TcpListener,
-    admin: std::net::TcpListener,
-    probes: std::net::TcpListener,
-}
-
-impl Listeners {
-    fn bind(config: &Config) -> Result<Self, settings::SettingsError> {
-        Ok(Self {
-            inbound: settings::listen("calls from peers", "--inbound", config.inbound)?,
-            outbound: settings::listen("calls of the agent", "--outbound", config.outbound)?,
-            admin: settings::listen("admin", "--admin", config.admin)?,
-            probes: settings::listen("probes", "--probes", config.probes)?,
-        })
-    }
-
-    /// Where each listens, for whoever started this process with port 0.
-    fn announce(&self, path: &Path) -> anyhow::Result<()> {
-        let run = serde_json::json!({
-            "pid": std::process::id(),
-            "inbound": self.inbound.local_addr()?,
-            "outbound": self.outbound.local_addr()?,
-            "admin": self.admin.local_addr()?,
-            "probes": self.probes.local_addr()?,
-        });
-        files::write_private(path, run.to_string().as_bytes()).context("run.json can't be written")
-    }
+/// What all parts of a sidecar share.
+struct Shared {
+    config: Arc<Config>,
+    svid: SvidSource,
+    trust: Trust,
+    ready: Readiness,
+    vault: Option<Vault>,
 }
 
 /// Runs a sidecar until a signal ends it.
 ///
 /// # Errors
-/// It can't start: settings, ports, directories, or an identity that can't be had.
+/// It can't start: settings, ports, directories, or an identity that can't be had. Or it may not go on: in a `prod` mesh
+/// its agent runs as its own user.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let config = Arc::new(config);
     let listeners = Listeners::bind(&config)?;
-    let _data = files::lock_dir(&config.data)?;
-    let _runtime = match config.runtime_dir.starts_with(&config.data) && config.runtime_dir != config.data {
-        true => private_dir(&config.runtime_dir).map(|()| None)?,
-        false => Some(files::lock_dir(&config.runtime_dir)?),
+    let _locks = lock_directories(&config)?;
+    let secret = secret::of(&config.access)?;
+    listeners.announce(&config)?;
+    let shared = Shared {
+        svid: SvidSource::default(),
+        trust: TrustState::new(aip_api::name::DEFAULT_TRUST_DOMAIN.parse()?, Vec::new()).shared(),
+        ready: Readiness::new(&GATES),
+        vault: Vault::open(&config)?,
+        config: Arc::new(config),
     };
-    listeners.announce(&config.data.join("run.json"))?;
-    let vault = Vault::open(&config)?;
-    let ready = Readiness::new(&GATES);
     let metrics = telemetry::init_metrics();
+    crate::metrics::describe();
+    let addresses = listeners.addresses()?;
     // Probes answer from the first moment: "not ready, waiting for identity" is an answer.
-    let _probes = admin::serve_on_own_thread("probes", listeners.probes, admin::probes(ready.clone()))?;
+    let probes = admin::probes(shared.ready.clone());
+    let _probes = admin::serve_on_own_thread("probes", listeners.probes, probes)?;
 
-    let svid = SvidSource::default();
-    let placeholder: aip_api::TrustDomain = aip_api::name::DEFAULT_TRUST_DOMAIN.parse()?;
-    let trust = TrustState::new(placeholder, Vec::new()).shared();
-    let (send_origin, origins) = mpsc::channel(1);
-    let keeper = Keeper::new(
-        config.clone(),
-        svid.clone(),
-        trust.clone(),
-        vault.clone(),
-        ready.clone(),
-        send_origin,
-    );
+    let (keeper, origins) = shared.keeper();
     let origin = tokio::select! {
         origin = keeper.first() => origin.map_err(explain)?,
         name = shutdown::signal() => {
@@ -96,50 +74,40 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    let (world, cache) = restore(&config, origin, &trust, vault.as_ref(), &ready);
-    let (mesh, asked) = Mesh::new(world.snapshot());
     let (send_lease, lease) = watch::channel(None);
-    let stream = Client {
-        control_plane: config.control_plane,
-        svid: svid.clone(),
-        trust: trust.clone(),
-        ready: ready.clone(),
-        instance: uuid::Uuid::now_v7().to_string(),
-        cache,
-        lease,
-        origins,
-        asked,
-    };
-    tokio::spawn(client::run(stream, mesh.clone(), world));
+    let mesh = shared.follow_mesh(origin, origins, lease);
     tokio::spawn(keeper.keep());
 
-    let workers = Workers::start(config.workers).context("no threads to serve connections")?;
-    let settings = ProxySettings::new(config.agent, proxy_secret(&config)?).served_by(workers);
-    let proxy = Proxy::new(
-        mesh.clone(),
-        svid.clone(),
-        trust,
-        settings,
-        WellKnown::new(svid.clone()),
-    );
-    let pages = crate::admin::router(config.clone(), mesh, svid, proxy.clone(), metrics);
+    let workers = Workers::start(shared.config.workers).context("no threads to serve connections")?;
+    let settings = ProxySettings::new(shared.config.agent, secret)
+        .served_by(workers)
+        .of_user(shared.config.access.agent_uid)
+        .reserving([shared.config.control_plane, addresses.admin, addresses.probes]);
+    let proxy = shared.proxy(&mesh, settings);
+    let pages = shared.pages(&mesh, &proxy, metrics);
     let _admin = admin::serve_on_own_thread("admin", listeners.admin, pages)?;
-    let lease = config.advertise.map_or_else(|| listeners.inbound.local_addr(), Ok)?;
-    serve(
-        &config,
-        Serving {
-            inbound: listeners.inbound,
-            outbound: listeners.outbound,
-            proxy,
-            ready,
-            lease,
-            send_lease,
-        },
-    )
-    .await
+    let serving = Serving {
+        inbound: listeners.inbound,
+        outbound: listeners.outbound,
+        proxy,
+        lease: shared.config.advertise.unwrap_or(addresses.inbound),
+        send_lease,
+    };
+    serve(&shared, &mesh, serving).await
 }
 
-/// Below the data directory, whose lock covers it.
+/// The data and the runtime directory, for this process alone.
+fn lock_directories(config: &Config) -> anyhow::Result<(DirLock, Option<DirLock>)> {
+    let data = files::lock_dir(&config.data)?;
+    // Below the data directory, whose lock covers it.
+    let covered = config.runtime_dir.starts_with(&config.data) && config.runtime_dir != config.data;
+    let runtime = match covered {
+        true => private_dir(&config.runtime_dir).map(|()| None)?,
+        false => Some(files::lock_dir(&config.runtime_dir)?),
+    };
+    Ok((data, runtime))
+}
+
 fn private_dir(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
@@ -152,89 +120,125 @@ fn explain(error: JoinError) -> anyhow::Error {
     anyhow::Error::new(error).context(format!("this sidecar can't get an identity ({reason})"))
 }
 
-/// The last good configuration, where one is kept.
-fn restore(
-    config: &Config,
-    origin: Origin,
-    trust: &Trust,
-    vault: Option<&Vault>,
-    ready: &Readiness,
-) -> (World, Option<Arc<Cache>>) {
-    let mut world = World::new(origin, trust.clone());
-    let Some(vault) = vault else { return (world, None) };
-    let cache = Arc::new(Cache::new(&config.data, vault.key.clone()));
-    match cache.load() {
-        Ok((revision, resources)) => {
-            let push = aip_api::wire::ConfigResponse {
-                resources,
-                revision,
-                ..Default::default()
-            };
-            let rejected = world.apply(&push, unix_now());
-            for refused in &rejected {
-                tracing::warn!(reason = refused.reason, "cached: {refused}");
-            }
-            world.raise_revision(revision);
-            // Complete as of its revision, or it would not have been written: enough to serve from.
-            let usable = rejected.is_empty() && world.is_usable();
-            ready.set("config", usable);
-            tracing::info!(revision, usable, "configuration restored from the cache");
-        }
-        Err(error) => tracing::info!(%error, "no configuration from the cache; waiting for the control plane"),
+impl Shared {
+    /// What gets and keeps the SVID, and the roots and keys that come with each.
+    fn keeper(&self) -> (Keeper, mpsc::Receiver<Origin>) {
+        let (send, origins) = mpsc::channel(1);
+        let keeper = Keeper::new(
+            self.config.clone(),
+            self.svid.clone(),
+            self.trust.clone(),
+            self.vault.clone(),
+            self.ready.clone(),
+            send,
+        );
+        (keeper, origins)
     }
-    (world, Some(cache))
-}
 
-fn proxy_secret(config: &Config) -> anyhow::Result<Option<Zeroizing<String>>> {
-    let Some(path) = &config.proxy_secret_file else {
-        return Ok(None);
-    };
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("--proxy-secret-file {} can't be read", path.display()))?;
-    let secret = Zeroizing::new(text.trim().to_owned());
-    // Guessing is local and cheap: 128 bits, as hex or base64.
-    anyhow::ensure!(
-        secret.len() >= 22,
-        "--proxy-secret-file {} holds fewer than 22 characters",
-        path.display()
-    );
-    Ok(Some(secret))
+    /// The world, from the cache at first, and kept up to date by a task from then on.
+    fn follow_mesh(
+        &self,
+        origin: Origin,
+        origins: mpsc::Receiver<Origin>,
+        lease: watch::Receiver<Option<SocketAddr>>,
+    ) -> Mesh {
+        let (world, cache) = self.restore(origin);
+        let (mesh, asked) = Mesh::new(world.snapshot());
+        let stream = Client {
+            control_plane: self.config.control_plane,
+            svid: self.svid.clone(),
+            trust: self.trust.clone(),
+            ready: self.ready.clone(),
+            instance: uuid::Uuid::now_v7().to_string(),
+            cache,
+            lease,
+            origins,
+            asked,
+        };
+        tokio::spawn(client::run(stream, mesh.clone(), world));
+        mesh
+    }
+
+    /// The last good configuration, where one is kept.
+    fn restore(&self, origin: Origin) -> (World, Option<Arc<Cache>>) {
+        let mut world = World::new(origin, self.trust.clone());
+        let Some(vault) = &self.vault else {
+            return (world, None);
+        };
+        let cache = Arc::new(Cache::new(&self.config.data, vault.key.clone()));
+        match cache.load() {
+            Ok((revision, resources)) => {
+                let push = aip_api::wire::ConfigResponse {
+                    resources,
+                    revision,
+                    ..Default::default()
+                };
+                let rejected = world.apply(&push, unix_now());
+                for refused in &rejected {
+                    tracing::warn!(reason = refused.reason, "cached: {refused}");
+                }
+                world.raise_revision(revision);
+                // Complete as of its revision, or it would not have been written: enough to serve from.
+                let usable = rejected.is_empty() && world.is_usable();
+                self.ready.set("config", usable);
+                tracing::info!(revision, usable, "configuration restored from the cache");
+            }
+            Err(error) => tracing::info!(%error, "no configuration from the cache; waiting for the control plane"),
+        }
+        (world, Some(cache))
+    }
+
+    fn proxy(&self, mesh: &Mesh, settings: ProxySettings) -> Arc<Proxy> {
+        let wellknown = WellKnown::new(self.svid.clone());
+        Proxy::new(mesh.clone(), self.svid.clone(), self.trust.clone(), settings, wellknown)
+    }
+
+    fn pages(&self, mesh: &Mesh, proxy: &Arc<Proxy>, metrics: Metrics) -> axum::Router {
+        let (config, svid) = (self.config.clone(), self.svid.clone());
+        crate::admin::router(config, mesh.clone(), svid, proxy.clone(), metrics)
+    }
 }
 
 struct Serving {
     inbound: std::net::TcpListener,
     outbound: std::net::TcpListener,
     proxy: Arc<Proxy>,
-    ready: Readiness,
     lease: SocketAddr,
     send_lease: watch::Sender<Option<SocketAddr>>,
 }
 
-async fn serve(config: &Config, serving: Serving) -> anyhow::Result<()> {
+async fn serve(shared: &Shared, mesh: &Mesh, serving: Serving) -> anyhow::Result<()> {
     let (drain, watch) = drain::channel();
     let inbound = tokio::net::TcpListener::from_std(serving.inbound)?;
     let outbound = tokio::net::TcpListener::from_std(serving.outbound)?;
+    let violated = separation::violated(&shared.config, mesh);
+    tokio::pin!(violated);
+    // Once before anything is served: what came from the cache may say already that it may not be.
+    if let Some(shared) = separation::now(&shared.config, mesh) {
+        return Err(shared.into());
+    }
     tokio::spawn(proxy::serve_inbound(inbound, serving.proxy.clone(), watch.clone()));
     tokio::spawn(proxy::serve_outbound(outbound, serving.proxy, watch));
-    serving.ready.set("listeners", true);
-    let ready = serving.ready.clone();
+    shared.ready.set("listeners", true);
     let (send_lease, lease) = (serving.send_lease, serving.lease);
     // Peers are told of this endpoint only once it can answer them.
     let offer = async {
-        ready.ready().await;
+        shared.ready.ready().await;
         tracing::info!(inbound = %lease, "ready");
         send_lease.send_replace(Some(lease));
         std::future::pending::<()>().await;
     };
     let name = tokio::select! {
         name = shutdown::signal() => name,
+        found = &mut violated => return Err(found.into()),
         () = offer => "",
     };
-    tracing::info!(signal = name, seconds = config.drain_seconds, "draining");
-    serving.ready.set("listeners", false);
+    let seconds = shared.config.drain_seconds;
+    tracing::info!(signal = name, seconds, "draining");
+    shared.ready.set("listeners", false);
     send_lease.send_replace(None);
     drain.start();
-    let idle = drain.idle(Duration::from_secs(config.drain_seconds)).await;
+    let idle = drain.idle(Duration::from_secs(seconds)).await;
     tracing::info!(idle, "ended");
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! once, by field.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use aip_api::AgentName;
 use aip_api::problem::FieldError;
@@ -28,6 +28,10 @@ pub struct Flags {
     #[arg(long)]
     #[serde(skip)]
     pub measure: bool,
+    /// End, as at SIGTERM, when standard input ends: whoever supervises this process holds its other end
+    #[arg(long)]
+    #[serde(skip)]
+    pub lifeline: bool,
     /// The agent's name: a DNS label
     #[arg(long)]
     pub name: Option<String>,
@@ -83,9 +87,15 @@ pub struct Flags {
     #[arg(long, value_name = "JSON")]
     #[serde(default)]
     pub argv: Option<String>,
-    /// File with the secret that the agent must show at the outbound port
+    /// File with the secret that the agent must show at the outbound port [default: proxy-secret in the runtime directory, made if it is absent]
     #[arg(long, value_name = "FILE")]
     pub proxy_secret_file: Option<PathBuf>,
+    /// The user that the agent runs as, by number: the outbound port then takes its connections only
+    #[arg(long, value_name = "UID")]
+    pub agent_uid: Option<u32>,
+    /// Let every process that reaches the outbound port speak as the agent, with neither a secret nor a user
+    #[arg(long)]
+    pub proxy_open: bool,
     /// Whether the agent can go around: `cooperative` or `captured`
     #[arg(long, value_name = "cooperative|captured")]
     pub enforcement: Option<String>,
@@ -156,8 +166,8 @@ pub struct Config {
     pub key_file: Option<PathBuf>,
     /// What is measured.
     pub measured: Measured,
-    /// The secret that the agent must show.
-    pub proxy_secret_file: Option<PathBuf>,
+    /// Who may speak as the agent at the outbound port.
+    pub access: Access,
     /// Worker threads.
     pub workers: usize,
     /// How long a drain may take, seconds.
@@ -166,6 +176,18 @@ pub struct Config {
     pub log_format: LogFormat,
     /// What is logged.
     pub log: String,
+}
+
+/// Who may speak as the agent at the outbound port. Everything that is given here must hold; with neither a secret nor a
+/// user, every process that reaches the port may.
+#[derive(Debug, Clone, Serialize)]
+pub struct Access {
+    /// The file with the secret that must be shown.
+    pub proxy_secret_file: Option<PathBuf>,
+    /// Whether that file is this process's to make.
+    pub makes_secret: bool,
+    /// The user that connections must be of.
+    pub agent_uid: Option<u32>,
 }
 
 /// What evidence is made of.
@@ -181,6 +203,8 @@ pub struct Measured {
     pub executable: Option<PathBuf>,
     /// Its command line.
     pub argv: Option<Vec<String>>,
+    /// The port that it serves at, which stands for itself in the command line.
+    pub port: Option<u16>,
     /// Can it go around?
     pub enforcement: aip_api::evidence::Enforcement,
 }
@@ -196,15 +220,17 @@ impl Flags {
     /// # Errors
     /// The file can't be read, or any setting can't be used: all of them.
     pub fn resolve(self) -> Result<Config, SettingsError> {
+        let mut mistakes = Vec::new();
         let file: Self = match &self.config {
-            Some(path) => settings::load(path)?,
+            Some(path) => settings::load(path, &mut mistakes)?,
             None => Self::default(),
         };
-        let mut errors = Vec::new();
-        let config = self.over(file).check(&mut errors);
+        let mut found = Vec::new();
+        let config = self.over(file).check(&mut found);
+        settings::add_mistakes(&mut mistakes, found);
         match config {
-            Some(config) if errors.is_empty() => Ok(config),
-            _ => Err(SettingsError::Invalid(errors)),
+            Some(config) if mistakes.is_empty() => Ok(config),
+            _ => Err(SettingsError::Invalid(mistakes)),
         }
     }
 
@@ -213,6 +239,7 @@ impl Flags {
         Self {
             config: self.config,
             measure: self.measure,
+            lifeline: self.lifeline,
             name: self.name.or(file.name),
             control_plane: self.control_plane.or(file.control_plane),
             join_token_file: self.join_token_file.or(file.join_token_file),
@@ -232,6 +259,8 @@ impl Flags {
             executable: self.executable.or(file.executable),
             argv: self.argv.or(file.argv),
             proxy_secret_file: self.proxy_secret_file.or(file.proxy_secret_file),
+            agent_uid: self.agent_uid.or(file.agent_uid),
+            proxy_open: self.proxy_open || file.proxy_open,
             enforcement: self.enforcement.or(file.enforcement),
             workers: self.workers.or(file.workers),
             drain_seconds: self.drain_seconds.or(file.drain_seconds),
@@ -263,7 +292,7 @@ impl Flags {
         });
         let control_plane = required(errors, "control_plane", self.control_plane);
         let agent = required(errors, "agent", self.agent);
-        let data = required(errors, "data", self.data);
+        let data = required(errors, "data", self.data.clone());
         let workers = self.workers.unwrap_or(DEFAULT_WORKERS);
         if !(1..=64).contains(&workers) {
             errors.push(FieldError::new(
@@ -278,7 +307,10 @@ impl Flags {
                 format!("{drain_seconds} is out of bounds: 0 to 3600"),
             ));
         }
-        let data = data?;
+        let runtime_dir = self.runtime_dir.clone();
+        let runtime_dir = runtime_dir.or_else(|| data.as_ref().map(|data| data.join("runtime")));
+        let access = self.access(runtime_dir.as_deref(), errors);
+        let (data, runtime_dir) = (data?, runtime_dir?);
         Some(Config {
             name: name?,
             control_plane: control_plane?,
@@ -289,17 +321,33 @@ impl Flags {
             outbound,
             admin,
             probes: self.probes.unwrap_or(loopback(15021)),
-            runtime_dir: self.runtime_dir.unwrap_or_else(|| data.join("runtime")),
+            runtime_dir,
             data,
             keys: self.keys.unwrap_or_default(),
             key_file: self.key_file,
             measured,
-            proxy_secret_file: self.proxy_secret_file,
+            access,
             workers,
             drain_seconds,
             log_format: self.log_format.unwrap_or_default(),
             log: self.log.unwrap_or_else(|| "info".into()),
         })
+    }
+
+    /// Closed, unless it is said in so many words that it is to be open.
+    fn access(&self, runtime_dir: Option<&Path>, errors: &mut Vec<FieldError>) -> Access {
+        let given = self.proxy_secret_file.is_some() || self.agent_uid.is_some();
+        if self.proxy_open && given {
+            let message = "contradicts proxy_secret_file and agent_uid: leave it out, or them";
+            errors.push(FieldError::new("proxy_open", message));
+        }
+        let makes_secret = !self.proxy_open && !given;
+        let made = runtime_dir.filter(|_| makes_secret).map(|dir| dir.join("proxy-secret"));
+        Access {
+            proxy_secret_file: self.proxy_secret_file.clone().or(made),
+            makes_secret,
+            agent_uid: self.agent_uid,
+        }
     }
 
     /// What is declared for measuring.
@@ -326,6 +374,7 @@ impl Flags {
             config: self.config_file.clone(),
             executable: self.executable.clone(),
             argv,
+            port: self.agent.map(|agent| agent.port()),
             enforcement,
         }
     }
@@ -369,6 +418,47 @@ mod tests {
                 "{field} is missing from:\n{error}"
             );
         }
+    }
+
+    #[test]
+    fn the_outbound_port_is_closed_unless_it_is_said_to_be_open() {
+        let flags = || Flags {
+            name: Some("ledger".into()),
+            control_plane: Some(loopback(1)),
+            agent: Some(loopback(2)),
+            data: Some("here".into()),
+            ..Flags::default()
+        };
+        let access = |flags: Flags| flags.resolve().map(|config| config.access);
+        let closed = access(flags()).unwrap();
+        assert!(closed.makes_secret);
+        assert_eq!(
+            closed.proxy_secret_file.as_deref(),
+            Some(Path::new("here/runtime/proxy-secret"))
+        );
+        let by_user = access(Flags {
+            agent_uid: Some(7),
+            ..flags()
+        })
+        .unwrap();
+        assert_eq!((by_user.proxy_secret_file, by_user.agent_uid), (None, Some(7)));
+        let open = access(Flags {
+            proxy_open: true,
+            ..flags()
+        })
+        .unwrap();
+        assert!(open.proxy_secret_file.is_none() && open.agent_uid.is_none() && !open.makes_secret);
+        let both = Flags {
+            proxy_open: true,
+            agent_uid: Some(7),
+            ..flags()
+        };
+        assert!(
+            access(both)
+                .unwrap_err()
+                .to_string()
+                .contains("proxy_open: contradicts")
+        );
     }
 
     #[test]

@@ -24,6 +24,8 @@
 //! | [`snapshot`] | one version of the world; a request sees exactly one |
 //! | [`proxy`] | what both listeners share, and the accept loops |
 //! | [`request`] | the phases |
+//! | [`owner`] | whose sockets on this machine these are |
+//! | [`metrics`] | every metric's name, kind and meaning |
 //! | [`wellknown`] | what the sidecar answers for its agent |
 //! | [`admin`] | what an operator sees |
 //! | [`app`] | how it all starts and ends |
@@ -35,6 +37,8 @@ pub mod app;
 pub mod config;
 pub mod identity;
 pub mod mesh;
+pub mod metrics;
+pub mod owner;
 pub mod proxy;
 pub mod request;
 pub mod snapshot;

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use aip_runtime::telemetry;
+use aip_runtime::{shutdown, telemetry};
 use aip_sidecar::{app, config::Flags};
 use clap::Parser as _;
 
@@ -15,6 +15,7 @@ fn main() -> ExitCode {
     if flags.measure {
         return measure(&flags);
     }
+    let lifeline = flags.lifeline;
     let config = match flags.resolve() {
         Ok(config) => config,
         Err(error) => {
@@ -27,6 +28,10 @@ fn main() -> ExitCode {
     if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable) {
         tracing::warn!(%error, "this process can be dumped");
     }
+    if lifeline && let Err(error) = shutdown::follow_standard_input() {
+        eprintln!("aip-sidecar: --lifeline: {error}");
+        return ExitCode::FAILURE;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .enable_all()
@@ -38,8 +43,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Both: the log for machines, and a line for whoever typed the command.
-            tracing::error!(error = format!("{error:#}"), "ended");
-            eprintln!("aip-sidecar: {error:#}");
+            let why = aip_runtime::why(error.as_ref());
+            tracing::error!(error = why, "ended");
+            eprintln!("aip-sidecar: {why}");
             ExitCode::FAILURE
         }
     }

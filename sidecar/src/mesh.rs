@@ -146,7 +146,8 @@ impl Mesh {
             .unwrap_or(Err(Unlearned::Unreachable))
     }
 
-    fn is_absent(&self, agent: &AgentName) -> bool {
+    /// Whether the registry said a moment ago that it has no such agent.
+    pub(crate) fn is_absent(&self, agent: &AgentName) -> bool {
         self.0.absent.get(agent).is_some_and(|until| *until > Instant::now())
     }
 }

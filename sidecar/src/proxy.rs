@@ -23,6 +23,7 @@ pub mod connections;
 pub(crate) mod egress;
 pub(crate) mod gate;
 pub(crate) mod hops;
+mod http2;
 mod inbound;
 pub(crate) mod io;
 pub mod limits;
@@ -43,7 +44,6 @@ use aip_runtime::drain::DrainWatch;
 use aip_runtime::svid::SvidSource;
 use aip_runtime::trust::Trust;
 use arc_swap::ArcSwap;
-use dashmap::DashMap;
 use zeroize::Zeroizing;
 
 use crate::mesh::Mesh;
@@ -57,6 +57,8 @@ pub struct ProxySettings {
     pub agent: SocketAddr,
     /// What the agent must show at the outbound port.
     pub proxy_secret: Option<Zeroizing<String>>,
+    /// Whose connections the outbound port takes; where none is named, those of every user.
+    pub agent_uid: Option<u32>,
     /// Where access log lines go.
     pub access_log: AccessLog,
     /// What serves the connections.
@@ -74,10 +76,17 @@ impl ProxySettings {
         Self {
             agent,
             proxy_secret,
+            agent_uid: None,
             access_log: AccessLog::stdout(),
             workers: Workers::of_caller(),
             reserved: Vec::new(),
         }
+    }
+
+    /// Only connections of this user are taken at the outbound port, where one is named.
+    pub fn of_user(mut self, agent_uid: Option<u32>) -> Self {
+        self.agent_uid = agent_uid;
+        self
     }
 
     /// Addresses that are never reached through the egress guard.
@@ -157,6 +166,7 @@ impl Proxy {
             shares: gate::Shares::default(),
             hops: hops::Hops::default(),
             in_flight: gate::InFlight::default(),
+            traces: crate::request::trace::Traces::default(),
             held: Arc::default(),
             turn: AtomicUsize::new(0),
             listeners: ArcSwap::default(),
@@ -166,7 +176,6 @@ impl Proxy {
             settings,
             wellknown,
         });
-            traces: crate::request::trace::Traces::default(),
         tokio::spawn(watch::run(Arc::downgrade(&proxy)));
         proxy
     }

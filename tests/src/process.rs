@@ -16,4 +16,4 @@ pub use child::{Process, free_port};
 pub(crate) use mesh::sweep_after_us;
 pub use mesh::{ControlPlane, Mesh};
 pub use run::RunAgent;
-pub use sidecar::{FREE, Sidecar, SidecarSpec};
+pub use sidecar::{FREE, OPEN, Sidecar, SidecarSpec};

@@ -5,7 +5,7 @@ mod services;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use aip_api::AgentName;
@@ -53,6 +53,10 @@ pub(crate) struct State {
     pub(crate) issued: Vec<(String, String)>,
     /// How the next SVID of an agent is made, where not well.
     pub(crate) leaves: BTreeMap<String, LeafSpec>,
+    /// Nobody gets an SVID any more.
+    pub(crate) issues_nothing: bool,
+    /// Roots that are handed out beside the mesh's own.
+    pub(crate) more_roots: Vec<Vec<u8>>,
 }
 
 /// The control plane.
@@ -84,6 +88,8 @@ impl Scripted {
             streams: Vec::new(),
             issued: Vec::new(),
             leaves: BTreeMap::new(),
+            issues_nothing: false,
+            more_roots: Vec::new(),
         };
         let scripted = Self {
             state: Arc::new(Mutex::new(state)),
@@ -275,6 +281,12 @@ impl Scripted {
 
     /// As [`Self::sidecar`], with more flags.
     pub async fn sidecar_with(&self, name: &str, agent: SocketAddr, dir: &Path, flags: &[&str]) -> Sidecar {
+        let (spec, dir) = self.spec(name, agent, dir, flags);
+        Sidecar::start(spec, &dir).await
+    }
+
+    /// Registers `name`; how to start its sidecar, and where its files go.
+    pub fn spec(&self, name: &str, agent: SocketAddr, dir: &Path, flags: &[&str]) -> (SidecarSpec, PathBuf) {
         self.agent(name);
         let spec = SidecarSpec {
             name: name.to_owned(),
@@ -286,7 +298,29 @@ impl Scripted {
         };
         let dir = dir.join(name);
         std::fs::create_dir_all(&dir).unwrap();
-        Sidecar::start(spec, &dir).await
+        (spec, dir)
+    }
+
+    /// From now on, nobody gets an SVID.
+    pub fn issue_nothing(&self) {
+        self.lock().issues_nothing = true;
+    }
+
+    /// Hands out this root, too.
+    pub fn vouch_for(&self, root: Vec<u8>) {
+        self.lock().more_roots.push(root);
+    }
+
+    /// The names of agents in each message of `agent` that subscribes to some, in order.
+    pub fn subscribed(&self, agent: &str) -> Vec<Vec<String>> {
+        let state = self.lock();
+        let names = state.heard.iter().filter_map(|(a, message)| match message {
+            Message::Subscribe(subscribe) if a == agent && Kind::from_wire(subscribe.kind) == Some(Kind::Agent) => {
+                Some(subscribe.names.clone())
+            }
+            _ => None,
+        });
+        names.collect()
     }
 
     /// How many pushes `agent` has acknowledged, and how many of these whole.

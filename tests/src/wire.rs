@@ -1,7 +1,7 @@
 //! TLS as a stranger would speak it: any certificate or none, any version.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
 
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -10,7 +10,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::pki::Leaf;
@@ -101,8 +101,25 @@ pub async fn attempt(address: SocketAddr, identity: Option<&Leaf>) -> Outcome {
 
 /// As [`attempt`], with a client of one's own.
 pub async fn attempt_as(address: SocketAddr, config: Arc<ClientConfig>) -> Outcome {
+    attempt_over(async || TcpStream::connect(address).await, config).await
+}
+
+/// A connection to `address` from this address of this machine: all of 127.0.0.0/8 are.
+pub async fn connect_from(source: IpAddr, address: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::new(source, 0))?;
+    socket.connect(address).await
+}
+
+/// As [`attempt`], from another address of this machine.
+pub async fn attempt_from(source: IpAddr, address: SocketAddr, identity: Option<&Leaf>) -> Outcome {
+    let config = client(identity, &[b"h2"]);
+    attempt_over(async || connect_from(source, address).await, config).await
+}
+
+async fn attempt_over(connect: impl AsyncFnOnce() -> std::io::Result<TcpStream>, config: Arc<ClientConfig>) -> Outcome {
     let handshake = async {
-        let tcp = TcpStream::connect(address).await?;
+        let tcp = connect().await?;
         let name = ServerName::try_from("aip.invalid").unwrap();
         let mut tls = TlsConnector::from(config).connect(name, tcp).await?;
         // In TLS 1.3 a client learns of the refusal of its certificate only when it reads. An accepted one gets
@@ -158,8 +175,7 @@ pub fn tls12_hello() -> Vec<u8> {
     record
 }
 
-/// Answers every HTTP/2 request on TLS with 200, presenting `leaf`: an endpoint that isn't who it should be.
-pub async fn impostor(leaf: &Leaf) -> SocketAddr {
+fn acceptor(leaf: &Leaf, alpn: &[&[u8]]) -> TlsAcceptor {
     let (chain, key) = chain_of(leaf);
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -167,8 +183,54 @@ pub async fn impostor(leaf: &Leaf) -> SocketAddr {
         .with_no_client_auth()
         .with_single_cert(chain, key)
         .unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// Presents `leaf` to whoever connects, and writes down how each handshake ended and what was said after it.
+#[derive(Clone)]
+pub struct Listener {
+    pub address: SocketAddr,
+    heard: Arc<Mutex<Vec<Result<Vec<u8>, String>>>>,
+}
+
+impl Listener {
+    pub async fn start(leaf: &Leaf, alpn: &[&[u8]]) -> Self {
+        let acceptor = acceptor(leaf, alpn);
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = Self {
+            address: tcp.local_addr().unwrap(),
+            heard: Arc::default(),
+        };
+        let heard = listener.heard.clone();
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = tcp.accept().await {
+                let (acceptor, heard) = (acceptor.clone(), heard.clone());
+                tokio::spawn(async move {
+                    // A client that refuses us in TLS 1.3 has finished our side of the handshake before: its alert is
+                    // what we read.
+                    let mut said = Vec::new();
+                    let outcome = match acceptor.accept(tcp).await {
+                        Ok(mut tls) => tls.read_to_end(&mut said).await.map(|_| ()),
+                        Err(error) => Err(error),
+                    };
+                    let refused = outcome.map_err(|e| e.to_string()).and(Ok(said));
+                    heard.lock().unwrap().push(refused);
+                });
+            }
+        });
+        listener
+    }
+
+    /// How handshakes ended so far: what was said, or the error.
+    pub fn heard(&self) -> Vec<Result<Vec<u8>, String>> {
+        self.heard.lock().unwrap().clone()
+    }
+}
+
+/// Answers every HTTP/2 request on TLS with 200, presenting `leaf`: an endpoint that isn't who it should be.
+pub async fn impostor(leaf: &Leaf) -> SocketAddr {
+    let acceptor = acceptor(leaf, &[b"h2"]);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {

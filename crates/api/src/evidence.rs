@@ -16,6 +16,10 @@ pub const MAX_EVIDENCE_BYTES: usize = 3 * 1024 * 1024;
 /// The `typ` of an evidence JWS.
 pub const EVIDENCE_TYP: &str = "aip-evidence+jwt";
 
+/// What stands in a measured command line for the port that the agent serves at: a port that is chosen at each start
+/// makes no other program of it.
+pub const PORT_PLACEHOLDER: &str = "{port}";
+
 /// How far a fact can be trusted: who measured it, and could the agent have interfered?
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
@@ -99,7 +103,7 @@ pub struct Evidence {
     /// Digest of the executable, where the sidecar supervises the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub executable: Option<Digest>,
-    /// The agent's command line, where the sidecar supervises it.
+    /// The agent's command line, where the sidecar supervises it; its port as [`PORT_PLACEHOLDER`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub argv: Option<Vec<String>>,
     /// Digest of the sidecar's own executable.
@@ -119,6 +123,40 @@ pub enum FilesError {
     /// Unsorted, twice the same, absolute, or leading outside.
     #[error("path {0:?} is not allowed: paths are relative, below the root, unique and sorted by their bytes")]
     Path(String),
+}
+
+/// The command line as it is measured: each occurrence of the agent's port, as a number of its own, is
+/// [`PORT_PLACEHOLDER`].
+pub fn measured_argv(argv: &[String], port: u16) -> Vec<String> {
+    let port = port.to_string();
+    argv.iter().map(|argument| without_port(argument, &port)).collect()
+}
+
+fn without_port(argument: &str, port: &str) -> String {
+    let is_digit = |c: Option<char>| c.is_some_and(|c| c.is_ascii_digit());
+    let (mut out, mut rest) = (String::with_capacity(argument.len()), argument);
+    while let Some(at) = rest.find(port) {
+        let (before, found) = rest.split_at(at);
+        let after = &found[port.len()..];
+        let part_of_more = is_digit(before.chars().next_back()) || is_digit(after.chars().next());
+        // What stands before was looked at in the turn before, but for its last digit.
+        let part_of_more = part_of_more || (before.is_empty() && is_digit(out.chars().next_back()));
+        out.push_str(before);
+        out.push_str(if part_of_more { port } else { PORT_PLACEHOLDER });
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
+
+/// The digest of a measured command line: of each argument's length and bytes, in order.
+pub fn argv_digest(argv: &[String]) -> Digest {
+    let mut bytes = b"aip argv\0".to_vec();
+    for argument in argv {
+        bytes.extend((argument.len() as u64).to_be_bytes());
+        bytes.extend(argument.as_bytes());
+    }
+    Digest::sha256(&bytes)
 }
 
 /// The Merkle root over measured files (RFC 6962 section 2.1; leaves by path bytes).
@@ -207,6 +245,30 @@ mod tests {
         let many: Vec<_> = (0..=MAX_FILES).map(|i| file(&format!("{i:06}"), b"")).collect();
         assert_eq!(code_digest(&many), Err(FilesError::TooMany(MAX_FILES + 1)));
         assert!(code_digest(&many[..MAX_FILES]).is_ok());
+    }
+
+    #[test]
+    fn a_port_that_is_chosen_at_each_start_makes_no_other_command_line() {
+        let words = |argv: &[&str]| argv.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>();
+        let at = |port: u16| {
+            let port_text = port.to_string();
+            let argv = words(&["serve", "-p", &port_text, &format!("--listen=127.0.0.1:{port}/x")]);
+            measured_argv(&argv, port)
+        };
+        assert_eq!(
+            at(8000),
+            words(&["serve", "-p", "{port}", "--listen=127.0.0.1:{port}/x"])
+        );
+        assert_eq!(argv_digest(&at(8000)), argv_digest(&at(49_152)));
+        // Only the port as a number of its own.
+        for other in ["18000", "80001", "x80008000", "800080008000"] {
+            assert_eq!(measured_argv(&words(&[other]), 8000), words(&[other]));
+        }
+        assert_ne!(argv_digest(&words(&["ab", "c"])), argv_digest(&words(&["a", "bc"])));
+        assert_ne!(
+            argv_digest(&words(&["-c", "good"])),
+            argv_digest(&words(&["-c", "evil"]))
+        );
     }
 
     proptest! {

@@ -10,7 +10,7 @@ mod stubs {
 }
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -21,7 +21,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 pub use incoming::{Incoming, PeerInfo, incoming};
 pub use stubs::{config_client, config_server, identity_client, identity_server};
 
-use crate::tls;
+use crate::tls::{self, TlsError};
 
 /// The metadata key of the stable reason of a failure.
 pub const REASON: &str = "aip-reason";
@@ -46,40 +46,60 @@ pub fn reason(status: &tonic::Status) -> Option<&str> {
     status.metadata().get(REASON).and_then(|v| v.to_str().ok())
 }
 
-/// An error with its sources, innermost last: tonic's own says only "transport error".
-pub fn why(error: &dyn std::error::Error) -> String {
-    let mut out = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let text = inner.to_string();
-        // Some layers repeat what they wrap.
-        if !out.contains(&text) {
-            out.push_str(": ");
-            out.push_str(&text);
+/// Why there is no channel to the control plane.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// Something answers, and it is not the control plane, or does not take us.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Nothing answers.
+    #[error("{}", crate::why(.0))]
+    Unreachable(tonic::transport::Error),
+}
+
+impl ChannelError {
+    /// The stable reason.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Tls(error) => error.reason(),
+            Self::Unreachable(_) => "control_plane_unreachable",
         }
-        source = inner.source();
     }
-    out
 }
 
 /// A channel to the control plane at `address`.
 ///
 /// # Errors
-/// Not reachable, or the handshake failed; the source says which.
-pub async fn channel(address: SocketAddr, tls: Arc<ClientConfig>) -> Result<Channel, tonic::transport::Error> {
+/// Not reachable, or the handshake failed, and why.
+pub async fn channel(address: SocketAddr, tls: Arc<ClientConfig>) -> Result<Channel, ChannelError> {
     let endpoint = Endpoint::from_static("http://control-plane.aip.invalid")
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
         .keep_alive_while_idle(true);
+    // tonic has one error for all that can go wrong while connecting: what TLS says is kept beside it.
+    let failure = Arc::new(Mutex::new(None));
+    let failed = failure.clone();
     let connect = tower::service_fn(move |_: Uri| {
-        let tls = tls.clone();
+        let (tls, failed) = (tls.clone(), failed.clone());
         async move {
             let tcp = TcpStream::connect(address).await?;
             tcp.set_nodelay(true)?;
-            let stream = tls::handshake(&tls, tcp).await.map_err(std::io::Error::other)?;
-            Ok::<_, std::io::Error>(TokioIo::new(stream))
+            match tls::handshake(&tls, tcp).await {
+                Ok(stream) => Ok(TokioIo::new(stream)),
+                Err(error) => {
+                    let text = error.to_string();
+                    *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                    Err(std::io::Error::other(text))
+                }
+            }
         }
     });
-    endpoint.connect_with_connector(connect).await
+    let channel = endpoint.connect_with_connector(connect).await;
+    channel.map_err(
+        |error| match failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(tls) => ChannelError::Tls(tls),
+            None => ChannelError::Unreachable(error),
+        },
+    )
 }

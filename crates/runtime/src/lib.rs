@@ -6,7 +6,7 @@
 //! | being a process | [`settings`], [`telemetry`], [`shutdown`], [`drain`], [`ready`], [`admin`], [`backoff`], [`files`] |
 //! | keys and statements | [`signing`], [`jws`], [`signed`], [`sealing`] |
 //! | identity | [`x509`], [`trust`], [`svid`] |
-//! | the wire | [`tls`], [`grpc`] |
+//! | the wire | [`door`], [`tls`], [`grpc`] |
 //! | policy admission in a child that may die | [`admission`] |
 //!
 //! This is the only crate that names rustls: everything else sees TLS as streams with a verified peer.
@@ -16,6 +16,7 @@
 pub mod admin;
 pub mod admission;
 pub mod backoff;
+pub mod door;
 pub mod drain;
 pub mod files;
 pub mod grpc;
@@ -32,9 +33,44 @@ pub mod tls;
 pub mod trust;
 pub mod x509;
 
+/// An error with its sources, innermost last, and nothing twice: some layers repeat what they wrap.
+pub fn why(error: &dyn std::error::Error) -> String {
+    let mut out = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let text = inner.to_string();
+        if !out.contains(&text) {
+            out.push_str(": ");
+            out.push_str(&text);
+        }
+        source = inner.source();
+    }
+    out
+}
+
 /// Seconds since the Unix epoch; 0 on a clock set before it.
 pub fn unix_now() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |d| d.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    #[derive(Debug, thiserror::Error)]
+    enum Failure {
+        #[error("the file f: {source}")]
+        Says { source: io::Error },
+        #[error("the start failed")]
+        Wraps(#[source] Box<Failure>),
+    }
+
+    #[test]
+    fn a_cause_is_said_once_whether_or_not_its_effect_says_it_too() {
+        let source = io::Error::other("no such thing");
+        let failure = Failure::Wraps(Box::new(Failure::Says { source }));
+        assert_eq!(super::why(&failure), "the start failed: the file f: no such thing");
+    }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use aip_api::problem::FieldError;
 use serde::de::DeserializeOwned;
+use serde_yaml::{Mapping, Value};
 
 /// Largest settings file. Real ones are a page; the YAML parser's work grows with nesting.
 const MAX_BYTES: u64 = 1024 * 1024;
@@ -77,11 +78,12 @@ impl SettingsError {
     }
 }
 
-/// Reads a YAML file.
+/// Reads a YAML file of settings: a mapping from their names. Values that can't be used go to `mistakes`, each by its
+/// name and line, and are as if they were not there: so all of them are reported at once, and with what else is wrong.
 ///
 /// # Errors
-/// Unreadable, too large, or not of the expected shape.
-pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, SettingsError> {
+/// Unreadable, too large, or no YAML mapping.
+pub fn load<T: DeserializeOwned>(path: &Path, mistakes: &mut Vec<FieldError>) -> Result<T, SettingsError> {
     let failed = |source| SettingsError::File {
         path: path.to_owned(),
         source,
@@ -90,11 +92,63 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, SettingsError> {
         return Err(SettingsError::TooLarge(path.to_owned()));
     }
     let text = std::fs::read_to_string(path).map_err(failed)?;
-    // The parser's own message names the field and the line.
-    serde_yaml::from_str(&text).map_err(|e| SettingsError::Syntax {
+    read(&text, mistakes).map_err(|message| SettingsError::Syntax {
         path: path.to_owned(),
-        message: e.to_string(),
+        message,
     })
+}
+
+/// The settings in `text`. The error is the parser's, with line and column where it knows them.
+fn read<T: DeserializeOwned>(text: &str, mistakes: &mut Vec<FieldError>) -> Result<T, String> {
+    let whole = match serde_yaml::from_str(text).map_err(|e: serde_yaml::Error| e.to_string())? {
+        Value::Mapping(whole) => whole,
+        Value::Null => Mapping::new(),
+        _ => return Err("settings are a mapping from names to values".into()),
+    };
+    let mut good = Mapping::new();
+    for (name, value) in whole {
+        // Alone, so that the first mistake does not hide the others.
+        let alone = Mapping::from_iter([(name.clone(), value.clone())]);
+        match serde_yaml::from_value::<T>(Value::Mapping(alone)) {
+            Ok(_) => {
+                good.insert(name, value);
+            }
+            Err(error) => mistakes.push(mistake(text, &name, &error)),
+        }
+    }
+    serde_yaml::from_value(Value::Mapping(good)).map_err(|e| e.to_string())
+}
+
+fn mistake(text: &str, name: &Value, error: &serde_yaml::Error) -> FieldError {
+    let name = match name {
+        Value::String(name) => name.clone(),
+        other => format!("{other:?}"),
+    };
+    let said = error.to_string();
+    // The parser's own path begins with the name.
+    let said = said.strip_prefix(&format!("{name}: ")).unwrap_or(&said);
+    let message = match line_of(text, &name) {
+        Some(line) => format!("line {line}: {said}"),
+        None => said.to_owned(),
+    };
+    FieldError::new(name, message)
+}
+
+/// The line on which a top-level name stands, where each has a line of its own.
+fn line_of(text: &str, name: &str) -> Option<usize> {
+    let is_it = |line: &str| {
+        let line = line.trim_start_matches(['"', '\'']);
+        let after = line.strip_prefix(name).map(|rest| rest.trim_start_matches(['"', '\'']));
+        after.is_some_and(|rest| rest.trim_start().starts_with(':'))
+    };
+    text.lines().position(is_it).map(|index| index + 1)
+}
+
+/// Adds what checks found, but for settings of which `mistakes` has spoken already: a value that can't be read is not
+/// also missing.
+pub fn add_mistakes(mistakes: &mut Vec<FieldError>, found: Vec<FieldError>) {
+    let known: Vec<String> = mistakes.iter().map(|mistake| mistake.field.clone()).collect();
+    mistakes.extend(found.into_iter().filter(|mistake| !known.contains(&mistake.field)));
 }
 
 /// Listens; `what` and `flag` stand in the error.
@@ -120,4 +174,70 @@ pub fn listen(what: &str, flag: &str, address: SocketAddr) -> Result<TcpListener
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Default, PartialEq, serde::Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    struct Some {
+        name: Option<String>,
+        workers: Option<usize>,
+        listen: Option<SocketAddr>,
+        globs: Vec<String>,
+    }
+
+    fn read_some(text: &str) -> (Result<Some, String>, Vec<String>) {
+        let mut mistakes = Vec::new();
+        let read = read(text, &mut mistakes);
+        (read, mistakes.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn every_value_of_a_wrong_type_is_reported_with_its_line_and_the_others_count() {
+        let text = "name: fine\nworkers: [1]\n# a comment\n'listen': nowhere\nnmae: x\nglobs:\n  - a\n  - {b: c}\n";
+        let (read, mistakes) = read_some(text);
+        assert_eq!(read.unwrap().name.as_deref(), Option::Some("fine"));
+        let expected = [
+            ("workers: line 2: ", "usize"),
+            ("listen: line 4: ", "address"),
+            ("nmae: line 5: ", "unknown field"),
+            ("globs", "line 6: "),
+        ];
+        assert_eq!(mistakes.len(), expected.len(), "{mistakes:#?}");
+        for (begins, holds) in expected {
+            let found = mistakes.iter().find(|m| m.starts_with(begins));
+            assert!(
+                found.is_some_and(|m| m.contains(holds)),
+                "{begins}…{holds}: {mistakes:#?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_mapping_is_an_error_and_nothing_is_nothing() {
+        assert_eq!(read_some("").0.unwrap(), Some::default());
+        assert_eq!(read_some("# nothing\n").0.unwrap(), Some::default());
+        for bad in ["- a\n", "text", "a: [\n", "name: a\nname: b\n"] {
+            assert!(read_some(bad).0.is_err(), "{bad}");
+        }
+        assert!(
+            read_some("name: a\nname: b\n").0.unwrap_err().contains("name"),
+            "twice the same"
+        );
+    }
+
+    #[test]
+    fn a_setting_is_complained_of_once() {
+        let mut mistakes = vec![FieldError::new("agent", "no address")];
+        let found = vec![
+            FieldError::new("agent", "is missing"),
+            FieldError::new("data", "is missing"),
+        ];
+        add_mistakes(&mut mistakes, found);
+        assert_eq!(mistakes.len(), 2);
+        assert_eq!(mistakes[1].field, "data");
+    }
 }

@@ -53,6 +53,9 @@ pub enum TlsError {
     /// The other end ended the handshake; its alert says why.
     #[error("the other end refused the handshake: {0}")]
     Refused(String),
+    /// Nothing came within [`crate::door::FIRST_BYTE`].
+    #[error("the peer said nothing for {} s", crate::door::FIRST_BYTE.as_secs())]
+    Silent,
     /// Took longer than [`HANDSHAKE_TIMEOUT`].
     #[error("the handshake took longer than {} s", HANDSHAKE_TIMEOUT.as_secs())]
     Timeout,
@@ -77,6 +80,7 @@ impl TlsError {
             Self::NotTls => "not_tls",
             Self::Alpn => "alpn",
             Self::Refused(_) => "refused_by_peer",
+            Self::Silent => "first_byte_timeout",
             Self::Timeout => "handshake_timeout",
             Self::Protocol(_) => "tls_protocol",
             Self::Io(_) => "connection_broken",

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use aip_api::evidence::{EVIDENCE_TYP, Evidence};
 use aip_api::token::JoinToken;
 use aip_api::{AgentName, SpiffeId, TrustDomain, wire};
-use aip_runtime::grpc::{self, identity_client::IdentityClient};
+use aip_runtime::grpc::{self, ChannelError, identity_client::IdentityClient};
 use aip_runtime::jws::{self, JwsError};
 use aip_runtime::svid::{PendingKey, Svid};
 use aip_runtime::tls::{self, IdentitySlot, TlsError};
@@ -24,12 +24,20 @@ use crate::mesh::world::Origin;
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     /// The control plane can't be reached.
-    #[error("the control plane at {address} is not reachable: {}", grpc::why(source))]
+    #[error("the control plane at {address} is not reachable: {why}")]
     Unreachable {
         /// Where.
         address: SocketAddr,
         /// Why.
-        source: tonic::transport::Error,
+        why: String,
+    },
+    /// Something answers where the control plane should be, and TLS says what is wrong with it or with us.
+    #[error("what answers at {address} is not taken for the control plane ({}): {source}", source.reason())]
+    Handshake {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: TlsError,
     },
     /// The control plane refused; its reason is stable.
     #[error("the control plane refused ({reason}): {detail}")]
@@ -66,6 +74,7 @@ impl JoinError {
     pub fn reason(&self) -> &str {
         match self {
             Self::Unreachable { .. } => "control_plane_unreachable",
+            Self::Handshake { source, .. } => source.reason(),
             Self::Refused { reason, .. } => reason,
             Self::Measure(e) => e.reason(),
             Self::Answer(e) => e.reason(),
@@ -79,7 +88,8 @@ impl JoinError {
     /// Whether the same attempt may succeed later.
     pub fn retryable(&self) -> bool {
         match self {
-            Self::Unreachable { .. } => true,
+            // Also what answers wrongly now: it may be an impostor who goes away, or a certificate that is renewed.
+            Self::Unreachable { .. } | Self::Handshake { .. } => true,
             Self::Refused { retryable, .. } => *retryable,
             Self::Measure(_) | Self::Answer(_) | Self::Tls(_) | Self::Evidence(_) => false,
             Self::NoCredential(_) | Self::WrongRoot => false,
@@ -114,7 +124,15 @@ impl Joiner {
         key: &PendingKey,
         measured: &Measurement,
     ) -> Result<Joined, JoinError> {
-        let channel = self.channel(tls::pinned_client(token.root)?).await?;
+        let channel = self.channel(tls::pinned_client(token.root)?).await;
+        let channel = channel.map_err(|error| match error {
+            // The token names one root for good: another mesh's token never comes to fit this one.
+            JoinError::Handshake {
+                source: TlsError::Identity(IdentityError::UnknownIssuer),
+                ..
+            } => JoinError::WrongRoot,
+            other => other,
+        })?;
         let joined = self
             .issue(channel, Credential::JoinToken(token.reveal()), key, measured)
             .await?;
@@ -142,9 +160,13 @@ impl Joiner {
 
     async fn channel(&self, tls: Arc<tls::ClientConfig>) -> Result<tonic::transport::Channel, JoinError> {
         let address = self.control_plane;
-        grpc::channel(address, tls)
-            .await
-            .map_err(|source| JoinError::Unreachable { address, source })
+        grpc::channel(address, tls).await.map_err(|error| match error {
+            ChannelError::Tls(source) => JoinError::Handshake { address, source },
+            ChannelError::Unreachable(_) => JoinError::Unreachable {
+                address,
+                why: error.to_string(),
+            },
+        })
     }
 
     async fn issue(

@@ -68,6 +68,12 @@ impl Keeper {
     /// Trying again can't help.
     pub async fn first(&self) -> Result<Origin, JoinError> {
         let measured = measured(&self.config.measured).await?;
+        if measured.is_of_nothing() {
+            tracing::warn!(
+                reason = "nothing_measured",
+                "neither --code nor --executable is given: the attestation says nothing about what this agent runs"
+            );
+        }
         if let Some(origin) = self.kept(&measured).await? {
             return Ok(origin);
         }

@@ -8,7 +8,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use aip_api::Digest;
-use aip_api::evidence::{Assurance, Enforcement, FilesError, MAX_FILES, MAX_TOTAL_BYTES, MeasuredFile, code_digest};
+use aip_api::evidence::{
+    Assurance, Enforcement, FilesError, MAX_FILES, MAX_TOTAL_BYTES, MeasuredFile, argv_digest, code_digest,
+    measured_argv,
+};
 use globset::GlobBuilder;
 
 use crate::config::Measured;
@@ -81,7 +84,7 @@ pub struct Measurement {
     pub config: Option<Digest>,
     /// Digest of the executable.
     pub executable: Option<Digest>,
-    /// Command line.
+    /// Command line, the agent's port aside.
     pub argv: Option<Vec<String>>,
     /// Digest of this sidecar's own executable.
     pub sidecar: Digest,
@@ -90,6 +93,11 @@ pub struct Measurement {
 }
 
 impl Measurement {
+    /// Whether nothing that was measured decides what runs: then an approval says nothing about the agent.
+    pub fn is_of_nothing(&self) -> bool {
+        self.files.is_empty() && self.executable.is_none()
+    }
+
     /// One digest over everything that an approval can name: equal exactly when the same approval fits.
     pub fn fingerprint(&self, agent: &aip_api::AgentName) -> Digest {
         let approvable = aip_api::resource::Measurement {
@@ -98,6 +106,7 @@ impl Measurement {
             code: self.code,
             config: self.config,
             executable: self.executable,
+            argv: self.argv.as_deref().map(argv_digest),
             sidecar: Some(self.sidecar),
             approved_by: String::new(),
             approved_at: 0,
@@ -129,7 +138,10 @@ pub fn measure(declared: &Measured) -> Result<Measurement, MeasureError> {
         files,
         config,
         executable,
-        argv: declared.argv.clone(),
+        argv: declared.argv.as_deref().map(|argv| match declared.port {
+            Some(port) => measured_argv(argv, port),
+            None => argv.to_vec(),
+        }),
         sidecar: digest_file(Path::new("/proc/self/exe"), &mut MAX_TOTAL_BYTES.clone())?,
         enforcement: declared.enforcement,
     })
@@ -282,6 +294,7 @@ mod tests {
             config: vec![],
             executable: None,
             argv: None,
+            port: None,
             enforcement: Enforcement::Cooperative,
         }
     }

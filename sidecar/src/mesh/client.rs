@@ -8,7 +8,7 @@ use std::time::Duration;
 use aip_api::resource::{Kind, Rejected};
 use aip_api::{AgentName, wire};
 use aip_runtime::backoff::Backoff;
-use aip_runtime::grpc::{self, config_client::ConfigClient};
+use aip_runtime::grpc::{self, ChannelError, config_client::ConfigClient};
 use aip_runtime::ready::Readiness;
 use aip_runtime::svid::SvidSource;
 use aip_runtime::trust::Trust;
@@ -31,6 +31,9 @@ const OUTGOING: usize = 64;
 /// Time between two batches of names: with three messages and the acknowledgements of a batch this stays well below
 /// the 50 messages a second that the control plane takes, whatever names an agent calls.
 const PACE: Duration = Duration::from_millis(150);
+/// What is held of a peer. Policies before the agent they are attached to: whoever waits for the agent then finds it
+/// with all of them.
+const PEER_KINDS: [Kind; 3] = [Kind::Policy, Kind::Endpoint, Kind::Agent];
 /// Names in one subscription message: as many as the control plane takes.
 const NAMES: usize = 1_000;
 
@@ -59,14 +62,26 @@ pub struct Client {
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
 enum StreamEnd {
-    #[error("the control plane is not reachable: {}", grpc::why(.0))]
-    Connect(#[from] tonic::transport::Error),
+    #[error("no connection to the control plane: {0}")]
+    Connect(#[from] ChannelError),
     #[error("the control plane ended the stream ({}): {}", grpc::reason(.0).unwrap_or("no reason given"), .0.message())]
     Status(#[from] tonic::Status),
     #[error("the control plane ended the stream")]
     Closed,
-    #[error("{0}")]
+    #[error(transparent)]
     Tls(#[from] tls::TlsError),
+}
+
+impl StreamEnd {
+    /// The stable reason: the control plane's own where it gave one, TLS's where that failed.
+    fn reason(&self) -> &str {
+        match self {
+            Self::Connect(error) => error.reason(),
+            Self::Status(status) => grpc::reason(status).unwrap_or("control_plane_stream"),
+            Self::Closed => "control_plane_stream",
+            Self::Tls(error) => error.reason(),
+        }
+    }
 }
 
 /// What one loop carries from stream to stream.
@@ -99,7 +114,7 @@ pub async fn run(client: Client, mesh: Mesh, world: World) {
         let end = session.stream().await;
         metrics::gauge!("aip_control_plane_connected").set(0.0);
         if let Err(error) = end {
-            tracing::warn!(reason = "control_plane_stream", %error, "the configuration stream ended; going on with the last good one");
+            tracing::warn!(reason = error.reason(), %error, "the configuration stream ended; going on with the last good one");
         }
         if began.elapsed() > HEALTHY {
             backoff.reset();
@@ -182,8 +197,11 @@ impl Session {
         {
             names.push(name);
         }
-        // Single flight: who else waits for a name waits for the same push.
-        names.retain(|name| self.peers.insert(name.clone()));
+        // Single flight: who else waits for a name waits for the same push. One that has come meanwhile is not asked for
+        // again.
+        let snapshot = self.mesh.snapshot();
+        let is_answered = |name: &AgentName| snapshot.agent(name).is_some() || self.mesh.is_absent(name);
+        names.retain(|name| !is_answered(name) && self.peers.insert(name.clone()));
         if names.is_empty() {
             Ok(())
         } else {
@@ -202,6 +220,7 @@ impl Session {
             metrics::counter!("aip_config_rejected_total", "kind" => refused.id.kind.as_str(), "reason" => refused.reason).increment(1);
         }
         self.mesh.replace(self.world.snapshot());
+        self.let_go(&push, send).await?;
         for missing in &push.missing {
             if let (Some(Kind::Agent), Ok(name)) = (Kind::from_wire(missing.kind), missing.name.parse::<AgentName>()) {
                 self.peers.remove(&name);
@@ -224,6 +243,37 @@ impl Session {
         .await
     }
 
+    /// Ends the subscriptions to agents that were deregistered: in a mesh where agents come and go, they would else
+    /// become more than the control plane takes. One that is registered again is asked for again.
+    async fn let_go(
+        &mut self,
+        push: &wire::ConfigResponse,
+        send: &mpsc::Sender<wire::ConfigRequest>,
+    ) -> Result<(), StreamEnd> {
+        let snapshot = self.mesh.snapshot();
+        let deleted = push
+            .resources
+            .iter()
+            .filter(|r| r.deleted && Kind::from_wire(r.kind) == Some(Kind::Agent));
+        let gone: HashSet<AgentName> = deleted
+            .filter_map(|resource| resource.name.parse().ok())
+            .filter(|name| snapshot.agent(name).is_none() && self.peers.remove(name))
+            .collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        // The control plane forgets that these are held.
+        self.world.forget_endpoints(&gone);
+        for kind in PEER_KINDS {
+            let unsubscribe = wire::Subscribe {
+                kind: kind.to_wire() as i32,
+                names: gone.iter().map(ToString::to_string).collect(),
+            };
+            say(send, Message::Unsubscribe(unsubscribe)).await?;
+        }
+        Ok(())
+    }
+
     async fn persist(&self) {
         let Some(cache) = self.client.cache.clone() else { return };
         let (revision, resources): (u64, Vec<_>) = (self.world.revision(), self.world.resources().cloned().collect());
@@ -236,9 +286,8 @@ impl Session {
     }
 }
 
-/// Policies before the agent they are attached to: whoever waits for the agent then finds it with all of them.
 async fn subscribe(send: &mpsc::Sender<wire::ConfigRequest>, names: Vec<String>) -> Result<(), StreamEnd> {
-    for kind in [Kind::Policy, Kind::Endpoint, Kind::Agent] {
+    for kind in PEER_KINDS {
         say(
             send,
             Message::Subscribe(wire::Subscribe {

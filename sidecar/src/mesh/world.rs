@@ -1,13 +1,13 @@
 //! Everything that the control plane has sent and this sidecar has taken: verified, read, kept by revision. Pure.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use aip_api::resource::{
     self, Agent, Attach, Endpoint, Kind, MeshConfig, MeshMode, Policy, Rejected, ResourceId, Revocation, SigningKey,
     Traffic, TrustBundle,
 };
-use aip_api::{SpiffeId, wire};
+use aip_api::{AgentName, SpiffeId, wire};
 use aip_policy::PolicySet;
 use aip_runtime::signed;
 use aip_runtime::trust::{Trust, TrustState};
@@ -18,6 +18,10 @@ use crate::snapshot::{AttachedPolicy, PolicySets, Snapshot, source_of};
 
 /// Most resources that a sidecar holds: its peers, their endpoints and policies, and room for revocations.
 const MAX_RESOURCES: usize = 100_000;
+/// Most tombstones that a sidecar remembers, so that what was deleted does not come back by an older push. Only the
+/// control plane itself could send one, and from a restored store it pushes nothing (the revision floor); so this many
+/// of the latest will do, and a mesh in which agents come and go does not fill a sidecar that lives long.
+const MAX_TOMBSTONES: usize = 4_096;
 
 /// A resource that was taken.
 #[derive(Debug, Clone)]
@@ -114,6 +118,7 @@ impl World {
                 rejected.push(error);
             }
         }
+        self.forget_tombstones();
         self.revision = self.revision.max(push.revision);
         self.synced
             .extend(push.synced.iter().filter_map(|k| Kind::from_wire(*k)));
@@ -166,6 +171,26 @@ impl World {
             self.rebuild_trust();
         }
         Ok(())
+    }
+
+    /// Past [`MAX_TOMBSTONES`] the older half is forgotten: half, so that it is rarely looked for.
+    fn forget_tombstones(&mut self) {
+        let tombstones = self.held.iter().filter(|(_, held)| held.resource.deleted);
+        let mut revisions: Vec<u64> = tombstones.map(|(_, held)| held.resource.revision).collect();
+        if revisions.len() <= MAX_TOMBSTONES {
+            return;
+        }
+        revisions.sort_unstable();
+        let kept_from = revisions[revisions.len() - MAX_TOMBSTONES / 2];
+        self.held
+            .retain(|_, held| !held.resource.deleted || held.resource.revision >= kept_from);
+    }
+
+    /// Drops where the sidecars of these agents serve.
+    pub fn forget_endpoints(&mut self, of: &HashSet<AgentName>) {
+        let is = |name: &str| of.contains(name.split_once('/').map_or(name, |(agent, _)| agent));
+        self.held
+            .retain(|id, held| id.kind != Kind::Endpoint || held.resource.deleted || !is(&id.name));
     }
 
     fn hold(&mut self, id: ResourceId, resource: &wire::Resource, document: Document) {
@@ -371,3 +396,6 @@ fn attach_of(payload: &[u8]) -> Attach {
     let attach = document.and_then(|mut d| serde_json::from_value(d.get_mut("attach")?.take()).ok());
     attach.unwrap_or(Attach::Mesh)
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,24 +4,19 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use aip_policy::Direction;
+use aip_runtime::door::{Door, Known};
 use aip_runtime::drain::DrainWatch;
 use aip_runtime::tls::{self, Clients, TlsError};
 use aip_runtime::x509::PeerIdentity;
 use arc_swap::ArcSwap;
-use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::TcpListener;
 
 use super::connections::Connections;
-use super::hops::Seen;
-use super::limits::{
-    CONNECTION_WINDOW, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_HANDSHAKES, MAX_HEADER_LIST, MAX_INBOUND_CONNECTIONS,
-    MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_STREAMS, STREAM_WINDOW,
-};
-use super::{Proxy, metrics};
+use super::limits::{INBOUND, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
+use super::{Proxy, http2, metrics};
 use crate::request::{From, Peer, Via, pipeline};
 
 pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, mut drain: DrainWatch) {
@@ -32,34 +27,22 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, mut drain: D
             return;
         }
     };
-    let connections = Arc::new(Semaphore::new(MAX_INBOUND_CONNECTIONS));
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let door = Door::new(INBOUND);
     loop {
-        // Before `accept`: what can't be served waits in the kernel's bounded queue.
-        let permits = async {
-            let connection = connections.clone().acquire_owned().await.ok()?;
-            Some((connection, handshakes.clone().acquire_owned().await.ok()?))
-        };
-        let (connection, handshake) = tokio::select! {
+        let (tcp, guest) = tokio::select! {
             () = drain.draining() => return,
-            permits = permits => match permits {
-                Some(permits) => permits,
-                None => return,
-            },
-        };
-        let tcp = tokio::select! {
-            () = drain.draining() => return,
-            tcp = super::outbound::accept(&listener) => tcp,
+            guest = door.guest(&listener) => guest,
         };
         let (proxy, drain, config) = (proxy.clone(), drain.clone(), config.clone());
         let workers = proxy.settings.workers.clone();
         workers.serve(tcp, async move |tcp| {
-            let _connection = connection;
-            let accepted = tls::accept(&config, &proxy.trust, tcp).await;
-            drop(handshake);
-            match accepted {
-                Ok((tls, Some(peer))) => connection_of(proxy, tls, peer, drain).await,
-                Ok((_, None)) => failed(&TlsError::NoCertificate),
+            match guest.handshake(tcp, &config, &proxy.trust).await {
+                Ok(Known {
+                    stream,
+                    peer: Some(peer),
+                    place: _place,
+                }) => connection_of(proxy, stream, peer, drain).await,
+                Ok(_) => failed(&TlsError::NoCertificate),
                 Err(error) => failed(&error),
             }
         });
@@ -68,7 +51,6 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, mut drain: D
 
 fn failed(error: &TlsError) {
     metrics::handshake_failed(error.reason());
-        share: proxy.shares.of(agent),
     // A stranger can cause any number of these: the counter is what an operator looks at.
     tracing::debug!(reason = error.reason(), %error, "handshake refused");
 }
@@ -82,14 +64,11 @@ where
     let live = registered.live.clone();
     let agent = &live.peer.id.agent;
     let gate = proxy.gates.of(agent, &proxy.mesh.snapshot().traffic);
-    let seen = proxy
-        .hops
-        .entry(agent.clone())
-        .or_insert_with(|| Arc::new(Seen::new()))
-        .clone();
+    let seen = proxy.hops.of(agent);
     let from = From::Peer(Peer {
         live: live.clone(),
         gate: ArcSwap::new(gate),
+        share: proxy.shares.of(agent),
         seen,
     });
     let via = Arc::new(Via {
@@ -100,7 +79,10 @@ where
         let (proxy, via) = (proxy.clone(), via.clone());
         async move { Ok::<_, Infallible>(pipeline::handle(proxy, via, request).await) }
     });
-    let serving = builder().serve_connection(TokioIo::new(tls), service);
+    let serving = http2::server()
+        .keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .serve_connection(TokioIo::new(tls), service);
     tokio::pin!(serving);
     let retires = live.retires();
     tokio::pin!(retires);
@@ -116,27 +98,4 @@ where
         }
         serving.as_mut().graceful_shutdown();
     }
-}
-
-fn builder() -> http2::Builder<TokioExecutor> {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
-    builder
-        .timer(TokioTimer::new())
-        .auto_date_header(false)
-        .enable_connect_protocol()
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEADER_LIST)
-        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-        .max_local_error_reset_streams(MAX_LOCAL_RESETS)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
-    builder
-}
-
-/// Sets what every connection of ours has.
-pub(super) fn tune(tcp: &TcpStream) {
-    // Nagle's algorithm would hold back small frames of a stream.
-    let _ = tcp.set_nodelay(true);
 }

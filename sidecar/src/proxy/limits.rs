@@ -2,12 +2,26 @@
 
 use std::time::Duration;
 
+use aip_runtime::door::Bounds;
+
 /// Connections from peers' sidecars. Each peer holds a handful; past this a sidecar is not what limits the agent.
 pub const MAX_INBOUND_CONNECTIONS: usize = 4_096;
 /// Connections of the sidecar's own agent, tunnels included. Agents with more open more than they can serve.
 pub const MAX_OUTBOUND_CONNECTIONS: usize = 1_024;
+/// Connections from one source, known peers included. Generous, since a whole cluster's sidecars may come from one
+/// address; three quarters are the most that one source can take from all others.
+pub const MAX_SOURCE_CONNECTIONS: usize = 3_072;
 /// Handshakes at a time: each may take ten seconds and costs a signature, and nobody is known yet.
 pub const MAX_HANDSHAKES: usize = 256;
+/// Connections from one source whose peer is not known yet: half of the handshakes, so that one source never has all.
+pub const MAX_SOURCE_STRANGERS: usize = 128;
+/// The door of the inbound port.
+pub const INBOUND: Bounds = Bounds {
+    connections: MAX_INBOUND_CONNECTIONS,
+    connections_per_source: MAX_SOURCE_CONNECTIONS,
+    handshakes: MAX_HANDSHAKES,
+    strangers_per_source: MAX_SOURCE_STRANGERS,
+};
 
 /// HTTP/2 streams of one connection. A peer with more in flight opens another connection.
 pub const MAX_STREAMS: u32 = 512;
@@ -59,6 +73,8 @@ pub const MAX_JSON_MEMORY: usize = 8 * 1024 * 1024;
 /// Bytes of all bodies together that are held, and of what they are read into: past it requests are shed before memory
 /// grows.
 pub const MAX_HELD_TOTAL: usize = 64 * 1024 * 1024;
+/// Bytes of them that a single peer may have: the other half is for the others.
+pub const MAX_HELD_OF_PEER: usize = MAX_HELD_TOTAL / 2;
 /// How long such a body may take to arrive.
 pub const BODY_READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Nested arrays and objects in it; documents that people write stay under ten, and recursive code walks them.
@@ -68,13 +84,22 @@ pub const REFUSED_BODY_WAIT: Duration = Duration::from_secs(1);
 /// Bytes of a body that a refusal waits for.
 pub const REFUSED_BODY_BYTES: usize = 256 * 1024;
 
+/// Bytes of a request that are read at a time before it is refused for where it comes from.
+pub const REFUSED_HEAD_BYTES: usize = 4 * 1024;
+
 /// Hop ids of one source that are remembered, in each of two generations; what is older is refused by its time.
 pub const HOPS_PER_GENERATION: usize = 65_536;
+/// Hop ids of all sources together, about 32 bytes each, that are remembered without haste: past it each source has
+/// smaller generations ([`FEW_HOPS`]).
+pub const MANY_HOPS: usize = 1024 * 1024;
+/// Hop ids in a generation while there are [`MANY_HOPS`]. Still seconds of traffic of one source: a hop that is
+/// overtaken by this many others is refused.
+pub const FEW_HOPS: usize = 4_096;
+/// How often what idle sources left behind is looked through.
+pub const SWEEP: Duration = Duration::from_secs(10);
 /// Age at which a generation of hop ids is retired, and the oldest hop that is believed.
 pub const HOP_WINDOW: Duration = Duration::from_secs(600);
 
-/// Bytes of them that a single peer may have: the other half is for the others.
-pub const MAX_HELD_OF_PEER: usize = MAX_HELD_TOTAL / 2;
 /// Bytes of an agent card that is rewritten; a larger one passes as it is.
 pub const MAX_CARD: usize = 256 * 1024;
 /// Bytes in which a legacy MCP `endpoint` event must end.

@@ -33,6 +33,8 @@ const CONNECTIONS_CUT: &str = "aip_connections_cut_total";
 const STREAMS_CUT: &str = "aip_streams_cut_total";
 /// Connections made to peers and to the agent.
 const DIALS: &str = "aip_dials_total";
+/// Connections to peers that were not made.
+const DIAL_FAILURES: &str = "aip_dial_failures_total";
 /// Access log lines that were dropped.
 const LOG_DROPPED: &str = "aip_access_log_dropped_total";
 
@@ -158,4 +160,9 @@ pub(crate) fn stream_cut(cut: Cut) {
 /// Counts a connection that was made, or not: to `peer`, `agent` or `egress`.
 pub(crate) fn dialled(to: &'static str, result: &'static str) {
     counter!(DIALS, "to" => to, "result" => result).increment(1);
+}
+
+/// Counts what was wrong with a connection to a peer that was not made.
+pub(crate) fn dial_failed(reason: &'static str) {
+    counter!(DIAL_FAILURES, "reason" => reason).increment(1);
 }

@@ -4,48 +4,29 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use aip_policy::Direction;
+use aip_runtime::door::accept;
 use aip_runtime::drain::DrainWatch;
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use super::io::{Speaks, sniff};
 use super::limits::{
-    CONNECTION_WINDOW, HEADER_READ_TIMEOUT, MAX_HEADER_LIST, MAX_HTTP1_BUFFER, MAX_LOCAL_RESETS,
-    MAX_OUTBOUND_CONNECTIONS, MAX_PENDING_RESETS, MAX_STREAMS, STREAM_WINDOW,
+    HEADER_READ_TIMEOUT, MAX_HTTP1_BUFFER, MAX_OUTBOUND_CONNECTIONS, REFUSED_BODY_WAIT, REFUSED_HEAD_BYTES,
 };
-use super::{Proxy, inbound, metrics, tunnel};
+use super::{Proxy, http2, metrics, tunnel};
+use crate::owner;
 use crate::request::body::Body;
 use crate::request::refusal::{self, Refusal};
 use crate::request::{From, Via, pipeline};
-
-/// How long the loop waits after `accept` failed: out of file descriptors, usually, and then trying at once is a spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// The next connection, however long the system has none to give.
-pub(super) async fn accept(listener: &TcpListener) -> TcpStream {
-    loop {
-        match listener.accept().await {
-            Ok((tcp, _)) => {
-                inbound::tune(&tcp);
-                return tcp;
-            }
-            Err(error) => {
-                tracing::warn!(%error, "no connection can be accepted now");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
 
 pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, drain: DrainWatch) {
     let connections = Arc::new(Semaphore::new(MAX_OUTBOUND_CONNECTIONS));
@@ -61,7 +42,7 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, drain: Drain
             }
         };
         let tcp = tokio::select! {
-            tcp = accept(&listener) => tcp,
+            (tcp, _) = accept(&listener) => tcp,
             () = draining => {
                 // From now on nobody waits for this loop, nor for what it accepts.
                 drain = None;
@@ -77,11 +58,10 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, drain: Drain
     }
 }
 
-async fn connection(proxy: Arc<Proxy>, mut tcp: TcpStream, drain: Option<DrainWatch>) {
-    if !tcp.peer_addr().is_ok_and(|peer| peer.ip().is_loopback()) {
-        metrics::refused(Direction::Outbound, Refusal::NotLoopback);
-        let _ = tcp.write_all(&refusal::raw(&Refusal::NotLoopback.into(), "")).await;
-        return;
+async fn connection(proxy: Arc<Proxy>, tcp: TcpStream, drain: Option<DrainWatch>) {
+    if let Err(refusal) = is_our_agent(&proxy, &tcp).await {
+        metrics::refused(Direction::Outbound, refusal);
+        return refuse(tcp, refusal).await;
     }
     proxy.metrics.connections(Direction::Outbound, 1.0);
     if let Ok((speaks, stream)) = sniff(tcp, HEADER_READ_TIMEOUT).await {
@@ -92,6 +72,30 @@ async fn connection(proxy: Arc<Proxy>, mut tcp: TcpStream, drain: Option<DrainWa
         serve_http(proxy.clone(), via, speaks, stream).await;
     }
     proxy.metrics.connections(Direction::Outbound, -1.0);
+}
+
+/// Whether the connection comes from where the agent is. What it shows in its requests is looked at there.
+async fn is_our_agent(proxy: &Proxy, tcp: &TcpStream) -> Result<(), Refusal> {
+    if !tcp.peer_addr().is_ok_and(|peer| peer.ip().is_loopback()) {
+        return Err(Refusal::NotLoopback);
+    }
+    match proxy.settings.agent_uid {
+        Some(uid) if !owner::is_of(tcp, uid).await => Err(Refusal::NotTheAgent),
+        _ => Ok(()),
+    }
+}
+
+/// Answers whatever the client says with a whole response: clients try again without end when a connection is closed
+/// without a word, and never read an answer to which they have not asked yet.
+async fn refuse(mut tcp: TcpStream, refusal: Refusal) {
+    let mut asked = vec![0; REFUSED_HEAD_BYTES];
+    // Also one who says nothing is answered.
+    let _ = tokio::time::timeout(REFUSED_BODY_WAIT, tcp.read(&mut asked)).await;
+    let _ = tcp.write_all(&refusal::raw(&refusal.into(), "")).await;
+    let _ = tcp.shutdown().await;
+    // Closing with something unread would be a reset, and the answer might be lost.
+    let rest = async { while tcp.read(&mut asked).await.is_ok_and(|read| read > 0) {} };
+    let _ = tokio::time::timeout(REFUSED_BODY_WAIT, rest).await;
 }
 
 /// Serves HTTP on a stream of the agent's: a connection of its own, or the inside of a tunnel. Boxed, since a tunnel
@@ -141,17 +145,7 @@ where
         Speaks::Http2 => {
             let service = service_fn(move |request| answer(proxy.clone(), via.clone(), request));
             // No pings: the other end is on this machine, and gRPC clients count them.
-            let serving = http2::Builder::new(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .auto_date_header(false)
-                .enable_connect_protocol()
-                .max_concurrent_streams(MAX_STREAMS)
-                .max_header_list_size(MAX_HEADER_LIST)
-                .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-                .max_local_error_reset_streams(MAX_LOCAL_RESETS)
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
-                .serve_connection(TokioIo::new(stream), service);
+            let serving = http2::server().serve_connection(TokioIo::new(stream), service);
             tokio::pin!(serving);
             tokio::select! {
                 _ = serving.as_mut() => return,

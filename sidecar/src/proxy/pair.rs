@@ -136,6 +136,12 @@ impl Pairs {
             Other::Outside(..) => Arc::new(Pair::build(snapshot, own, other, now)),
         }
     }
+
+    /// Drops what was built from earlier snapshots: a pair that nobody asks for again would keep one for good.
+    pub(crate) fn forget_all_but(&self, snapshot: &Arc<Snapshot>) {
+        self.inbound.retain(|_, pair| Arc::ptr_eq(&pair.snapshot, snapshot));
+        self.outbound.retain(|_, pair| Arc::ptr_eq(&pair.snapshot, snapshot));
+    }
 }
 
 impl Pair {

@@ -192,24 +192,23 @@ async fn dial(
     address: SocketAddr,
     slot: &Arc<Slot>,
 ) -> Result<Arc<PeerConnection>, Refused> {
-    let unreachable = |why: &dyn std::fmt::Display| Refusal::PeerUnreachable.because(format!("{address}: {why}"));
     let own = proxy.svid.current().ok_or(Refusal::NoIdentity)?;
     let expected = SpiffeId::new(own.id().trust_domain.clone(), agent.clone());
     let config = tls::agent_client(proxy.svid.slot(), &proxy.trust, expected, tls::ALPN_H2)
         .map_err(|e| Refusal::NoIdentity.because(e))?;
     let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
     let tcp = connecting
-        .map_err(|_| unreachable(&"no answer in time"))?
-        .map_err(|e| unreachable(&e))?;
+        .map_err(|_| unreachable(address, "connect_timeout", &"no answer in time"))?
+        .map_err(|e| unreachable(address, "connect_failed", &e))?;
     let _ = tcp.set_nodelay(true);
-    let (tls, peer) = tls::connect(&config, &proxy.trust, tcp)
-        .await
-        .map_err(|error| match error {
-            tls::TlsError::Identity(identity) => {
-                Refusal::PeerNotVerified.because(format!("{address}: {} ({identity})", identity.reason()))
-            }
-            other => unreachable(&other),
-        })?;
+    let connected = tls::connect(&config, &proxy.trust, tcp).await;
+    let (tls, peer) = connected.map_err(|error| match error {
+        // Whoever answered is not who should: a fault of theirs, not of the line.
+        tls::TlsError::Identity(_) | tls::TlsError::NoCertificate => {
+            failed(Refusal::PeerNotVerified, address, error.reason(), &error)
+        }
+        other => unreachable(address, other.reason(), &other),
+    })?;
     let handshake = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
@@ -219,7 +218,7 @@ async fn dial(
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .handshake(TokioIo::new(tls));
-    let (sender, driver) = handshake.await.map_err(|e| unreachable(&e))?;
+    let (sender, driver) = handshake.await.map_err(|e| unreachable(address, "http2", &e))?;
     let registered = Connections::register(proxy, peer, Direction::Outbound, own.identity.not_after);
     let connection = Arc::new(PeerConnection {
         sender,
@@ -231,6 +230,16 @@ async fn dial(
     tokio::spawn(drive(driver, registered, Arc::downgrade(&connection), slot.clone()));
     slot.keep(connection.clone());
     Ok(connection)
+}
+
+fn unreachable(address: SocketAddr, reason: &'static str, why: &dyn std::fmt::Display) -> Refused {
+    failed(Refusal::PeerUnreachable, address, reason, why)
+}
+
+/// Counts and logs what was wrong: the refusal's own reason says only whom it happened with.
+fn failed(refusal: Refusal, address: SocketAddr, reason: &'static str, why: &dyn std::fmt::Display) -> Refused {
+    metrics::dial_failed(reason);
+    refusal.because(format!("{address}: {reason} ({why})"))
 }
 
 /// Keeps a connection going until its end, whatever that is.

@@ -2,9 +2,10 @@
 //! be refused now are cut.
 
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use super::Proxy;
-use super::limits::IDLE_TICK;
+use super::limits::{IDLE_TICK, SWEEP};
 use crate::request::refusal::Cut;
 use crate::request::told;
 
@@ -14,6 +15,7 @@ pub(super) async fn run(proxy: Weak<Proxy>) {
     let (mut world, mut svid) = (strong.mesh.subscribe(), strong.svid.subscribe());
     drop(strong);
     let mut tick = tokio::time::interval(IDLE_TICK);
+    let mut swept = Instant::now();
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let changed = tokio::select! {
@@ -23,13 +25,17 @@ pub(super) async fn run(proxy: Weak<Proxy>) {
         };
         let Some(proxy) = proxy.upgrade() else { return };
         if changed {
-            recheck(&proxy);
+            recheck(&proxy).await;
         }
         proxy.streams.cut_idle();
+        if swept.elapsed() >= SWEEP {
+            swept = Instant::now();
+            proxy.hops.sweep();
+        }
     }
 }
 
-fn recheck(proxy: &Arc<Proxy>) {
+async fn recheck(proxy: &Arc<Proxy>) {
     let own = proxy.svid.current();
     let trust = proxy.trust.load_full();
     let ours = own.as_ref().map(|svid| trust.revoked(&svid.identity));
@@ -45,6 +51,8 @@ fn recheck(proxy: &Arc<Proxy>) {
             .for_each(|pool| pool.retire_all_but(&svid.identity.serial));
     }
     let snapshot = proxy.mesh.snapshot();
+    // Each holds the snapshot that it was built from, and is built anew for the next request anyway.
+    proxy.pairs.forget_all_but(&snapshot);
     for exchange in proxy.streams.all() {
         let cut = if own.is_none() {
             Some(Cut::Suspended)
@@ -54,5 +62,7 @@ fn recheck(proxy: &Arc<Proxy>) {
         if let Some(cut) = cut {
             exchange.cut(cut);
         }
+        // A body may have to be read again for each: the connections of this thread go on in between.
+        tokio::task::yield_now().await;
     }
 }

@@ -160,6 +160,11 @@ fn documented_limits_are_the_limits() {
         ("bytes that are held for policy, of one peer", limits::MAX_HELD_OF_PEER),
         ("nested arrays and objects in it", limits::MAX_JSON_DEPTH),
         ("connections from peers", limits::MAX_INBOUND_CONNECTIONS),
+        ("connections from one source", limits::MAX_SOURCE_CONNECTIONS),
+        (
+            "connections from one source before their handshake is over",
+            limits::MAX_SOURCE_STRANGERS,
+        ),
         ("connections of the agent", limits::MAX_OUTBOUND_CONNECTIONS),
         ("streams of one connection", limits::MAX_STREAMS as usize),
         ("bytes of a head", limits::MAX_HEADER_LIST as usize),

@@ -29,6 +29,11 @@ pub struct SidecarSpec {
     pub flags: Vec<String>,
 }
 
+/// Lets whoever reaches the outbound port speak as the agent.
+pub const OPEN: &str = "--proxy-open";
+/// Flags that say who may, instead.
+const ACCESS: [&str; 2] = ["--proxy-secret-file", "--agent-uid"];
+
 /// Free ports on loopback.
 pub const FREE: [SocketAddr; 4] = [SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0); 4];
 
@@ -69,6 +74,10 @@ impl Sidecar {
         command.arg("--root").arg(dir.join("code"));
         command.args(["--code", "**"]);
         command.args(&spec.flags);
+        // Most tests call as the agent would, and are about something else than how it shows who it is.
+        if !spec.flags.iter().any(|flag| ACCESS.contains(&flag.as_str())) {
+            command.arg(OPEN);
+        }
         command.env("AIP_JOIN_TOKEN", &spec.token);
         command
     }
@@ -82,9 +91,15 @@ impl Sidecar {
 
     /// Starts it and waits until it listens.
     pub async fn start_unready(spec: SidecarSpec, dir: &Path) -> Self {
+        let command = Self::command(&spec, dir);
+        Self::start_as(spec, dir, &command).await
+    }
+
+    /// Starts it by this command, made from [`Self::command`], and waits until it listens.
+    pub async fn start_as(spec: SidecarSpec, dir: &Path, command: &Command) -> Self {
         let run = dir.join("data/run.json");
         let _ = std::fs::remove_file(&run);
-        let mut process = Process::start(&format!("sidecar-{}", spec.name), &Self::command(&spec, dir), dir);
+        let mut process = Process::start(&format!("sidecar-{}", spec.name), command, dir);
         let ports = read_run(&run, &mut process).await;
         let port = |field: &str| {
             ports[field]

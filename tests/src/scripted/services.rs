@@ -46,6 +46,9 @@ impl Identity for Scripted {
         let evidence: Evidence = jws::verify_es256(&request.evidence, EVIDENCE_TYP, &key.point)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
         let mut state = self.lock();
+        if state.issues_nothing {
+            return Err(Status::unavailable("a test wants it so"));
+        }
         state.issued.push((request.agent.clone(), request.evidence));
         let spec = state
             .leaves
@@ -61,7 +64,10 @@ impl Identity for Scripted {
             .collect();
         Ok(Response::new(IssueResponse {
             chain,
-            roots: vec![state.pki.root.clone()],
+            roots: std::iter::once(&state.pki.root)
+                .chain(&state.more_roots)
+                .cloned()
+                .collect(),
             signing_keys,
             result,
         }))
@@ -151,7 +157,11 @@ impl StreamTask {
             }
             Message::Ack(_) => self.unanswered = false,
             Message::Endpoint(lease) => self.lease(&lease.address),
-            Message::Unsubscribe(_) => {}
+            Message::Unsubscribe(subscribe) => {
+                for name in &subscribe.names {
+                    self.peers.remove(name);
+                }
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Kind, Resource};
-use crate::evidence::Evidence;
+use crate::evidence::{Evidence, argv_digest};
 use crate::problem::FieldError;
 use crate::{AgentName, Digest};
 
@@ -23,6 +23,9 @@ pub struct Measurement {
     /// Digest of the executable; absent: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub executable: Option<Digest>,
+    /// Digest of the command line, the agent's port aside ([`argv_digest`]); absent: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub argv: Option<Digest>,
     /// Digest of the sidecar's executable; absent: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sidecar: Option<Digest>,
@@ -43,6 +46,7 @@ impl Measurement {
             code: evidence.code,
             config: evidence.config,
             executable: evidence.executable,
+            argv: evidence.argv.as_deref().map(argv_digest),
             sidecar: Some(evidence.sidecar),
             approved_by: String::new(),
             approved_at: 0,
@@ -57,6 +61,7 @@ impl Measurement {
             && self.code == evidence.code
             && same(self.config, evidence.config)
             && same(self.executable, evidence.executable)
+            && same(self.argv, evidence.argv.as_deref().map(argv_digest))
             && same(self.sidecar, Some(evidence.sidecar))
     }
 
@@ -67,7 +72,7 @@ impl Measurement {
             self.attestor.as_bytes().to_vec(),
             vec![0],
         ];
-        for digest in [Some(self.code), self.config, self.executable, self.sidecar] {
+        for digest in [Some(self.code), self.config, self.executable, self.argv, self.sidecar] {
             // Presence is hashed too, so that "any" and a value never fold together.
             parts.push(vec![u8::from(digest.is_some())]);
             parts.push(digest.map(|d| d.as_bytes().to_vec()).unwrap_or_default());

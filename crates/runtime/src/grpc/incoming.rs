@@ -9,16 +9,24 @@ use std::task::{Context, Poll};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
-use crate::tls::{self, ServerTls};
+use crate::door::{Bounds, Door, Guest, Place};
+use crate::tls::ServerTls;
 use crate::trust::Trust;
 use crate::x509::PeerIdentity;
 
-/// Handshakes at once: each costs about half a millisecond of CPU, so this is a tenth of a second of work.
-const HANDSHAKES: usize = 256;
+/// What the mesh port takes. Each sidecar has one connection, and a whole cluster's may come from one address: three
+/// quarters of all are the most that one source can take from the others. A handshake costs about half a millisecond of
+/// CPU, so 256 are a tenth of a second of work, and one source may have half of them.
+const BOUNDS: Bounds = Bounds {
+    connections: 65_536,
+    connections_per_source: 49_152,
+    handshakes: 256,
+    strangers_per_source: 128,
+};
 /// Connections that were made and not yet taken.
 const READY: usize = 64;
 
@@ -36,6 +44,7 @@ pub struct PeerInfo {
 pub struct MeshStream {
     stream: ServerTls<TcpStream>,
     peer: PeerInfo,
+    _place: Place,
 }
 
 /// The stream of connections that a server takes.
@@ -45,42 +54,40 @@ pub type Incoming = ReceiverStream<io::Result<MeshStream>>;
 pub fn incoming(listener: TcpListener, config: Arc<ServerConfig>, trust: Trust) -> Incoming {
     let (ready, taken) = mpsc::channel(READY);
     tokio::spawn(async move {
-        let permits = Arc::new(Semaphore::new(HANDSHAKES));
+        let door = Door::new(BOUNDS);
         loop {
-            let Ok(permit) = permits.clone().acquire_owned().await else {
-                return;
-            };
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+            let (tcp, guest) = tokio::select! {
+                guest = door.guest(&listener) => guest,
                 () = ready.closed() => return,
-            };
-            let (tcp, address) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "accept failed");
-                    // Out of descriptors: accepting again at once would spin.
-                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-                    continue;
-                }
             };
             let (config, trust, ready) = (config.clone(), trust.clone(), ready.clone());
             tokio::spawn(async move {
-                let _permit = permit;
-                let _ = tcp.set_nodelay(true);
-                match tls::accept(&config, &trust, tcp).await {
-                    Ok((stream, identity)) => {
-                        let peer = PeerInfo { identity, address };
-                        let _ = ready.send(Ok(MeshStream { stream, peer })).await;
-                    }
-                    Err(error) => {
-                        metrics::counter!("aip_tls_handshake_failures_total", "reason" => error.reason()).increment(1);
-                        tracing::info!(%address, reason = error.reason(), %error, "handshake refused");
-                    }
+                if let Some(stream) = known(tcp, guest, &config, &trust).await {
+                    let _ = ready.send(Ok(stream)).await;
                 }
             });
         }
     });
     ReceiverStream::new(taken)
+}
+
+async fn known(tcp: TcpStream, guest: Guest, config: &Arc<ServerConfig>, trust: &Trust) -> Option<MeshStream> {
+    let address = guest.address;
+    match guest.handshake(tcp, config, trust).await {
+        Ok(known) => Some(MeshStream {
+            stream: known.stream,
+            peer: PeerInfo {
+                identity: known.peer,
+                address,
+            },
+            _place: known.place,
+        }),
+        Err(error) => {
+            metrics::counter!("aip_tls_handshake_failures_total", "reason" => error.reason()).increment(1);
+            tracing::info!(%address, reason = error.reason(), %error, "handshake refused");
+            None
+        }
+    }
 }
 
 impl Connected for MeshStream {

@@ -1,0 +1,127 @@
+use super::*;
+use aip_api::resource::KeyPurpose;
+use aip_runtime::signing::Signer;
+use rcgen::{
+    BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SubjectPublicKeyInfo,
+};
+
+const NOW: u64 = 1_800_000_000;
+
+/// A mesh of which a config key is all that there is.
+struct Keys {
+    config: Signer,
+    origin: Origin,
+}
+
+fn keys() -> Keys {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let root = params.self_signed(&key).unwrap().der().to_vec();
+    let issuer = Issuer::new(params, key);
+    let (config, _) = Signer::generate(KeyPurpose::Config).unwrap();
+    // RFC 8410 section 4.
+    let prefix = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+    let spki = [&prefix[..], config.public_key().as_bytes()].concat();
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI("spiffe://aip.internal/key/config".try_into().unwrap())];
+    let spki = SubjectPublicKeyInfo::from_der(&spki).unwrap();
+    let certificate = params.signed_by(&spki, &issuer).unwrap().der().to_vec();
+    let id = "spiffe://aip.internal/agent/me".parse().unwrap();
+    let origin = Origin {
+        id,
+        roots: vec![root],
+        signing_keys: vec![certificate],
+    };
+    Keys { config, origin }
+}
+
+impl Keys {
+    fn world(&self) -> World {
+        World::new(self.origin.clone(), self.origin.trust().shared())
+    }
+
+    fn agent(&self, name: &str, revision: u64) -> wire::Resource {
+        let agent = serde_json::to_vec(&Agent::new(name.parse().unwrap())).unwrap();
+        signed::sign(&self.config, Kind::Agent, name, revision, false, agent)
+    }
+
+    fn gone(&self, kind: Kind, name: &str, revision: u64) -> wire::Resource {
+        signed::sign(&self.config, kind, name, revision, true, Vec::new())
+    }
+
+    fn endpoint(&self, agent: &str, revision: u64) -> wire::Resource {
+        let endpoint = Endpoint {
+            agent: agent.parse().unwrap(),
+            instance: "019a0000-0000-7000-8000-000000000000".into(),
+            address: "192.0.2.1:15006".parse().unwrap(),
+        };
+        let name = resource::Resource::name(&endpoint);
+        let payload = serde_json::to_vec(&endpoint).unwrap();
+        signed::sign(&self.config, Kind::Endpoint, &name, revision, false, payload)
+    }
+}
+
+fn push(resources: Vec<wire::Resource>) -> wire::ConfigResponse {
+    let revision = resources.iter().map(|r| r.revision).max().unwrap_or_default();
+    wire::ConfigResponse {
+        resources,
+        revision,
+        ..Default::default()
+    }
+}
+
+/// A mesh in which agents come and go, for as long as one likes.
+#[test]
+fn what_was_deleted_is_remembered_for_a_while_and_not_for_ever() {
+    let (keys, mut revision) = (keys(), 0);
+    let mut world = keys.world();
+    for round in 0..4 {
+        let mut resources = Vec::new();
+        for n in 0..MAX_TOMBSTONES / 2 {
+            revision += 1;
+            resources.push(keys.gone(Kind::Agent, &format!("guest-{round}-{n}"), revision));
+        }
+        assert!(world.apply(&push(resources), NOW).is_empty());
+        assert!(world.held.len() <= MAX_TOMBSTONES, "{} are held", world.held.len());
+    }
+    // The latest are remembered: an older push does not bring them back.
+    let last = format!("guest-3-{}", MAX_TOMBSTONES / 2 - 1);
+    let rejected = world.apply(&push(vec![keys.agent(&last, 1)]), NOW);
+    assert_eq!(rejected.first().map(|r| r.reason), Some("stale"));
+    // One that is registered anew is taken.
+    assert!(
+        world
+            .apply(&push(vec![keys.agent(&last, revision + 1)]), NOW)
+            .is_empty()
+    );
+    assert!(world.snapshot().agent(&last.parse().unwrap()).is_some());
+}
+
+/// What is held is not forgotten for tombstones' sake.
+#[test]
+fn tombstones_push_nothing_out() {
+    let keys = keys();
+    let mut world = keys.world();
+    assert!(world.apply(&push(vec![keys.agent("peer", 1)]), NOW).is_empty());
+    let gone = (0..=MAX_TOMBSTONES).map(|n| keys.gone(Kind::Agent, &format!("guest-{n}"), 2 + n as u64));
+    assert!(world.apply(&push(gone.collect()), NOW).is_empty());
+    assert!(world.snapshot().agent(&"peer".parse().unwrap()).is_some());
+    assert!(world.held.len() <= MAX_TOMBSTONES);
+}
+
+#[test]
+fn the_endpoints_of_an_agent_that_is_let_go_are_forgotten() {
+    let keys = keys();
+    let mut world = keys.world();
+    let all = vec![keys.endpoint("peer", 1), keys.endpoint("other", 2)];
+    assert!(world.apply(&push(all), NOW).is_empty());
+    let (peer, other): (AgentName, AgentName) = ("peer".parse().unwrap(), "other".parse().unwrap());
+    world.forget_endpoints(&HashSet::from([peer.clone()]));
+    let snapshot = world.snapshot();
+    assert_eq!(
+        (snapshot.endpoints(&peer).len(), snapshot.endpoints(&other).len()),
+        (0, 1)
+    );
+}

@@ -1,0 +1,186 @@
+//! Every metric of this process: its name, its kind and what it says. `docs/metrics.md` has the same words; a test
+//! compares.
+
+use metrics::{describe_counter, describe_gauge, describe_histogram};
+
+/// Name, kind, meaning.
+const TABLE: &[(&str, Kind, &str)] = &[
+    (
+        "aip_requests_total",
+        Kind::Counter,
+        "requests that are over, by the status that the caller got",
+    ),
+    (
+        "aip_refusals_total",
+        Kind::Counter,
+        "requests that this sidecar answered itself, because they were refused or failed",
+    ),
+    (
+        "aip_observed_total",
+        Kind::Counter,
+        "refusals of policy that mode observe let pass",
+    ),
+    (
+        "aip_response_seconds",
+        Kind::Histogram,
+        "from a request's head to its response's head",
+    ),
+    (
+        "aip_decision_seconds",
+        Kind::Histogram,
+        "one evaluation of policy, cached or not",
+    ),
+    (
+        "aip_decisions_total",
+        Kind::Counter,
+        "decisions, those on open streams after a change included",
+    ),
+    (
+        "aip_requests_in_flight",
+        Kind::Gauge,
+        "requests that are not over: their response or stream is open",
+    ),
+    (
+        "aip_body_bytes_total",
+        Kind::Counter,
+        "bytes of bodies that were passed on",
+    ),
+    (
+        "aip_streams_cut_total",
+        Kind::Counter,
+        "requests that were cut after they had begun",
+    ),
+    (
+        "aip_access_log_dropped_total",
+        Kind::Counter,
+        "access log lines that were dropped, since nobody read standard output",
+    ),
+    (
+        "aip_connections",
+        Kind::Gauge,
+        "live connections: from peers (inbound); of the agent, and to peers (outbound)",
+    ),
+    (
+        "aip_connections_cut_total",
+        Kind::Counter,
+        "connections with peers that were cut",
+    ),
+    (
+        "aip_connections_refused_total",
+        Kind::Counter,
+        "connections that were closed before their handshake, since their source has as many as it may; the control plane has it, too",
+    ),
+    (
+        "aip_tls_handshake_failures_total",
+        Kind::Counter,
+        "handshakes that failed at this process's port; the control plane has it, too",
+    ),
+    ("aip_dials_total", Kind::Counter, "connections that were made, or not"),
+    (
+        "aip_dial_failures_total",
+        Kind::Counter,
+        "connections to peers' sidecars that were not made, by what was wrong",
+    ),
+    (
+        "aip_svid_not_after_seconds",
+        Kind::Gauge,
+        "when the SVID ends, Unix seconds",
+    ),
+    (
+        "aip_svid_renewal_failures_total",
+        Kind::Counter,
+        "renewals that failed; the SVID in use goes on until it ends",
+    ),
+    (
+        "aip_control_plane_connected",
+        Kind::Gauge,
+        "1 while the configuration stream is up",
+    ),
+    (
+        "aip_config_revision",
+        Kind::Gauge,
+        "the store revision that this sidecar runs",
+    ),
+    (
+        "aip_config_rejected_total",
+        Kind::Counter,
+        "resources that were pushed and not taken; the last good version stays",
+    ),
+    (
+        "aip_cache_write_failures_total",
+        Kind::Counter,
+        "writes of the signed cache that failed: a restart would begin with an older one",
+    ),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+/// Gives the exporter what each says.
+pub fn describe() {
+    for (name, kind, says) in TABLE.iter().copied() {
+        match kind {
+            Kind::Counter => describe_counter!(name, says),
+            Kind::Gauge => describe_gauge!(name, says),
+            Kind::Histogram => describe_histogram!(name, says),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn word(kind: Kind) -> &'static str {
+        match kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        }
+    }
+
+    #[test]
+    fn the_documentation_says_the_same_of_each() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let (_, sidecar) = text.split_once("## Sidecar: requests").unwrap();
+        let (sidecar, _) = sidecar.split_once("## Control plane").unwrap();
+        let rows = sidecar.lines().filter(|line| line.starts_with("| `"));
+        let documented: BTreeSet<_> = rows
+            .map(|row| {
+                let cells: Vec<String> = row.split('|').map(|cell| cell.trim().replace('`', "")).collect();
+                format!("{} {} {}", cells[1], cells[2], cells[4])
+            })
+            .collect();
+        let actual: BTreeSet<_> = TABLE
+            .iter()
+            .map(|(name, kind, says)| format!("{name} {} {says}", word(*kind)))
+            .collect();
+        let differ: Vec<_> = documented.symmetric_difference(&actual).collect();
+        assert!(differ.is_empty(), "{differ:#?}");
+    }
+
+    /// What a scraper reads, of everything that is registered at the start.
+    #[test]
+    fn each_sample_on_the_page_has_its_help_and_its_type() {
+        let page = aip_runtime::telemetry::init_metrics();
+        describe();
+        let metrics = crate::proxy::metrics::Metrics::register();
+        metrics.begin(aip_policy::Direction::Inbound);
+        let page = page.render();
+        assert!(page.contains("# TYPE aip_requests_in_flight gauge"), "{page}");
+        for line in page.lines().filter_map(|line| line.strip_prefix("# TYPE aip_")) {
+            let (name, kind) = line.split_once(' ').unwrap();
+            let name = format!("aip_{name}");
+            let row = TABLE.iter().find(|(known, ..)| *known == name);
+            let (_, known, says) = row.unwrap_or_else(|| panic!("{name} is not in the table"));
+            assert_eq!(kind, word(*known), "{name}");
+            assert!(page.contains(&format!("# HELP {name} {says}\n")), "{name}:\n{page}");
+        }
+    }
+}

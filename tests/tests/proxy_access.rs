@@ -1,0 +1,125 @@
+//! Who may speak as the agent at 15001: nobody, unless they show the secret or are the user that was named; and nobody
+//! reaches the sidecar's own ports through it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+
+use aip_tests::agent::Agent;
+use aip_tests::http::read_until;
+use aip_tests::pair::Pair;
+use aip_tests::process::{OPEN, Sidecar};
+use aip_tests::scripted::Scripted;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::Request;
+use tempfile::TempDir;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+
+const URL: &str = "http://nobody.aip.internal/";
+/// A user that is not this one: nobody.
+const OTHER: &str = "65534";
+
+fn is_root() -> bool {
+    let is = rustix::process::geteuid().is_root();
+    if !is {
+        eprintln!("not run: only root can be another user");
+    }
+    is
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_word_about_it_the_port_asks_for_a_secret_of_its_own() {
+    let (scripted, dir) = (Scripted::start(), TempDir::new().unwrap());
+    let (spec, dir) = scripted.spec("one", Agent::start().address, dir.path(), &[]);
+    let open = Sidecar::command(&spec, &dir);
+    let mut command = Command::new(open.get_program());
+    command.args(open.get_args().filter(|arg| *arg != OPEN));
+    command.env("AIP_JOIN_TOKEN", &spec.token);
+    let sidecar = Sidecar::start_as(spec, &dir, &command).await;
+    sidecar.ready().await;
+    assert_eq!(sidecar.get(URL).await.reason(), "proxy_auth_required");
+    let run: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("data/run.json")).unwrap()).unwrap();
+    let file = run["proxy_secret_file"]
+        .as_str()
+        .expect("run.json says where the secret is");
+    assert!(sidecar.process.stderr().contains(file), "and so does the log");
+    assert_eq!(std::fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
+    let secret = std::fs::read_to_string(file).unwrap();
+    assert!(!sidecar.process.stderr().contains(&secret), "but not what it is");
+    let shown = format!("Basic {}", STANDARD.encode(format!("aip:{secret}")));
+    let answer = sidecar
+        .call(Request::get(URL).header("proxy-authorization", shown), "")
+        .await;
+    assert_eq!(answer.reason(), "unknown_agent", "let in: {answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_user_of_the_agent_needs_no_secret_and_others_are_refused() {
+    let (scripted, dir) = (Scripted::start(), TempDir::new().unwrap());
+    let me = rustix::process::getuid().as_raw().to_string();
+    let sidecar = scripted
+        .sidecar_with("one", Agent::start().address, dir.path(), &["--agent-uid", &me])
+        .await;
+    assert_eq!(sidecar.get(URL).await.reason(), "unknown_agent", "let in");
+    if !is_root() {
+        return;
+    }
+    let answer = Command::new("setpriv")
+        .args(["--reuid", OTHER, "--clear-groups", "curl", "-sS", "--max-time", "20"])
+        .args(["-o", "/dev/null", "-w", "%{http_code}", "-x"])
+        .args([format!("http://{}", sidecar.outbound), URL.to_owned()])
+        .env("NO_PROXY", "")
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer.stdout), "403", "{answer:?}");
+    assert_eq!(sidecar.metric("aip_refusals_total", &["not_the_agent"]).await, 1.0);
+}
+
+/// A user who is refused gets a whole answer, also if he sends more than a head.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_user_gets_a_whole_answer() {
+    let (scripted, dir) = (Scripted::start(), TempDir::new().unwrap());
+    let other = (rustix::process::getuid().as_raw() + 1).to_string();
+    let sidecar = scripted
+        .sidecar_with("one", Agent::start().address, dir.path(), &["--agent-uid", &other])
+        .await;
+    let mut tcp = TcpStream::connect(sidecar.outbound).await.unwrap();
+    let body = vec![b'x'; 64 * 1024];
+    let head = format!(
+        "POST {URL} HTTP/1.1\r\nHost: nobody.aip.internal\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    tcp.write_all(head.as_bytes()).await.unwrap();
+    tcp.write_all(&body).await.unwrap();
+    let answer = read_until(&mut tcp, |_| false).await;
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    assert!(answer.contains("not_the_agent"), "{answer}");
+}
+
+/// Whatever the mesh lists, also by name and with private addresses allowed.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sidecar_s_own_ports_and_its_control_plane_are_nobody_s_egress() {
+    let pair = Pair::start().await;
+    let caller = &pair.caller;
+    let own = [
+        ("admin", caller.admin.port()),
+        ("probes", caller.probes.port()),
+        ("the control plane", pair.scripted.address().port()),
+        ("inbound", caller.inbound.port()),
+        ("outbound", caller.outbound.port()),
+    ];
+    for (what, port) in own {
+        pair.allow_egress("localhost", port).await;
+        let answer = caller.get(&format!("http://localhost:{port}/config")).await;
+        assert_eq!(answer.reason(), "egress_address_forbidden", "{what}");
+    }
+    let outside = Agent::start();
+    pair.allow_egress("localhost", outside.address.port()).await;
+    let answer = caller
+        .get(&format!("http://localhost:{}/x", outside.address.port()))
+        .await;
+    assert_eq!(answer.status, 200, "what is listed and not ours: {answer:?}");
+}
