@@ -1,17 +1,20 @@
 //! The admin API: REST under `/v1`, described by `/openapi.json`. `aip` uses nothing else.
 //!
-//! In the order of a request: [`serve`] (connections, TLS, time limits), [`guard`] (Host and Origin), [`auth`] (token,
-//! role), [`idempotency`], one of the [`routes`], and [`answer`] for how it is said.
+//! In the order of a request: [`serve`] (port and [`socket`], TLS, time limits), [`guard`] (Host, Origin, where changes
+//! may come from), [`auth`] (token, role), [`idempotency`], one of the [`routes`], and [`answer`] for how it is said.
 
 pub mod admission;
 pub mod answer;
 pub mod auth;
 mod docs;
-mod guard;
+pub mod guard;
 mod idempotency;
+mod quota;
 pub mod roles;
 mod routes;
 pub mod serve;
+pub mod socket;
+mod stall;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,9 +22,8 @@ use std::sync::Arc;
 use aip_runtime::ready::Readiness;
 use aip_runtime::telemetry::Metrics;
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
-use axum::middleware::{from_fn, from_fn_with_state};
-use tokio::sync::Semaphore;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
@@ -33,12 +35,16 @@ use crate::config::world::World;
 use crate::registry::Registry;
 
 pub use docs::openapi;
-pub use routes::{ROUTES, Route};
+pub use routes::{OPEN, ROUTES, Route};
+
+use guard::Port;
+use quota::Quota;
 
 /// Largest body: a policy with its data and tests, as JSON.
 pub const MAX_BODY: usize = 1024 * 1024;
-/// Watchers at once: people and dashboards.
+/// Watchers at once: people and dashboards; and of one person, so that nobody takes the places of all.
 const MAX_WATCHERS: usize = 64;
+const MAX_WATCHERS_EACH: usize = 16;
 
 /// What the API works on.
 #[derive(Debug)]
@@ -55,9 +61,11 @@ pub struct Api {
     pub program: PathBuf,
     /// When the mesh was made.
     pub created_at: u64,
+    /// The Unix socket, as refusals name it.
+    pub socket: PathBuf,
     idempotency: idempotency::Answers,
-    checks: Semaphore,
-    watchers: Arc<Semaphore>,
+    checks: Quota,
+    watchers: Quota,
     /// Cancelled when the process stops: watches end.
     pub stopping: CancellationToken,
 }
@@ -71,6 +79,7 @@ impl Api {
         sessions: Arc<Sessions>,
         program: PathBuf,
         created_at: u64,
+        socket: PathBuf,
     ) -> Self {
         Self {
             registry,
@@ -79,30 +88,44 @@ impl Api {
             sessions,
             program,
             created_at,
+            socket,
             idempotency: idempotency::Answers::default(),
-            checks: Semaphore::new(admission::MAX_CHECKS),
-            watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
+            checks: Quota::new(admission::MAX_CHECKS, admission::MAX_CHECKS_EACH),
+            watchers: Quota::new(MAX_WATCHERS, MAX_WATCHERS_EACH),
             stopping: CancellationToken::new(),
         }
     }
 }
 
-/// The whole server: API, probes and metrics. `loopback`: it is reached by loopback names only.
-pub fn router(api: Arc<Api>, ready: Readiness, metrics: Metrics, loopback: bool) -> Router {
-    let (routes, _) = OpenApiRouter::with_openapi(docs::Description::openapi())
-        .merge(routes::all())
-        .split_for_parts();
-    let v1 = routes
+/// The whole server: API, probes and metrics, as one listener gives it.
+pub fn router(api: Arc<Api>, ready: Readiness, metrics: Metrics, port: Port) -> Router {
+    let plain = |routes| {
+        OpenApiRouter::with_openapi(docs::Description::openapi())
+            .merge(routes)
+            .split_for_parts()
+            .0
+    };
+    let socket = api.socket.clone();
+    let changes = from_fn(move |request: Request, next: Next| {
+        let socket = socket.clone();
+        async move { guard::changes(port, &socket, request, next).await }
+    });
+    // The layer that was added last sees a request first.
+    let v1: Router<Arc<Api>> = plain(routes::all());
+    let v1 = v1
         .route_layer(from_fn_with_state(api.clone(), idempotency::once))
-        .route_layer(from_fn_with_state(api.clone(), auth::authorize))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(api);
+        .route_layer(changes.clone())
+        .route_layer(from_fn_with_state(api.clone(), auth::authorize));
+    let claims: Router<Arc<Api>> = plain(routes::open());
     let open = Router::new().route("/openapi.json", axum::routing::get(docs::serve));
-    v1.merge(open)
+    v1.merge(claims.route_layer(changes))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(api)
+        .merge(open)
         .merge(aip_runtime::admin::probes(ready))
         .merge(aip_runtime::admin::metrics(metrics))
         .fallback(answer::not_found)
         .method_not_allowed_fallback(answer::not_found)
-        .layer(from_fn(move |request, next| guard::check(loopback, request, next)))
+        .layer(from_fn(move |request, next| guard::check(port, request, next)))
         .layer(CatchPanicLayer::custom(answer::panicked))
 }

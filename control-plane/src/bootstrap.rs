@@ -1,24 +1,29 @@
 //! Opening the data directory: the mesh that is there, or a new one.
 
+mod create;
+mod reset;
+
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use aip_api::resource::{MeshConfig, MeshMode, Policy, PolicyName, Traffic};
-use aip_runtime::files::{DirLock, FilesError, lock_dir, write_private};
+use aip_api::resource::MeshMode;
+use aip_runtime::files::{DirLock, FilesError, write_private};
 use aip_runtime::sealing::{SealError, SealingKey};
 
-use crate::admin::auth::{self, FIRST_TTL_DEV, FIRST_TTL_PROD};
-use crate::admin::roles::Role;
+use crate::admin::socket::SocketError;
 use crate::ca::material::Material;
 use crate::ca::{Ca, CaError};
 use crate::clock::Clock;
 use crate::refusal::Refusal;
-use crate::registry::records::{AdminTokenRecord, MeshRecord, PolicyVersion};
-use crate::registry::{Actor, Registry, Versioned, keys, policies};
-use crate::settings::{Settings, default_trust_domain};
+use crate::registry::records::MeshRecord;
+use crate::registry::{Registry, Versioned, keys};
+use crate::settings::Settings;
 use crate::store::disk::DiskStore;
-use crate::store::{Expect, Store, StoreError};
+use crate::store::{Store, StoreError};
+
+pub use create::baseline;
+pub use reset::{SUBCOMMAND, reset_admin};
 
 /// The database in the data directory.
 pub const STORE_FILE: &str = "store.redb";
@@ -36,12 +41,12 @@ pub enum StartError {
     #[error(transparent)]
     Files(#[from] FilesError),
     /// A file in it.
-    #[error("{path} can't be written: {source}")]
+    #[error("{path} can't be written: {why}")]
     Write {
         /// Which.
         path: String,
         /// Why.
-        source: std::io::Error,
+        why: std::io::Error,
     },
     /// The database.
     #[error(transparent)]
@@ -52,6 +57,14 @@ pub enum StartError {
     /// No sealing key where one is required.
     #[error("a prod mesh needs a sealing key that is not made beside its data: --key-file FILE, or AIP_DATA_KEY")]
     KeyRequired,
+    /// A sealing key beside what it seals.
+    #[error(
+        "the sealing key {0} lies in the data directory of a prod mesh: who copies the data would have the key; keep it elsewhere"
+    )]
+    KeyBesideData(String),
+    /// There is no mesh to work on.
+    #[error("{0} holds no mesh")]
+    NoMesh(String),
     /// The CA.
     #[error(transparent)]
     Ca(#[from] CaError),
@@ -70,6 +83,9 @@ pub enum StartError {
     /// A setting.
     #[error(transparent)]
     Settings(#[from] aip_runtime::settings::SettingsError),
+    /// The admin API's socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// A document of the mesh.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -87,9 +103,12 @@ impl StartError {
             Self::Store(error) => error.reason(),
             Self::Seal(_) => "sealing_key",
             Self::KeyRequired => "sealing_key_required",
+            Self::KeyBesideData(_) => "sealing_key_beside_data",
+            Self::NoMesh(_) => "no_mesh",
             Self::Ca(error) => error.reason(),
             Self::Immutable { .. } => "immutable",
             Self::Settings(error) => error.reason(),
+            Self::Socket(error) => error.reason(),
             Self::Refused(refusal) => refusal.reason.row().reason,
             Self::Io(_) => "io",
         }
@@ -109,51 +128,48 @@ pub struct Mesh {
     pub lock: DirLock,
 }
 
-/// Opens the mesh in the data directory, or makes one.
+/// Opens the mesh in the data directory, which `lock` holds, or makes one.
 ///
 /// # Errors
 /// As [`StartError`] lists.
-pub async fn open(settings: &Settings, clock: Clock) -> Result<Mesh, StartError> {
-    let lock = lock_dir(&settings.data)?;
+pub async fn open(settings: &Settings, clock: Clock, lock: DirLock) -> Result<Mesh, StartError> {
     let path = settings.data.join(STORE_FILE);
+    if !path.exists() {
+        // Before anything is made.
+        check_key(settings, settings.mode.unwrap_or(MeshMode::Dev))?;
+    }
     let opened = tokio::task::spawn_blocking(move || DiskStore::open(&path)).await;
     let store = Store::new(opened.map_err(|e| StoreError::Failed(e.to_string()))??)?;
     let held = store.get(keys::MESH).await?;
-    let record = held
-        .as_ref()
-        .map(crate::registry::decode::<MeshRecord>)
-        .transpose()?
-        .map(|h| h.value);
-    if let Some(record) = &record {
-        check_unchanged(settings, record)?;
-    }
-    let mode = record
-        .as_ref()
-        .map(|r| r.mode)
-        .or(settings.mode)
-        .unwrap_or(MeshMode::Dev);
-    let sealing = sealing_key(settings, mode)?;
+    let record = held.as_ref().map(crate::registry::decode::<MeshRecord>).transpose()?;
     let addresses: Vec<IpAddr> = Some(settings.admin_listen.ip())
         .filter(|ip| !ip.is_unspecified())
         .into_iter()
         .collect();
-    let registry = Registry { store, clock, mode };
-    match record {
-        Some(record) => {
-            let sealed: Option<Versioned<String>> = registry.record(keys::CA).await?;
-            let absent = || CaError::Damaged("they are not in the store".into());
-            let sealed = hex::decode(sealed.ok_or_else(absent)?.value).map_err(|_| absent())?;
-            let material = Material::from_bytes(&sealing.open(keys::CA, &sealed).map_err(CaError::Sealed)?)?;
-            let ca = Ca::new(record.trust_domain.clone(), sealing, material, addresses)?;
-            Ok(Mesh {
-                registry,
-                ca: Arc::new(ca),
-                record,
-                lock,
-            })
-        }
-        None => create(settings, registry, sealing, addresses, lock).await,
-    }
+    let Some(record) = record.map(|r| r.value) else {
+        let mode = settings.mode.unwrap_or(MeshMode::Dev);
+        let sealing = sealing_key(settings, mode, true)?;
+        let registry = Registry { store, clock, mode };
+        return create::create(settings, registry, sealing, addresses, lock).await;
+    };
+    check_unchanged(settings, &record)?;
+    let sealing = sealing_key(settings, record.mode, false)?;
+    let registry = Registry {
+        store,
+        clock,
+        mode: record.mode,
+    };
+    let sealed: Option<Versioned<String>> = registry.record(keys::CA).await?;
+    let absent = || CaError::Damaged("they are not in the store".into());
+    let sealed = hex::decode(sealed.ok_or_else(absent)?.value).map_err(|_| absent())?;
+    let material = Material::from_bytes(&sealing.open(keys::CA, &sealed).map_err(CaError::Sealed)?)?;
+    let ca = Ca::new(record.trust_domain.clone(), sealing, material, addresses)?;
+    Ok(Mesh {
+        registry,
+        ca: Arc::new(ca),
+        record,
+        lock,
+    })
 }
 
 fn check_unchanged(settings: &Settings, record: &MeshRecord) -> Result<(), StartError> {
@@ -180,109 +196,45 @@ fn check_unchanged(settings: &Settings, record: &MeshRecord) -> Result<(), Start
     Ok(())
 }
 
-fn sealing_key(settings: &Settings, mode: MeshMode) -> Result<SealingKey, StartError> {
+/// Whether the settings name a key that a mesh of this mode may be sealed with.
+fn check_key(settings: &Settings, mode: MeshMode) -> Result<(), StartError> {
+    if mode == MeshMode::Dev {
+        return Ok(());
+    }
+    let Some(path) = &settings.key_file else {
+        return match SealingKey::from_env(KEY_VARIABLE)? {
+            Some(_) => Ok(()),
+            None => Err(StartError::KeyRequired),
+        };
+    };
+    let folder = path.parent().and_then(|p| p.canonicalize().ok());
+    match (folder, settings.data.canonicalize()) {
+        (Some(folder), Ok(data)) if folder.starts_with(&data) => {
+            Err(StartError::KeyBesideData(path.display().to_string()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The key that seals. Only a new mesh makes one: a fresh key would open nothing of an old mesh, and take the place of
+/// the one that does.
+fn sealing_key(settings: &Settings, mode: MeshMode, new: bool) -> Result<SealingKey, StartError> {
+    check_key(settings, mode)?;
+    let read = |path: &Path| match new {
+        true => SealingKey::from_file_or_new(path),
+        false => SealingKey::from_file(path),
+    };
     if let Some(path) = &settings.key_file {
-        return Ok(SealingKey::from_file_or_new(path)?);
+        return Ok(read(path)?);
     }
     if let Some(key) = SealingKey::from_env(KEY_VARIABLE)? {
         return Ok(key);
     }
-    if mode == MeshMode::Prod {
-        return Err(StartError::KeyRequired);
-    }
     let path = settings.data.join(KEY_FILE);
-    if !path.exists() {
+    if new {
         tracing::warn!(path = %path.display(), "secrets are sealed with a key beside the data: good for a dev mesh only");
     }
-    Ok(SealingKey::from_file_or_new(&path)?)
-}
-
-/// What a new mesh's baseline policy is.
-///
-/// # Errors
-/// Never: the constants are good, which a test holds.
-pub fn baseline() -> Result<Policy, Refusal> {
-    let name = PolicyName::try_from(policies::BASELINE.to_owned()).map_err(|e| Refusal::invalid(vec![e]))?;
-    let rego = policies::BASELINE_REGO.to_owned();
-    Ok(Policy {
-        name,
-        rego,
-        data: serde_json::Value::Null,
-        tests: None,
-        attach: aip_api::resource::Attach::Mesh,
-    })
-}
-
-async fn create(
-    settings: &Settings,
-    registry: Registry,
-    sealing: SealingKey,
-    addresses: Vec<IpAddr>,
-    lock: DirLock,
-) -> Result<Mesh, StartError> {
-    let trust_domain = match &settings.trust_domain {
-        Some(trust_domain) => trust_domain.clone(),
-        None => default_trust_domain().map_err(|e| CaError::Damaged(e.to_string()))?,
-    };
-    let (mode, now) = (registry.mode, registry.clock.now());
-    let record = MeshRecord {
-        trust_domain: trust_domain.clone(),
-        mode,
-        created_at: now,
-    };
-    let material = Material::generate(&trust_domain)?;
-    let plain = material.to_bytes()?;
-    let ca = Ca::new(trust_domain.clone(), sealing, material, addresses)?;
-    let sealed = hex::encode(ca.seal(keys::CA, &plain)?);
-    let (bundle, signing) = ca.resources();
-    let actor = Actor::control_plane();
-    let baseline = baseline()?;
-    let version = PolicyVersion {
-        version: 1,
-        policy: Some(baseline.clone()),
-        by: actor.0.clone(),
-        at: now,
-    };
-    let ttl = if mode == MeshMode::Dev {
-        FIRST_TTL_DEV
-    } else {
-        FIRST_TTL_PROD
-    };
-    let admin = AdminTokenRecord {
-        jti: uuid::Uuid::now_v7().hyphenated().to_string(),
-        sub: "admin".into(),
-        role: Role::Admin,
-        issued_at: now,
-        expires_at: now + ttl,
-        issued_by: actor.0.clone(),
-        revoked_at: None,
-    };
-    // The file first: a mesh whose only credential was never written would have to be thrown away.
-    write(
-        &settings.data.join(ADMIN_TOKEN_FILE),
-        auth::token(&ca, &admin)?.as_bytes(),
-    )?;
-    let mut draft = registry
-        .change(&actor, "mesh.create", trust_domain.as_str())
-        .put(keys::MESH, &record, Expect::Absent)
-        .put(keys::CA, &sealed, Expect::Absent)
-        .put(keys::admin_token(&admin.jti), &admin, Expect::Absent)
-        .resource(&MeshConfig::new(trust_domain.clone(), mode), Expect::Absent)
-        .resource(&Traffic::defaults(), Expect::Absent)
-        .resource(&bundle, Expect::Absent)
-        .resource(&baseline, Expect::Absent)
-        .put(keys::policy_version(policies::BASELINE, 1), &version, Expect::Absent);
-    for key in &signing {
-        draft = draft.resource(key, Expect::Absent);
-    }
-    draft.commit().await?;
-    tracing::info!(%trust_domain, ?mode, root = %ca.root_digest(), "mesh created");
-    Ok(Mesh {
-        registry,
-        ca: Arc::new(ca),
-        record,
-        lock,
-    })
+    Ok(read(&path)?)
 }
 
 /// Writes a private file of the data directory.
@@ -290,9 +242,9 @@ async fn create(
 /// # Errors
 /// Not writable.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), StartError> {
-    write_private(path, bytes).map_err(|source| StartError::Write {
+    write_private(path, bytes).map_err(|why| StartError::Write {
         path: path.display().to_string(),
-        source,
+        why,
     })
 }
 
@@ -313,7 +265,8 @@ mod tests {
         let data = dir.path().join("data");
         let mut settings = Settings::on_loopback(&data, "unused".into());
         settings.key_file = Some(dir.path().join("key"));
-        let mesh = open(&settings, Clock::default()).await.unwrap();
+        let lock = aip_runtime::files::lock_dir(&data).unwrap();
+        let mesh = open(&settings, Clock::default(), lock).await.unwrap();
         let sealed: Versioned<String> = mesh.registry.record(keys::CA).await.unwrap().unwrap();
         assert!(
             on_disk(&data, &sealed.value.as_bytes()[..64]),
@@ -329,11 +282,5 @@ mod tests {
                 assert!(!on_disk(&data, part) && !on_disk(&data, hex::encode(part).as_bytes()));
             }
         }
-    }
-
-    #[test]
-    fn the_baseline_is_a_valid_document() {
-        use aip_api::resource::Resource as _;
-        assert_eq!(baseline().unwrap().validate(), []);
     }
 }

@@ -28,11 +28,23 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Before logs are set up, and for whoever looks at the terminal. Each error's text holds its causes.
-            eprintln!("aip-control-plane: {error}");
+            // Before logs are set up, and for whoever looks at the terminal.
+            eprintln!("aip-control-plane: {}", with_causes(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error with its causes, each said once: most errors say theirs themselves.
+fn with_causes(error: &anyhow::Error) -> String {
+    error.chain().skip(1).fold(error.to_string(), |text, cause| {
+        let cause = cause.to_string();
+        if text.contains(&cause) {
+            text
+        } else {
+            format!("{text}: {cause}")
+        }
+    })
 }
 
 /// `aip-control-plane reset-admin --data DIR [--key-file FILE]`.

@@ -1,4 +1,4 @@
-//! What is measured. Names and help; docs/operations lists them from here.
+//! What is measured. Names and help; `docs/metrics.md` lists them.
 
 use metrics::{describe_counter, describe_gauge, describe_histogram};
 

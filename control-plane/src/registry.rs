@@ -5,9 +5,11 @@
 //! | [`keys`] | where each thing stands in the store |
 //! | [`records`] | what is stored beside the resources: tokens, pending measurements, issued SVIDs, proposals |
 //! | [`draft`] | one change: operations and its audit entry, committed together |
-//! | [`agents`], [`tokens`], [`measurements`], [`policies`], [`proposals`], [`settings`] | the changes that exist |
+//! | [`agents`], [`tokens`], [`measurements`], [`policies`], [`settings`], [`admins`] | the changes that exist |
+//! | [`proposals`] | those that take a second person |
 //! | [`sweep`] | forgetting what has expired |
 
+pub mod admins;
 pub mod agents;
 pub mod draft;
 pub mod keys;
@@ -66,6 +68,11 @@ pub struct Versioned<T> {
 /// What a change did: at which revision, or that it waits for a second person.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
+    /// It says what stands there already; nothing was written.
+    Unchanged {
+        /// The revision that wrote what stands there.
+        revision: u64,
+    },
     /// Done.
     Done {
         /// The store's revision.

@@ -1,38 +1,41 @@
-//! The process: opens the mesh, starts what serves it, and stops it in order.
+//! The process: binds its ports, opens the mesh, starts what serves it, and stops it in order.
 
-use std::net::SocketAddr;
+mod ports;
+mod upkeep;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use aip_api::Digest;
 use aip_runtime::drain::{self, Drain, DrainWatch};
+use aip_runtime::files::lock_dir;
 use aip_runtime::grpc::config_server::ConfigServer;
 use aip_runtime::grpc::identity_server::IdentityServer;
-use aip_runtime::grpc::{MAX_MESSAGE_BYTES, incoming};
+use aip_runtime::grpc::{Incoming, MAX_MESSAGE_BYTES, incoming};
 use aip_runtime::ready::Readiness;
-use aip_runtime::settings::listen;
 use aip_runtime::tls::{ALPN_H2, Clients, server_config};
-use serde::Serialize;
+use aip_runtime::trust::Trust;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tonic::transport::Server;
 
-use crate::admin::serve::{Transport, serve};
+use crate::admin::guard::Port;
+use crate::admin::serve::{Listener, serve};
+use crate::admin::socket::{Socket, SocketPath};
 use crate::admin::{Api, router};
 use crate::bootstrap::{Mesh, StartError, open, write};
-use crate::ca::{CaError, SERVER_SECONDS};
+use crate::ca::{Ca, CaError};
 use crate::clock::Clock;
 use crate::config::ConfigService;
 use crate::config::leases::Leases;
 use crate::config::sessions::Sessions;
 use crate::config::world::World;
 use crate::identity::IdentityService;
-use crate::refusal::Refusal;
-use crate::registry::{Actor, Registry};
+use crate::registry::Registry;
 use crate::settings::Settings;
 
-/// Where a running control plane says how it is reached.
-pub const RUN_FILE: &str = "run.json";
+use ports::Ports;
+pub use ports::{RUN_FILE, Run};
+
 /// How long open requests may take after SIGTERM.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 /// HTTP/2 pings find a sidecar that vanished without a word.
@@ -44,21 +47,6 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
 /// Largest message from a sidecar: evidence, or a Hello that lists all it may hold.
 const MAX_REQUEST_BYTES: usize = 8 * 1024 * 1024;
-/// How often what has expired is forgotten, and certificates are looked at.
-const SWEEP: Duration = Duration::from_secs(60);
-
-/// What `run.json` says.
-#[derive(Debug, Clone, Serialize)]
-pub struct Run {
-    /// The process.
-    pub pid: u32,
-    /// Where sidecars connect.
-    pub mesh: SocketAddr,
-    /// Where the admin API is.
-    pub admin: SocketAddr,
-    /// SHA-256 of the root's SubjectPublicKeyInfo.
-    pub root: Digest,
-}
 
 /// A running control plane.
 #[derive(Debug)]
@@ -73,20 +61,36 @@ pub struct ControlPlane {
     pub api: Arc<Api>,
     drain: Drain,
     tasks: JoinSet<()>,
+    socket: SocketPath,
     // Dropped last: the directory is free when everything is closed.
     lock: aip_runtime::files::DirLock,
 }
 
+/// What both sides of the process work with.
+struct Parts {
+    settings: Settings,
+    registry: Registry,
+    ca: Arc<Ca>,
+    trust: Trust,
+    world: Arc<World>,
+    sessions: Arc<Sessions>,
+    clock: Clock,
+    watch: DrainWatch,
+}
+
 impl ControlPlane {
-    /// Starts: when this returns, both ports answer.
+    /// Starts: when this returns, both ports and the socket answer.
     ///
     /// # Errors
-    /// As [`StartError`] lists.
+    /// As [`StartError`] lists. Where a port or the socket is taken, no mesh was made.
     pub async fn start(settings: Settings) -> Result<Self, StartError> {
+        let ports = Ports::bind(&settings)?;
+        let lock = lock_dir(&settings.data)?;
+        let socket = ports::socket(&settings)?;
         let clock = Clock::default();
-        let mesh = open(&settings, clock.clone()).await?;
+        let mesh = open(&settings, clock.clone(), lock).await?;
         let store = mesh.registry.store.clone();
-        let started = Self::serve(settings, mesh, clock).await;
+        let started = Self::serve(settings, ports, socket, mesh, clock).await;
         if started.is_err() {
             // Tasks that were begun may linger; the file must not.
             store.close().await;
@@ -94,88 +98,54 @@ impl ControlPlane {
         started
     }
 
-    async fn serve(settings: Settings, mesh: Mesh, clock: Clock) -> Result<Self, StartError> {
-        let metrics = aip_runtime::telemetry::init_metrics();
-        crate::metrics::describe();
+    async fn serve(
+        settings: Settings,
+        ports: Ports,
+        socket: Socket,
+        mesh: Mesh,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
         let ready = Readiness::new(&["store", "mesh", "admin"]);
         ready.set("store", true);
-        let Mesh {
-            registry,
-            ca,
-            record,
-            lock,
-        } = mesh;
-        let trust = ca.trust()?.shared();
-        let world = World::new(&registry.store, ca.clone(), trust.clone()).await?;
-        let sessions = Sessions::new(clock.clone());
+        let run = ports.run(&socket, mesh.ca.root_digest())?;
         let (drain, watch) = drain::channel();
+        let trust = mesh.ca.trust()?.shared();
+        let parts = Parts {
+            world: World::new(&mesh.registry.store, mesh.ca.clone(), trust.clone()).await?,
+            sessions: Sessions::new(clock.clone()),
+            registry: mesh.registry,
+            ca: mesh.ca,
+            settings,
+            trust,
+            clock,
+            watch,
+        };
         let mut tasks = JoinSet::new();
-        tasks.spawn(world.clone().follow(registry.store.clone()));
-        tasks.spawn(upkeep(registry.clone(), ca.clone()));
-
-        let leases = Leases::new(
-            registry.clone(),
-            settings.lease_grace,
-            settings.mesh_listen.ip().is_loopback(),
-        );
-        tasks.spawn(leases.clone().reap(world.clone()));
-        let config = ConfigService {
-            world: world.clone(),
-            sessions: sessions.clone(),
-            leases,
-            clock: clock.clone(),
-            limits: settings.limits,
-            drain: watch.clone(),
-        };
-        let identity = IdentityService::new(registry.clone(), ca.clone())?;
-        let mesh = TcpListener::from_std(listen("sidecars", "--mesh-listen", settings.mesh_listen)?)?;
-        let admin = TcpListener::from_std(listen("the admin API", "--admin-listen", settings.admin_listen)?)?;
-        let run = Run {
-            pid: std::process::id(),
-            mesh: mesh.local_addr()?,
-            admin: admin.local_addr()?,
-            root: ca.root_digest(),
-        };
-        let tls = server_config(&ca.server, &trust, Clients::Optional, ALPN_H2)
-            .map_err(|e| CaError::Certificate(e.to_string()))?;
-        tasks.spawn(mesh_port(
-            identity,
-            config,
-            incoming(mesh, tls, trust.clone()),
-            watch.clone(),
-        ));
+        parts.follow(&mut tasks);
+        parts.mesh_side(ports.mesh, &mut tasks)?;
         ready.set("mesh", true);
-
-        let transport = Transport::of(run.admin, &ca, &trust)?;
-        let api = Api::new(
-            registry.clone(),
-            ca,
-            world,
-            sessions,
-            settings.program.clone(),
-            record.created_at,
-        );
-        let api = Arc::new(api);
-        let routes = router(api.clone(), ready.clone(), metrics, run.admin.ip().is_loopback());
-        tasks.spawn(serve(admin, routes, transport, watch));
+        let api = parts.api(mesh.record.created_at, &run);
+        let socket_path = parts.admin_side(&api, &ready, (ports.admin, socket), &mut tasks)?;
         ready.set("admin", true);
 
-        write(&settings.data.join(RUN_FILE), &crate::registry::encode(&run)?)?;
-        tracing::info!(mesh = %run.mesh, admin = %run.admin, root = %run.root, "control plane is up");
+        write(&parts.settings.data.join(RUN_FILE), &crate::registry::encode(&run)?)?;
+        tracing::info!(mesh = %run.mesh, admin = %run.admin, socket = %run.socket.display(), root = %run.root, "control plane is up");
         Ok(Self {
             run,
-            registry,
-            clock,
+            registry: parts.registry,
+            clock: parts.clock,
             api,
             drain,
             tasks,
-            lock,
+            socket: socket_path,
+            lock: mesh.lock,
         })
     }
 
     /// Stops: no new work, open requests up to a deadline; answers whether all were finished.
     pub async fn shutdown(mut self) -> bool {
         self.api.stopping.cancel();
+        drop(self.socket);
         self.drain.start();
         let idle = self.drain.idle(DRAIN_DEADLINE).await;
         self.tasks.shutdown().await;
@@ -193,12 +163,68 @@ impl ControlPlane {
     }
 }
 
-async fn mesh_port(
-    identity: IdentityService,
-    config: ConfigService,
-    connections: aip_runtime::grpc::Incoming,
-    mut watch: DrainWatch,
-) {
+impl Parts {
+    /// What goes on by itself.
+    fn follow(&self, tasks: &mut JoinSet<()>) {
+        tasks.spawn(self.world.clone().follow(self.registry.store.clone()));
+        tasks.spawn(upkeep::upkeep(self.registry.clone(), self.ca.clone()));
+    }
+
+    /// What sidecars connect to.
+    fn mesh_side(&self, listener: TcpListener, tasks: &mut JoinSet<()>) -> Result<(), StartError> {
+        let loopback = self.settings.mesh_listen.ip().is_loopback();
+        let leases = Leases::new(self.registry.clone(), self.settings.lease_grace, loopback);
+        tasks.spawn(leases.clone().reap(self.world.clone()));
+        let config = ConfigService {
+            world: self.world.clone(),
+            sessions: self.sessions.clone(),
+            leases,
+            clock: self.clock.clone(),
+            limits: self.settings.limits,
+            drain: self.watch.clone(),
+        };
+        let identity = IdentityService::new(self.registry.clone(), self.ca.clone())?;
+        let tls = server_config(&self.ca.server, &self.trust, Clients::Optional, ALPN_H2)
+            .map_err(|e| CaError::Certificate(e.to_string()))?;
+        let connections = incoming(listener, tls, self.trust.clone());
+        tasks.spawn(mesh_port(identity, config, connections, self.watch.clone()));
+        Ok(())
+    }
+
+    fn api(&self, created_at: u64, run: &Run) -> Arc<Api> {
+        Arc::new(Api::new(
+            self.registry.clone(),
+            self.ca.clone(),
+            self.world.clone(),
+            self.sessions.clone(),
+            self.settings.program.clone(),
+            created_at,
+            run.socket.clone(),
+        ))
+    }
+
+    /// What people and programs connect to: a port, and the socket.
+    fn admin_side(
+        &self,
+        api: &Arc<Api>,
+        ready: &Readiness,
+        (port, socket): (TcpListener, Socket),
+        tasks: &mut JoinSet<()>,
+    ) -> Result<SocketPath, StartError> {
+        let metrics = aip_runtime::telemetry::init_metrics();
+        crate::metrics::describe();
+        let address = port.local_addr()?;
+        let of_port = Port::tcp(address, self.registry.needs_second_person());
+        let routes = |port| router(api.clone(), ready.clone(), metrics.clone(), port);
+        let listener = Listener::tcp(port, address, &self.ca, &self.trust)?;
+        tasks.spawn(serve(listener, routes(of_port), self.watch.clone()));
+        let listener = Listener::Socket(socket.listener);
+        tasks.spawn(serve(listener, routes(Port::socket()), self.watch.clone()));
+        Ok(socket.path)
+    }
+}
+
+async fn mesh_port(identity: IdentityService, config: ConfigService, connections: Incoming, mut watch: DrainWatch) {
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
@@ -216,34 +242,5 @@ async fn mesh_port(
         .await;
     if let Err(error) = served {
         tracing::error!(%error, "the mesh port ended");
-    }
-}
-
-/// Forgets what has expired, renews our certificate, rotates the intermediate in time.
-async fn upkeep(registry: Registry, ca: Arc<crate::ca::Ca>) {
-    let mut renewed = aip_runtime::unix_now();
-    let mut tick = tokio::time::interval(SWEEP);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tick.tick().await;
-        if let Err(refusal) = registry.sweep().await {
-            tracing::warn!(reason = refusal.reason(), "expired rows were not removed; trying again");
-        }
-        if ca.wants_rotation() {
-            let rotated: Result<u64, Refusal> = ca.rotate(&registry, &Actor::control_plane()).await;
-            if let Err(refusal) = rotated {
-                tracing::error!(
-                    reason = refusal.reason(),
-                    "the intermediate was not rotated; trying again"
-                );
-            }
-        }
-        let now = aip_runtime::unix_now();
-        if now.saturating_sub(renewed) >= SERVER_SECONDS / 2 {
-            match ca.renew_server() {
-                Ok(()) => renewed = now,
-                Err(error) => tracing::error!(%error, "our certificate was not renewed; trying again"),
-            }
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! How the API speaks: problem documents, pages, bodies.
 
 use std::any::Any;
+use std::time::Duration;
 
 use aip_api::problem::{CONTENT_TYPE, FieldError};
 use axum::Json;
@@ -22,6 +23,8 @@ use crate::registry::{Outcome, Versioned};
 pub const DEFAULT_LIMIT: usize = 100;
 /// Most rows of a page.
 pub const MAX_LIMIT: usize = 500;
+/// How long a body may take to arrive: 1 MiB on a bad line.
+pub(super) const BODY_DEADLINE: Duration = Duration::from_secs(30);
 /// Longest cursor: a resource's name in base64.
 const MAX_CURSOR: usize = 700;
 
@@ -78,10 +81,13 @@ pub struct Body<T>(pub T);
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = ApiError;
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
-            let large = rejection.status() == StatusCode::PAYLOAD_TOO_LARGE;
-            Refusal::from(if large { Reason::TooLarge } else { Reason::Malformed })
-        })?;
+        let arrived = tokio::time::timeout(BODY_DEADLINE, Bytes::from_request(request, state)).await;
+        let bytes = arrived
+            .map_err(|_| Refusal::from(Reason::BodyTimeout))?
+            .map_err(|rejection| {
+                let large = rejection.status() == StatusCode::PAYLOAD_TOO_LARGE;
+                Refusal::from(if large { Reason::TooLarge } else { Reason::Malformed })
+            })?;
         // An empty body is an empty object: POSTs whose fields are all optional need none.
         let bytes = if bytes.is_empty() {
             Bytes::from_static(b"{}")
@@ -215,6 +221,16 @@ pub struct Held {
     /// The document, as sidecars get it.
     #[schema(value_type = Object)]
     pub resource: serde_json::Value,
+    /// True where it was to be written, and says the same already; absent otherwise.
+    #[serde(skip_serializing_if = "is_false")]
+    #[schema(required = false)]
+    pub unchanged: bool,
+}
+
+/// For flags that are left out where they say nothing.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 impl Held {
@@ -227,6 +243,7 @@ impl Held {
         Ok(Self {
             revision: held.revision,
             resource,
+            unchanged: false,
         })
     }
 }
@@ -234,11 +251,15 @@ impl Held {
 /// What a change answers.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Changed {
-    /// The store's revision with this change.
+    /// The store's revision with this change; of what stands there, where nothing changed.
     pub revision: u64,
     /// The proposal that waits for a second person (status 202); absent when it is done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proposal: Option<String>,
+    /// True where what stands there says the same already: nothing was written. Absent otherwise.
+    #[serde(skip_serializing_if = "is_false")]
+    #[schema(required = false)]
+    pub unchanged: bool,
 }
 
 impl Changed {
@@ -247,6 +268,7 @@ impl Changed {
         Json(Self {
             revision,
             proposal: None,
+            unchanged: false,
         })
     }
 }
@@ -255,14 +277,37 @@ impl IntoResponse for Outcome {
     fn into_response(self) -> Response {
         match self {
             Self::Done { revision } => Changed::at(revision).into_response(),
-            Self::Proposed { id, revision } => (
-                StatusCode::ACCEPTED,
-                Json(Changed {
+            Self::Unchanged { revision } => {
+                let changed = Changed {
+                    revision,
+                    proposal: None,
+                    unchanged: true,
+                };
+                Json(changed).into_response()
+            }
+            Self::Proposed { id, revision } => {
+                let changed = Changed {
                     revision,
                     proposal: Some(id),
-                }),
-            )
-                .into_response(),
+                    unchanged: false,
+                };
+                (StatusCode::ACCEPTED, Json(changed)).into_response()
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_never_ends_is_not_waited_for() {
+        let begun = tokio::time::Instant::now();
+        let never = futures_util::stream::pending::<Result<Bytes, std::io::Error>>();
+        let request = Request::new(axum::body::Body::from_stream(never));
+        let refused = Body::<serde_json::Value>::from_request(request, &()).await.unwrap_err();
+        assert_eq!(refused.0.reason(), "body_timeout");
+        assert_eq!(begun.elapsed().as_secs(), BODY_DEADLINE.as_secs());
     }
 }

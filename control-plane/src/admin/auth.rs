@@ -27,8 +27,6 @@ pub const AUDIENCE: &str = "aip-admin";
 pub const FIRST_TTL_DEV: u64 = 30 * 86_400;
 /// Lifetime of the first token of a `prod` mesh: a day to issue the real ones.
 pub const FIRST_TTL_PROD: u64 = 86_400;
-/// Longest lifetime of any other token.
-pub const MAX_TTL: u64 = 90 * 86_400;
 /// Longest token that is looked at.
 const MAX_TOKEN_BYTES: usize = 2_048;
 
@@ -60,6 +58,8 @@ pub struct Caller {
     pub role: Role,
     /// Its id.
     pub jti: String,
+    /// Unix seconds at which it ends.
+    pub exp: u64,
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller {
@@ -108,23 +108,29 @@ pub async fn verify(registry: &Registry, ca: &Ca, token: &str) -> Result<Caller,
     if claims.aud != AUDIENCE || claims.iss != issuer(ca) {
         return Err(invalid("made for another audience or by another issuer"));
     }
-    let now = registry.clock.now();
-    if claims.exp <= now {
-        return Err(Refusal::new(
-            Reason::AdminTokenExpired,
-            "the token has expired: have another issued",
-        ));
+    still_good(registry, &claims.jti, claims.exp).await
+}
+
+/// The caller of the token `jti`, which was verified before, if it has neither expired nor been revoked since.
+///
+/// # Errors
+/// Expired, revoked, or not known.
+pub async fn still_good(registry: &Registry, jti: &str, exp: u64) -> Result<Caller, Refusal> {
+    if exp <= registry.clock.now() {
+        let detail = "the token has expired: have another issued";
+        return Err(Refusal::new(Reason::AdminTokenExpired, detail));
     }
-    let held = registry
-        .record::<AdminTokenRecord>(keys::admin_token(&claims.jti))
-        .await?;
-    let record = held.map(|h| h.value).filter(|r| r.revoked_at.is_none());
+    let held = registry.record::<AdminTokenRecord>(keys::admin_token(jti)).await?;
+    // One that waits for its claim was given to nobody.
+    let good = |r: &AdminTokenRecord| r.revoked_at.is_none() && r.claim.is_none();
+    let record = held.map(|h| h.value).filter(good);
     let record = record.ok_or(Refusal::from(Reason::AdminTokenRevoked))?;
     // The record counts: a token says no more than what was issued.
     Ok(Caller {
         sub: record.sub,
         role: record.role,
         jti: record.jti,
+        exp: record.expires_at.min(exp),
     })
 }
 

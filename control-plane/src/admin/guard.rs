@@ -1,19 +1,65 @@
-//! Against browsers: no page may use this API, whatever name resolves to it (DNS rebinding, CSRF).
+//! What a request must be by the way it came in. Against browsers: no page may use this API, whatever name resolves to
+//! it (DNS rebinding, CSRF). In a `prod` mesh: changes come over the Unix socket.
+
+use std::net::SocketAddr;
+use std::path::Path;
 
 use axum::extract::Request;
-use axum::http::{HeaderMap, Uri, header};
+use axum::http::{HeaderMap, Method, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::answer::ApiError;
 use crate::refusal::{Reason, Refusal};
 
+/// What a listener lets through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Port {
+    // Reached by loopback names only.
+    loopback: bool,
+    // Takes changes.
+    changes: bool,
+}
+
+impl Port {
+    /// The TCP port at `address`; that of a `prod` mesh is for reading.
+    pub fn tcp(address: SocketAddr, prod: bool) -> Self {
+        Self {
+            loopback: address.ip().is_loopback(),
+            changes: !prod,
+        }
+    }
+
+    /// The Unix socket.
+    pub fn socket() -> Self {
+        Self {
+            loopback: true,
+            changes: true,
+        }
+    }
+}
+
 /// Refuses a foreign Host (on loopback) and every Origin but the API's own.
-pub(super) async fn check(loopback: bool, request: Request, next: Next) -> Response {
-    match allowed(loopback, request.headers(), request.uri()) {
+pub(super) async fn check(port: Port, request: Request, next: Next) -> Response {
+    match allowed(port.loopback, request.headers(), request.uri()) {
         Ok(()) => next.run(request).await,
         Err(refusal) => ApiError(refusal).into_response(),
     }
+}
+
+/// Requests that are no GET and yet change nothing.
+const READS: &[&str] = &["/v1/policies/check"];
+
+/// Refuses changes where none are taken.
+pub(super) async fn changes(port: Port, socket: &Path, request: Request, next: Next) -> Response {
+    let reads =
+        request.method() == Method::GET || request.method() == Method::HEAD || READS.contains(&request.uri().path());
+    if port.changes || reads {
+        return next.run(request).await;
+    }
+    let socket = socket.display();
+    let detail = format!("a prod mesh takes changes over its Unix socket only: AIP_ADMIN=unix:{socket}");
+    ApiError(Refusal::new(Reason::SocketRequired, detail)).into_response()
 }
 
 fn allowed(loopback: bool, headers: &HeaderMap, uri: &Uri) -> Result<(), Refusal> {
@@ -92,6 +138,13 @@ mod tests {
             verdict(false, &[("host", "aip.example.com")]),
             None,
             "beyond loopback there is TLS"
+        );
+        let map = HeaderMap::from_iter([(header::HOST, "127.0.0.1:15014".parse().unwrap())]);
+        let absolute = allowed(true, &map, &"http://evil.com/v1/mesh".parse().unwrap());
+        assert_eq!(
+            absolute.unwrap_err().reason(),
+            "host_refused",
+            "the target counts where it names a host"
         );
         let ours = ("host", "127.0.0.1:15014");
         assert_eq!(verdict(true, &[ours, ("origin", "http://127.0.0.1:15014")]), None);

@@ -1,6 +1,7 @@
 //! The routes, and what each needs. A route that is missing from [`ROUTES`] is refused to everybody; a test holds the
 //! table against the OpenAPI document.
 
+mod admins;
 mod agents;
 mod approvals;
 mod measurements;
@@ -94,18 +95,32 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/v1/roles", Read),
 ];
 
-/// All handlers.
+/// The routes that need none: their caller shows a secret instead.
+pub const OPEN: &[(&str, &str)] = &[("POST", "/v1/admin-tokens/claim")];
+
+/// The handlers of [`OPEN`].
+pub(super) fn open() -> OpenApiRouter<Arc<Api>> {
+    admins::open()
+}
+
+/// The handlers of [`ROUTES`].
 pub(super) fn all() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
         .merge(mesh::routes())
         .merge(agents::routes())
         .merge(tokens::routes())
+        .merge(admins::routes())
         .merge(measurements::routes())
         .merge(policies::routes())
         .merge(status::routes())
         .merge(watch::routes())
         .merge(approvals::routes())
 }
+
+/// Bytes of a page's rows, as stored: some hundred policies. A page that is cut has a `next` as any other.
+const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;
+/// Rows that are read at a time, so that a page of large ones is not read whole to be cut.
+const ROWS_AT_ONCE: usize = 8;
 
 /// A page of what stands below `prefix`, each row read by `row`.
 async fn page<T>(
@@ -114,22 +129,35 @@ async fn page<T>(
     query: &PageQuery,
     row: impl Fn(&str, &crate::store::Entry) -> Result<Option<T>, Refusal>,
 ) -> Result<Page<T>, Refusal> {
-    let (limit, after) = (query.limit()?, query.after()?);
-    let after = if after.is_empty() {
-        String::new()
-    } else {
-        format!("{prefix}{after}")
+    let (limit, cursor_at) = (query.limit()?, query.after()?);
+    let mut after = match cursor_at.is_empty() {
+        true => String::new(),
+        false => format!("{prefix}{cursor_at}"),
     };
-    let revision = api.registry.store.revision();
-    // One more than asked tells whether there is a next page.
-    let entries = api.registry.store.scan(prefix, after, limit + 1).await?;
-    let more = entries.len() > limit;
-    let shown = &entries[..entries.len().min(limit)];
+    let store = &api.registry.store;
     let name = |key: &str| key.strip_prefix(prefix).unwrap_or_default().to_owned();
-    let next = shown.last().filter(|_| more).map(|e| cursor(&name(&e.key)));
-    let rows = shown.iter().map(|e| row(&name(&e.key), e));
-    let items = rows.filter_map(Result::transpose).collect::<Result<_, _>>()?;
-    Ok(Page { items, next, revision })
+    let (revision, mut items, mut rows, mut bytes) = (store.revision(), Vec::new(), 0, 0);
+    let mut at_once = ROWS_AT_ONCE.min(limit + 1);
+    loop {
+        let entries = store.scan(prefix, after.clone(), at_once).await?;
+        for entry in &entries {
+            // A row past the page's end tells that there is a next one.
+            if rows == limit || rows > 0 && bytes + entry.value.len() > MAX_PAGE_BYTES {
+                let next = Some(cursor(&name(&after)));
+                return Ok(Page { items, next, revision });
+            }
+            items.extend(row(&name(&entry.key), entry)?);
+            after.clone_from(&entry.key);
+            (rows, bytes) = (rows + 1, bytes + entry.value.len());
+        }
+        if entries.len() < at_once {
+            let next = None;
+            return Ok(Page { items, next, revision });
+        }
+        // Small rows come in larger steps.
+        let fit = MAX_PAGE_BYTES.saturating_sub(bytes) / (bytes / rows).max(1);
+        at_once = fit.max(ROWS_AT_ONCE).min(limit + 1);
+    }
 }
 
 /// A page of the resources of one kind.
@@ -138,6 +166,7 @@ async fn resources(api: &Api, kind: aip_api::resource::Kind, query: &PageQuery) 
         Ok(Some(Held {
             revision: entry.revision,
             resource: decode(entry)?.value,
+            unchanged: false,
         }))
     })
     .await

@@ -1,72 +1,87 @@
 //! The admin API's connections: bounded, timed, with TLS beyond loopback.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use aip_runtime::drain::DrainWatch;
-use aip_runtime::tls::{self, Clients};
+use aip_runtime::tls::{self, Clients, ServerConfig};
 use aip_runtime::trust::Trust;
 use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
+use super::stall::{Stalling, WRITE_DEADLINE};
 use crate::ca::{Ca, CaError};
 
-/// Connections at once: people, dashboards, scrapers, watches.
+/// Connections at once, of each listener: people, dashboards, scrapers, watches.
 const MAX_CONNECTIONS: usize = 512;
-/// How long a request's head may take to arrive: what stalls here stalls on purpose.
+/// How long a request's head may take to arrive, and how long a connection may be idle between two: what stalls here
+/// stalls on purpose.
 const HEAD_DEADLINE: Duration = Duration::from_secs(15);
 /// Headers of a request, and their bytes.
 const MAX_HEADERS: usize = 64;
 const MAX_HEAD_BYTES: usize = 32 * 1024;
+/// Out of descriptors: accepting again at once would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How the admin port is spoken to.
-#[derive(Clone)]
-pub enum Transport {
+/// Where the admin API is spoken.
+pub enum Listener {
     /// On loopback.
-    Plain,
+    Plain(TcpListener),
     /// Beyond it: TLS 1.3 with the control plane's certificate.
-    Tls(Arc<TlsPort>),
+    Tls(TcpListener, Arc<Tls>),
+    /// The Unix socket.
+    Socket(UnixListener),
 }
 
 /// The TLS of the admin port.
-pub struct TlsPort {
-    accept: Box<dyn Fn(TcpStream, Router, DrainWatch) -> tokio::task::JoinHandle<()> + Send + Sync>,
+pub struct Tls {
+    config: Arc<ServerConfig>,
+    trust: Trust,
 }
 
-impl Transport {
-    /// Plain on loopback, TLS beyond it: there is no way to ask for plain there.
+enum Accepted {
+    Plain(TcpStream),
+    Tls(TcpStream, Arc<Tls>),
+    Socket(UnixStream),
+}
+
+impl Listener {
+    /// Plain where `address` is loopback, TLS beyond it: there is no way to ask for plain there.
     ///
     /// # Errors
     /// TLS can't be set up.
-    pub fn of(address: SocketAddr, ca: &Ca, trust: &Trust) -> Result<Self, CaError> {
+    pub fn tcp(listener: TcpListener, address: SocketAddr, ca: &Ca, trust: &Trust) -> Result<Self, CaError> {
         if address.ip().is_loopback() {
-            return Ok(Self::Plain);
+            return Ok(Self::Plain(listener));
         }
         let config = tls::server_config(&ca.server, trust, Clients::Optional, &[b"http/1.1"])
             .map_err(|e| CaError::Certificate(e.to_string()))?;
         let trust = trust.clone();
-        let accept = move |tcp: TcpStream, router: Router, drain: DrainWatch| {
-            let (config, trust) = (config.clone(), trust.clone());
-            tokio::spawn(async move {
-                match tls::accept(&config, &trust, tcp).await {
-                    Ok((stream, _)) => connection(stream, router, drain).await,
-                    Err(error) => tracing::info!(reason = error.reason(), %error, "admin handshake refused"),
-                }
-            })
+        Ok(Self::Tls(listener, Arc::new(Tls { config, trust })))
+    }
+
+    async fn accept(&self) -> io::Result<Accepted> {
+        let tcp = async |listener: &TcpListener| {
+            let (tcp, _) = listener.accept().await?;
+            let _ = tcp.set_nodelay(true);
+            Ok::<_, io::Error>(tcp)
         };
-        Ok(Self::Tls(Arc::new(TlsPort {
-            accept: Box::new(accept),
-        })))
+        Ok(match self {
+            Self::Plain(listener) => Accepted::Plain(tcp(listener).await?),
+            Self::Tls(listener, tls) => Accepted::Tls(tcp(listener).await?, tls.clone()),
+            Self::Socket(listener) => Accepted::Socket(listener.accept().await?.0),
+        })
     }
 }
 
 /// Serves until the drain starts; open requests are finished.
-pub async fn serve(listener: TcpListener, router: Router, transport: Transport, mut drain: DrainWatch) {
+pub async fn serve(listener: Listener, router: Router, mut drain: DrainWatch) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else {
@@ -76,24 +91,24 @@ pub async fn serve(listener: TcpListener, router: Router, transport: Transport, 
             accepted = listener.accept() => accepted,
             () = drain.draining() => return,
         };
-        let tcp = match accepted {
-            Ok((tcp, _)) => tcp,
+        let stream = match accepted {
+            Ok(stream) => stream,
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
-                // Out of descriptors: accepting again at once would spin.
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let _ = tcp.set_nodelay(true);
-        let (router, drain, transport) = (router.clone(), drain.clone(), transport.clone());
+        let (router, drain) = (router.clone(), drain.clone());
         tokio::spawn(async move {
             let _permit = permit;
-            match transport {
-                Transport::Plain => connection(tcp, router, drain).await,
-                Transport::Tls(port) => {
-                    let _ = (port.accept)(tcp, router, drain).await;
-                }
+            match stream {
+                Accepted::Plain(tcp) => connection(tcp, router, drain).await,
+                Accepted::Socket(unix) => connection(unix, router, drain).await,
+                Accepted::Tls(tcp, port) => match tls::accept(&port.config, &port.trust, tcp).await {
+                    Ok((stream, _)) => connection(stream, router, drain).await,
+                    Err(error) => tracing::info!(reason = error.reason(), %error, "admin handshake refused"),
+                },
             }
         });
     }
@@ -108,7 +123,10 @@ where
         .header_read_timeout(HEAD_DEADLINE)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(io), TowerToHyperService::new(router));
+        .serve_connection(
+            TokioIo::new(Stalling::new(io, WRITE_DEADLINE)),
+            TowerToHyperService::new(router),
+        );
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         _ = connection.as_mut() => return,

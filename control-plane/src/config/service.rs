@@ -25,17 +25,23 @@ use crate::registry::tokens::random;
 /// How long a stream may take to say Hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// Streams live this long ± 10 %, so that a fleet spreads over replicas that were added, and never all at once.
-const STREAM_SECONDS: u64 = 3_600;
+const STREAM_AGE: Duration = Duration::from_secs(3_600);
+/// How long a sidecar may take to apply a push: compiling every policy anew on a busy core.
+const ACK_DEADLINE: Duration = Duration::from_secs(30);
 /// Answers on their way to one sidecar: a push, and the status that ends the stream.
 const OUT: usize = 4;
 
-/// How many streams there may be.
+/// How many streams there may be, and how long.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// In all. Each costs about 50 KiB with its TLS and HTTP/2 buffers.
     pub sessions: usize,
     /// Of one agent: its replicas.
     pub per_agent: usize,
+    /// How long a stream lives, ± 10 %.
+    pub age: Duration,
+    /// How long a push may wait for its acknowledgement.
+    pub ack: Duration,
 }
 
 impl Default for Limits {
@@ -43,6 +49,8 @@ impl Default for Limits {
         Self {
             sessions: 20_000,
             per_agent: 256,
+            age: STREAM_AGE,
+            ack: ACK_DEADLINE,
         }
     }
 }
@@ -58,7 +66,7 @@ pub struct ConfigService {
     pub leases: Arc<Leases>,
     /// The time.
     pub clock: Clock,
-    /// How many streams there may be.
+    /// How many streams there may be, and how long.
     pub limits: Limits,
     /// When to stop.
     pub drain: DrainWatch,
@@ -84,7 +92,7 @@ impl ConfigService {
         admitted(&self.world, &peer, self.clock.now())?;
         let mut inbound = request.into_inner();
         let hello = first(&mut inbound).await?;
-        uuid::Uuid::try_parse(&hello.instance).map_err(|_| Refusal::from(Reason::InstanceInvalid))?;
+        instance(&hello.instance)?;
         let held = held(&hello)?;
         let (news, revision) = self.world.subscribe();
         if hello.revision_floor > revision {
@@ -107,6 +115,7 @@ impl ConfigService {
             leases: self.leases.clone(),
             clock: self.clock.clone(),
             ends: self.ends(peer.not_after)?,
+            ack_deadline: self.limits.ack,
             peer,
             session,
             instance: hello.instance,
@@ -121,10 +130,19 @@ impl ConfigService {
 
     /// When a stream ends: at its age, or when its SVID does.
     fn ends(&self, not_after: u64) -> Result<Instant, Refusal> {
-        let spread = u64::from(u16::from_be_bytes(random::<2>()?)) % (STREAM_SECONDS / 5);
-        let age = STREAM_SECONDS * 9 / 10 + spread;
-        let svid = not_after.saturating_sub(self.clock.now());
-        Ok(Instant::now() + Duration::from_secs(age.min(svid)))
+        let spread = f64::from(u16::from_be_bytes(random::<2>()?)) / f64::from(u16::MAX);
+        let age = self.limits.age.mul_f64(0.9 + 0.2 * spread);
+        let svid = Duration::from_secs(not_after.saturating_sub(self.clock.now()));
+        Ok(Instant::now() + age.min(svid))
+    }
+}
+
+/// An instance is a UUID in its usual form: one process has one name, whoever spells it.
+fn instance(text: &str) -> Result<(), Refusal> {
+    let parsed = uuid::Uuid::try_parse(text).ok();
+    match parsed.filter(|uuid| uuid.hyphenated().to_string() == text) {
+        Some(_) => Ok(()),
+        None => Err(Reason::InstanceInvalid.into()),
     }
 }
 

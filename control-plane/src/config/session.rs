@@ -21,8 +21,6 @@ use super::world::{News, World};
 use crate::clock::Clock;
 use crate::refusal::{Reason, Refusal};
 
-/// How long a sidecar may take to apply a push: compiling every policy anew on a busy core.
-const ACK_DEADLINE: Duration = Duration::from_secs(30);
 /// Resources that a Hello may list: a sidecar with every subscription that it may have, several endpoints each.
 pub(super) const MAX_HELD: usize = 100_000;
 /// Names in one message; more come in several.
@@ -48,6 +46,7 @@ pub(super) struct Task {
     pub(super) out: mpsc::Sender<Result<ConfigResponse, Status>>,
     pub(super) drain: DrainWatch,
     pub(super) ends: Instant,
+    pub(super) ack_deadline: Duration,
     pub(super) state: State,
 }
 
@@ -134,7 +133,7 @@ impl Task {
                 .state
                 .outstanding
                 .as_ref()
-                .map_or(self.ends, |(_, sent)| *sent + ACK_DEADLINE);
+                .map_or(self.ends, |(_, sent)| *sent + self.ack_deadline);
             tokio::select! {
                 message = inbound.message() => match message {
                     Ok(Some(message)) => self.message(message).await?,

@@ -22,6 +22,8 @@ const MAX_LEFT: usize = 1_000;
 const ACKS: usize = 64;
 /// Rejections that are remembered of each sidecar.
 const MAX_NACKS: usize = 64;
+/// Longest version that is shown, in characters.
+const MAX_VERSION: usize = 64;
 
 /// A resource that a sidecar did not take.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -77,6 +79,31 @@ pub struct Sidecar {
     pub enforcement: String,
     /// Its SVID's generation.
     pub generation: u64,
+}
+
+impl Sidecar {
+    /// One that has just connected.
+    fn connected(peer: &PeerIdentity, address: String, (instance, version): (&str, &str), now: u64) -> Self {
+        Self {
+            agent: peer.id.agent.to_string(),
+            instance: instance.to_owned(),
+            version: version.chars().take(MAX_VERSION).collect(),
+            address,
+            endpoint: None,
+            connected: true,
+            connected_since: now,
+            disconnected_at: None,
+            revision: 0,
+            last_ack_at: None,
+            outstanding: false,
+            nacks: Vec::new(),
+            serial: peer.serial.clone(),
+            not_after: peer.not_after,
+            assurance: peer.result.assurance.as_str().to_owned(),
+            enforcement: peer.result.enforcement.as_str().to_owned(),
+            generation: peer.result.generation,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -142,51 +169,11 @@ impl Sessions {
         hello: (&str, &str),
         limits: super::Limits,
     ) -> Result<Session, Refusal> {
-        let (instance, version) = hello;
-        let agent = peer.id.agent.to_string();
+        let shown = Sidecar::connected(peer, address, hello, self.clock.now());
         let mut by_id = self.lock();
-        let (mut total, mut own) = (0, 0);
-        let older: Vec<u64> = by_id
-            .iter()
-            .filter(|(_, h)| h.shown.agent == agent && (h.shown.instance == instance || h.left_with(&peer.serial)))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in older {
-            if let Some(held) = by_id.remove(&id) {
-                held.cancel.cancel();
-            }
-        }
-        for held in by_id.values().filter(|h| h.shown.connected) {
-            total += 1;
-            own += usize::from(held.shown.agent == agent);
-        }
-        if total >= limits.sessions || own >= limits.per_agent {
-            let detail = format!(
-                "{total} streams, {own} of {agent}; at most {} and {}",
-                limits.sessions, limits.per_agent
-            );
-            return Err(Refusal::new(Reason::SessionLimit, detail));
-        }
+        supersede(&mut by_id, &shown);
+        room(&by_id, &shown.agent, limits)?;
         let cancel = CancellationToken::new();
-        let shown = Sidecar {
-            agent,
-            instance: instance.to_owned(),
-            version: version.chars().take(64).collect(),
-            address,
-            endpoint: None,
-            connected: true,
-            connected_since: self.clock.now(),
-            disconnected_at: None,
-            revision: 0,
-            last_ack_at: None,
-            outstanding: false,
-            nacks: Vec::new(),
-            serial: peer.serial.clone(),
-            not_after: peer.not_after,
-            assurance: peer.result.assurance.as_str().to_owned(),
-            enforcement: peer.result.enforcement.as_str().to_owned(),
-            generation: peer.result.generation,
-        };
         let id = {
             let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
             *next += 1;
@@ -280,6 +267,33 @@ impl Sessions {
     }
 }
 
+/// Ends the older streams of the same instance, and forgets the dead process whose certificate this one presents.
+fn supersede(by_id: &mut BTreeMap<u64, Held>, new: &Sidecar) {
+    by_id.retain(|_, held| {
+        let own = held.shown.agent == new.agent;
+        let stays = !own || held.shown.instance != new.instance && !held.left_with(&new.serial);
+        if !stays {
+            held.cancel.cancel();
+        }
+        stays
+    });
+}
+
+/// Whether there is room for one more stream of `agent`.
+fn room(by_id: &BTreeMap<u64, Held>, agent: &str, limits: super::Limits) -> Result<(), Refusal> {
+    let (mut total, mut own) = (0, 0);
+    for held in by_id.values().filter(|h| h.shown.connected) {
+        total += 1;
+        own += usize::from(held.shown.agent == agent);
+    }
+    if total < limits.sessions && own < limits.per_agent {
+        return Ok(());
+    }
+    let (sessions, per_agent) = (limits.sessions, limits.per_agent);
+    let detail = format!("{total} streams, {own} of {agent}; at most {sessions} and {per_agent}");
+    Err(Refusal::new(Reason::SessionLimit, detail))
+}
+
 /// One open session; dropping it marks the sidecar as gone.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -342,6 +356,15 @@ impl Drop for Session {
             h.shown.disconnected_at = Some(now);
         });
         let mut by_id = self.sessions.lock();
+        // A network that went away lets the successor connect before anybody notices that this stream is dead.
+        let superseded = by_id.get(&self.id).is_some_and(|gone| {
+            let mut later = by_id.range(self.id + 1..);
+            later
+                .any(|(_, h)| h.shown.connected && h.shown.agent == gone.shown.agent && gone.left_with(&h.shown.serial))
+        });
+        if superseded {
+            by_id.remove(&self.id);
+        }
         let left: Vec<u64> = by_id
             .iter()
             .filter(|(_, h)| !h.shown.connected)
@@ -350,5 +373,8 @@ impl Drop for Session {
         for id in left.iter().take(left.len().saturating_sub(MAX_LEFT)) {
             by_id.remove(id);
         }
+        drop(by_id);
+        // Whoever waits for acknowledgements waits for one less.
+        self.sessions.acked.send_replace(());
     }
 }

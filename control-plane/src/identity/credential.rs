@@ -1,6 +1,6 @@
 //! What entitles a sidecar to a name.
 
-use aip_api::resource::{Agent, Revocation};
+use aip_api::resource::{Agent, Kind};
 use aip_api::token::JoinToken;
 use aip_api::{AgentName, Digest};
 use aip_runtime::x509::PeerIdentity;
@@ -44,10 +44,11 @@ impl Credential {
         }
     }
 
-    /// Adds to the issuing transaction what keeps the credential from being used twice.
+    /// Adds to the issuing transaction what keeps the credential from being used twice, or after it was revoked.
     pub(super) fn spend(&self, draft: Draft, jkt: Digest, now: u64) -> Result<Draft, Refusal> {
-        let Self::Token { id, held } = self else {
-            return Ok(draft);
+        let (id, held) = match self {
+            Self::Token { id, held } => (id, held),
+            Self::Svid(peer) => return Ok(draft.check(revocation(peer), Expect::Absent)),
         };
         let spent = match &held.value.spent {
             None => Spent {
@@ -126,9 +127,13 @@ pub(super) async fn svid(
     if peer.not_after <= registry.clock.now() {
         return Err(Reason::SvidExpired.into());
     }
-    let serial = format!("serial/{}/{}", peer.issuer, peer.serial);
-    if registry.resource::<Revocation>(&serial).await?.is_some() {
+    if registry.store.get(revocation(peer)).await?.is_some() {
         return Err(Reason::SvidRevoked.into());
     }
     Ok(Credential::Svid(Box::new(peer.clone())))
+}
+
+/// Where the revocation of this very SVID would stand.
+fn revocation(peer: &PeerIdentity) -> String {
+    keys::resource(Kind::Revocation, &format!("serial/{}/{}", peer.issuer, peer.serial))
 }

@@ -10,7 +10,7 @@ use crate::ca::Ca;
 use crate::ca::leaf::IssuedSvid;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::measurements::MAX_APPROVED;
-use crate::registry::records::{SvidRecord, Withdrawn};
+use crate::registry::records::SvidRecord;
 use crate::registry::{Actor, Draft, Registry, Versioned, keys};
 use crate::store::{Expect, Op};
 
@@ -117,11 +117,7 @@ async fn approval(registry: &Registry, evidence: &Evidence) -> Result<Approval, 
         });
     }
     let print: Digest = measurement.fingerprint();
-    if registry
-        .record::<Withdrawn>(keys::withdrawn(&evidence.agent, &print))
-        .await?
-        .is_some()
-    {
+    if registry.was_withdrawn(evidence).await? {
         registry.record_pending(evidence).await?;
         return Err(Reason::MeasurementRevoked.into());
     }

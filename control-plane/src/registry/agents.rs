@@ -1,9 +1,11 @@
 //! Agents: registered, changed, revoked, removed.
 
 use aip_api::AgentName;
-use aip_api::resource::{Agent, Endpoint, Kind, Measurement, Revocation, Traffic};
+use aip_api::problem::FieldError;
+use aip_api::resource::{Agent, Endpoint, Kind, Measurement, Mode, Revocation, Traffic};
 
-use super::{Actor, Registry, Versioned, keys, retrying};
+use super::records::{Action, TokenRecord};
+use super::{Actor, Draft, Outcome, Registry, Versioned, keys, retrying};
 use crate::refusal::{Reason, Refusal};
 use crate::store::{Expect, Op};
 
@@ -11,7 +13,7 @@ use crate::store::{Expect, Op};
 /// allow, and the clock skew that peers tolerate.
 pub const REVOCATION_SECONDS: u64 = 86_400 + 300;
 /// Rows of one agent that are removed with it, of each kind.
-const MAX_ROWS: usize = 1_000;
+pub(super) const MAX_ROWS: usize = 1_000;
 
 /// A serial that was revoked, or a generation that was raised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +30,7 @@ impl Registry {
     /// # Errors
     /// It exists, has mistakes, or the store fails.
     pub async fn create_agent(&self, actor: &Actor, mut agent: Agent) -> Result<Versioned<Agent>, Refusal> {
+        self.check_new(&agent)?;
         let name = agent.name.to_string();
         let exists = || Refusal::new(Reason::AgentExists, format!("agent {name} is registered already"));
         if self.resource::<Agent>(&name).await?.is_some() {
@@ -44,6 +47,24 @@ impl Registry {
         }
     }
 
+    /// In a `prod` mesh one person registers an agent, and two loosen what holds for it.
+    fn check_new(&self, agent: &Agent) -> Result<(), Refusal> {
+        if !self.needs_second_person() {
+            return Ok(());
+        }
+        let message = "a prod mesh registers it strict; change it afterwards, which a second person approves";
+        let loose = [
+            ("mode", agent.mode != Mode::Enforce),
+            ("allow_ambiguous_paths", agent.allow_ambiguous_paths),
+        ];
+        let mistakes = loose.iter().filter(|(_, loose)| *loose);
+        let mistakes: Vec<_> = mistakes.map(|(field, _)| FieldError::new(*field, message)).collect();
+        if mistakes.is_empty() {
+            return Ok(());
+        }
+        Err(Refusal::invalid(mistakes))
+    }
+
     async fn revoked_below(&self, agent: &AgentName) -> Result<u64, Refusal> {
         let revocation = self.resource::<Revocation>(&format!("generation/{agent}")).await?;
         Ok(match revocation.map(|r| r.value) {
@@ -52,28 +73,44 @@ impl Registry {
         })
     }
 
-    /// Changes an agent. Its generation is the control plane's: what the document says of it is not taken.
+    /// Changes an agent, or proposes to. Its generation is the control plane's: what the document says of it is not
+    /// taken.
     ///
     /// # Errors
     /// Unknown, not at the expected revision, mistakes, or the store fails.
-    pub async fn update_agent(
-        &self,
-        actor: &Actor,
-        agent: Agent,
-        expected: Option<u64>,
-    ) -> Result<Versioned<Agent>, Refusal> {
+    pub async fn update_agent(&self, sub: &str, agent: Agent, expected: Option<u64>) -> Result<Outcome, Refusal> {
+        let mistakes = aip_api::resource::Resource::validate(&agent);
+        if !mistakes.is_empty() {
+            return Err(Refusal::invalid(mistakes));
+        }
         retrying(async || {
             let held = self.existing::<Agent>(agent.name.as_str()).await?;
-            at_expected(held.revision, expected)?;
+            let revision = held.revision;
+            at_expected(revision, expected)?;
             let agent = Agent {
                 generation: held.value.generation,
                 ..agent.clone()
             };
-            let draft = self.change(actor, "agent.update", agent.name.as_str());
-            let revision = draft.resource(&agent, Expect::At(held.revision)).commit().await?;
-            Ok(Versioned { value: agent, revision })
+            if agent == held.value {
+                return Ok(Outcome::Unchanged { revision });
+            }
+            let action = Action::PutAgent {
+                agent: Box::new(agent),
+                replaces: revision,
+            };
+            self.do_or_propose(sub, action).await
         })
         .await
+    }
+
+    /// Adds what changes an agent that is at revision `replaces`.
+    pub(super) async fn agent_ops(&self, draft: Draft, agent: &Agent, replaces: u64) -> Result<Draft, Refusal> {
+        let held = self.existing::<Agent>(agent.name.as_str()).await?;
+        let agent = Agent {
+            generation: held.value.generation,
+            ..agent.clone()
+        };
+        Ok(draft.resource(&agent, Expect::At(replaces)))
     }
 
     /// Raises the agent's generation and revokes the earlier ones, in one transaction.
@@ -90,6 +127,8 @@ impl Registry {
             };
             let draft = self.change(actor, "agent.revoke", agent.as_str()).detail(why);
             let draft = draft.resource(&raised, Expect::At(held.revision));
+            // Whoever holds one of its tokens is not let back in by it, spent or not.
+            let draft = draft.ops(self.tokens_gone(agent, |_| true).await?);
             let revision = draft
                 .resource(&self.generation_revoked(agent, generation), Expect::Any)
                 .commit()
@@ -129,10 +168,27 @@ impl Registry {
             serial: svid.serial,
             expires: svid.not_after,
         };
-        let draft = self
-            .change(actor, "svid.revoke", format!("{agent}/{serial}"))
-            .detail(why);
-        draft.resource(&revocation, Expect::Any).commit().await
+        retrying(async || {
+            let subject = format!("{agent}/{serial}");
+            let draft = self.change(actor, "svid.revoke", subject).detail(why);
+            // A spent token answers its key again: for a key whose SVID is revoked it must not.
+            let draft = draft.ops(self.tokens_gone(agent, |token| token.spent.is_some()).await?);
+            draft.resource(&revocation, Expect::Any).commit().await
+        })
+        .await
+    }
+
+    /// The operations that forget an agent's tokens.
+    async fn tokens_gone(&self, agent: &AgentName, which: impl Fn(&TokenRecord) -> bool) -> Result<Vec<Op>, Refusal> {
+        let all = self.all::<TokenRecord>(keys::TOKENS, super::tokens::MAX_TOKENS).await?;
+        let own = all
+            .into_iter()
+            .filter(|(_, held)| held.value.agent == *agent && which(&held.value));
+        let gone = own.map(|(key, held)| Op::Delete {
+            key,
+            expect: Expect::At(held.revision),
+        });
+        Ok(gone.collect())
     }
 
     /// Removes an agent with its measurements, endpoints, traffic and tokens, and revokes what it holds.
@@ -158,6 +214,7 @@ impl Registry {
             let draft = self.change(actor, "agent.delete", agent.as_str()).ops(gone);
             let draft = draft.delete_resource(Kind::Agent, agent.as_str(), Expect::At(held.revision));
             let draft = draft.delete_resource(Kind::Traffic, agent.as_str(), Expect::Any);
+            let draft = draft.ops(self.tokens_gone(agent, |_| true).await?);
             draft
                 .resource(&self.generation_revoked(agent, held.value.generation + 1), Expect::Any)
                 .commit()
@@ -218,23 +275,29 @@ impl Registry {
     ///
     /// # Errors
     /// Unknown agent, mistakes, or the store fails.
-    pub async fn put_traffic(&self, actor: &Actor, traffic: &Traffic, expected: Option<u64>) -> Result<u64, Refusal> {
+    pub async fn put_traffic(
+        &self,
+        actor: &Actor,
+        traffic: &Traffic,
+        expected: Option<u64>,
+    ) -> Result<Outcome, Refusal> {
         retrying(async || {
             if traffic.agent != Traffic::DEFAULT && self.resource::<Agent>(&traffic.agent).await?.is_none() {
                 return Err(Reason::AgentUnknown.into());
             }
-            let held = self
-                .resource::<Traffic>(&traffic.agent)
-                .await?
-                .map(|held| held.revision);
-            if let Some(expected) = expected {
-                at_expected(held.unwrap_or(0), Some(expected))?;
-            }
-            let expect = held.map_or(Expect::Absent, Expect::At);
-            self.change(actor, "traffic.put", traffic.agent.as_str())
-                .resource(traffic, expect)
-                .commit()
-                .await
+            let held = self.resource::<Traffic>(&traffic.agent).await?;
+            at_expected(held.as_ref().map_or(0, |h| h.revision), expected)?;
+            let expect = match held {
+                Some(held) if held.value == *traffic => {
+                    let revision = held.revision;
+                    return Ok(Outcome::Unchanged { revision });
+                }
+                Some(held) => Expect::At(held.revision),
+                None => Expect::Absent,
+            };
+            let draft = self.change(actor, "traffic.put", traffic.agent.as_str());
+            let revision = draft.resource(traffic, expect).commit().await?;
+            Ok(Outcome::Done { revision })
         })
         .await
     }

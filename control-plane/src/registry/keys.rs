@@ -22,6 +22,10 @@ pub const SVIDS: &str = "svid/";
 pub const PROPOSALS: &str = "proposal/";
 /// All admin tokens.
 pub const ADMIN_TOKENS: &str = "admin-token/";
+/// All admin tokens' claims: what waits to be handed out for a secret.
+pub const CLAIMS: &str = "claim/";
+/// Who became the second person of a `prod` mesh; there is one such event in its life.
+pub const SECOND_PERSON: &str = "second-person";
 /// All policies' earlier versions.
 pub const POLICY_VERSIONS: &str = "policy-version/";
 
@@ -69,6 +73,11 @@ pub fn proposal(id: &str) -> String {
 /// An admin token.
 pub fn admin_token(jti: &str) -> String {
     format!("{ADMIN_TOKENS}{jti}")
+}
+
+/// A claim, by the digest of its secret.
+pub fn claim(digest: &Digest) -> String {
+    format!("{CLAIMS}{digest}")
 }
 
 /// One version of a policy; zero-padded, so that keys sort as numbers do.

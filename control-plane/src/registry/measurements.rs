@@ -4,8 +4,9 @@ use aip_api::evidence::Evidence;
 use aip_api::resource::{Agent, Kind, Measurement, Resource as _};
 use aip_api::{AgentName, Digest};
 
+use super::agents::MAX_ROWS;
 use super::records::{Action, PendingMeasurement, Withdrawn};
-use super::{Actor, Outcome, Registry, keys, retrying};
+use super::{Actor, Draft, Outcome, Registry, keys, retrying};
 use crate::refusal::{Reason, Refusal};
 use crate::store::Expect;
 
@@ -66,15 +67,47 @@ impl Registry {
     /// # Errors
     /// Unknown agent, mistakes, too many, or the store fails.
     pub async fn approve_measurement(&self, sub: &str, measurement: Measurement) -> Result<Outcome, Refusal> {
-        if self.resource::<Agent>(measurement.agent.as_str()).await?.is_none() {
-            return Err(Reason::AgentUnknown.into());
-        }
         let mistakes = measurement.validate();
         if !mistakes.is_empty() {
             return Err(Refusal::invalid(mistakes));
         }
-        self.do_or_propose(sub, Action::ApproveMeasurement { measurement })
-            .await
+        retrying(async || {
+            let agent = self.resource::<Agent>(measurement.agent.as_str()).await?;
+            let agent = agent.ok_or(Refusal::from(Reason::AgentUnknown))?.revision;
+            // Its name holds the digest of all that it says, but for who approved it, and when.
+            if let Some(held) = self.resource::<Measurement>(&measurement.name()).await? {
+                let revision = held.revision;
+                return Ok(Outcome::Unchanged { revision });
+            }
+            let measurement = measurement.clone();
+            self.do_or_propose(sub, Action::ApproveMeasurement { measurement, agent })
+                .await
+        })
+        .await
+    }
+
+    /// Adds what approves a measurement of an agent that is at revision `registered`.
+    pub(super) async fn approval_ops(
+        &self,
+        draft: Draft,
+        actor: &Actor,
+        measurement: &Measurement,
+        registered: u64,
+    ) -> Result<Draft, Refusal> {
+        let agent = &measurement.agent;
+        if self.measurements_of(agent).await?.len() >= MAX_APPROVED {
+            let detail = format!("{agent} has {MAX_APPROVED} approved measurements; take some back");
+            return Err(Refusal::new(Reason::MeasurementLimit, detail));
+        }
+        let mut approved = measurement.clone();
+        approved.approved_by.clone_from(&actor.0);
+        approved.approved_at = self.clock.now();
+        let print = approved.fingerprint();
+        let draft = draft
+            .check(keys::resource(Kind::Agent, agent.as_str()), Expect::At(registered))
+            .resource(&approved, Expect::Any);
+        let draft = draft.delete(keys::pending(agent, &print), Expect::Any);
+        Ok(draft.delete(keys::withdrawn(agent, &print), Expect::Any))
     }
 
     /// What waits for `agent` under this fingerprint.
@@ -85,6 +118,16 @@ impl Registry {
         let held = self.record(keys::pending(agent, print)).await?;
         held.map(|h| h.value)
             .ok_or_else(|| Refusal::new(Reason::NotFound, "no such measurement waits"))
+    }
+
+    /// Whether an approval that covered this evidence was taken back.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn was_withdrawn(&self, evidence: &Evidence) -> Result<bool, Refusal> {
+        let prefix = format!("{}{}/", keys::WITHDRAWN, evidence.agent);
+        let all = self.all::<Withdrawn>(prefix, MAX_ROWS).await?;
+        Ok(all.iter().any(|(_, held)| held.value.measurement.matches(evidence)))
     }
 
     /// Refuses a measurement that waits.
@@ -105,6 +148,7 @@ impl Registry {
         let name = format!("{agent}/{print}");
         let held = self.existing::<Measurement>(&name).await?;
         let withdrawn = Withdrawn {
+            measurement: held.value,
             by: actor.0.clone(),
             at: self.clock.now(),
         };

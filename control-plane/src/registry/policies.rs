@@ -3,7 +3,7 @@
 use aip_api::resource::{Kind, Policy, PolicyName};
 
 use super::records::{Action, PolicyVersion};
-use super::{Actor, Draft, Outcome, Registry, Versioned, decode, keys};
+use super::{Actor, Draft, Outcome, Registry, Versioned, decode, keys, retrying};
 use crate::refusal::{Reason, Refusal};
 use crate::store::{Expect, Op};
 
@@ -23,18 +23,16 @@ impl Registry {
     /// # Errors
     /// Mistakes, not at the expected revision, too many policies, or the store fails.
     pub async fn put_policy(&self, sub: &str, policy: Policy, expected: Option<u64>) -> Result<Outcome, Refusal> {
-        let held = self
-            .resource::<Policy>(policy.name.as_str())
-            .await?
-            .map_or(0, |held| held.revision);
-        super::agents::at_expected(held, expected)?;
-        self.do_or_propose(
-            sub,
-            Action::PutPolicy {
-                policy: Box::new(policy),
-                replaces: held,
-            },
-        )
+        retrying(async || {
+            let held = self.resource::<Policy>(policy.name.as_str()).await?;
+            let replaces = held.as_ref().map_or(0, |held| held.revision);
+            super::agents::at_expected(replaces, expected)?;
+            if held.is_some_and(|held| held.value == policy) {
+                return Ok(Outcome::Unchanged { revision: replaces });
+            }
+            let policy = Box::new(policy.clone());
+            self.do_or_propose(sub, Action::PutPolicy { policy, replaces }).await
+        })
         .await
     }
 
@@ -83,57 +81,63 @@ impl Registry {
         })
     }
 
-    /// Adds the operations that write (`Some`) or remove (`None`) a policy, with its next version.
-    pub(super) async fn policy_ops(
+    /// Adds what writes a policy that is at revision `replaces` (0: there is none), with its next version.
+    pub(super) async fn put_policy_ops(
+        &self,
+        draft: Draft,
+        actor: &Actor,
+        policy: &Policy,
+        replaces: u64,
+    ) -> Result<Draft, Refusal> {
+        let expect = match replaces {
+            0 => Expect::Absent,
+            revision => Expect::At(revision),
+        };
+        if replaces == 0 {
+            let all = keys::of_kind(Kind::Policy);
+            if self.store.scan(all, "", MAX_POLICIES).await?.len() >= MAX_POLICIES {
+                let detail = format!("a mesh has at most {MAX_POLICIES} policies");
+                return Err(Refusal::new(Reason::LimitReached, detail));
+            }
+        }
+        let draft = draft.resource(policy, expect);
+        self.version_ops(draft, actor, &policy.name, Some(policy)).await
+    }
+
+    /// Adds what removes a policy; its versions stay.
+    pub(super) async fn delete_policy_ops(
+        &self,
+        draft: Draft,
+        actor: &Actor,
+        name: &PolicyName,
+    ) -> Result<Draft, Refusal> {
+        let held = self.existing::<Policy>(name.as_str()).await?;
+        let draft = draft.delete_resource(Kind::Policy, name.as_str(), Expect::At(held.revision));
+        self.version_ops(draft, actor, name, None).await
+    }
+
+    /// Adds the next version of a policy (`None`: it was removed), and forgets the oldest.
+    async fn version_ops(
         &self,
         draft: Draft,
         actor: &Actor,
         name: &PolicyName,
         policy: Option<&Policy>,
     ) -> Result<Draft, Refusal> {
-        let held = self.resource::<Policy>(name.as_str()).await?;
         let versions = self.policy_versions(name).await?;
-        let version = versions.first().map_or(1, |v| v.value.version + 1);
-        let expect = held.as_ref().map_or(Expect::Absent, |h| Expect::At(h.revision));
-        let draft = match policy {
-            Some(policy) => {
-                let count = self
-                    .store
-                    .scan(keys::of_kind(Kind::Policy), "", MAX_POLICIES)
-                    .await?
-                    .len();
-                if held.is_none() && count >= MAX_POLICIES {
-                    return Err(Refusal::new(
-                        Reason::LimitReached,
-                        format!("a mesh has at most {MAX_POLICIES} policies"),
-                    ));
-                }
-                draft.resource(policy, expect)
-            }
-            None if held.is_none() => {
-                return Err(Refusal::new(
-                    Reason::NotFound,
-                    format!("there is no Policy named {:?}", name.as_str()),
-                ));
-            }
-            None => draft.delete_resource(Kind::Policy, name.as_str(), expect),
-        };
         let record = PolicyVersion {
-            version,
+            version: versions.first().map_or(1, |v| v.value.version + 1),
             policy: policy.cloned(),
             by: actor.0.clone(),
             at: self.clock.now(),
         };
+        let key = keys::policy_version(name.as_str(), record.version);
         let old = versions.iter().skip(MAX_VERSIONS - 1);
         let old = old.map(|v| keys::policy_version(name.as_str(), v.value.version));
-        let old: Vec<_> = old
-            .map(|key| Op::Delete {
-                key,
-                expect: Expect::Any,
-            })
-            .collect();
-        Ok(draft
-            .put(keys::policy_version(name.as_str(), version), &record, Expect::Absent)
-            .ops(old))
+        let old = old.map(|key| Op::Delete {
+            key,
+            expect: Expect::Any,
+        });
+        Ok(draft.put(key, &record, Expect::Absent).ops(old))
     }
 }

@@ -1,37 +1,57 @@
 //! The second person: in a `prod` mesh, some changes are proposed by one and approved by another.
 
-use aip_api::resource::{Kind, Resource as _};
+use aip_api::resource::{Agent, MeshConfig, Policy, Resource};
 
-use super::measurements::MAX_APPROVED;
-use super::records::{Action, Proposal};
-use super::{Actor, Draft, Outcome, Registry, keys, retrying};
+use super::admins::admin_ops;
+use super::records::{Action, Proposal, Withdrawn};
+use super::{Actor, Draft, Outcome, Registry, Versioned, keys, retrying};
 use crate::refusal::{Reason, Refusal};
 use crate::store::Expect;
 
 /// How long a proposal waits: a weekend and a Monday.
 pub const PROPOSAL_SECONDS: u64 = 4 * 86_400;
-/// Proposals that wait at once; people read them.
+/// Proposals that wait at once, and of one person, so that nobody takes the room of all; people read them.
 pub const MAX_PROPOSALS: usize = 200;
+/// Of one person.
+pub const MAX_PROPOSALS_EACH: usize = 50;
 
 impl Registry {
     /// Does the action in a `dev` mesh; proposes it in a `prod` one.
     pub(super) async fn do_or_propose(&self, sub: &str, action: Action) -> Result<Outcome, Refusal> {
-        if !self.needs_second_person() {
-            let actor = Actor::admin(sub);
-            return retrying(async || {
-                let draft = self.change(&actor, action_word(&action), subject(&action));
-                let revision = self.act(draft, &actor, &action).await?.commit().await?;
-                Ok(Outcome::Done { revision })
-            })
-            .await;
+        if self.needs_second_person() {
+            return self.propose(sub, action).await;
         }
-        if self.store.scan(keys::PROPOSALS, "", MAX_PROPOSALS).await?.len() >= MAX_PROPOSALS {
-            return Err(Refusal::new(
-                Reason::LimitReached,
-                format!("{MAX_PROPOSALS} proposals wait; decide some first"),
-            ));
-        }
+        let actor = Actor::admin(sub);
+        retrying(async || {
+            let draft = self.change(&actor, action.word(), action.subject());
+            let revision = self.act(draft, &actor, &action).await?.commit().await?;
+            Ok(Outcome::Done { revision })
+        })
+        .await
+    }
+
+    async fn propose(&self, sub: &str, action: Action) -> Result<Outcome, Refusal> {
         let now = self.clock.now();
+        let waiting = self.all::<Proposal>(keys::PROPOSALS, MAX_PROPOSALS).await?;
+        let all = waiting.len();
+        let own = waiting
+            .into_iter()
+            .map(|(_, held)| held)
+            .filter(|h| h.value.proposed_by == sub);
+        let own: Vec<_> = own.filter(|h| h.value.expires_at > now).collect();
+        if let Some(same) = own.iter().find(|h| h.value.action == action) {
+            return Ok(Outcome::Proposed {
+                id: same.value.id.clone(),
+                revision: same.revision,
+            });
+        }
+        if all >= MAX_PROPOSALS || own.len() >= MAX_PROPOSALS_EACH {
+            let detail = format!(
+                "{all} proposals wait, {} of {sub}; decide or refuse some first",
+                own.len()
+            );
+            return Err(Refusal::new(Reason::LimitReached, detail));
+        }
         let id = uuid::Uuid::now_v7().hyphenated().to_string();
         let proposal = Proposal {
             id: id.clone(),
@@ -40,9 +60,8 @@ impl Registry {
             proposed_at: now,
             expires_at: now + PROPOSAL_SECONDS,
         };
-        let draft = self
-            .change(&Actor::admin(sub), "proposal.create", &id)
-            .detail(proposal.action.summary());
+        let draft = self.change(&Actor::admin(sub), "proposal.create", &id);
+        let draft = draft.detail(proposal.action.summary());
         let revision = draft
             .put(keys::proposal(&id), &proposal, Expect::Absent)
             .commit()
@@ -50,7 +69,7 @@ impl Registry {
         Ok(Outcome::Proposed { id, revision })
     }
 
-    async fn proposal(&self, id: &str) -> Result<super::Versioned<Proposal>, Refusal> {
+    async fn proposal(&self, id: &str) -> Result<Versioned<Proposal>, Refusal> {
         let held = self.record::<Proposal>(keys::proposal(id)).await?;
         held.filter(|p| p.value.expires_at > self.clock.now())
             .ok_or_else(|| Refusal::new(Reason::NotFound, format!("no proposal {id:?} waits")))
@@ -59,7 +78,7 @@ impl Registry {
     /// Approves a proposal, and does it in the same transaction.
     ///
     /// # Errors
-    /// By who proposed it; the policy was changed since; or whatever the change itself meets.
+    /// By who proposed it; what it is about was changed since; or whatever the change itself meets.
     pub async fn approve_proposal(&self, sub: &str, id: &str) -> Result<u64, Refusal> {
         let actor = Actor::admin(sub);
         retrying(async || {
@@ -71,16 +90,7 @@ impl Registry {
                 let detail = format!("{sub} proposed this; somebody else must approve it");
                 return Err(Refusal::new(Reason::SecondPersonRequired, detail));
             }
-            if let Action::PutPolicy { policy, replaces } = action {
-                let now = self.resource::<aip_api::resource::Policy>(policy.name.as_str()).await?;
-                if now.map_or(0, |p| p.revision) != *replaces {
-                    let detail = format!(
-                        "policy {} was changed after this was proposed: propose it anew",
-                        policy.name
-                    );
-                    return Err(Refusal::new(Reason::Immutable, detail));
-                }
-            }
+            self.still_stands(&held.value).await?;
             let draft = self.change(&actor, "proposal.approve", id);
             let draft = draft.detail(format!("{} (proposed by {proposed_by})", action.summary()));
             let draft = self.act(draft, &actor, action).await?;
@@ -90,6 +100,44 @@ impl Registry {
                 .await
         })
         .await
+    }
+
+    async fn revision_of<R: Resource>(&self, name: &str) -> Result<u64, Refusal> {
+        Ok(self.resource::<R>(name).await?.map_or(0, |held| held.revision))
+    }
+
+    /// Whether what the proposer saw is what is there: else the second person would approve something else.
+    async fn still_stands(&self, proposal: &Proposal) -> Result<(), Refusal> {
+        let (name, seen, now) = match &proposal.action {
+            Action::ApproveMeasurement { measurement, agent } => {
+                let taken_back = keys::withdrawn(&measurement.agent, &measurement.fingerprint());
+                let taken_back = self.record::<Withdrawn>(taken_back).await?;
+                if taken_back.is_some_and(|w| w.value.at >= proposal.proposed_at) {
+                    let detail = "the approval was taken back after this was proposed: propose it anew";
+                    return Err(Refusal::new(Reason::ProposalLapsed, detail));
+                }
+                let name = measurement.agent.as_str();
+                (name, *agent, self.revision_of::<Agent>(name).await?)
+            }
+            Action::PutAgent { agent, replaces } => {
+                let name = agent.name.as_str();
+                (name, *replaces, self.revision_of::<Agent>(name).await?)
+            }
+            Action::PutPolicy { policy, replaces } => {
+                let name = policy.name.as_str();
+                (name, *replaces, self.revision_of::<Policy>(name).await?)
+            }
+            Action::PutMeshConfig { replaces, .. } => {
+                let name = MeshConfig::NAME;
+                (name, *replaces, self.revision_of::<MeshConfig>(name).await?)
+            }
+            Action::DeletePolicy { .. } | Action::IssueAdmin { .. } | Action::Lift { .. } => return Ok(()),
+        };
+        if seen == now {
+            return Ok(());
+        }
+        let detail = format!("{name} was changed after this was proposed: propose it anew");
+        Err(Refusal::new(Reason::ProposalLapsed, detail))
     }
 
     /// Refuses a proposal; its proposer can, too.
@@ -110,49 +158,46 @@ impl Registry {
     /// Adds what an action does to a draft.
     async fn act(&self, draft: Draft, actor: &Actor, action: &Action) -> Result<Draft, Refusal> {
         match action {
-            Action::ApproveMeasurement { measurement } => {
-                let agent = &measurement.agent;
-                if self.measurements_of(agent).await?.len() >= MAX_APPROVED {
-                    let detail = format!("{agent} has {MAX_APPROVED} approved measurements; take some back");
-                    return Err(Refusal::new(Reason::MeasurementLimit, detail));
-                }
-                let registered = keys::resource(Kind::Agent, agent.as_str());
-                let held = self
-                    .store
-                    .get(registered.clone())
-                    .await?
-                    .ok_or(Refusal::from(Reason::AgentUnknown))?;
-                let mut approved = measurement.clone();
-                approved.approved_by.clone_from(&actor.0);
-                approved.approved_at = self.clock.now();
-                let print = approved.fingerprint();
-                let draft = draft
-                    .check(registered, Expect::At(held.revision))
-                    .resource(&approved, Expect::Any);
-                let draft = draft.delete(keys::pending(agent, &print), Expect::Any);
-                Ok(draft.delete(keys::withdrawn(agent, &print), Expect::Any))
+            Action::ApproveMeasurement { measurement, agent } => {
+                self.approval_ops(draft, actor, measurement, *agent).await
             }
-            Action::PutPolicy { policy, .. } => self.policy_ops(draft, actor, &policy.name, Some(policy)).await,
-            Action::DeletePolicy { name } => self.policy_ops(draft, actor, name, None).await,
-            Action::PutMeshConfig { config } => Ok(draft.resource(config, Expect::Any)),
+            Action::PutAgent { agent, replaces } => self.agent_ops(draft, agent, *replaces).await,
+            Action::PutPolicy { policy, replaces } => self.put_policy_ops(draft, actor, policy, *replaces).await,
+            Action::DeletePolicy { name } => self.delete_policy_ops(draft, actor, name).await,
+            Action::PutMeshConfig { config, replaces } => Ok(draft.resource(config, Expect::At(*replaces))),
+            Action::IssueAdmin { wanted } => {
+                self.room_for_admin().await?;
+                Ok(admin_ops(draft, &self.admin_record(wanted)))
+            }
+            Action::Lift { above } => self.lift_ops(draft, *above).await,
         }
     }
 }
 
-fn action_word(action: &Action) -> &'static str {
-    match action {
-        Action::ApproveMeasurement { .. } => "measurement.approve",
-        Action::PutPolicy { .. } => "policy.put",
-        Action::DeletePolicy { .. } => "policy.delete",
-        Action::PutMeshConfig { .. } => "mesh_config.put",
+impl Action {
+    /// The stable word in the audit.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::ApproveMeasurement { .. } => "measurement.approve",
+            Self::PutAgent { .. } => "agent.update",
+            Self::PutPolicy { .. } => "policy.put",
+            Self::DeletePolicy { .. } => "policy.delete",
+            Self::PutMeshConfig { .. } => "mesh_config.put",
+            Self::IssueAdmin { .. } => "admin_token.issue",
+            Self::Lift { .. } => "store.lift",
+        }
     }
-}
 
-fn subject(action: &Action) -> String {
-    match action {
-        Action::ApproveMeasurement { measurement } => measurement.name(),
-        Action::PutPolicy { policy, .. } => policy.name.to_string(),
-        Action::DeletePolicy { name } => name.to_string(),
-        Action::PutMeshConfig { config } => config.name(),
+    /// What it is about.
+    fn subject(&self) -> String {
+        match self {
+            Self::ApproveMeasurement { measurement, .. } => measurement.name(),
+            Self::PutAgent { agent, .. } => agent.name.to_string(),
+            Self::PutPolicy { policy, .. } => policy.name.to_string(),
+            Self::DeletePolicy { name } => name.to_string(),
+            Self::PutMeshConfig { config, .. } => config.name(),
+            Self::IssueAdmin { wanted } => wanted.sub.clone(),
+            Self::Lift { above } => format!("above revision {above}"),
+        }
     }
 }

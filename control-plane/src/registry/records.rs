@@ -1,11 +1,12 @@
 //! What is stored beside the resources.
 
 use aip_api::evidence::{Assurance, Enforcement};
-use aip_api::resource::{Measurement, MeshConfig, MeshMode, Policy, PolicyName};
+use aip_api::resource::{Agent, Measurement, MeshConfig, MeshMode, Policy, PolicyName};
 use aip_api::{AgentName, Digest, TrustDomain};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::admins::NewAdmin;
 use crate::admin::roles::Role;
 
 /// The mesh, from its creation.
@@ -71,6 +72,8 @@ pub struct PendingMeasurement {
 /// An approval that was taken back: even a dev mesh does not approve it by itself again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Withdrawn {
+    /// What was approved: everything that it covers is taken back with it.
+    pub measurement: Measurement,
     /// Who took it back.
     pub by: String,
     /// Unix seconds.
@@ -116,9 +119,33 @@ pub struct AdminTokenRecord {
     pub expires_at: u64,
     /// Who issued it.
     pub issued_by: String,
+    /// Digest of the secret for which it is handed out; absent once it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub claim: Option<Digest>,
     /// Unix seconds, once it was revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<u64>,
+}
+
+/// A token that waits to be handed out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Which token.
+    pub jti: String,
+    /// Unix seconds; the token's.
+    pub expires_at: u64,
+}
+
+/// How a `prod` mesh came to its second person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecondPerson {
+    /// Who it is.
+    pub sub: String,
+    /// Who said so, alone.
+    pub by: String,
+    /// Unix seconds.
+    pub at: u64,
 }
 
 /// A change that waits for a second person.
@@ -129,6 +156,15 @@ pub enum Action {
     ApproveMeasurement {
         /// What.
         measurement: Measurement,
+        /// The revision of its agent, as whoever proposed it saw it.
+        agent: u64,
+    },
+    /// Changes an agent.
+    PutAgent {
+        /// To what.
+        agent: Box<Agent>,
+        /// The revision that it replaces.
+        replaces: u64,
     },
     /// Writes a policy, which was admitted before.
     PutPolicy {
@@ -146,6 +182,18 @@ pub enum Action {
     PutMeshConfig {
         /// To what.
         config: MeshConfig,
+        /// The revision that it replaces.
+        replaces: u64,
+    },
+    /// Issues an admin token.
+    IssueAdmin {
+        /// For whom.
+        wanted: NewAdmin,
+    },
+    /// Lifts a restored store.
+    Lift {
+        /// Above this revision.
+        above: u64,
     },
 }
 
@@ -153,17 +201,22 @@ impl Action {
     /// The change in one line.
     pub fn summary(&self) -> String {
         match self {
-            Self::ApproveMeasurement { measurement } => {
+            Self::ApproveMeasurement { measurement, .. } => {
                 format!(
                     "approve measurement {} of {}",
                     measurement.fingerprint().short(),
                     measurement.agent
                 )
             }
+            Self::PutAgent { agent, replaces } => format!("change agent {} (revision {replaces})", agent.name),
             Self::PutPolicy { policy, replaces: 0 } => format!("create policy {}", policy.name),
             Self::PutPolicy { policy, replaces } => format!("replace policy {} (revision {replaces})", policy.name),
             Self::DeletePolicy { name } => format!("delete policy {name}"),
             Self::PutMeshConfig { .. } => "change the mesh's settings".into(),
+            Self::IssueAdmin { wanted } => {
+                format!("issue an admin token to {} as {}", wanted.sub, wanted.role.as_str())
+            }
+            Self::Lift { above } => format!("lift the store above revision {above}"),
         }
     }
 }

@@ -3,7 +3,7 @@
 use aip_api::resource::{MeshConfig, Resource as _};
 
 use super::records::Action;
-use super::{Actor, Outcome, Registry, keys};
+use super::{Draft, Outcome, Registry, keys, retrying};
 use crate::refusal::{Reason, Refusal};
 use crate::store::{Expect, MAX_OPS, Op};
 
@@ -18,29 +18,43 @@ impl Registry {
         config: MeshConfig,
         expected: Option<u64>,
     ) -> Result<Outcome, Refusal> {
-        let held = self.mesh_config().await?;
-        super::agents::at_expected(held.revision, expected)?;
-        if (&config.trust_domain, config.mode) != (&held.value.trust_domain, held.value.mode) {
-            let detail = "trust domain and mode are fixed when the mesh is created: make another mesh";
-            return Err(Refusal::new(Reason::Immutable, detail));
-        }
-        let mistakes = config.validate();
-        if !mistakes.is_empty() {
-            return Err(Refusal::invalid(mistakes));
-        }
-        self.do_or_propose(sub, Action::PutMeshConfig { config }).await
+        retrying(async || {
+            let held = self.mesh_config().await?;
+            super::agents::at_expected(held.revision, expected)?;
+            if (&config.trust_domain, config.mode) != (&held.value.trust_domain, held.value.mode) {
+                let detail = "trust domain and mode are fixed when the mesh is created: make another mesh";
+                return Err(Refusal::new(Reason::Immutable, detail));
+            }
+            let mistakes = config.validate();
+            if !mistakes.is_empty() {
+                return Err(Refusal::invalid(mistakes));
+            }
+            let replaces = held.revision;
+            if held.value == config {
+                return Ok(Outcome::Unchanged { revision: replaces });
+            }
+            let config = config.clone();
+            self.do_or_propose(sub, Action::PutMeshConfig { config, replaces })
+                .await
+        })
+        .await
     }
 
-    /// Lifts a restored store above what sidecars have seen: every resource is written again, at a revision that no
-    /// sidecar has held.
+    /// Lifts a restored store above what sidecars have seen, or proposes to: what stands in the copy then replaces
+    /// everything later.
     ///
     /// # Errors
-    /// Not above the current revision, or the store fails.
-    pub async fn lift(&self, actor: &Actor, above: u64) -> Result<u64, Refusal> {
+    /// Too far, or the store fails.
+    pub async fn lift(&self, sub: &str, above: u64) -> Result<Outcome, Refusal> {
         if above > MAX_REVISION {
             let error = aip_api::problem::FieldError::new("above", format!("at most {MAX_REVISION}"));
             return Err(Refusal::invalid(vec![error]));
         }
+        self.do_or_propose(sub, Action::Lift { above }).await
+    }
+
+    /// Adds every resource again, at a revision that no sidecar has held.
+    pub(super) async fn lift_ops(&self, draft: Draft, above: u64) -> Result<Draft, Refusal> {
         let snapshot = self.store.snapshot(keys::RESOURCES).await?;
         if snapshot.entries.len() > MAX_OPS {
             return Err(Refusal::new(
@@ -56,8 +70,7 @@ impl Registry {
                 expect,
             }
         });
-        let draft = self.change(actor, "store.lift", format!("above revision {above}"));
-        draft.ops(again).at_least(above + 1).commit().await
+        Ok(draft.ops(again).at_least(above + 1))
     }
 }
 

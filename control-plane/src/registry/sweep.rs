@@ -33,12 +33,13 @@ impl Registry {
     /// # Errors
     /// The store fails.
     pub async fn sweep(&self) -> Result<usize, Refusal> {
-        let kinds: [(String, Over); 6] = [
+        let kinds: [(String, Over); 7] = [
             (keys::TOKENS.into(), |row, now| {
                 passed(row, "expires_at", TOKEN_MEMORY, now)
             }),
             (keys::SVIDS.into(), |row, now| passed(row, "not_after", 0, now)),
             (keys::PROPOSALS.into(), |row, now| passed(row, "expires_at", 0, now)),
+            (keys::CLAIMS.into(), |row, now| passed(row, "expires_at", 0, now)),
             (keys::ADMIN_TOKENS.into(), |row, now| {
                 passed(row, "expires_at", TOKEN_MEMORY, now)
             }),

@@ -15,7 +15,7 @@ pub const DEFAULT_TTL: u64 = 600;
 /// Longest lifetime: what waits for a person's approval in a `prod` mesh may wait for a day.
 pub const MAX_TTL: u64 = 86_400;
 /// Most tokens at once; they are swept when they have expired.
-const MAX_TOKENS: usize = 10_000;
+pub(super) const MAX_TOKENS: usize = 10_000;
 
 /// A token that was just made; its secret is shown once.
 #[derive(Debug)]

@@ -6,9 +6,6 @@ use serde_json::{Value, json};
 
 use crate::support::{Mesh, reason};
 
-const QUIET: &str = "package aip.policy.quiet\n\nrules contains {\"rule\": \"q\", \"verdict\": \"deny\", \"reason\": \"no\"} if {\n\
-                     \tinput.request.method == \"TRACE\"\n}\n";
-
 #[tokio::test]
 async fn agents_are_registered_changed_listed_and_removed() {
     let mesh = Mesh::dev().await;
@@ -129,82 +126,6 @@ async fn a_repeated_post_with_its_key_is_done_once() {
 }
 
 #[tokio::test]
-async fn policies_are_checked_written_and_rolled_back() {
-    let mesh = Mesh::dev().await;
-    let admin = &mesh.admin;
-    let broken = json!({"name": "quiet", "rego": "package aip.policy.quiet\n\nrules contains {"});
-    let (status, problem) = admin.call("PUT", "/v1/policies/quiet", broken.clone()).await;
-    assert_eq!(
-        (status.as_u16(), reason(&problem)),
-        (422, "policy_refused"),
-        "{problem}"
-    );
-    assert!(
-        problem["errors"][0]["field"]
-            .as_str()
-            .unwrap()
-            .starts_with("quiet.rego"),
-        "{problem}"
-    );
-    assert_eq!(
-        admin.refused("POST", "/v1/policies/check", broken).await.1,
-        "policy_refused"
-    );
-    let good = json!({"name": "quiet", "rego": QUIET});
-    let checked = admin.ok("POST", "/v1/policies/check", good.clone()).await;
-    assert!(checked["reads"].is_array());
-    assert_eq!(
-        admin.refused("GET", "/v1/policies/quiet", Value::Null).await.0,
-        404,
-        "a check writes nothing"
-    );
-    let first = admin.ok("PUT", "/v1/policies/quiet", good).await["revision"]
-        .as_u64()
-        .unwrap();
-    let second = json!({"name": "quiet", "rego": QUIET.replace("TRACE", "PATCH")});
-    admin.ok("PUT", "/v1/policies/quiet", second).await;
-    admin
-        .ok("POST", "/v1/policies/quiet/rollback", json!({"revision": first}))
-        .await;
-    assert!(
-        admin.get("/v1/policies/quiet").await["resource"]["rego"]
-            .as_str()
-            .unwrap()
-            .contains("TRACE")
-    );
-    let versions = admin.get("/v1/policies/quiet/revisions").await;
-    let numbers: Vec<_> = versions["items"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|v| v["version"].as_u64().unwrap())
-        .collect();
-    assert_eq!(numbers, [3, 2, 1]);
-    assert_eq!(versions["items"][2]["revision"], first);
-    assert_eq!(
-        admin.refused("DELETE", "/v1/policies/baseline", Value::Null).await,
-        (409, "baseline_required".into())
-    );
-    let gone = json!({"revision": 1});
-    assert_eq!(
-        admin.refused("POST", "/v1/policies/quiet/rollback", gone).await,
-        (404, "not_found".into())
-    );
-    let other = json!({"name": "loud", "rego": QUIET});
-    assert_eq!(
-        admin.refused("PUT", "/v1/policies/quiet", other).await,
-        (422, "invalid".into())
-    );
-}
-
-#[tokio::test]
-async fn the_baseline_and_every_policy_that_is_shipped_are_admitted() {
-    let mesh = Mesh::dev().await;
-    let baseline = mesh.admin.get("/v1/policies/baseline").await["resource"].clone();
-    mesh.admin.ok("POST", "/v1/policies/check", baseline).await;
-}
-
-#[tokio::test]
 async fn what_is_fixed_at_creation_stays() {
     let mesh = Mesh::dev().await;
     let mut config = mesh.admin.get("/v1/mesh-config").await["resource"].clone();
@@ -276,5 +197,61 @@ async fn every_change_stands_in_the_audit_with_its_revision() {
     assert_eq!(
         older["items"].as_array().unwrap().last().unwrap()["action"],
         "mesh.create"
+    );
+}
+
+#[tokio::test]
+async fn applying_what_is_there_already_changes_nothing() {
+    let mesh = Mesh::dev().await;
+    let admin = &mesh.admin;
+    admin.ok("POST", "/v1/agents", json!({"name": "planner"})).await;
+    let rego = "package aip.policy.quiet\n\nrules contains {\"rule\": \"q\", \"verdict\": \"deny\", \"reason\": \"no\"} if {\n\
+                \tinput.request.method == \"TRACE\"\n}\n";
+    let mut config = admin.get("/v1/mesh-config").await["resource"].clone();
+    config["svid_ttl_seconds"] = json!(1_200);
+    for (method, path, body) in [
+        ("PUT", "/v1/agents/planner", json!({"name": "planner", "owner": "ops"})),
+        ("PUT", "/v1/policies/quiet", json!({"name": "quiet", "rego": rego})),
+        (
+            "PUT",
+            "/v1/traffic/planner",
+            json!({"agent": "planner", "max_concurrency": 3}),
+        ),
+        ("PUT", "/v1/mesh-config", config),
+        (
+            "POST",
+            "/v1/measurements",
+            json!({"agent": "planner", "attestor": "files", "code": "ab".repeat(32)}),
+        ),
+    ] {
+        let first = admin.ok(method, path, body.clone()).await;
+        assert_eq!(first["unchanged"], Value::Null, "{path}");
+        let before = admin.get("/v1/mesh").await["revision"].clone();
+        let again = admin.ok(method, path, body).await;
+        assert_eq!(
+            (&again["unchanged"], &again["revision"]),
+            (&json!(true), &first["revision"]),
+            "{path}"
+        );
+        assert_eq!(
+            admin.get("/v1/mesh").await["revision"],
+            before,
+            "{path}: nothing was written"
+        );
+    }
+    let versions = admin.get("/v1/policies/quiet/revisions").await;
+    assert_eq!(
+        versions["items"].as_array().unwrap().len(),
+        1,
+        "no version that says the same"
+    );
+    let stale = admin
+        .request("PUT", "/v1/agents/planner", &json!({}))
+        .header("if-match", "\"1\"")
+        .body(Body::from(json!({"name": "planner", "owner": "ops"}).to_string()));
+    assert_eq!(
+        admin.send(stale.unwrap()).await.0,
+        409,
+        "what was expected is looked at first"
     );
 }

@@ -1,12 +1,12 @@
 //! What survives: restarts, kills, and what must not stand on disk.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 
 use aip_api::resource::{KeyPurpose, MeshMode};
 use serde_json::{Value, json};
 
-use crate::support::{Admin, Mesh, eventually, settings};
+use crate::support::process::{command, ended};
+use crate::support::{Admin, Mesh, Process, settings};
 
 #[tokio::test]
 async fn a_killed_control_plane_comes_back_with_everything() {
@@ -133,64 +133,86 @@ async fn what_can_not_be_is_refused_at_the_start() {
         reason(&|s| s.trust_domain = Some("other.internal".parse().unwrap())).await,
         "immutable"
     );
+    std::fs::write(dir.path().join("another.key"), "ab".repeat(32)).unwrap();
     assert_eq!(
         reason(&|s| s.key_file = Some(dir.path().join("another.key"))).await,
         "ca_sealed"
     );
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap();
-    assert_eq!(reason(&|s| s.mesh_listen = address).await, "port_taken");
     ControlPlane::start(settings(&data)).await.unwrap().shutdown().await;
 }
 
-/// Ends the process with the test.
-struct Process(Child);
+#[tokio::test]
+async fn a_start_that_fails_leaves_no_half_made_mesh() {
+    use aip_control_plane::server::ControlPlane;
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let reason = async |change: &dyn Fn(&mut aip_control_plane::settings::Settings)| {
+        let mut settings = settings(&data);
+        change(&mut settings);
+        ControlPlane::start(settings).await.map(|_| ()).unwrap_err().reason()
+    };
+    assert_eq!(reason(&|s| s.mesh_listen = address).await, "port_taken");
+    assert_eq!(reason(&|s| s.admin_listen = address).await, "port_taken");
+    assert!(!data.exists(), "a port that is taken is known before anything is made");
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+    let files = || -> Vec<_> {
+        let all = std::fs::read_dir(&data)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap());
+        all.filter(|name| name != ".lock").collect()
+    };
+    let long = dir.path().join("s".repeat(120));
+    assert_eq!(
+        reason(&|s| s.admin_socket = Some(long.clone())).await,
+        "socket_path_too_long"
+    );
+    assert_eq!(files(), Vec::<String>::new());
+    assert_eq!(reason(&|s| s.mode = Some(MeshMode::Prod)).await, "sealing_key_required");
+    let prod = |s: &mut aip_control_plane::settings::Settings| {
+        s.mode = Some(MeshMode::Prod);
+        s.key_file = Some(data.join("beside.key"));
+    };
+    assert_eq!(reason(&prod).await, "sealing_key_beside_data");
+    assert_eq!(files(), Vec::<String>::new());
+
+    ControlPlane::start(settings(&data)).await.unwrap().shutdown().await;
+    std::fs::rename(data.join("data.key"), dir.path().join("kept.key")).unwrap();
+    assert_eq!(reason(&|_| {}).await, "sealing_key");
+    assert!(
+        !data.join("data.key").exists(),
+        "a fresh key would open nothing, and take the place of the right one"
+    );
+    std::fs::rename(dir.path().join("kept.key"), data.join("data.key")).unwrap();
+    ControlPlane::start(settings(&data)).await.unwrap().shutdown().await;
 }
 
-async fn process(data: &Path) -> (Process, Admin) {
-    let _ = std::fs::remove_file(data.join("run.json"));
-    let child = Command::new(env!("CARGO_BIN_EXE_aip-control-plane"))
-        .args([
-            "--mesh-listen",
-            "127.0.0.1:0",
-            "--admin-listen",
-            "127.0.0.1:0",
-            "--data",
-        ])
-        .arg(data)
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let process = Process(child);
-    let run: Value = eventually("run.json", async || {
-        serde_json::from_slice(&std::fs::read(data.join("run.json")).ok()?).ok()
-    })
-    .await;
-    assert_eq!(run["pid"].as_u64().unwrap(), u64::from(process.0.id()));
-    let token = std::fs::read_to_string(data.join("admin.jwt")).unwrap();
-    (
-        process,
-        Admin::new(run["admin"].as_str().unwrap().parse().unwrap(), token),
-    )
+#[tokio::test]
+async fn a_failed_start_says_each_cause_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let failed = ended(command(&file.join("data"), &[])).await;
+    let text = String::from_utf8(failed.stderr).unwrap();
+    assert!(!failed.status.success());
+    assert_eq!(text.matches("Not a directory").count(), 1, "{text}");
 }
 
 #[tokio::test]
 async fn the_process_survives_sigkill_and_ends_well_on_sigterm() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
-    let (first, admin) = process(&data).await;
-    admin.ok("POST", "/v1/agents", json!({"name": "planner"})).await;
+    let first = Process::start(&data, &[]).await;
+    first.admin().ok("POST", "/v1/agents", json!({"name": "planner"})).await;
+    let socket = first.socket();
     drop(first);
-    let (mut second, admin) = process(&data).await;
-    admin.ok("GET", "/v1/agents/planner", Value::Null).await;
-    let pid = rustix::process::Pid::from_raw(second.0.id() as i32).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    let status = eventually("the end", async || second.0.try_wait().unwrap()).await;
-    assert!(status.success(), "{status}");
+    assert!(socket.exists(), "what SIGKILL leaves");
+    let mut second = Process::start(&data, &[]).await;
+    second.admin().ok("GET", "/v1/agents/planner", Value::Null).await;
+    assert_eq!(second.socket(), socket);
+    let over = Admin::over(&socket, second.token());
+    over.ok("GET", "/v1/agents/planner", Value::Null).await;
+    assert!(second.end().await.success());
+    assert!(!socket.exists(), "a clean stop takes its socket along");
 }

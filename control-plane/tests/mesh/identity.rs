@@ -109,7 +109,11 @@ async fn tokens_are_refused_for_every_reason_that_there_is() {
     mesh.admin.ok("DELETE", "/v1/agents/ledger", json!(null)).await;
     let mut ledger = Sidecar::new(mesh.plane.run.mesh, "ledger", &others).await;
     let request = ledger.good(&others, &key).await;
-    assert_eq!(refused(ledger.issue(request).await), "agent_unknown");
+    assert_eq!(
+        refused(ledger.issue(request).await),
+        "token_unknown",
+        "it went with its agent"
+    );
     mesh.plane.clock.advance(601);
     assert_eq!(refused(sidecar.issue(with(&token)).await), "token_expired");
 }

@@ -6,8 +6,13 @@
 mod support;
 
 mod admin;
+mod attacks;
 mod durability;
+mod endings;
 mod identity;
 mod matrix;
+mod policies;
 mod prod;
+mod revoked;
 mod stream;
+mod tls;

@@ -1,83 +1,265 @@
-//! A `prod` mesh: a person approves, and a second one confirms.
+//! A `prod` mesh, as a process: changes come over its socket, one person asks, and a second one approves.
 
-use aip_api::resource::MeshMode;
-use serde_json::json;
+use std::os::unix::fs::PermissionsExt as _;
 
+use aip_api::Digest;
+use serde_json::{Value, json};
+
+use crate::support::process::{command, ended};
 use crate::support::sidecar::why;
-use crate::support::{Admin, Mesh, Sidecar};
+use crate::support::{Admin, Process, Sidecar, reason};
 
-async fn person(mesh: &Mesh, sub: &str, role: &str) -> Admin {
-    let made = mesh
-        .admin
-        .ok("POST", "/v1/admin-tokens", json!({"sub": sub, "role": role}))
+struct Prod {
+    process: Process,
+    admin: Admin,
+    dir: tempfile::TempDir,
+}
+
+/// A person with a secret of their own.
+struct Person {
+    sub: &'static str,
+    secret: String,
+}
+
+impl Person {
+    fn new(sub: &'static str) -> Self {
+        let secret = Digest::sha256(sub.as_bytes()).to_string();
+        Self { sub, secret }
+    }
+
+    fn wanted(&self, role: &str) -> Value {
+        json!({"sub": self.sub, "role": role, "claim": Digest::sha256(self.secret.as_bytes())})
+    }
+
+    async fn claim(&self, mesh: &Prod) -> Admin {
+        let nobody = mesh.admin.with("");
+        let body = json!({"secret": self.secret});
+        let claimed = nobody.ok("POST", "/v1/admin-tokens/claim", body).await;
+        mesh.admin.with(claimed["token"].as_str().unwrap())
+    }
+}
+
+impl Prod {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let process = Self::process(&dir).await;
+        let admin = Admin::over(&process.socket(), process.token());
+        Self { process, admin, dir }
+    }
+
+    async fn process(dir: &tempfile::TempDir) -> Process {
+        let key = dir.path().join("sealing.key");
+        let flags = ["--mode", "prod", "--key-file", key.to_str().unwrap()];
+        Process::start(&dir.path().join("data"), &flags).await
+    }
+
+    /// Somebody else who may approve: the mesh's second person.
+    async fn second(&self) -> Admin {
+        let bob = Person::new("bob");
+        self.admin.ok("POST", "/v1/admin-tokens", bob.wanted("approver")).await;
+        bob.claim(self).await
+    }
+
+    /// Proposes, and answers the path that approves it.
+    async fn proposed(&self, by: &Admin, method: &str, path: &str, body: Value) -> String {
+        let (status, answer) = by.call(method, path, body).await;
+        assert_eq!(status.as_u16(), 202, "{method} {path}: {answer}");
+        format!("/v1/approvals/{}/approve", answer["proposal"].as_str().unwrap())
+    }
+
+    /// An agent with a token for it.
+    async fn token(&self, agent: &str) -> String {
+        self.admin.ok("POST", "/v1/agents", json!({"name": agent})).await;
+        let made = self.admin.ok("POST", "/v1/tokens", json!({"agent": agent})).await;
+        made["token"].as_str().unwrap().to_owned()
+    }
+}
+
+#[tokio::test]
+async fn changes_come_over_the_socket_and_the_port_is_for_reading() {
+    let mesh = Prod::start().await;
+    let port = mesh.process.admin();
+    let socket = mesh.process.socket();
+    let mode = std::fs::symlink_metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(socket.is_absolute());
+
+    assert_eq!(port.get("/v1/mesh").await["mode"], "prod");
+    let planner = json!({"name": "planner"});
+    for (method, path, body) in [
+        ("POST", "/v1/agents", planner.clone()),
+        ("DELETE", "/v1/agents/planner", Value::Null),
+        ("PUT", "/v1/mesh-config", json!({})),
+        ("POST", "/v1/mesh/rotate-ca", Value::Null),
+        ("POST", "/v1/approvals/none/approve", Value::Null),
+        ("POST", "/v1/admin-tokens/claim", json!({"secret": "x"})),
+    ] {
+        let (status, problem) = port.call(method, path, body).await;
+        assert_eq!(
+            (status.as_u16(), reason(&problem)),
+            (403, "socket_required"),
+            "{method} {path}"
+        );
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains(socket.to_str().unwrap()), "{detail}");
+    }
+    assert_eq!(
+        port.with("").refused("POST", "/v1/agents", planner.clone()).await.0,
+        401
+    );
+    let quiet = "package aip.policy.quiet\n\nrules contains {\"rule\": \"q\", \"verdict\": \"deny\", \"reason\": \"no\"} if {\n\
+                 \tinput.request.method == \"TRACE\"\n}\n";
+    let checked = json!({"name": "quiet", "rego": quiet});
+    port.ok("POST", "/v1/policies/check", checked).await;
+
+    mesh.admin.ok("POST", "/v1/agents", planner.clone()).await;
+    assert_eq!(
+        mesh.admin.with("").refused("POST", "/v1/agents", planner).await.0,
+        401,
+        "a token, too"
+    );
+    assert_eq!(port.get("/v1/agents/planner").await["resource"]["name"], "planner");
+}
+
+#[tokio::test]
+async fn nobody_becomes_the_second_person_to_themselves() {
+    let mesh = Prod::start().await;
+    let admin = &mesh.admin;
+    let (bob, carol) = (Person::new("bob"), Person::new("carol"));
+    let plain = json!({"sub": "bob", "role": "approver"});
+    let (status, problem) = admin.call("POST", "/v1/admin-tokens", plain).await;
+    assert_eq!(
+        (status.as_u16(), &problem["errors"][0]["field"]),
+        (422, &json!("claim"))
+    );
+
+    // Before there is a second person, a longer token of one's own waits for one.
+    let own = Person::new("admin");
+    let renewal = mesh
+        .proposed(admin, "POST", "/v1/admin-tokens", own.wanted("admin"))
         .await;
-    mesh.admin.with(made["token"].as_str().unwrap())
+    let viewer = Person::new("eve").wanted("viewer");
+    mesh.proposed(admin, "POST", "/v1/admin-tokens", viewer).await;
+
+    let made = admin.ok("POST", "/v1/admin-tokens", bob.wanted("approver")).await;
+    assert_eq!(made["token"], Value::Null, "who asked for it does not see it");
+    let wrong = json!({"secret": carol.secret});
+    assert_eq!(admin.refused("POST", "/v1/admin-tokens/claim", wrong).await.0, 404);
+    let second = bob.claim(&mesh).await;
+    let again = json!({"secret": bob.secret});
+    assert_eq!(
+        admin.refused("POST", "/v1/admin-tokens/claim", again).await.0,
+        404,
+        "once"
+    );
+
+    // From now on each new person takes two, whatever became of the second one.
+    let third = mesh
+        .proposed(admin, "POST", "/v1/admin-tokens", carol.wanted("approver"))
+        .await;
+    assert_eq!(
+        admin.refused("POST", &third, Value::Null).await,
+        (403, "second_person_required".into())
+    );
+    let early = json!({"secret": carol.secret});
+    assert_eq!(
+        admin.refused("POST", "/v1/admin-tokens/claim", early).await.0,
+        404,
+        "nothing yet"
+    );
+    second.ok("POST", &third, Value::Null).await;
+    carol.claim(&mesh).await.get("/v1/mesh").await;
+    second.ok("POST", &renewal, Value::Null).await;
+    own.claim(&mesh).await.get("/v1/admin-tokens").await;
+
+    let tokens = admin.get("/v1/admin-tokens").await;
+    let of_bob = tokens["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|t| t["sub"] == "bob")
+        .unwrap();
+    let path = format!("/v1/admin-tokens/{}", of_bob["jti"].as_str().unwrap());
+    admin.ok("DELETE", &path, Value::Null).await;
+    mesh.proposed(
+        admin,
+        "POST",
+        "/v1/admin-tokens",
+        Person::new("dave").wanted("approver"),
+    )
+    .await;
+
+    let audit = admin.get("/v1/audit").await;
+    let actions: Vec<_> = audit["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| r["action"].clone())
+        .collect();
+    assert_eq!(actions.iter().filter(|a| **a == "admin_token.second_person").count(), 1);
 }
 
 #[tokio::test]
 async fn a_measurement_waits_until_two_people_approved_it() {
-    let mesh = Mesh::of(MeshMode::Prod).await;
+    let mesh = Prod::start().await;
     let token = mesh.token("planner").await;
-    let mut sidecar = Sidecar::new(mesh.plane.run.mesh, "planner", &token).await;
+    let mut sidecar = Sidecar::new(mesh.process.mesh(), "planner", &token).await;
     for _ in 0..2 {
         assert_eq!(why(&sidecar.join(&token).await.unwrap_err()), "measurement_pending");
     }
     let waiting = mesh.admin.get("/v1/measurements?state=pending&agent=planner").await;
-    assert_eq!(
-        waiting["items"].as_array().unwrap().len(),
-        1,
-        "the same measurement waits once"
+    let items = waiting["items"].as_array().unwrap();
+    assert_eq!(items.len(), 1, "the same measurement waits once");
+    assert_eq!(items[0]["seen"]["assurance"], "declared");
+    let approve = format!(
+        "/v1/measurements/planner/{}/approve",
+        items[0]["fingerprint"].as_str().unwrap()
     );
-    assert_eq!(waiting["items"][0]["seen"]["assurance"], "declared");
-    let print = waiting["items"][0]["fingerprint"].as_str().unwrap();
-    let approve = format!("/v1/measurements/planner/{print}/approve");
 
-    let (alice, bob) = (
-        person(&mesh, "alice", "operator").await,
-        person(&mesh, "bob", "approver").await,
+    let bob = mesh.second().await;
+    let confirm = mesh.proposed(&mesh.admin, "POST", &approve, Value::Null).await;
+    assert_eq!(
+        mesh.proposed(&mesh.admin, "POST", &approve, Value::Null).await,
+        confirm,
+        "asking twice is asking once"
     );
-    let (status, proposed) = alice.call("POST", &approve, json!(null)).await;
-    assert_eq!(status.as_u16(), 202);
     assert_eq!(
         why(&sidecar.join(&token).await.unwrap_err()),
         "measurement_pending",
         "one person is not enough"
     );
-    let confirm = format!("/v1/approvals/{}/approve", proposed["proposal"].as_str().unwrap());
     assert_eq!(
-        alice.refused("POST", &confirm, json!(null)).await,
-        (403, "role_forbidden".into())
-    );
-    let also_alice = person(&mesh, "alice", "approver").await;
-    assert_eq!(
-        also_alice.refused("POST", &confirm, json!(null)).await,
+        mesh.admin.refused("POST", &confirm, Value::Null).await,
         (403, "second_person_required".into())
     );
-    bob.ok("POST", &confirm, json!(null)).await;
+    bob.ok("POST", &confirm, Value::Null).await;
     sidecar.join(&token).await.unwrap();
     let approved = mesh.admin.get("/v1/measurements?agent=planner").await;
     assert_eq!(approved["items"][0]["measurement"]["approved_by"], "admin:bob");
     assert_eq!(
-        bob.refused("POST", &confirm, json!(null)).await,
+        bob.refused("POST", &confirm, Value::Null).await,
         (404, "not_found".into()),
         "done once"
     );
     let audit = mesh.admin.get("/v1/audit").await;
-    let rows = audit["items"].as_array().unwrap();
-    assert!(rows.iter().any(|r| {
-        r["action"] == "proposal.approve"
-            && r["actor"] == "admin:bob"
-            && r["detail"].as_str().unwrap().contains("alice")
-    }));
+    let approval = audit["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|r| r["action"] == "proposal.approve");
+    let approval = approval.unwrap();
+    assert_eq!(approval["actor"], "admin:bob");
+    assert!(
+        approval["detail"].as_str().unwrap().contains("proposed by admin"),
+        "{approval}"
+    );
 }
 
 #[tokio::test]
-async fn policies_wait_for_a_second_person_and_lapse_when_overtaken() {
-    let mesh = Mesh::of(MeshMode::Prod).await;
-    let (alice, bob) = (
-        person(&mesh, "alice", "operator").await,
-        person(&mesh, "bob", "approver").await,
-    );
+async fn what_was_changed_after_it_was_proposed_must_be_proposed_anew() {
+    let mesh = Prod::start().await;
+    let (admin, bob) = (&mesh.admin, mesh.second().await);
+    let lapsed = (409, "proposal_lapsed".to_owned());
     let policy = |reason: &str| {
         let rego = format!(
             "package aip.policy.quiet\n\nrules contains {{\"rule\": \"q\", \"verdict\": \"deny\", \"reason\": \"{reason}\"}} if {{\n\
@@ -85,28 +267,141 @@ async fn policies_wait_for_a_second_person_and_lapse_when_overtaken() {
         );
         json!({"name": "quiet", "rego": rego})
     };
-    let propose = async |reason: &str| {
-        let (status, answer) = alice.call("PUT", "/v1/policies/quiet", policy(reason)).await;
-        assert_eq!(status.as_u16(), 202, "{answer}");
-        format!("/v1/approvals/{}/approve", answer["proposal"].as_str().unwrap())
-    };
-    let (first, second) = (propose("a").await, propose("b").await);
-    assert_eq!(
-        mesh.admin.refused("GET", "/v1/policies/quiet", json!(null)).await.0,
-        404
-    );
-    bob.ok("POST", &first, json!(null)).await;
+    let path = "/v1/policies/quiet";
+    let first = mesh.proposed(admin, "PUT", path, policy("a")).await;
+    let second = mesh.proposed(admin, "PUT", path, policy("b")).await;
+    assert_eq!(admin.refused("GET", path, Value::Null).await.0, 404);
+    bob.ok("POST", &first, Value::Null).await;
     assert!(
-        mesh.admin.get("/v1/policies/quiet").await["resource"]["rego"]
+        admin.get(path).await["resource"]["rego"]
             .as_str()
             .unwrap()
             .contains("\"a\"")
     );
+    assert_eq!(bob.refused("POST", &second, Value::Null).await, lapsed);
+    bob.ok("POST", &second.replace("/approve", "/refuse"), Value::Null)
+        .await;
+    let (status, same) = admin.call("PUT", path, policy("a")).await;
     assert_eq!(
-        bob.refused("POST", &second, json!(null)).await,
-        (409, "immutable".into())
+        (status.as_u16(), &same["unchanged"]),
+        (200, &json!(true)),
+        "nothing to approve"
     );
-    let refuse = second.replace("/approve", "/refuse");
-    bob.ok("POST", &refuse, json!(null)).await;
-    assert_eq!(mesh.admin.get("/v1/approvals").await["items"], json!([]));
+
+    // Labels decide which policies hold: the agent that was seen must be the agent that is approved.
+    mesh.token("planner").await;
+    let measurement = json!({"agent": "planner", "attestor": "files", "code": "ab".repeat(32)});
+    let approval = mesh
+        .proposed(admin, "POST", "/v1/measurements", measurement.clone())
+        .await;
+    admin.ok("DELETE", "/v1/agents/planner", Value::Null).await;
+    let trusted = json!({"name": "planner", "labels": {"tier": "trusted"}});
+    admin.ok("POST", "/v1/agents", trusted).await;
+    assert_eq!(bob.refused("POST", &approval, Value::Null).await, lapsed);
+
+    let approval = mesh
+        .proposed(admin, "POST", "/v1/measurements", measurement.clone())
+        .await;
+    bob.ok("POST", &approval, Value::Null).await;
+    let held = admin.get("/v1/measurements?agent=planner").await;
+    let print = held["items"][0]["fingerprint"].as_str().unwrap();
+    let (status, same) = admin.call("POST", "/v1/measurements", measurement).await;
+    assert_eq!((status.as_u16(), &same["unchanged"]), (200, &json!(true)));
+    admin
+        .ok("DELETE", &format!("/v1/measurements/planner/{print}"), Value::Null)
+        .await;
+}
+
+#[tokio::test]
+async fn what_holds_for_an_agent_is_loosened_by_two() {
+    let mesh = Prod::start().await;
+    let (admin, bob) = (&mesh.admin, mesh.second().await);
+    for (field, loose) in [
+        (
+            "mode",
+            json!({"name": "a", "mode": {"kind": "observe", "until": 4_000_000_000u64}}),
+        ),
+        (
+            "allow_ambiguous_paths",
+            json!({"name": "a", "allow_ambiguous_paths": true}),
+        ),
+    ] {
+        let (status, problem) = admin.call("POST", "/v1/agents", loose).await;
+        assert_eq!((status.as_u16(), &problem["errors"][0]["field"]), (422, &json!(field)));
+    }
+    admin.ok("POST", "/v1/agents", json!({"name": "planner"})).await;
+    let observing = json!({"name": "planner", "mode": {"kind": "observe", "until": 4_000_000_000u64}});
+    let path = "/v1/agents/planner";
+    let confirm = mesh.proposed(admin, "PUT", path, observing.clone()).await;
+    assert_eq!(admin.get(path).await["resource"]["mode"]["kind"], "enforce");
+    bob.ok("POST", &confirm, Value::Null).await;
+    assert_eq!(admin.get(path).await["resource"]["mode"]["kind"], "observe");
+    let (status, same) = admin.call("PUT", path, observing).await;
+    assert_eq!((status.as_u16(), &same["unchanged"]), (200, &json!(true)));
+
+    let lift = mesh
+        .proposed(admin, "POST", "/v1/mesh/lift", json!({"above": 9_000}))
+        .await;
+    let lifted = bob.ok("POST", &lift, Value::Null).await;
+    assert_eq!(lifted["revision"], 9_001);
+    let mut config = admin.get("/v1/mesh-config").await["resource"].clone();
+    config["svid_ttl_seconds"] = json!(600);
+    let confirm = mesh.proposed(admin, "PUT", "/v1/mesh-config", config).await;
+    bob.ok("POST", &confirm, Value::Null).await;
+    assert_eq!(admin.get("/v1/mesh-config").await["resource"]["svid_ttl_seconds"], 600);
+}
+
+#[tokio::test]
+async fn who_lost_every_token_comes_back_with_the_machine_and_the_key() {
+    let mut mesh = Prod::start().await;
+    let bob = mesh.second().await;
+    let data = mesh.dir.path().join("data");
+    let key = mesh.dir.path().join("sealing.key");
+    let key = key.to_str().unwrap().to_owned();
+    let reset = |key: String, data: std::path::PathBuf| async move {
+        let plain = command(&data, &["--key-file", &key]);
+        let mut command = std::process::Command::new(plain.get_program());
+        command
+            .env_remove("AIP_DATA_KEY")
+            .arg("reset-admin")
+            .args(plain.get_args());
+        ended(command).await
+    };
+    let busy = reset(key.clone(), data.clone()).await;
+    assert!(!busy.status.success());
+    assert!(String::from_utf8_lossy(&busy.stderr).contains("in use"), "{busy:?}");
+    let old = mesh.process.token();
+    mesh.process.end().await;
+    let absent = reset(key.clone(), mesh.dir.path().join("nothing")).await;
+    assert!(!absent.status.success() && !mesh.dir.path().join("nothing").exists());
+    let other = mesh.dir.path().join("other.key");
+    std::fs::write(&other, "ab".repeat(32)).unwrap();
+    assert!(
+        !reset(other.to_str().unwrap().into(), data.clone())
+            .await
+            .status
+            .success()
+    );
+    let done = reset(key, data).await;
+    assert!(done.status.success(), "{done:?}");
+
+    let process = Prod::process(&mesh.dir).await;
+    let back = Admin::over(&process.socket(), process.token());
+    back.get("/v1/mesh").await;
+    for gone in [back.with(old), back.with(bob.token)] {
+        assert_eq!(
+            gone.refused("GET", "/v1/mesh", Value::Null).await.1,
+            "admin_token_revoked"
+        );
+    }
+    let dave = Person::new("dave");
+    back.ok("POST", "/v1/admin-tokens", dave.wanted("approver")).await;
+    let audit = back.get("/v1/audit").await;
+    assert!(
+        audit["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|r| r["action"] == "admin_token.reset")
+    );
 }

@@ -1,13 +1,11 @@
-//! The Config stream: what is pushed, when, and what ends it.
+//! The Config stream: what is pushed, and when.
 
 use aip_api::resource::Kind;
-use aip_api::wire::config_request::Message;
-use aip_api::wire::{Ack, Hello};
+use aip_api::wire::Hello;
 use serde_json::json;
-use uuid::Uuid;
 
-use crate::support::sidecar::{Stream, held, hello, names, why};
-use crate::support::{Mesh, Sidecar, eventually};
+use crate::support::sidecar::{held, hello, names, why};
+use crate::support::{Mesh, eventually};
 
 fn has(all: &[(Kind, String, u64)], kind: Kind, name: &str) -> bool {
     all.iter().any(|(k, n, _)| *k == kind && n == name)
@@ -245,62 +243,6 @@ async fn endpoints_live_as_long_as_their_stream_and_go_at_drain() {
 }
 
 #[tokio::test]
-async fn a_new_stream_of_the_same_instance_takes_over_and_keeps_its_endpoint() {
-    let mesh = Mesh::dev().await;
-    let sidecar = mesh.joined("planner").await;
-    let first = hello();
-    let mut old = sidecar.open(first.clone()).await.unwrap();
-    old.synced().await;
-    old.lease("127.0.0.1:15006").await;
-    let endpoint = eventually("the endpoint", async || {
-        mesh.admin.get("/v1/endpoints").await["items"].get(0).cloned()
-    })
-    .await;
-    let mut new = sidecar.open(first).await.unwrap();
-    new.lease("127.0.0.1:15006").await;
-    assert_eq!(old.ended().await, "superseded");
-    new.synced().await;
-    // Past the grace, with a change after it that shows the withdrawal would have come first.
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-    let now = mesh.admin.get("/v1/endpoints").await;
-    assert_eq!(now["items"][0], endpoint, "the same, at the same revision");
-    assert_eq!(
-        mesh.admin.get("/v1/sidecars").await["items"].as_array().unwrap().len(),
-        1
-    );
-}
-
-#[tokio::test]
-async fn a_live_stream_ends_when_its_svid_is_revoked_or_its_agent_removed() {
-    let mesh = Mesh::dev().await;
-    for (revoke, expected) in [
-        (json!({}), "generation_mismatch"),
-        (json!({"serial": true}), "svid_revoked"),
-        (json!(null), "agent_unknown"),
-    ] {
-        let sidecar = mesh.joined("planner").await;
-        let mut stream = sidecar.stream().await;
-        stream.synced().await;
-        if revoke.is_null() {
-            mesh.admin.ok("DELETE", "/v1/agents/planner", json!(null)).await;
-        } else {
-            let serial = sidecar.svid.current().unwrap().identity.serial.clone();
-            let body = if revoke["serial"] == true {
-                json!({"serial": serial})
-            } else {
-                json!({})
-            };
-            mesh.admin.ok("POST", "/v1/agents/planner/revoke", body).await;
-        }
-        assert_eq!(stream.ended().await, expected);
-        assert!(sidecar.open(hello()).await.is_err(), "and no other one opens");
-        if !revoke.is_null() {
-            mesh.admin.ok("DELETE", "/v1/agents/planner", json!(null)).await;
-        }
-    }
-}
-
-#[tokio::test]
 async fn a_restored_store_pushes_nothing_until_an_operator_lifts_it() {
     let mesh = Mesh::dev().await;
     let sidecar = mesh.joined("planner").await;
@@ -337,95 +279,6 @@ async fn a_restored_store_pushes_nothing_until_an_operator_lifts_it() {
         pushed.iter().all(|(.., revision)| *revision == floor + 1),
         "all are newer than what was held"
     );
-}
-
-#[tokio::test]
-async fn what_the_protocol_does_not_allow_ends_the_stream() {
-    let mesh = Mesh::dev().await;
-    let sidecar = mesh.joined("planner").await;
-    let refused = |hello: Hello| async { why(&sidecar.open(hello).await.map(|_| ()).unwrap_err()) };
-    assert_eq!(
-        refused(Hello {
-            instance: "x".into(),
-            ..hello()
-        })
-        .await,
-        "instance_invalid"
-    );
-
-    let anonymous = Sidecar::new(mesh.plane.run.mesh, "planner", &mesh.another_token("planner").await).await;
-    let pin = mesh.plane.run.root;
-    let tls = aip_runtime::tls::pinned_client(pin).unwrap();
-    let channel = aip_runtime::grpc::channel(anonymous.mesh, tls).await.unwrap();
-    assert_eq!(
-        why(&Stream::open(channel, hello(), None).await.map(|_| ()).unwrap_err()),
-        "credential_missing"
-    );
-
-    let cases: Vec<(Message, &str)> = vec![
-        (Message::Hello(hello()), "protocol_violation"),
-        (
-            Message::Ack(Ack {
-                nonce: 77,
-                rejected: vec![],
-            }),
-            "protocol_violation",
-        ),
-        (
-            Message::Subscribe(aip_api::wire::Subscribe {
-                kind: Kind::MeshConfig.to_wire() as i32,
-                names: vec![],
-            }),
-            "protocol_violation",
-        ),
-        (
-            Message::Subscribe(aip_api::wire::Subscribe {
-                kind: Kind::Agent.to_wire() as i32,
-                names: vec!["Not A Name".into()],
-            }),
-            "protocol_violation",
-        ),
-    ];
-    for (message, expected) in cases {
-        let mut stream = sidecar.stream().await;
-        stream.synced().await;
-        stream.say(message.clone()).await;
-        assert_eq!(stream.ended().await, expected, "{message:?}");
-    }
-    let mut stream = sidecar.stream().await;
-    stream.synced().await;
-    for _ in 0..300 {
-        stream.unsubscribe(Kind::Agent, &["x"]).await;
-    }
-    assert_eq!(stream.ended().await, "rate_exceeded");
-    let mut stream = sidecar.stream().await;
-    stream.synced().await;
-    for batch in 0..11 {
-        let names: Vec<_> = (0..1_000).map(|i| format!("a{batch}-{i}")).collect();
-        let names: Vec<_> = names.iter().map(String::as_str).collect();
-        stream.subscribe(Kind::Agent, &names).await;
-    }
-    assert_eq!(stream.ended().await, "subscription_limit");
-}
-
-#[tokio::test]
-async fn streams_are_bounded_for_each_agent() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut settings = crate::support::settings(&dir.path().join("data"));
-    settings.limits.per_agent = 2;
-    let mesh = Mesh::start(settings).await;
-    let sidecar = mesh.joined("planner").await;
-    let mut open = Vec::new();
-    for _ in 0..2 {
-        open.push(sidecar.stream().await);
-    }
-    let instance = Uuid::now_v7().hyphenated().to_string();
-    let third = sidecar
-        .open(Hello { instance, ..hello() })
-        .await
-        .map(|_| ())
-        .unwrap_err();
-    assert_eq!(why(&third), "session_limit");
 }
 
 #[tokio::test]

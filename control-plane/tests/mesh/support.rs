@@ -1,6 +1,7 @@
 //! A running control plane, an HTTP client for its admin API, and a sidecar's side of gRPC.
 
 pub mod http;
+pub mod process;
 pub mod sidecar;
 
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use aip_control_plane::settings::Settings;
 use serde_json::{Value, json};
 
 pub use http::Admin;
+pub use process::Process;
 pub use sidecar::Sidecar;
 
 /// Anything that is waited for comes within this, or the test fails.

@@ -8,6 +8,7 @@ use aip_api::resource::{Agent, Kind, Traffic};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -19,7 +20,7 @@ use crate::admin::answer::{Answer, Body, Changed, Held, IfMatch, Name, Page, Pag
 use crate::admin::auth::Caller;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::records::SvidRecord;
-use crate::registry::{Actor, decode, keys};
+use crate::registry::{Actor, Outcome, decode, keys};
 use crate::store::Expect;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
@@ -57,22 +58,25 @@ async fn show(State(api): State<Arc<Api>>, Name(name): Name<AgentName>) -> Answe
     Ok(Json(Held::of(&api.registry.existing::<Agent>(name.as_str()).await?)?))
 }
 
-/// Changes an agent. `generation` is not taken from the document.
+/// Changes an agent. `generation` is not taken from the document. In a `prod` mesh: proposes to (202).
 #[utoipa::path(put, path = "/v1/agents/{name}", tag = "agents", params(("name" = String, Path)), request_body = Object,
-    responses((status = 200, body = Held)))]
+    responses((status = 200, body = Held), (status = 202, body = Changed)))]
 async fn update(
     State(api): State<Arc<Api>>,
     caller: Caller,
     Name(name): Name<AgentName>,
     IfMatch(expected): IfMatch,
     Body(agent): Body<Agent>,
-) -> Answer<Json<Held>> {
+) -> Answer<Response> {
     named(name.as_str(), agent.name.as_str())?;
-    let updated = api
-        .registry
-        .update_agent(&Actor::admin(&caller.sub), agent, expected)
-        .await?;
-    Ok(Json(Held::of(&updated)?))
+    let outcome = api.registry.update_agent(&caller.sub, agent, expected).await?;
+    let unchanged = match outcome {
+        Outcome::Proposed { .. } => return Ok(outcome.into_response()),
+        Outcome::Unchanged { .. } => true,
+        Outcome::Done { .. } => false,
+    };
+    let held = Held::of(&api.registry.existing::<Agent>(name.as_str()).await?)?;
+    Ok(Json(Held { unchanged, ..held }).into_response())
 }
 
 pub(super) fn named(path: &str, document: &str) -> Result<(), Refusal> {
@@ -176,13 +180,14 @@ async fn put_traffic(
     Name(agent): Name<AgentName>,
     IfMatch(expected): IfMatch,
     Body(traffic): Body<Traffic>,
-) -> Answer<Json<Changed>> {
+) -> Answer<Response> {
     named(agent.as_str(), &traffic.agent)?;
-    Ok(Changed::at(
-        api.registry
-            .put_traffic(&Actor::admin(&caller.sub), &traffic, expected)
-            .await?,
-    ))
+    let actor = Actor::admin(&caller.sub);
+    Ok(api
+        .registry
+        .put_traffic(&actor, &traffic, expected)
+        .await?
+        .into_response())
 }
 
 /// Removes the limits of an agent; the default ones hold for it again.

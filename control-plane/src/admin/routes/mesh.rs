@@ -89,12 +89,12 @@ struct Lift {
     above: u64,
 }
 
-/// Lifts a store that was restored from a copy above what sidecars have seen; they then take it as the newer one.
-#[utoipa::path(post, path = "/v1/mesh/lift", tag = "mesh", request_body = Lift, responses((status = 200, body = Changed)))]
-async fn lift(State(api): State<Arc<Api>>, caller: Caller, Body(lift): Body<Lift>) -> Answer<Json<Changed>> {
-    Ok(Changed::at(
-        api.registry.lift(&Actor::admin(&caller.sub), lift.above).await?,
-    ))
+/// Lifts a store that was restored from a copy above what sidecars have seen; they then take it as the newer one. In a
+/// `prod` mesh: proposes to (202).
+#[utoipa::path(post, path = "/v1/mesh/lift", tag = "mesh", request_body = Lift,
+    responses((status = 200, body = Changed), (status = 202, body = Changed)))]
+async fn lift(State(api): State<Arc<Api>>, caller: Caller, Body(lift): Body<Lift>) -> Answer<Response> {
+    Ok(api.registry.lift(&caller.sub, lift.above).await?.into_response())
 }
 
 /// Makes the ready intermediate sign, and a fresh one ready.

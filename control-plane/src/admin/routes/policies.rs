@@ -36,8 +36,12 @@ async fn list(State(api): State<Arc<Api>>, Params(query): Params<PageQuery>) -> 
 /// Checks a policy and writes nothing: what it reads, whether its decisions can be cached, its tests.
 #[utoipa::path(post, path = "/v1/policies/check", tag = "policies", request_body = Object,
     responses((status = 200, body = Object), (status = 422, description = "Diagnostics, with file and line, in `errors`.")))]
-async fn check(State(api): State<Arc<Api>>, Body(policy): Body<Policy>) -> Answer<Json<aip_policy::Admission>> {
-    Ok(Json(admit(&api, &policy).await?))
+async fn check(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Body(policy): Body<Policy>,
+) -> Answer<Json<aip_policy::Admission>> {
+    Ok(Json(admit(&api, &caller.sub, &policy).await?))
 }
 
 /// One policy.
@@ -57,7 +61,7 @@ async fn put(
     Body(policy): Body<Policy>,
 ) -> Answer<Response> {
     named(name.as_str(), policy.name.as_str())?;
-    admit(&api, &policy).await?;
+    admit(&api, &caller.sub, &policy).await?;
     Ok(api
         .registry
         .put_policy(&caller.sub, policy, expected)
@@ -126,7 +130,7 @@ async fn rollback(
     Body(to): Body<Rollback>,
 ) -> Answer<Response> {
     let policy = api.registry.policy_at(&name, to.revision).await?;
-    admit(&api, &policy).await?;
+    admit(&api, &caller.sub, &policy).await?;
     Ok(api
         .registry
         .put_policy(&caller.sub, policy, None)

@@ -1,5 +1,6 @@
 //! Watching changes as server-sent events.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,12 +16,16 @@ use utoipa_axum::routes;
 
 use crate::admin::Api;
 use crate::admin::answer::{Answer, Params};
+use crate::admin::auth::{self, Caller};
+use crate::admin::quota::Place;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::keys;
 use crate::store::{Change, Watch};
 
 /// Comments between events: below what proxies cut.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How often a quiet watch looks whether its token is still good; a busy one looks before each batch of changes.
+const TOKEN_CHECK: Duration = Duration::from_secs(5);
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new().routes(routes!(watch))
@@ -69,53 +74,83 @@ fn seen(change: &Change) -> Option<Seen> {
     })
 }
 
-/// Changes as they happen (`text/event-stream`): events `change`, with the revision as id; `end` when the watch can't go on.
+/// Changes as they happen (`text/event-stream`): events `change`, with the revision as id; `end` when the watch can't go
+/// on, also when the token has expired or was revoked.
 #[utoipa::path(get, path = "/v1/watch", tag = "status", params(From),
     responses((status = 200, content_type = "text/event-stream", body = Seen)))]
 async fn watch(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     headers: HeaderMap,
     Params(from): Params<From>,
 ) -> Answer<Sse<impl Stream<Item = Result<Event, Infallible>>>> {
-    let permit = api.watchers.clone().try_acquire_owned();
-    let permit = permit.map_err(|_| Refusal::new(Reason::Overloaded, "too many watchers"))?;
+    let place = api.watchers.try_take(&caller.sub);
+    let place = place.ok_or_else(|| Refusal::new(Reason::Overloaded, "too many watchers"))?;
     let last = headers.get("last-event-id").and_then(|v| v.to_str().ok()?.parse().ok());
     let from = last.or(from.from).unwrap_or_else(|| api.registry.store.revision());
-    let start = (api.registry.store.watch(from), std::collections::VecDeque::new(), false);
-    let stopping = api.stopping.clone();
-    let events = stream::unfold((start, permit), move |((mut watch, mut ready, mut over), permit)| {
-        let stopping = stopping.clone();
-        async move {
-            while ready.is_empty() {
-                if over {
-                    return None;
-                }
-                over = stopping
-                    .run_until_cancelled(fill(&mut watch, &mut ready))
-                    .await
-                    .unwrap_or(true);
-            }
-            let event = ready.pop_front()?;
-            Some((Ok(event), ((watch, ready, over), permit)))
-        }
+    let watching = Watching {
+        changes: api.registry.store.watch(from),
+        ready: VecDeque::new(),
+        over: false,
+        caller,
+        api,
+        _place: place,
+    };
+    let events = stream::unfold(watching, async |mut watching| {
+        let event = watching.next().await?;
+        Some((Ok(event), watching))
     });
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
 }
 
-/// Takes the next changes; true: that was the end.
-async fn fill(watch: &mut Watch, ready: &mut std::collections::VecDeque<Event>) -> bool {
-    match watch.next().await {
-        Ok(changes) => {
-            for change in changes.iter().filter_map(seen) {
-                let event = Event::default().event("change").id(change.revision.to_string());
-                ready.extend(event.json_data(&change));
+/// One watcher.
+struct Watching {
+    changes: Watch,
+    ready: VecDeque<Event>,
+    over: bool,
+    caller: Caller,
+    api: Arc<Api>,
+    _place: Place,
+}
+
+impl Watching {
+    async fn next(&mut self) -> Option<Event> {
+        while self.ready.is_empty() && !self.over {
+            let stopping = self.api.stopping.clone();
+            tokio::select! {
+                () = stopping.cancelled() => self.over = true,
+                changes = self.changes.next() => match changes {
+                    Ok(changes) => self.show(&changes).await,
+                    Err(error) => self.end(&error.into()),
+                },
+                () = tokio::time::sleep(TOKEN_CHECK) => self.check().await,
             }
-            false
         }
-        Err(error) => {
-            let refusal = Refusal::from(error);
-            ready.extend(Event::default().event("end").json_data(refusal.problem()));
-            true
+        self.ready.pop_front()
+    }
+
+    /// A token that is not good any more sees nothing of what happened since.
+    async fn check(&mut self) {
+        let Caller { jti, exp, .. } = &self.caller;
+        if let Err(refusal) = auth::still_good(&self.api.registry, jti, *exp).await {
+            self.end(&refusal);
         }
+    }
+
+    async fn show(&mut self, changes: &[Change]) {
+        self.check().await;
+        if self.over {
+            return;
+        }
+        for change in changes.iter().filter_map(seen) {
+            let event = Event::default().event("change").id(change.revision.to_string());
+            self.ready.extend(event.json_data(&change));
+        }
+    }
+
+    fn end(&mut self, refusal: &Refusal) {
+        self.over = true;
+        self.ready
+            .extend(Event::default().event("end").json_data(refusal.problem()));
     }
 }

@@ -1,23 +1,47 @@
-//! A small HTTP/1.1 client over hyper.
+//! A small HTTP/1.1 client over hyper: to the admin port, or to its Unix socket.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
 use axum::body::{Body, to_bytes};
 use http::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Place {
+    Port(SocketAddr),
+    Socket(PathBuf),
+}
 
 #[derive(Clone)]
 pub struct Admin {
-    pub address: SocketAddr,
+    pub place: Place,
     pub token: String,
+}
+
+async fn exchange<IO>(io: IO, request: Request<Body>) -> http::Response<Body>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await.unwrap();
+    tokio::spawn(connection);
+    sender.send_request(request).await.unwrap().map(Body::new)
 }
 
 impl Admin {
     pub fn new(address: SocketAddr, token: impl Into<String>) -> Self {
         Self {
-            address,
+            place: Place::Port(address),
+            token: token.into(),
+        }
+    }
+
+    pub fn over(socket: &Path, token: impl Into<String>) -> Self {
+        Self {
+            place: Place::Socket(socket.to_owned()),
             token: token.into(),
         }
     }
@@ -30,17 +54,21 @@ impl Admin {
     }
 
     pub async fn raw(&self, request: Request<Body>) -> http::Response<Body> {
-        let tcp = TcpStream::connect(self.address).await.unwrap();
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await.unwrap();
-        tokio::spawn(connection);
-        sender.send_request(request).await.unwrap().map(Body::new)
+        match &self.place {
+            Place::Port(address) => exchange(TcpStream::connect(address).await.unwrap(), request).await,
+            Place::Socket(path) => exchange(UnixStream::connect(path).await.unwrap(), request).await,
+        }
+    }
+
+    fn host(&self) -> String {
+        match &self.place {
+            Place::Port(address) => address.to_string(),
+            Place::Socket(_) => "localhost".into(),
+        }
     }
 
     pub fn request(&self, method: &str, path: &str, body: &Value) -> http::request::Builder {
-        let builder = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", self.address.to_string());
+        let builder = Request::builder().method(method).uri(path).header("host", self.host());
         let builder = if body.is_null() {
             builder
         } else {

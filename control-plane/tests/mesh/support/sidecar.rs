@@ -126,7 +126,7 @@ impl Sidecar {
     }
 
     /// A connection that shows the SVID.
-    pub async fn connected(&self) -> Result<Channel, tonic::transport::Error> {
+    pub async fn connected(&self) -> Result<Channel, aip_runtime::grpc::ChannelError> {
         let trust = self.trust.as_ref().unwrap();
         channel(self.mesh, control_plane_client(Some(self.svid.slot()), trust).unwrap()).await
     }

@@ -1,0 +1,40 @@
+//! What is done over and over: forgetting what has expired, renewing our certificate, rotating the intermediate.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::ca::{Ca, SERVER_SECONDS};
+use crate::refusal::Refusal;
+use crate::registry::{Actor, Registry};
+
+/// How often what has expired is forgotten, and certificates are looked at.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// Runs until the task is dropped.
+pub(super) async fn upkeep(registry: Registry, ca: Arc<Ca>) {
+    let mut renewed = aip_runtime::unix_now();
+    let mut tick = tokio::time::interval(SWEEP);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if let Err(refusal) = registry.sweep().await {
+            tracing::warn!(reason = refusal.reason(), "expired rows were not removed; trying again");
+        }
+        if ca.wants_rotation() {
+            let rotated: Result<u64, Refusal> = ca.rotate(&registry, &Actor::control_plane()).await;
+            if let Err(refusal) = rotated {
+                tracing::error!(
+                    reason = refusal.reason(),
+                    "the intermediate was not rotated; trying again"
+                );
+            }
+        }
+        let now = aip_runtime::unix_now();
+        if now.saturating_sub(renewed) >= SERVER_SECONDS / 2 {
+            match ca.renew_server() {
+                Ok(()) => renewed = now,
+                Err(error) => tracing::error!(%error, "our certificate was not renewed; trying again"),
+            }
+        }
+    }
+}
