@@ -3,8 +3,8 @@
 //! The virtual machine treats an error inside a rule's body as "the body doesn't hold", so a deny rule whose builtin
 //! fails would silently not fire, and its instruction limit doesn't see what one call costs. Both are decided here: the
 //! table of builtins in the compiled program is replaced by calls that first look at the arguments, and that turn every
-//! error into one that ends the evaluation. Arithmetic and ordering become such calls too: an
-//! argument that is a text where the rule compares numbers must not slip past the rule.
+//! error into one that ends the evaluation. Arithmetic and ordering become such calls too, and loops look at what they
+//! loop over: an argument that is a text where the rule compares numbers, or looks through a list, must not slip past it.
 //!
 //! The engine's function type can't be named outside of it and carries no state, hence one function per table slot and
 //! a thread-local that says which program is running.
@@ -19,6 +19,7 @@ use regorus::{LimitError, Value};
 
 use crate::bounds;
 use crate::limits::{MAX_EXAMINED, MAX_PRODUCED};
+use crate::set::insert::Insertions;
 
 /// Slots in the table: our allow-list of builtins fits.
 const SLOTS: usize = 128;
@@ -87,11 +88,37 @@ pub(crate) fn guarded(original: &Program) -> Option<Program> {
         program.instruction_data.builtin_call_params.push(call);
         program.instructions[index] = Instruction::BuiltinCall { params_index };
     }
+    let mut program = with_collections_checked(program)?;
     if program.builtin_info_table.len() > SLOTS {
         return None;
     }
     fill_slots(&mut program, original.builtin_info_table.len());
     Some(program)
+}
+
+/// The program that looks at each collection before it takes the elements out of it.
+fn with_collections_checked(mut program: Program) -> Option<Program> {
+    let mut insertions = Insertions::default();
+    for index in 0..program.instructions.len() {
+        let collection = match program.instructions[index] {
+            Instruction::LoopStart { params_index } => {
+                program.instruction_data.get_loop_params(params_index)?.collection
+            }
+            Instruction::Contains { collection, .. } => collection,
+            _ => continue,
+        };
+        // The value goes back where it was.
+        let call = BuiltinCallParams {
+            dest: collection,
+            builtin_index: operator_slot(&mut program, Operator::In)?,
+            num_args: 1,
+            args: [collection, 0, 0, 0, 0, 0, 0, 0],
+        };
+        let params_index = u16::try_from(program.instruction_data.builtin_call_params.len()).ok()?;
+        program.instruction_data.builtin_call_params.push(call);
+        insertions.before(index, Instruction::BuiltinCall { params_index });
+    }
+    insertions.apply(&program)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +132,8 @@ enum Operator {
     Le,
     Gt,
     Ge,
+    /// Of one collection: its elements are asked for.
+    In,
 }
 
 impl Operator {
@@ -119,6 +148,14 @@ impl Operator {
             Self::Le => "<=",
             Self::Gt => ">",
             Self::Ge => ">=",
+            Self::In => "in",
+        }
+    }
+
+    const fn arguments(self) -> u16 {
+        match self {
+            Self::In => 1,
+            _ => 2,
         }
     }
 }
@@ -131,7 +168,7 @@ fn operator_slot(program: &mut Program, operator: Operator) -> Option<u16> {
     let slot = known.unwrap_or_else(|| {
         program.builtin_info_table.push(BuiltinInfo {
             name: operator.name().to_owned(),
-            num_args: 2,
+            num_args: operator.arguments(),
         });
         program.builtin_info_table.len() - 1
     });
@@ -167,6 +204,7 @@ fn fill_slots(program: &mut Program, originals: usize) {
             "+" => table.push((|_, _, args, _| Ok(operate(Operator::Add, args)?), 2)),
             "-" => table.push((|_, _, args, _| Ok(operate(Operator::Sub, args)?), 2)),
             "*" => table.push((|_, _, args, _| Ok(operate(Operator::Mul, args)?), 2)),
+            "in" => table.push((|_, _, args, _| Ok(collection(args)?), 1)),
             "/" => table.push((|_, _, args, _| Ok(operate(Operator::Div, args)?), 2)),
             "%" => table.push((|_, _, args, _| Ok(operate(Operator::Mod, args)?), 2)),
             "<" => table.push((|_, _, args, _| Ok(compare(Operator::Lt, args)?), 2)),
@@ -298,5 +336,16 @@ fn compare(operator: Operator, args: &[Value]) -> Result<Value, LimitError> {
             "`{}` between values that have no order",
             operator.name()
         )))),
+    }
+}
+
+/// Elements are taken out of lists, sets and objects. The engine takes anything else for an empty one, and a rule that
+/// looks through `paths` would not fire for a caller who sends a single text there.
+fn collection(args: &[Value]) -> Result<Value, LimitError> {
+    match args.first() {
+        Some(value @ (Value::Array(_) | Value::Set(_) | Value::Object(_))) => Ok(value.clone()),
+        _ => Err(stop(Trouble::Error(
+            "`in` something that isn't a collection".to_owned(),
+        ))),
     }
 }

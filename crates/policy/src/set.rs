@@ -2,8 +2,10 @@
 
 mod ambiguity;
 mod amplification;
+mod assigned;
 mod compile;
 mod hoist;
+pub(crate) mod insert;
 mod operands;
 pub(crate) mod program;
 mod structure;

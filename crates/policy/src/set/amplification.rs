@@ -152,76 +152,28 @@ impl Walk<'_> {
     /// The register that the instruction puts a value into, and what is known about it.
     fn step(&mut self, instruction: &Instruction, known: &mut [Option<Weights>]) -> Option<(u8, Part)> {
         use Instruction as I;
+        match instruction {
+            I::LoopStart { .. }
+            | I::ComprehensionBegin { .. }
+            | I::ComprehensionYield { .. }
+            | I::ComprehensionEnd {} => self.repeated(instruction),
+            I::CallRule { .. } | I::FunctionCall { .. } | I::BuiltinCall { .. } => self.called(instruction, known),
+            I::Index { .. } | I::IndexLiteral { .. } | I::ChainedIndex { .. } => self.taken(instruction),
+            I::ArrayCreate { .. }
+            | I::SetCreate { .. }
+            | I::ObjectCreate { .. }
+            | I::ArrayPush { .. }
+            | I::ObjectSet { .. }
+            | I::SetAdd { .. } => self.made(instruction),
+            _ => self.plain(instruction),
+        }
+    }
+
+    /// Loops and comprehensions: what turns with the loop is another value each time, the rest is repeated.
+    fn repeated(&mut self, instruction: &Instruction) -> Option<(u8, Part)> {
+        use Instruction as I;
         let data = &self.program.instruction_data;
-        Some(match *instruction {
-            I::Load { dest, literal_idx } => match self.program.literals.get(usize::from(literal_idx)) {
-                Some(Value::Array(_) | Value::Set(_) | Value::Object(_)) | None => (dest, WHOLE),
-                Some(_) => (dest, FLAT),
-            },
-            I::LoadInput { dest } | I::LoadData { dest } => (dest, WHOLE),
-            I::Move { dest, src } => (dest, self.part(src)),
-            I::Index { dest, container, .. } | I::IndexLiteral { dest, container, .. } => (
-                dest,
-                Part {
-                    flat: false,
-                    ..self.part(container)
-                },
-            ),
-            I::ChainedIndex { params_index } => {
-                let params = data.get_chained_index_params(params_index)?;
-                (
-                    params.dest,
-                    Part {
-                        flat: false,
-                        ..self.part(params.root)
-                    },
-                )
-            }
-            I::ArrayCreate { params_index } => (
-                data.get_array_create_params(params_index)?.dest,
-                self.together(instruction),
-            ),
-            I::SetCreate { params_index } => (
-                data.get_set_create_params(params_index)?.dest,
-                self.together(instruction),
-            ),
-            I::ObjectCreate { params_index } => (
-                data.get_object_create_params(params_index)?.dest,
-                self.together(instruction),
-            ),
-            I::BuiltinCall { params_index } => {
-                let params = data.get_builtin_call_params(params_index)?;
-                let name = self
-                    .program
-                    .get_builtin_info(params.builtin_index)
-                    .map_or("", |builtin| &builtin.name);
-                let passing = PASSING.contains(&name);
-                (params.dest, if passing { self.together(instruction) } else { FLAT })
-            }
-            I::ArrayPush { arr, .. } => (arr, self.together(instruction)),
-            I::ObjectSet { obj, .. } => (obj, self.together(instruction)),
-            I::SetAdd { set, value } => (set, self.part(value)),
-            I::CallRule { dest, rule_index } => (
-                dest,
-                Part {
-                    weight: weights(self.program, usize::from(rule_index), known).result,
-                    ..WHOLE
-                },
-            ),
-            I::FunctionCall { params_index } => {
-                let params = data.get_function_call_params(params_index)?;
-                let own = weights(self.program, usize::from(params.func_rule_index), known).result;
-                let given = self.together(instruction);
-                let weight = own.saturating_mul(given.weight);
-                (
-                    params.dest,
-                    Part {
-                        weight,
-                        varies: given.varies && own == 1,
-                        flat: false,
-                    },
-                )
-            }
+        match *instruction {
             I::LoopStart { params_index } => {
                 let params = data.get_loop_params(params_index)?;
                 let element = Part {
@@ -230,23 +182,102 @@ impl Walk<'_> {
                     ..self.part(params.collection)
                 };
                 self.registers[usize::from(params.key_reg)] = Some(element);
-                (params.value_reg, element)
+                Some((params.value_reg, element))
             }
             I::ComprehensionBegin { params_index } => {
                 let params = data.get_comprehension_begin_params(params_index)?;
                 self.comprehensions.push(params.result_reg);
-                return None;
+                None
             }
             I::ComprehensionYield { .. } => {
                 let part = self.together(instruction);
                 let turns = if part.varies { 1 } else { LOOP_TURNS };
                 let weight = part.weight.saturating_mul(turns);
-                (*self.comprehensions.last()?, Part { weight, ..WHOLE })
+                Some((*self.comprehensions.last()?, Part { weight, ..WHOLE }))
             }
-            I::ComprehensionEnd {} => {
+            _ => {
                 self.comprehensions.pop();
-                return None;
+                None
             }
+        }
+    }
+
+    /// The value of a rule, a function or a builtin.
+    fn called(&self, instruction: &Instruction, known: &mut [Option<Weights>]) -> Option<(u8, Part)> {
+        use Instruction as I;
+        let data = &self.program.instruction_data;
+        match *instruction {
+            I::CallRule { dest, rule_index } => {
+                let weight = weights(self.program, usize::from(rule_index), known).result;
+                Some((dest, Part { weight, ..WHOLE }))
+            }
+            I::FunctionCall { params_index } => {
+                let params = data.get_function_call_params(params_index)?;
+                let own = weights(self.program, usize::from(params.func_rule_index), known).result;
+                let given = self.together(instruction);
+                let part = Part {
+                    weight: own.saturating_mul(given.weight),
+                    varies: given.varies && own == 1,
+                    flat: false,
+                };
+                Some((params.dest, part))
+            }
+            I::BuiltinCall { params_index } => {
+                let params = data.get_builtin_call_params(params_index)?;
+                let builtin = self.program.get_builtin_info(params.builtin_index);
+                let passing = builtin.is_some_and(|builtin| PASSING.contains(&builtin.name.as_str()));
+                Some((params.dest, if passing { self.together(instruction) } else { FLAT }))
+            }
+            _ => None,
+        }
+    }
+
+    /// A part of a value.
+    fn taken(&self, instruction: &Instruction) -> Option<(u8, Part)> {
+        use Instruction as I;
+        let (dest, whole) = match *instruction {
+            I::Index { dest, container, .. } | I::IndexLiteral { dest, container, .. } => (dest, container),
+            I::ChainedIndex { params_index } => {
+                let params = self.program.instruction_data.get_chained_index_params(params_index)?;
+                (params.dest, params.root)
+            }
+            _ => return None,
+        };
+        let part = Part {
+            flat: false,
+            ..self.part(whole)
+        };
+        Some((dest, part))
+    }
+
+    /// A collection, or what is put into one.
+    fn made(&self, instruction: &Instruction) -> Option<(u8, Part)> {
+        use Instruction as I;
+        let data = &self.program.instruction_data;
+        let dest = match *instruction {
+            I::ArrayCreate { params_index } => data.get_array_create_params(params_index)?.dest,
+            I::SetCreate { params_index } => data.get_set_create_params(params_index)?.dest,
+            I::ObjectCreate { params_index } => data.get_object_create_params(params_index)?.dest,
+            I::ArrayPush { arr, .. } => arr,
+            I::ObjectSet { obj, .. } => obj,
+            I::SetAdd { set, value } => return Some((set, self.part(value))),
+            _ => return None,
+        };
+        Some((dest, self.together(instruction)))
+    }
+
+    /// Constants, documents, and what operators give.
+    fn plain(&self, instruction: &Instruction) -> Option<(u8, Part)> {
+        use Instruction as I;
+        Some(match *instruction {
+            I::Load { dest, literal_idx } => match self.program.literals.get(usize::from(literal_idx)) {
+                Some(Value::Array(_) | Value::Set(_) | Value::Object(_)) | None => (dest, WHOLE),
+                Some(_) => (dest, FLAT),
+            },
+            I::LoadInput { dest } | I::LoadData { dest } => (dest, WHOLE),
+            I::Move { dest, src } => (dest, self.part(src)),
+            // Also the difference of two sets.
+            I::Sub { dest, left, .. } => (dest, self.part(left)),
             I::Eq { dest, .. }
             | I::Ne { dest, .. }
             | I::Lt { dest, .. }
@@ -266,8 +297,6 @@ impl Walk<'_> {
             | I::LoadTrue { dest }
             | I::LoadFalse { dest }
             | I::LoadNull { dest } => (dest, FLAT),
-            // Also the difference of two sets.
-            I::Sub { dest, left, .. } => (dest, self.part(left)),
             _ => return None,
         })
     }

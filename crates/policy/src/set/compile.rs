@@ -9,6 +9,7 @@ use regorus::rvm::Program;
 use regorus::rvm::program::RuleType;
 use serde_json::Value as Json;
 
+use super::assigned::assigned;
 use super::hoist::hoisted;
 use super::program::{Analysis, Origin};
 use super::{Member, PolicySet, program};
@@ -48,11 +49,15 @@ pub(super) fn compile(policies: &[PolicySource], mesh_data: &Json) -> Result<Pol
         .map(|policy| member(policy, &original, &analysis, &mut faults))
         .collect();
     let original = hoisted(&original);
-    let Some(guarded) = guard::guarded(&original) else {
+    let repaired = assigned(&original).and_then(|original| {
+        let guarded = guard::guarded(&original)?;
+        Some((original, guarded))
+    });
+    let Some((original, guarded)) = repaired else {
         faults.push(Diagnostic::new(
             ENTRY_FILE,
             "too_many_builtins",
-            "the policies use too many different builtins",
+            "the policies use too many different builtins, or too many instructions",
         ));
         faults.sort();
         return Err(faults);

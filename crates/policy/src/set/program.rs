@@ -122,82 +122,88 @@ fn analyse_rule(program: &Program, rule: usize, faults: &mut Vec<Fault>) -> Rule
         builtins: BTreeSet::new(),
         line: units(program, rule).first().and_then(|unit| line(program, unit.start)),
     };
-    let mut fault = |pc: usize, reason, message: String| {
-        faults.push(Fault {
-            origin: used.origin.clone(),
-            reason,
-            message,
-            line: line(program, pc),
-        });
-    };
+    let mut found = Vec::new();
     if known.is_none() {
-        fault(
-            0,
-            "foreign_package",
-            format!("`{}` is not in a package of ours", info.name),
-        );
+        let message = format!("`{}` is not in a package of ours", info.name);
+        found.push((0, "foreign_package", message));
     }
     for unit in units(program, rule) {
         let start = unit.start;
         let code: Vec<(usize, Instruction)> = unit.map(|pc| (pc, program.instructions[pc])).collect();
-        for (pc, reason, message) in structure::misread(program, rule, &code) {
-            fault(pc, reason, message);
-        }
-        for (reason, message) in ambiguities(program, rule, &code) {
-            fault(start, reason, message);
-        }
-        let mut inputs = BTreeSet::new();
-        let mut datas = BTreeSet::new();
-        for (pc, instruction) in &code {
+        found.extend(structure::misread(program, rule, &code));
+        let ambiguous = ambiguities(program, rule, &code).into_iter();
+        found.extend(ambiguous.map(|(reason, message)| (start, reason, message)));
+        used.add_calls(program, &code, &mut found);
+        used.add_reads(program, &code, &mut found);
+    }
+    faults.extend(found.into_iter().map(|(pc, reason, message)| Fault {
+        origin: used.origin.clone(),
+        reason,
+        message,
+        line: line(program, pc),
+    }));
+    used
+}
+
+/// What is wrong at an instruction: its place, the reason, and a sentence.
+type Found = (usize, &'static str, String);
+
+impl RuleUse {
+    /// The rules, functions and builtins that the code calls.
+    fn add_calls(&mut self, program: &Program, code: &[(usize, Instruction)], found: &mut Vec<Found>) {
+        let data = &program.instruction_data;
+        let broken = |pc: usize| (pc, "unsupported", "a call without parameters".to_owned());
+        for (pc, instruction) in code {
             match *instruction {
-                Instruction::LoadInput { dest } => drop(inputs.insert(dest)),
-                Instruction::LoadData { dest } => drop(datas.insert(dest)),
-                Instruction::CallRule { rule_index, .. } => drop(used.calls.insert(usize::from(rule_index))),
-                Instruction::FunctionCall { params_index } => {
-                    match program.instruction_data.get_function_call_params(params_index) {
-                        Some(params) => drop(used.calls.insert(usize::from(params.func_rule_index))),
-                        None => fault(*pc, "unsupported", "a call without parameters".to_owned()),
-                    }
-                }
-                Instruction::BuiltinCall { params_index } => {
-                    match program.instruction_data.get_builtin_call_params(params_index) {
-                        Some(params) => drop(used.builtins.insert(usize::from(params.builtin_index))),
-                        None => fault(*pc, "unsupported", "a call without parameters".to_owned()),
-                    }
-                }
-                Instruction::VirtualDataDocumentLookup { .. } => fault(
+                Instruction::CallRule { rule_index, .. } => drop(self.calls.insert(usize::from(rule_index))),
+                Instruction::FunctionCall { params_index } => match data.get_function_call_params(params_index) {
+                    Some(params) => drop(self.calls.insert(usize::from(params.func_rule_index))),
+                    None => found.push(broken(*pc)),
+                },
+                Instruction::BuiltinCall { params_index } => match data.get_builtin_call_params(params_index) {
+                    Some(params) => drop(self.builtins.insert(usize::from(params.builtin_index))),
+                    None => found.push(broken(*pc)),
+                },
+                Instruction::VirtualDataDocumentLookup { .. } => found.push((
                     *pc,
                     "dynamic_rule_reference",
                     "a package, or a rule chosen by a variable, can't be read: name the rule in full (through an import, only \
                      functions can be called)"
                         .to_owned(),
-                ),
+                )),
                 _ => {}
             }
         }
-        for (pc, instruction) in &code {
+    }
+
+    /// What the code takes from the input, and from data what it must not.
+    fn add_reads(&mut self, program: &Program, code: &[(usize, Instruction)], found: &mut Vec<Found>) {
+        let (mut inputs, mut datas) = (BTreeSet::new(), BTreeSet::new());
+        for (_, instruction) in code {
+            match *instruction {
+                Instruction::LoadInput { dest } => drop(inputs.insert(dest)),
+                Instruction::LoadData { dest } => drop(datas.insert(dest)),
+                _ => {}
+            }
+        }
+        for (pc, instruction) in code {
             let Some(operands) = operands(program, instruction) else {
-                fault(
-                    *pc,
-                    "unsupported",
-                    format!("the program uses {instruction:?}, which policies have no need of"),
-                );
+                let message = format!("the program uses {instruction:?}, which policies have no need of");
+                found.push((*pc, "unsupported", message));
                 continue;
             };
             for register in &operands {
                 if inputs.contains(register) {
-                    used.reads.add(&path_from(program, instruction, *register));
+                    self.reads.add(&path_from(program, instruction, *register));
                 }
                 if datas.contains(register) {
                     let path = path_from(program, instruction, *register);
-                    if let Some(message) = forbidden_data(&path, &used.origin) {
-                        fault(*pc, "data_reference", message);
-                    }
+                    let forbidden = forbidden_data(&path, &self.origin);
+                    found.extend(forbidden.map(|message| (*pc, "data_reference", message)));
                 }
             }
         }
     }
-    used
 }
 
 /// The constant path that the instruction takes from the document in `register`; empty if it can take all of it.

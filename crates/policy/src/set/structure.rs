@@ -6,9 +6,11 @@
 use regorus::rvm::instructions::LoopMode;
 use regorus::rvm::{Instruction, Program};
 
+use super::assigned::assignments;
+
 /// What is open around an instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Open {
+pub(crate) enum Open {
     Comprehension,
     /// Up to that instruction.
     Loop(usize),
@@ -37,11 +39,17 @@ pub(crate) fn misread(
             format!("`{name}`: the condition before an `else` must not loop: give the loop a rule of its own");
         found.push((entry, "else_after_loop", message));
     }
+    const AHEAD: &str = "a comprehension begins with its loop: move conditions that don't depend on the loop, and values that \
+                         may not be there, out of it, or behind it";
+    let unguarded = assignments(program, rule, code).unguarded;
+    found.extend(
+        unguarded
+            .into_iter()
+            .map(|pc| (pc, "comprehension_condition", AHEAD.to_owned())),
+    );
     walk(program, code, |pc, instruction, open| match instruction {
         Instruction::Guard { .. } | Instruction::AssertEq { .. } if open.last() == Some(&Open::Comprehension) => {
-            let message = "a comprehension begins with its loop: move conditions that don't depend on the loop out of it, or \
-                           behind it";
-            found.push((pc, "comprehension_condition", message.to_owned()));
+            found.push((pc, "comprehension_condition", AHEAD.to_owned()));
         }
         Instruction::LoopStart { .. } if matches!(open.last(), Some(Open::Every(_))) => {
             // Each turn in which the inner loop finds nothing would count as one that holds.
@@ -73,7 +81,11 @@ fn is_every(program: &Program, params_index: u16) -> bool {
 }
 
 /// Calls `visit` with each instruction and what is open around it, outermost first.
-fn walk(program: &Program, code: &[(usize, Instruction)], mut visit: impl FnMut(usize, &Instruction, &[Open])) {
+pub(crate) fn walk(
+    program: &Program,
+    code: &[(usize, Instruction)],
+    mut visit: impl FnMut(usize, &Instruction, &[Open]),
+) {
     let mut open: Vec<Open> = Vec::new();
     for (pc, instruction) in code {
         while let Some(Open::Loop(end) | Open::Every(end)) = open.last() {

@@ -29,6 +29,80 @@ fn an_error_in_a_deny_rule_denies() {
 }
 
 #[test]
+fn an_assignment_of_nothing_doesnt_hold() {
+    // The compiler copies the value, and goes on where there is none.
+    let missing = "input.source.labels.none";
+    for body in [
+        "v := MISSING\nnot v == \"bad\"",
+        "v := MISSING\nnot is_string(v)",
+        "v := MISSING",
+        "v := [MISSING]",
+        "v := {\"a\": MISSING}",
+        "v := MISSING + 1",
+        "v := lower(MISSING)",
+        "v := nothing",
+        "v := f(1)",
+        "v := input.source.labels[MISSING]",
+        "some x in [1]\nv := MISSING\nx == 1",
+        "v := MISSING\nsome x in [1]\nx == 1",
+        "count([v | some x in [1]; v := MISSING]) == 1",
+        "count([x | v := MISSING; some x in [1]]) == 1",
+        "count({x | v := MISSING; some x in [1]; count([y | w := v; some y in [1]]) == 1}) == 1",
+        "every x in [1] { v := MISSING; x == 1 }",
+    ] {
+        let rules = "nothing := 1 if input.trace.hops == 7\n\nf(x) := 1 if x == 2";
+        let body = body.replace("MISSING", missing);
+        assert_eq!(decided(denying(&body, rules)).0, Verdict::Allow, "{body}");
+        let helper = denying("not helper", &format!("helper if {{\n{body}\n}}\n\n{rules}"));
+        assert_denied_by("no", helper);
+    }
+    for present in [
+        "v := false\nnot v",
+        "v := null\nv == null",
+        "v := input.source.labels\nv == {}",
+        "count([x | v := [1, 2]; some x in v]) == 2",
+        "count([x | v := input.request.path; w := [1]; some x in w; v == []]) == 1",
+        "[v, w] := [1, 2]\nv + w == 3",
+        "v := [x | some x in [1]]\ncount(v) == 1",
+    ] {
+        assert_denied_by("no", denying(present, ""));
+    }
+    // The machine can't leave a comprehension that has no loop.
+    assert_eq!(
+        refused(denying("count([1 | v := input.source.labels.none]) == 1", "")),
+        "comprehension_condition"
+    );
+}
+
+#[test]
+fn a_loop_over_what_isnt_a_collection_denies() {
+    // The engine takes it for an empty one: a caller who sends a text where the rule looks through a list would pass.
+    for body in [
+        "some x in data.user.p.text\nx == \"secret\"",
+        "some k, v in data.user.p.null",
+        "data.user.p.text[_] == \"secret\"",
+        "\"secret\" in data.user.p.text",
+        "not \"secret\" in data.user.p.text",
+        "every x in data.user.p.text { x == \"secret\" }",
+        "count([x | some x in data.user.p.text]) > 0",
+        "some x in [data.user.p.one, data.user.p.text]\nsome y in x\ny == 9",
+        "not helper",
+    ] {
+        assert_denied_by(
+            "evaluation_error",
+            denying(body, "helper if { some x in data.user.p.text; x == \"secret\" }"),
+        );
+    }
+    for body in [
+        "some x in data.user.p.missing",
+        "\"secret\" in data.user.p.missing",
+        "is_array(data.user.p.text)\nsome x in data.user.p.text",
+    ] {
+        assert_eq!(decided(denying(body, "")).0, Verdict::Allow, "{body}");
+    }
+}
+
+#[test]
 fn the_input_is_there_after_a_loop_that_didnt_turn() {
     // The compiler loads the input where it is first used: here, in a loop over nothing.
     for body in [
