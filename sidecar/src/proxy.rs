@@ -11,6 +11,7 @@
 //! | [`workers`] | the threads that serve connections |
 //! | `watch` | looks at both again when the world changes |
 //! | `pair` | both ends of a hop as policy sees them, and the policies between them |
+//! | `cork` | gathers what an HTTP/2 connection writes |
 //! | `peers`, `agent` | pooled connections to peers' sidecars and to the agent |
 //! | `http2` | HTTP/2 as both listeners serve it |
 //! | `gate`, `hops`, `alias` | rates and shares, hop ids that were seen, authorities that the registry gives to agents |
@@ -20,6 +21,7 @@ pub mod access_log;
 pub(crate) mod agent;
 pub(crate) mod alias;
 pub mod connections;
+pub(crate) mod cork;
 pub(crate) mod egress;
 pub(crate) mod gate;
 pub(crate) mod hops;

@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 
 use super::connections::Connections;
+use super::cork::Corked;
 use super::limits::{INBOUND, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
 use super::{Proxy, http2, metrics};
 use crate::request::{From, Peer, Via, pipeline};
@@ -82,7 +83,7 @@ where
     let serving = http2::server()
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .serve_connection(TokioIo::new(tls), service);
+        .serve_connection(TokioIo::new(Corked::new(tls)), service);
     tokio::pin!(serving);
     let retires = live.retires();
     tokio::pin!(retires);

@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
 use super::connections::{Connections, Live, Registered};
+use super::cork::Corked;
 use super::limits::{
     BUSY_STREAMS, CONNECT_TIMEOUT, CONNECTION_WINDOW, ENDPOINT_PENALTY, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
     MAX_HEADER_LIST, MAX_PEER_CONNECTIONS, STREAM_WINDOW,
@@ -217,7 +218,7 @@ async fn dial(
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
-        .handshake(TokioIo::new(tls));
+        .handshake(TokioIo::new(Corked::new(tls)));
     let (sender, driver) = handshake.await.map_err(|e| unreachable(address, "http2", &e))?;
     let registered = Connections::register(proxy, peer, Direction::Outbound, own.identity.not_after);
     let connection = Arc::new(PeerConnection {

@@ -1,11 +1,10 @@
 //! Requests in flight: what was counted of them, what cuts them, and what they were decided on.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
 use dashmap::DashMap;
 use futures_util::task::AtomicWaker;
 
@@ -29,7 +28,7 @@ pub(crate) struct Exchange {
     /// What it was decided on, once it was.
     decided: OnceLock<Decided>,
     /// The connection to the other sidecar that it is on.
-    live: ArcSwapOption<Live>,
+    live: Mutex<Option<Arc<Live>>>,
 }
 
 impl Exchange {
@@ -43,7 +42,7 @@ impl Exchange {
             request: AtomicWaker::new(),
             response: AtomicWaker::new(),
             decided: OnceLock::new(),
-            live: ArcSwapOption::empty(),
+            live: Mutex::default(),
         })
     }
 
@@ -67,11 +66,11 @@ impl Exchange {
 
     /// Notes the connection to the other sidecar that it goes over.
     pub(crate) fn goes_over(&self, live: &Arc<Live>) {
-        self.live.store(Some(live.clone()));
+        *self.live.lock().unwrap_or_else(PoisonError::into_inner) = Some(live.clone());
     }
 
     pub(crate) fn live(&self) -> Option<Arc<Live>> {
-        self.live.load_full()
+        self.live.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Cuts it. The first reason stays.

@@ -46,6 +46,8 @@ enum Source {
     /// What came after the data, too.
     Trailed(Box<(Bytes, HeaderMap)>),
     Stream(Incoming),
+    /// What had come of it when the request went on, and the rest.
+    Begun(Option<Result<Frame<Bytes>, hyper::Error>>, Incoming),
     /// What was read of it before, and the rest.
     Rest(Box<Front>, Incoming),
     /// An event stream whose first event may be rewritten.
@@ -125,6 +127,30 @@ impl Body {
         Self {
             source: Source::Events(Box::new(first), incoming),
             watched: None,
+        }
+    }
+
+    /// Takes what came together with the head, so that it goes on together with the head: one write and one TLS record
+    /// instead of two, here and at each end that follows. Does not wait for what is yet to come.
+    pub(crate) async fn begun(self) -> Self {
+        let Source::Stream(mut incoming) = self.source else {
+            return self;
+        };
+        let mut asked = false;
+        let first = std::future::poll_fn(|cx| match Pin::new(&mut incoming).poll_frame(cx) {
+            Poll::Ready(frame) => Poll::Ready(frame),
+            Poll::Pending if asked => Poll::Ready(None),
+            Poll::Pending => {
+                // Now that it is asked for, the connection hands out what it has read, before this is polled again.
+                asked = true;
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+        });
+        let first = first.await;
+        Self {
+            source: Source::Begun(first, incoming),
+            watched: self.watched,
         }
     }
 
@@ -224,6 +250,7 @@ impl Source {
             Self::Empty => true,
             Self::Whole(_) | Self::Trailed(_) => false,
             Self::Stream(incoming) => incoming.is_end_stream(),
+            Self::Begun(first, incoming) => first.is_none() && incoming.is_end_stream(),
             Self::Rest(front, incoming) => front.bytes.is_empty() && incoming.is_end_stream(),
             Self::Events(first, incoming) => first.is_done() && incoming.is_end_stream(),
         }
@@ -246,6 +273,10 @@ impl Source {
                 Poll::Ready(Some(Ok(frame)))
             }
             Self::Stream(incoming) => Pin::new(incoming).poll_frame(cx),
+            Self::Begun(first, incoming) => match first.take() {
+                Some(first) => Poll::Ready(Some(first)),
+                None => Pin::new(incoming).poll_frame(cx),
+            },
             Self::Rest(front, incoming) => match std::mem::take(&mut front.bytes) {
                 bytes if bytes.is_empty() => Pin::new(incoming).poll_frame(cx),
                 bytes => {
@@ -256,6 +287,17 @@ impl Source {
             Self::Events(first, incoming) => first.poll(incoming, cx),
         }
     }
+}
+
+/// What is left: `before`, and what has yet to come.
+fn after(before: usize, incoming: &Incoming) -> SizeHint {
+    let (before, rest) = (before as u64, incoming.size_hint());
+    let mut hint = SizeHint::new();
+    hint.set_lower(before + rest.lower());
+    if let Some(upper) = rest.upper() {
+        hint.set_upper(before + upper);
+    }
+    hint
 }
 
 impl HttpBody for Body {
@@ -298,16 +340,11 @@ impl HttpBody for Body {
                 hint.set_lower(whole.0.len() as u64);
                 hint
             }
-            Source::Rest(front, incoming) => {
-                let before = front.bytes.len() as u64;
-                let after = incoming.size_hint();
-                let mut hint = SizeHint::new();
-                hint.set_lower(before + after.lower());
-                if let Some(upper) = after.upper() {
-                    hint.set_upper(before + upper);
-                }
-                hint
+            Source::Begun(first, incoming) => {
+                let first = first.as_ref().and_then(|first| first.as_ref().ok()?.data_ref());
+                after(first.map_or(0, Bytes::len), incoming)
             }
+            Source::Rest(front, incoming) => after(front.bytes.len(), incoming),
             Source::Events(..) => SizeHint::default(),
         }
     }

@@ -8,7 +8,7 @@ use aip_api::resource::{AgentProtocol, HostHeader};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::header::{ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, FORWARDED, HOST, ORIGIN, TE, UPGRADE};
+use http::header::{ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, ORIGIN, TE, UPGRADE};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri, Version};
@@ -91,6 +91,12 @@ pub(crate) async fn call(
     }
     let downstream = arrived.head.extensions.remove::<OnUpgrade>();
     let upgrade = classified.upgrade.clone().zip(downstream);
+    // Asking for the body tells a client to send it, which is the callee's to say where the client waits for that.
+    if !arrived.head.headers.contains_key(EXPECT)
+        && let Some(body) = arrived.body.take()
+    {
+        arrived.body = Some(body.begun().await);
+    }
     let (response, returning, flight) = tokio::select! {
         cut = exchange.ended() => return Err(Refusal::of_cut(cut).because(cut.reason())),
         sent = tokio::time::timeout(limits.response, send(arrived, classified, &route, carrier)) => {
