@@ -22,24 +22,52 @@ const MAX_TOKEN_FILE: u64 = 16 * 1024;
 /// Pages of a list that are followed: at 1,000 a page, more than a command line can show.
 const MAX_PAGES: usize = 1_000;
 
+/// The way to an admin API.
+#[derive(Debug, Clone)]
+enum Way {
+    /// Plain HTTP on loopback.
+    Plain(SocketAddr),
+    /// TLS to a control plane whose root has this digest.
+    Pinned(SocketAddr, Digest),
+    /// A Unix socket: the file's permissions say who may use it.
+    Socket(PathBuf),
+}
+
+/// What a URL of a Unix socket begins with.
+const SOCKET: &str = "unix:";
+
 /// A client of the admin API.
 #[derive(Clone)]
 pub(crate) struct Admin {
-    address: SocketAddr,
+    way: Way,
     authority: String,
-    /// The digest of the root that must answer, where TLS is spoken.
-    root: Option<Digest>,
-    token: String,
+    /// None where the request is what proves who asks.
+    token: Option<String>,
 }
 
 impl Admin {
     /// The admin API that the flags, the environment or `aip up`'s context name, with the token that goes with it.
     pub(crate) fn open(globals: &Globals) -> Result<Self, Failure> {
         let home = globals.home()?;
+        // The URL first: a token is not even read for one that it must not be sent to.
+        let client = Self::without_token(globals)?;
+        let token_file = globals.token_file.clone().or_else(|| Some(home.context()?.token_file));
+        let token_file = token_file.unwrap_or_else(|| default_token_file(&home));
+        Ok(Self {
+            token: Some(read_token(&token_file)?),
+            ..client
+        })
+    }
+
+    /// As [`Self::open`], for what is asked without a token. What `aip up` started is reached over its socket: a prod
+    /// mesh takes changes nowhere else.
+    pub(crate) fn without_token(globals: &Globals) -> Result<Self, Failure> {
+        let home = globals.home()?;
         let context = home.context();
         let url = globals
             .admin
             .clone()
+            .or_else(|| Some(format!("{SOCKET}{}", context.as_ref()?.socket.as_ref()?.display())))
             .or_else(|| context.as_ref().map(|c| c.admin.clone()))
             .ok_or_else(|| {
                 Failure::new(Exit::NotReachable, "no control plane is known here")
@@ -49,42 +77,44 @@ impl Admin {
                     ))
                     .next("start one with `aip up`, or pass --admin and --token-file")
             })?;
-        let root = globals
-            .mesh_root
-            .or_else(|| context.as_ref().and_then(|c| c.root.parse().ok()));
-        let token_file = globals.token_file.clone().or_else(|| context.map(|c| c.token_file));
-        let token_file = token_file.unwrap_or_else(|| default_token_file(&home));
-        // The URL first: a token is not even read for one that it must not be sent to.
-        let client = Self::to(&url, root, "")?;
-        Ok(Self {
-            token: read_token(&token_file)?,
-            ..client
-        })
+        let root = globals.mesh_root.or_else(|| context?.root.parse().ok());
+        Self::to(&url, root, None)
     }
 
     /// A client of the admin API at `url` with this token. Plain HTTP is for loopback; TLS checks the mesh's root.
-    pub(crate) fn to(url: &str, root: Option<Digest>, token: &str) -> Result<Self, Failure> {
+    pub(crate) fn to(url: &str, root: Option<Digest>, token: Option<&str>) -> Result<Self, Failure> {
         let wrong = |why: &str| {
             Failure::new(Exit::Usage, format!("{url:?} is not the URL of an admin API"))
                 .why(why)
-                .next("it looks like http://127.0.0.1:15014 on this machine, https://HOST:15014 with --mesh-root elsewhere")
+                .next("it looks like http://127.0.0.1:15014 or unix:/path/admin.sock on this machine, https://HOST:15014 with --mesh-root elsewhere")
         };
+        let token = token.map(str::to_owned);
+        if let Some(path) = url.strip_prefix(SOCKET) {
+            let path = PathBuf::from(path);
+            if !path.is_absolute() {
+                return Err(wrong("the socket's path is not absolute"));
+            }
+            return Ok(Self {
+                way: Way::Socket(path),
+                authority: "localhost".into(),
+                token,
+            });
+        }
         let (scheme, rest) = url.split_once("://").ok_or_else(|| wrong("it names no scheme"))?;
         let authority = rest.trim_end_matches('/');
         let address = authority.to_socket_addrs().ok().and_then(|mut a| a.next());
         let address = address.ok_or_else(|| wrong("the host and port can't be resolved"))?;
-        let root = match (scheme, root) {
-            ("http", _) if address.ip().is_loopback() => None,
+        let way = match (scheme, root) {
+            ("http", _) if address.ip().is_loopback() => Way::Plain(address),
             ("http", _) => return Err(wrong("the admin token would cross the network in plain text")),
-            ("https", Some(root)) => Some(root),
+            ("https", Some(root)) => Way::Pinned(address, root),
             ("https", None) => return Err(wrong("without --mesh-root, whoever answers would get the admin token")),
             _ => return Err(wrong("the scheme is neither http nor https")),
         };
         Ok(Self {
-            address,
+            way,
             authority: authority.to_owned(),
-            root,
-            token: token.to_owned(),
+            token,
         })
     }
 
@@ -142,17 +172,20 @@ impl Admin {
             .method(method)
             .uri(path)
             .header("host", &self.authority)
-            .header("authorization", format!("Bearer {}", self.token))
             .header("accept", "application/json, application/problem+json");
+        if let Some(token) = &self.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
         if body.is_some() {
             request = request.header("content-type", "application/json");
         }
         let request = request
             .body(Full::new(bytes))
             .map_err(|e| Failure::new(Exit::Failed, what).why(e.to_string()))?;
-        let answer = match self.root {
-            Some(root) => http::send_pinned(self.address, root, request, deadline).await,
-            None => http::send(self.address, request, deadline).await,
+        let answer = match &self.way {
+            Way::Plain(address) => http::send(*address, request, deadline).await,
+            Way::Pinned(address, root) => http::send_pinned(*address, *root, request, deadline).await,
+            Way::Socket(path) => http::send_to_socket(path, request, deadline).await,
         };
         let answer = answer.map_err(|e| self.unreachable(what, &e))?;
         let (status, body) = (answer.status(), answer.body());
@@ -176,8 +209,12 @@ impl Admin {
         } else {
             Exit::NotReachable
         };
+        let place = match &self.way {
+            Way::Socket(path) => path.display().to_string(),
+            Way::Plain(_) | Way::Pinned(..) => self.authority.clone(),
+        };
         Failure::new(exit, what)
-            .why(format!("the control plane at {}: {error}", self.authority))
+            .why(format!("the control plane at {place}: {error}"))
             .next("start it with `aip up`, or pass --admin")
     }
 }
@@ -255,10 +292,12 @@ mod tests {
 
     #[test]
     fn the_token_never_leaves_loopback_in_plain_text() {
-        assert!(Admin::to("http://127.0.0.1:1", None, "t").is_ok());
+        assert!(Admin::to("http://127.0.0.1:1", None, Some("t")).is_ok());
         let root = Digest::sha256(b"root");
-        assert!(Admin::to("https://192.0.2.1:15014", Some(root), "t").is_ok());
+        assert!(Admin::to("https://192.0.2.1:15014", Some(root), Some("t")).is_ok());
+        assert!(Admin::to("unix:/run/aip/admin.sock", None, Some("t")).is_ok());
         for bad in [
+            "unix:admin.sock",
             "http://192.0.2.1:15014",
             "https://192.0.2.1:1",
             "127.0.0.1:1",
@@ -266,7 +305,7 @@ mod tests {
             "x://[::1]:1",
         ] {
             assert_eq!(
-                Admin::to(bad, None, "t").err().map(|f| f.exit),
+                Admin::to(bad, None, Some("t")).err().map(|f| f.exit),
                 Some(Exit::Usage),
                 "{bad}"
             );

@@ -2,15 +2,17 @@
 //! system; none fakes anything.
 //!
 //! A step is one file with its list of promises and one function. [`board`] keeps what was shown, [`mesh`] runs the
-//! processes, [`access`] reads the sidecars' logs, [`stranger`] is the adversary. To add a step: a file, its promises,
-//! a line in [`steps`].
+//! processes, [`files`] is what they are made of, [`look`] asks them, [`access`] reads the sidecars' logs, [`stranger`]
+//! is the adversary. To add a step: a file, its promises, a line in [`steps`].
 
 mod access;
 mod board;
 mod calls;
 mod denied;
+mod files;
 mod hop;
 mod identity;
+mod look;
 mod mesh;
 mod outage;
 mod rollout;

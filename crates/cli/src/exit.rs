@@ -115,6 +115,7 @@ fn next_step(status: u16, reason: &str) -> Option<&'static str> {
     Some(match (status, reason) {
         (401, _) => "pass the admin token's file with --token-file, or set AIP_TOKEN_FILE; it expires",
         (403, "second_person_required" | "self_approval") => "ask a second person with the approver role",
+        (403, "socket_required") => "use the socket on the control plane's machine: --admin unix:PATH, or AIP_ADMIN",
         (_, "name_taken" | "already_exists") => "choose another name, or delete the old one first",
         (404, "agent_unknown" | "agent_not_found") => "list the agents with `aip agent list`",
         (404, _) => "check the name; the `list` verb of the same group shows what exists",

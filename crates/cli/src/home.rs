@@ -21,6 +21,9 @@ pub(crate) struct Home(PathBuf);
 pub(crate) struct Context {
     /// URL of the admin API.
     pub(crate) admin: String,
+    /// The admin API's Unix socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) socket: Option<PathBuf>,
     /// `ip:port` of the mesh streams.
     pub(crate) mesh: String,
     /// File with the admin token.

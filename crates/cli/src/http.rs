@@ -1,6 +1,7 @@
 //! A small HTTP/1.1 client: the admin API, a sidecar's admin port, a call through a sidecar's proxy.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use aip_api::Digest;
@@ -10,7 +11,7 @@ use hyper::client::conn::http1;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 /// Time to connect: on one machine or one network, more means that nobody is there.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -59,6 +60,21 @@ pub(crate) async fn send_pinned(
         .await
         .map_err(|e| HttpError::Connect(format!("{e} ({})", e.reason())))?;
     exchange(stream, request, deadline).await
+}
+
+/// As [`send`], over a Unix socket.
+pub(crate) async fn send_to_socket(
+    path: &Path,
+    request: Request<Full<Bytes>>,
+    deadline: Duration,
+) -> Result<Response<Bytes>, HttpError> {
+    let stream = UnixStream::connect(path).await;
+    exchange(
+        stream.map_err(|e| HttpError::Connect(e.to_string()))?,
+        request,
+        deadline,
+    )
+    .await
 }
 
 async fn connect(address: SocketAddr) -> Result<TcpStream, HttpError> {

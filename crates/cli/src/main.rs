@@ -6,11 +6,13 @@
 //! | [`run`] | `aip run` |
 //! | [`demo`] | `aip demo` |
 //! | [`agent`], [`token`], [`attest`], [`policy`], [`approvals`] | the registry, join tokens, measurements, policies |
+//! | [`admin`] | admin tokens: who may change the mesh |
 //! | [`call`], [`status`], [`dump`] | look |
 //!
 //! What they share: [`client`] speaks to the admin API, [`http`] to ports on this machine, [`home`] finds files,
-//! [`process`] starts and ends children, [`output`] prints, [`exit`] says how it failed.
+//! [`process`] starts and ends children, [`secret`] makes and keeps secrets, [`output`] prints, [`exit`] says how it failed.
 
+mod admin;
 mod agent;
 mod approvals;
 mod attest;
@@ -27,16 +29,18 @@ mod process;
 #[cfg(test)]
 mod reference;
 mod run;
+mod secret;
 mod status;
 mod token;
 mod up;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 use crate::output::Format;
 
 /// Agents that prove what they run, decided by policy, one sidecar each.
@@ -50,32 +54,22 @@ struct Aip {
     verb: Verb,
 }
 
-/// What every verb takes.
+/// What every verb takes. The variables are read by [`Globals::or_environment`], not by clap, which would count them as
+/// given and print them in every usage line.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Globals {
-    /// Where aip keeps its files [default: ~/.aip]
-    #[arg(long, global = true, env = "AIP_HOME", value_name = "DIR", hide_env_values = true)]
+    /// Where aip keeps its files [default: ~/.aip] [variable: AIP_HOME]
+    #[arg(long, global = true, value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
-    /// URL of the control plane's admin API [default: what `aip up` wrote]
-    #[arg(long, global = true, env = "AIP_ADMIN", value_name = "URL", hide_env_values = true)]
+    /// URL of the control plane's admin API: http://…, https://… or unix:PATH [default: what `aip up` wrote]
+    /// [variable: AIP_ADMIN]
+    #[arg(long, global = true, value_name = "URL")]
     pub(crate) admin: Option<String>,
-    /// File with the admin token [default: what `aip up` wrote]
-    #[arg(
-        long,
-        global = true,
-        env = "AIP_TOKEN_FILE",
-        value_name = "FILE",
-        hide_env_values = true
-    )]
+    /// File with the admin token [default: what `aip up` wrote] [variable: AIP_TOKEN_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
-    /// Digest of the mesh's root, for an admin API over https [default: what `aip up` wrote]
-    #[arg(
-        long,
-        global = true,
-        env = "AIP_MESH_ROOT",
-        value_name = "DIGEST",
-        hide_env_values = true
-    )]
+    /// Digest of the mesh's root, for an admin API over https [default: what `aip up` wrote] [variable: AIP_MESH_ROOT]
+    #[arg(long, global = true, value_name = "DIGEST")]
     pub(crate) mesh_root: Option<aip_api::Digest>,
     /// Output for people or for programs
     #[arg(long, global = true, value_enum, default_value = "table")]
@@ -83,6 +77,27 @@ pub(crate) struct Globals {
 }
 
 impl Globals {
+    /// What was not given, from the environment; an empty variable is none.
+    fn or_environment(self) -> Result<Self, Failure> {
+        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        let text = |name: &str| Some(variable(name)?.to_string_lossy().into_owned());
+        let root = match (self.mesh_root, text("AIP_MESH_ROOT")) {
+            (None, Some(digest)) => Some(
+                digest
+                    .parse()
+                    .map_err(|e| Failure::new(Exit::Usage, "AIP_MESH_ROOT is no digest").why(format!("{e}")))?,
+            ),
+            (given, _) => given,
+        };
+        Ok(Self {
+            home: self.home.or_else(|| Some(variable("AIP_HOME")?.into())),
+            admin: self.admin.or_else(|| text("AIP_ADMIN")),
+            token_file: self.token_file.or_else(|| Some(variable("AIP_TOKEN_FILE")?.into())),
+            mesh_root: root,
+            output: self.output,
+        })
+    }
+
     pub(crate) fn home(&self) -> Result<home::Home, Failure> {
         home::Home::find(self.home.as_deref())
     }
@@ -115,6 +130,9 @@ enum Verb {
     /// Changes that wait for a second person
     #[command(subcommand)]
     Approvals(approvals::ApprovalsVerb),
+    /// Admin tokens: who may change the mesh
+    #[command(subcommand)]
+    Admin(admin::AdminVerb),
     /// A policy-checked call through a running sidecar
     Call(call::Call),
     /// Who runs what, and since which revision
@@ -124,10 +142,16 @@ enum Verb {
     /// The body of the child process in which policies are admitted
     #[command(name = policy::ADMIT, hide = true)]
     PolicyAdmit,
+    /// The body of the process that ends a command when its `aip run` is gone
+    #[command(name = process::GUARD, hide = true)]
+    Guard {
+        /// Seconds between SIGTERM and SIGKILL
+        grace: u64,
+    },
 }
 
 async fn perform(aip: Aip) -> anyhow::Result<ExitCode> {
-    let globals = aip.globals;
+    let globals = aip.globals.or_environment()?;
     match aip.verb {
         Verb::Up(up) => Box::pin(up.perform(&globals)).await,
         Verb::Run(run) => Box::pin(run.perform(&globals)).await,
@@ -137,10 +161,12 @@ async fn perform(aip: Aip) -> anyhow::Result<ExitCode> {
         Verb::Attest(verb) => Box::pin(verb.perform(&globals)).await,
         Verb::Policy(verb) => Box::pin(verb.perform(&globals)).await,
         Verb::Approvals(verb) => Box::pin(verb.perform(&globals)).await,
+        Verb::Admin(verb) => Box::pin(verb.perform(&globals)).await,
         Verb::Call(call) => Box::pin(call.perform(&globals)).await,
         Verb::Status(status) => Box::pin(status.perform(&globals)).await,
         Verb::Dump(dump) => Box::pin(dump.perform(&globals)).await,
         Verb::PolicyAdmit => Ok(policy::admit()),
+        Verb::Guard { grace } => Ok(process::guard(Duration::from_secs(grace))),
     }
 }
 

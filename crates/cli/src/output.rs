@@ -124,6 +124,11 @@ pub(crate) fn span(seconds: u64) -> String {
     }
 }
 
+/// A number of things: `1 agent`, `2 agents`.
+pub(crate) fn counted(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 /// The first digits of a digest: enough to tell two apart.
 pub(crate) fn short(digest: &str) -> &str {
     digest.get(..12).unwrap_or(digest)
@@ -177,6 +182,10 @@ mod tests {
 
     #[test]
     fn cells_and_spans_read_as_people_write_them() {
+        assert_eq!(
+            (counted(1, "agent"), counted(0, "agent")),
+            ("1 agent".into(), "0 agents".into())
+        );
         assert_eq!(cell(&json!(["a", "b"])), "a,b");
         assert_eq!(cell(&json!({"tier": "gold"})), "tier=gold");
         assert_eq!(

@@ -23,9 +23,9 @@ pub(crate) use check::{ADMIT, admit};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyVerb {
-    /// Admit policies as the control plane would: syntax, recursion, builtins, compilation
+    /// Admit policies as the control plane would: syntax, recursion, builtins, compilation, and the tests beside them
     Check(Check),
-    /// Check policies and run their Rego tests, in interpreter and VM
+    /// The same, and a policy without tests is a mistake
     Test(Check),
     /// Roll a policy out to the mesh
     Apply(apply::Apply),
@@ -41,7 +41,7 @@ pub(crate) enum PolicyVerb {
 
 #[derive(Debug, Args)]
 pub(crate) struct Check {
-    /// Rego modules, each `package aip.policy.<name>`; tests lie beside them as STEM_test.rego
+    /// Rego modules, each `package aip.policy.<name>`, or directories of them; tests lie beside them as STEM_test.rego
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// The policy's data, JSON or YAML [default: STEM.data.json or .data.yaml beside it]

@@ -1,8 +1,8 @@
 //! Children: each in a process group of its own, so that ending it ends whatever it started.
 
-use std::io::{PipeReader, Read as _};
+use std::io::{PipeReader, PipeWriter, Read as _};
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
@@ -11,10 +11,16 @@ use tokio::time::Instant;
 
 use crate::exit::{Exit, Failure};
 
+mod guard;
 mod log;
 mod signals;
 
+pub(crate) use guard::{GUARD, Guard, guard};
 pub(crate) use signals::Signals;
+
+/// The flag by which our own programs end with whoever started them: with their standard input, which [`Output::Log`]
+/// makes a pipe that this process holds open.
+pub(crate) const LIFELINE: &str = "--lifeline";
 
 /// How long a child may take to end by itself: a sidecar's own drain deadline (20 s) and a little more.
 pub(crate) const GRACE: Duration = Duration::from_secs(25);
@@ -29,9 +35,9 @@ const TAIL_BYTES: u64 = 8 * 1024;
 
 /// Where a child's stdout and stderr go.
 pub(crate) enum Output<'a> {
-    /// To ours.
+    /// To ours, and its standard input is ours.
     Inherit,
-    /// To this file, which is turned over before it grows large.
+    /// To this file, which is turned over before it grows large. Its standard input says nothing, and ends with us.
     Log(&'a Path),
 }
 
@@ -41,6 +47,8 @@ pub(crate) struct Child {
     child: tokio::process::Child,
     pid: u32,
     group: Option<Pid>,
+    /// Closed by the kernel when this process ends, however it does.
+    _lifeline: Option<PipeWriter>,
 }
 
 /// A command for the program that lies beside this one, or in `PATH`.
@@ -75,13 +83,14 @@ impl Child {
         let failed =
             |e: std::io::Error| Failure::new(Exit::Failed, format!("{program} can't be started")).why(e.to_string());
         command.process_group(0);
-        let reader = match output {
-            Output::Inherit => None,
+        let (reader, lifeline) = match output {
+            Output::Inherit => (None, None),
             Output::Log(path) => {
                 let (reader, writer) = std::io::pipe().map_err(failed)?;
-                command.stdin(Stdio::null());
+                let (watched, lifeline) = std::io::pipe().map_err(failed)?;
+                command.stdin(watched);
                 command.stdout(writer.try_clone().map_err(failed)?).stderr(writer);
-                Some((reader, log::Log::open(path).map_err(failed)?))
+                (Some((reader, log::Log::open(path).map_err(failed)?)), Some(lifeline))
             }
         };
         let child = command.spawn().map_err(failed)?;
@@ -92,7 +101,12 @@ impl Child {
         }
         let pid = child.id().unwrap_or_default();
         let group = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        Ok(Self { child, pid, group })
+        Ok(Self {
+            child,
+            pid,
+            group,
+            _lifeline: lifeline,
+        })
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -179,9 +193,15 @@ pub(crate) fn tail(path: &Path) -> String {
         file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
-    let text = read().unwrap_or_default();
+    last_words(&read().unwrap_or_default())
+}
+
+/// What a log ends in. Our programs log JSON, and say at their end in plain words why: then that is all there is to show.
+fn last_words(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+    let said = lines.iter().rev().take_while(|line| !line.starts_with('{')).count();
+    let shown = if said == 0 { TAIL_LINES } else { said.min(TAIL_LINES) };
+    lines[lines.len().saturating_sub(shown)..].join("\n")
 }
 
 #[cfg(test)]
@@ -211,6 +231,16 @@ mod tests {
             assert!(Instant::now() < deadline, "something of the group is left");
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    #[test]
+    fn what_a_program_said_at_its_end_is_not_buried_in_its_log() {
+        assert_eq!(
+            last_words("{\"level\":\"info\"}\nthe port\nis taken\n"),
+            "the port\nis taken"
+        );
+        assert_eq!(last_words("{\"a\":1}\n{\"b\":2}\n"), "{\"a\":1}\n{\"b\":2}");
+        assert_eq!(last_words(""), "");
     }
 
     #[tokio::test]

@@ -13,7 +13,8 @@ const INTRODUCTION: &str = "# The `aip` command
 Made from the command itself; a test fails when it differs. `AIP_REGENERATE=1 cargo test -p aip` writes it.
 
 `aip` talks to a control plane only by its admin API, with a bearer token from a file. `aip up` writes how to reach the
-one it started to `<home>/context.json`, so that on one machine nothing has to be passed.
+one it started to `<home>/context.json`, so that on one machine nothing has to be passed: it goes over the control plane's
+Unix socket there, the only way by which a prod mesh takes changes.
 
 Tables and sentences for people go to standard output, notes and errors to standard error. `--output json` prints one
 JSON document instead. An error says what failed, why, and what to do next.
@@ -39,7 +40,8 @@ const RUN: &str = "What the command sees: `HTTP_PROXY`, `HTTPS_PROXY` and both i
 Measured are the executable, the arguments that are files (also behind `--option=`), and `--code`. A sidecar that dies is
 started again on the same ports; a command that ends, ends `aip run` with its own status. SIGTERM, SIGINT and SIGHUP let
 the sidecar drain (5 s), reach the command's process group, and after `--grace` both groups are killed. A second signal
-kills at once.
+kills at once. Where `aip run` itself is killed, the sidecar ends as at SIGTERM, and a guard process ends the command's
+group: SIGTERM, and SIGKILL after `--grace`.
 
 ";
 

@@ -73,6 +73,9 @@ pub(crate) struct Run {
     /// Also write the state (ports, process ids, phase) to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) state_file: Option<PathBuf>,
+    /// End, as at SIGTERM, when standard input ends; the command then gets none
+    #[arg(long, hide = true)]
+    pub(crate) lifeline: bool,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub(crate) command: Vec<String>,
@@ -81,6 +84,9 @@ pub(crate) struct Run {
 impl Run {
     pub(crate) async fn perform(self, globals: &Globals) -> anyhow::Result<ExitCode> {
         let mut signals = crate::process::Signals::catch()?;
+        if self.lifeline {
+            aip_runtime::shutdown::follow_standard_input()?;
+        }
         let home = globals.home()?;
         let plan = plan::Plan::make(&self, &home)?;
         let code = Box::pin(supervise::supervise(globals, &self, plan, &mut signals)).await?;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::Globals;
 use crate::agent::inner;
 use crate::client::Admin;
-use crate::output::{self, Table, cell, span};
+use crate::output::{self, Table, cell, counted, span};
 
 #[derive(Debug, Args)]
 pub(crate) struct Status {
@@ -29,10 +29,14 @@ struct Read {
 impl Status {
     pub(crate) async fn perform(self, globals: &Globals) -> anyhow::Result<ExitCode> {
         let admin = Admin::open(globals)?;
+        let mut status = admin.get("/v1/status").await?;
+        let sidecars = status.as_object_mut().and_then(|s| s.remove("sidecars"));
         let read = Read {
             mesh: admin.get("/v1/mesh").await?,
-            status: admin.get("/v1/status").await?,
-            sidecars: admin.list("/v1/sidecars").await?,
+            status,
+            sidecars: sidecars
+                .and_then(|s| serde_json::from_value(s).ok())
+                .unwrap_or_default(),
             agents: admin.list("/v1/agents").await?,
         };
         if globals.json() {
@@ -63,19 +67,18 @@ impl Read {
     fn print(&self) {
         let status = &self.status;
         output::line(format!(
-            "mesh {} ({})   revision {}   {} agents, {} of {} sidecars connected",
+            "mesh {} ({})   revision {}   {}, {} of {} connected",
             cell(&self.mesh["trust_domain"]),
             cell(&self.mesh["mode"]),
             cell(&status["revision"]),
-            self.agents.len(),
+            counted(self.agents.len() as u64, "agent"),
             cell(&status["connected"]),
-            self.sidecars.len(),
+            counted(self.sidecars.len() as u64, "sidecar"),
         ));
-        if status["approvals"].as_u64().is_some_and(|n| n > 0) {
-            output::line(format!(
-                "{} change(s) wait for a second person: aip approvals list",
-                status["approvals"]
-            ));
+        match status["approvals"].as_u64() {
+            None | Some(0) => {}
+            Some(1) => output::line("1 change waits for a second person: aip approvals list"),
+            Some(n) => output::line(format!("{n} changes wait for a second person: aip approvals list")),
         }
         if self.agents.is_empty() {
             output::note("no agents; `aip run --name NAME -- CMD…` brings the first");
@@ -89,7 +92,7 @@ impl Read {
             "ASSURANCE",
             "ENFORCEMENT",
             "IDENTITY",
-            "REFUSED",
+            "NACKS",
         ]);
         for agent in &self.agents {
             let agent = inner(agent);
@@ -185,7 +188,10 @@ fn row(agent: &Value, sidecar: &Value) -> [String; 8] {
 
 fn mode(mode: &Value) -> String {
     match mode["until"].as_u64() {
-        Some(until) => format!("observe, {} left", span(until.saturating_sub(unix_now()))),
+        Some(until) => match until.checked_sub(unix_now()) {
+            None | Some(0) => "enforce".into(),
+            Some(left) => format!("observe, {} left", span(left)),
+        },
         None => cell(&mode["kind"]),
     }
 }

@@ -73,10 +73,7 @@ impl TokenVerb {
             Self::Create(verb) => {
                 let answer = create(&admin, &verb.agent, verb.ttl).await?;
                 if let Some(file) = &verb.out {
-                    let failed = |e: std::io::Error| {
-                        Failure::new(Exit::Failed, format!("{} can't be written", file.display())).why(e.to_string())
-                    };
-                    aip_runtime::files::write_private(file, secret(&answer)?.as_bytes()).map_err(failed)?;
+                    crate::secret::write(file, secret(&answer)?.as_bytes())?;
                     output::note(format!("join token for {} written to {}", verb.agent, file.display()));
                 } else if globals.json() {
                     output::json(&answer);

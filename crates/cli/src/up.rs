@@ -61,7 +61,12 @@ pub(crate) async fn start(home: &Home, options: &Options) -> Result<ControlPlane
     let run_file = data.join("run.json");
     let _ = std::fs::remove_file(&run_file);
     let mut command = process::sibling("aip-control-plane")?;
-    command.arg("--data").arg(&data).arg("--key-file").arg(&key);
+    command
+        .arg(process::LIFELINE)
+        .arg("--data")
+        .arg(&data)
+        .arg("--key-file")
+        .arg(&key);
     command.args(["--mesh-listen", &options.mesh_listen.to_string()]);
     command.args(["--admin-listen", &options.admin_listen.to_string()]);
     for (flag, value) in [("--trust-domain", &options.trust_domain), ("--mode", &options.mode)] {
@@ -76,10 +81,16 @@ pub(crate) async fn start(home: &Home, options: &Options) -> Result<ControlPlane
             break run;
         }
         if let Some(status) = child.ended()? {
+            let why = process::tail(&log).replace("aip-control-plane: ", "");
+            let next = if why.contains("in use") {
+                "does another one run here (`aip status`)? Stop it, or choose --mesh-listen and --admin-listen".into()
+            } else {
+                format!("its log is {}", log.display())
+            };
             return Err(
                 Failure::new(Exit::Failed, format!("the control plane did not start ({status})"))
-                    .why(process::tail(&log))
-                    .next(format!("its log is {}", log.display())),
+                    .why(why)
+                    .next(next),
             );
         }
         if Instant::now() > deadline {
@@ -96,6 +107,7 @@ pub(crate) async fn start(home: &Home, options: &Options) -> Result<ControlPlane
     let scheme = if local { "http" } else { "https" };
     let context = Context {
         admin: format!("{scheme}://{admin}"),
+        socket: run["socket"].as_str().map(Into::into),
         mesh: text("mesh"),
         token_file: data.join("admin.jwt"),
         root: text("root"),

@@ -97,6 +97,51 @@ fn the_demos_policies_are_admitted_and_their_tests_pass() {
     assert_eq!(untested.status.code(), Some(2), "{}", said(&untested));
 }
 
+/// A directory, what a shell makes of `*.rego`, and one file: the tests that lie beside run, each policy once.
+#[test]
+fn checking_runs_the_tests_that_lie_beside() {
+    let home = tempfile::tempdir().unwrap();
+    let policies = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../policies");
+    let (dir, module) = (policies.to_str().unwrap(), policies.join("read-only.rego"));
+    let tests = policies.join("read-only_test.rego");
+    let (module, tests) = (module.to_str().unwrap(), tests.to_str().unwrap());
+    for (arguments, count) in [
+        (&[dir][..], 7),
+        (&[module], 1),
+        (&[tests, module], 1),
+        (&[dir, tests], 7),
+    ] {
+        let output = aip(
+            home.path(),
+            &[&["policy", "check", "--output", "json"], arguments].concat(),
+        );
+        assert!(output.status.success(), "{arguments:?}: {}", said(&output));
+        let documents: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(documents.len(), count, "{arguments:?}");
+        for document in documents {
+            assert!(document["admission"]["tests_passed"].as_u64() > Some(0), "{document}");
+        }
+    }
+    let lonely = home.path().join("lonely_test.rego");
+    std::fs::write(&lonely, "package aip.policy.lonely_test\n").unwrap();
+    for path in [&lonely, home.path()] {
+        let output = aip(home.path(), &["policy", "check", path.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(2), "{path:?}: {}", said(&output));
+    }
+}
+
+/// A variable counts as given by nobody: usage lines name what the line lacks, and nothing else.
+#[test]
+fn usage_names_only_what_is_missing() {
+    let home = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aip"));
+    command.args(["agent", "show"]).env("AIP_HOME", home.path());
+    let output = command.env("AIP_ADMIN", "http://127.0.0.1:1").output().unwrap();
+    let usage = said(&output);
+    let usage = usage.lines().find(|l| l.starts_with("Usage:")).unwrap();
+    assert_eq!(usage, "Usage: aip agent show <NAME>");
+}
+
 #[test]
 fn the_admission_child_answers_for_a_policy_that_can_not_be_read() {
     use std::io::Write as _;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::mesh::until;
+use super::look::until;
 
 /// How long a line may take from the answer to the file.
 const WAIT: Duration = Duration::from_secs(5);

@@ -6,7 +6,9 @@ use aip_runtime::unix_now;
 use anyhow::Context as _;
 
 use super::board::{Board, Promise};
-use super::mesh::{AGENTS, Mesh, page};
+use super::files::AGENTS;
+use super::look::page;
+use super::mesh::Mesh;
 use crate::output::{cell, short, span};
 
 pub(super) const PROMISES: [Promise; 3] = [

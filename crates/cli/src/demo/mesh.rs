@@ -5,57 +5,23 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::{Method, Request};
-use serde_json::Value;
 use tokio::process::Command;
 use tokio::time::Instant;
 
+use super::files::POLICIES;
+use super::look::LOOK;
+use crate::Globals;
 use crate::client::Admin;
 use crate::exit::{Exit, Failure};
 use crate::home::{self, Home, private_dir, read_json};
 use crate::process::{self, Child, Output};
 use crate::run::state::{Phase, State};
 use crate::up::{self, ControlPlane};
-use crate::{Globals, http};
 
 /// How long an agent may take until it serves behind its sidecar.
 const START: Duration = Duration::from_secs(90);
-/// Between two looks at something that is waited for.
-const LOOK: Duration = Duration::from_millis(15);
 /// How long `aip run` may take to end all that it started: its own bounds, added up.
 const STOP: Duration = Duration::from_secs(45);
-/// How long an agent may take to answer: the longest stream of the demo, and more.
-const ANSWER: Duration = Duration::from_secs(30);
-
-/// The three agents with the files that they declare.
-pub(super) const AGENTS: [(&str, &str); 3] = [
-    ("planner", include_str!("../../../../demo/agents/planner.json")),
-    ("researcher", include_str!("../../../../demo/agents/researcher.json")),
-    ("ledger", include_str!("../../../../demo/agents/ledger.json")),
-];
-
-/// The policies that the steps apply, by file name.
-const POLICIES: [(&str, &str); 5] = [
-    (
-        "ledger_limits.rego",
-        include_str!("../../../../demo/policies/ledger_limits.rego"),
-    ),
-    (
-        "ledger_limits_test.rego",
-        include_str!("../../../../demo/policies/ledger_limits_test.rego"),
-    ),
-    (
-        "ledger_limits.data.json",
-        include_str!("../../../../demo/policies/ledger_limits.data.json"),
-    ),
-    (
-        "research_hours.rego",
-        include_str!("../../../../demo/policies/research_hours.rego"),
-    ),
-    ("broken.rego", include_str!("../../../../demo/policies/broken.rego")),
-];
 
 /// One agent: the process of its `aip run`.
 pub(super) struct Agent {
@@ -128,7 +94,7 @@ impl Mesh {
             .env_remove("AIP_TOKEN_FILE");
         command
             .current_dir(&dir)
-            .arg("run")
+            .args(["run", process::LIFELINE])
             .args(["--name", name, "--owner", "demo"]);
         command
             .arg("--state-file")
@@ -213,39 +179,6 @@ impl Mesh {
         })
     }
 
-    /// Asks an agent on its own port, as its user on this machine.
-    pub(super) async fn ask(&self, name: &str, method: Method, path: &str, body: &Value) -> anyhow::Result<Value> {
-        let address = self.state(name)?.address;
-        let bytes = if body.is_null() {
-            Bytes::new()
-        } else {
-            Bytes::from(body.to_string())
-        };
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", address.to_string());
-        let answer = http::send(address, request.body(Full::new(bytes))?, ANSWER).await;
-        let answer = answer.map_err(|e| anyhow::anyhow!("{name}{path}: {e}"))?;
-        serde_json::from_slice(answer.body()).with_context(|| format!("{name}{path} answered no JSON"))
-    }
-
-    /// How many requests an agent has counted on one line of its own access count.
-    pub(super) async fn counted(&self, name: &str, line: &str) -> anyhow::Result<u64> {
-        let stats = self.ask(name, Method::GET, "/stats", &Value::Null).await?;
-        Ok(stats["requests"][line].as_u64().unwrap_or_default())
-    }
-
-    /// All that an agent has counted, except the questions for the count itself.
-    pub(super) async fn counted_all(&self, name: &str) -> anyhow::Result<u64> {
-        let stats = self.ask(name, Method::GET, "/stats", &Value::Null).await?;
-        let lines = stats["requests"].as_object().into_iter().flatten();
-        Ok(lines
-            .filter(|(line, _)| *line != "GET /stats")
-            .filter_map(|(_, n)| n.as_u64())
-            .sum())
-    }
-
     /// Ends everything: the agents first, all at once, then the control plane.
     pub(super) async fn stop(&mut self) {
         for agent in &self.agents {
@@ -266,55 +199,9 @@ impl Agent {
     }
 }
 
-/// Looks again and again until `look` finds something, up to `wait`.
-pub(super) async fn until<T>(
-    what: &str,
-    wait: Duration,
-    mut look: impl AsyncFnMut() -> Option<T>,
-) -> anyhow::Result<T> {
-    let deadline = Instant::now() + wait;
-    loop {
-        if let Some(found) = look().await {
-            return Ok(found);
-        }
-        anyhow::ensure!(Instant::now() < deadline, "{what}: not after {} s", wait.as_secs());
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-/// A page of a sidecar's admin port.
-pub(super) async fn page(state: &State, path: &str) -> anyhow::Result<Value> {
-    let address = state.admin.context("the sidecar has no admin port")?;
-    let page = http::get_json(address, path, Duration::from_secs(5)).await;
-    page.map_err(|e| anyhow::anyhow!("{}'s sidecar{path}: {e}", state.name))
-}
-
-/// The metrics of a sidecar, as Prometheus would read them.
-pub(super) async fn metrics(state: &State) -> anyhow::Result<String> {
-    let address = state.admin.context("the sidecar has no admin port")?;
-    let request = Request::get("/metrics")
-        .header("host", address.to_string())
-        .body(Full::<Bytes>::default())?;
-    let answer = http::send(address, request, Duration::from_secs(5)).await;
-    let answer = answer.map_err(|e| anyhow::anyhow!("{}'s sidecar /metrics: {e}", state.name))?;
-    Ok(String::from_utf8_lossy(answer.body()).into_owned())
-}
-
 /// A second, foreign mesh beside the first.
 pub(super) fn beside(path: &Path) -> Result<Home, Failure> {
     let home = home::Home::find(Some(path))?;
     private_dir(home.path())?;
     Ok(home)
-}
-
-/// The line of the mistake in the broken policy.
-pub(super) fn mistake_line() -> usize {
-    let broken = POLICIES
-        .iter()
-        .find(|(file, _)| *file == "broken.rego")
-        .map_or("", |(_, text)| text);
-    broken
-        .lines()
-        .position(|l| l.contains("no_such_function"))
-        .map_or(0, |i| i + 1)
 }

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use super::board::{Board, Promise};
 use super::calls;
-use super::mesh::{Mesh, page, until};
+use super::look::{page, until};
+use super::mesh::Mesh;
 use super::text::millis;
 use crate::agent::inner;
 

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::board::{Board, Promise};
 use super::calls;
-use super::mesh::{AGENTS, Mesh};
+use super::files::AGENTS;
+use super::mesh::Mesh;
 use super::text::millis;
 use crate::policy::rollout::Acks;
 
@@ -111,7 +112,7 @@ async fn broken(mesh: &Mesh, board: &mut Board) -> anyhow::Result<()> {
         format!("{}\n{}", printed.stdout, printed.stderr).trim(),
     );
     board.fact("exit code", printed.code.map_or("none".into(), |c| c.to_string()));
-    let mistake = super::mesh::mistake_line();
+    let mistake = super::files::mistake_line();
     let place = format!("policies/broken.rego:{mistake}:");
     let said = printed.code == Some(6) && printed.stderr.contains(&place);
     board.decide(

@@ -11,8 +11,10 @@ use anyhow::Context as _;
 use serde_json::Value;
 
 use super::board::{Board, Promise};
+use super::files::AGENTS;
 use super::identity::declared_files;
-use super::mesh::{AGENTS, Mesh, beside, metrics};
+use super::look::metrics;
+use super::mesh::{Mesh, beside};
 use super::stranger::{self, Asked, Facts};
 use crate::client::Admin;
 use crate::home::Context;
@@ -150,7 +152,7 @@ async fn foreign_identity(mesh: &Mesh, board: &mut Board, facts: &Facts) -> anyh
 async fn take_identity(foreign: &ControlPlane, board: &mut Board, facts: &Facts) -> anyhow::Result<IdentitySlot> {
     let context = &foreign.context;
     let token = std::fs::read_to_string(&context.token_file)?;
-    let admin = Admin::to(&context.admin, None, token.trim())?;
+    let admin = Admin::to(&context.admin, None, Some(token.trim()))?;
     let (slot, trust) = joined(&admin, context, "planner", facts).await?;
     let domain = trust.load().trust_domain().to_string();
     let root = crate::output::short(&context.root);

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::Check;
 use super::diagnostics::{self, Place};
-use super::file::PolicyFiles;
+use super::file::{self, PolicyFiles};
 use crate::Globals;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Table};
@@ -35,23 +35,21 @@ pub(crate) fn admit() -> ExitCode {
     }
 }
 
-pub(super) async fn perform(verb: &Check, globals: &Globals, tests: bool) -> anyhow::Result<ExitCode> {
-    if verb.files.len() > 1 && (verb.data.is_some() || verb.tests.is_some()) {
+pub(super) async fn perform(verb: &Check, globals: &Globals, must_have_tests: bool) -> anyhow::Result<ExitCode> {
+    let modules = file::modules(&verb.files)?;
+    if modules.len() > 1 && (verb.data.is_some() || verb.tests.is_some()) {
         return Err(Failure::new(Exit::Usage, "--data and --tests belong to one policy")
             .next("check the policies one by one, or put the files beside them")
             .into());
     }
     let mut table = Table::new(["POLICY", "READS", "CACHE", "INSTRUCTIONS", "TESTS"]);
     let (mut documents, mut broken) = (Vec::new(), 0_usize);
-    for file in &verb.files {
-        let mut files = PolicyFiles::read(file, None, verb.data.as_deref(), verb.tests.as_deref())?;
-        if tests && files.source.tests.is_none() {
+    for file in &modules {
+        let files = PolicyFiles::read(file, None, verb.data.as_deref(), verb.tests.as_deref())?;
+        if must_have_tests && files.source.tests.is_none() {
             return Err(Failure::new(Exit::Usage, format!("{} has no tests", file.display()))
                 .next("write them beside it as STEM_test.rego, or pass --tests")
                 .into());
-        }
-        if !tests {
-            files.source.tests = None;
         }
         let name = files.source.name.clone();
         match run(&files).await? {
@@ -80,11 +78,11 @@ pub(super) async fn perform(verb: &Check, globals: &Globals, tests: bool) -> any
     }
     if globals.json() {
         output::json(&documents);
-    } else if broken < verb.files.len() {
+    } else if broken < modules.len() {
         output::line(table.render());
     }
     if broken > 0 {
-        let what = format!("{broken} of {} policies would not be admitted", verb.files.len());
+        let what = format!("{broken} of {} policies would not be admitted", modules.len());
         return Err(Failure::new(Exit::Invalid, what).into());
     }
     Ok(ExitCode::SUCCESS)

@@ -34,7 +34,7 @@ impl PolicyFiles {
                     .why("a policy is a module `package aip.policy.<name>`")
             })?,
         };
-        let tests = tests.map(Path::to_owned).or_else(|| beside(rego, "_test.rego"));
+        let tests = tests.map(Path::to_owned).or_else(|| beside(rego, TESTS));
         let data = data.map(Path::to_owned);
         let data = data
             .or_else(|| beside(rego, ".data.json"))
@@ -52,6 +52,62 @@ impl PolicyFiles {
             tests,
         })
     }
+}
+
+/// What a module's tests end in, behind its stem.
+const TESTS: &str = "_test.rego";
+
+/// The modules that arguments name. A directory stands for those directly in it, tests for the module beside them: so
+/// that `policies`, `policies/*.rego` and one file all do what is meant.
+pub(super) fn modules(named: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+    let mut modules = Vec::new();
+    for path in named {
+        let found = if path.is_dir() {
+            in_directory(path)?
+        } else {
+            vec![tested_by(path)?.unwrap_or_else(|| path.clone())]
+        };
+        for module in found {
+            if !modules.contains(&module) {
+                modules.push(module);
+            }
+        }
+    }
+    Ok(modules)
+}
+
+fn in_directory(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let what = || format!("{} holds no policies", dir.display());
+    let entries = std::fs::read_dir(dir).map_err(|e| Failure::new(Exit::Usage, what()).why(e.to_string()))?;
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut found: Vec<PathBuf> = paths
+        .filter(|p| p.is_file() && p.extension().is_some_and(|e| e == "rego") && !is_test(p))
+        .collect();
+    found.sort();
+    if found.is_empty() {
+        return Err(Failure::new(Exit::Usage, what()).next("name a directory with modules STEM.rego, or the files"));
+    }
+    Ok(found)
+}
+
+fn is_test(path: &Path) -> bool {
+    path.file_name()
+        .and_then(|n| n.to_str())
+        .is_some_and(|n| n.ends_with(TESTS))
+}
+
+/// The module that a test module lies beside.
+fn tested_by(path: &Path) -> Result<Option<PathBuf>, Failure> {
+    let name = path.file_name().and_then(|n| n.to_str());
+    let Some(stem) = name.and_then(|n| n.strip_suffix(TESTS)) else {
+        return Ok(None);
+    };
+    let module = path.with_file_name(format!("{stem}.rego"));
+    if module.is_file() {
+        return Ok(Some(module));
+    }
+    let what = format!("{} tests nothing: {} is not there", path.display(), module.display());
+    Err(Failure::new(Exit::Usage, what).next("tests lie beside their module, or are passed with --tests"))
 }
 
 /// `<stem><ending>` beside the module, if it is there.

@@ -130,7 +130,8 @@ pub(crate) async fn report(
             .last_ms
             .map(|ms| format!(", the last one {ms:.1} ms after it was stored"))
             .unwrap_or_default();
-        output::line(format!("  {} sidecar(s) acknowledged it{last}", acks.acked.len()));
+        let acked = output::counted(acks.acked.len() as u64, "sidecar");
+        output::line(format!("  {acked} acknowledged it{last}"));
     }
     held_everywhere(revision, &acks)?;
     Ok(ExitCode::SUCCESS)

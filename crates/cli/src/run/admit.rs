@@ -8,7 +8,7 @@ use super::Run;
 use super::plan::Plan;
 use crate::client::Admin;
 use crate::exit::{Exit, Failure};
-use crate::{Globals, agent, output, token};
+use crate::{Globals, agent, output, secret, token};
 
 /// How the sidecar gets in.
 #[derive(Debug, Clone)]
@@ -38,7 +38,7 @@ pub(super) async fn admit(globals: &Globals, run: &Run, plan: &Plan) -> Result<A
             )
             .why(e.to_string())
         })?;
-        write_secret(&plan.join_token(), &token)?;
+        secret::write(&plan.join_token(), &token)?;
         return Ok(Admitted {
             control_plane,
             dev: false,
@@ -73,7 +73,7 @@ async fn register(globals: &Globals, run: &Run, plan: &Plan) -> Result<bool, Fai
         output::note(format!("aip: agent {} is registered", run.name));
     }
     let answer = token::create(&admin, &run.name, None).await?;
-    write_secret(&plan.join_token(), token::secret(&answer)?.as_bytes())?;
+    secret::write(&plan.join_token(), token::secret(&answer)?.as_bytes())?;
     Ok(dev)
 }
 
@@ -86,9 +86,4 @@ async fn create(admin: &Admin, run: &Run) -> Result<Value, Failure> {
 /// Whether an earlier run left an identity that a sidecar can start from.
 fn kept(plan: &Plan) -> bool {
     std::fs::read_dir(plan.dir.join("runtime")).is_ok_and(|mut entries| entries.next().is_some())
-}
-
-pub(super) fn write_secret(path: &std::path::Path, bytes: &[u8]) -> Result<(), Failure> {
-    aip_runtime::files::write_private(path, bytes)
-        .map_err(|e| Failure::new(Exit::Failed, format!("{} can't be written", path.display())).why(e.to_string()))
 }

@@ -1,6 +1,5 @@
 //! The sidecar's process: its flags, its ports, and a new one when it dies.
 
-use std::io::Read as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -9,11 +8,12 @@ use tokio::process::Command;
 use tokio::time::Instant;
 
 use super::Run;
-use super::admit::{Admitted, write_secret};
+use super::admit::Admitted;
 use super::plan::Plan;
 use crate::exit::{Exit, Failure};
 use crate::home::read_json;
 use crate::process::{self, Child, Output};
+use crate::secret;
 
 /// How long a sidecar may take until it listens; it does so before it joins.
 const LISTENS: Duration = Duration::from_secs(30);
@@ -72,7 +72,7 @@ pub(super) async fn start(
 /// A failure with the end of the sidecar's log.
 pub(super) fn died(plan: &Plan, what: &str) -> Failure {
     Failure::new(Exit::Failed, what)
-        .why(process::tail(&plan.log()))
+        .why(process::tail(&plan.log()).replace("aip-sidecar: ", ""))
         .next(format!("its log is {}", plan.log().display()))
 }
 
@@ -88,7 +88,7 @@ fn ports_of(run: &Value) -> Option<Ports> {
 
 fn command(run: &Run, plan: &Plan, admitted: &Admitted, ports: Ports) -> Result<Command, Failure> {
     let mut command = process::sibling("aip-sidecar")?;
-    command.args(["--name", run.name.as_str()]);
+    command.args([process::LIFELINE, "--name", run.name.as_str()]);
     let addresses = [
         ("--control-plane", admitted.control_plane),
         ("--agent", plan.agent),
@@ -123,12 +123,7 @@ fn command(run: &Run, plan: &Plan, admitted: &Admitted, ports: Ports) -> Result<
 
 /// The secret that the command shows at its sidecar's outbound port; one per `aip run`.
 pub(super) fn make_secret(plan: &Plan) -> Result<String, Failure> {
-    let mut bytes = [0; SECRET_BYTES];
-    let failed = |e: std::io::Error| Failure::new(Exit::Failed, "the system gives no randomness").why(e.to_string());
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut f| f.read_exact(&mut bytes))
-        .map_err(failed)?;
-    let secret: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-    write_secret(&plan.proxy_secret(), secret.as_bytes())?;
+    let secret = secret::fresh::<SECRET_BYTES>()?;
+    secret::write(&plan.proxy_secret(), secret.as_bytes())?;
     Ok(secret)
 }

@@ -16,7 +16,7 @@ use super::{Run, environment, listen, wait};
 use crate::Globals;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, note};
-use crate::process::{self, Child, Output, Signals};
+use crate::process::{self, Child, Guard, Output, Signals};
 
 /// First and last bound of the wait before a sidecar that died is started again: at once in practice, and no busy loop
 /// where it can't start at all.
@@ -32,6 +32,8 @@ struct Running {
     started: Instant,
     ports: Ports,
     command: Option<Child>,
+    /// After the command: it must outlive it.
+    guard: Option<Guard>,
 }
 
 /// Runs the plan to its end; the exit code is the command's.
@@ -48,6 +50,7 @@ pub(super) async fn supervise(globals: &Globals, run: &Run, plan: Plan, signals:
         started: Instant::now(),
         ports,
         command: None,
+        guard: None,
     };
     state.update(|s| running.describe(s));
     let begun = tokio::select! {
@@ -98,7 +101,9 @@ async fn begin(
     let probes = running.ports.probes;
     let ready = wait::for_sidecar(globals, run, plan, admitted.dev, &mut running.sidecar, probes, state);
     output::waiting("the sidecar measures and joins", Box::pin(ready)).await?;
+    let guard = running.guard.insert(Guard::start(Duration::from_secs(run.grace))?);
     let child = running.command.insert(launch(run, plan, running.ports, secret)?);
+    guard.watch(child)?;
     state.update(|s| {
         s.phase = Phase::Launching;
         s.agent = Some(child.pid());
@@ -142,8 +147,8 @@ fn launch(run: &Run, plan: &Plan, ports: Ports, secret: &str) -> Result<Child, F
         // What opens the control plane is not the agent's.
         command.env_remove(ours);
     }
-    if std::io::IsTerminal::is_terminal(&std::io::stdin()) {
-        // Its process group is not the terminal's: reading would stop it.
+    if run.lifeline || std::io::IsTerminal::is_terminal(&std::io::stdin()) {
+        // A lifeline is ours to read. And its process group is not the terminal's: reading would stop it.
         command.stdin(std::process::Stdio::null());
     }
     Child::spawn(command, Output::Inherit)
