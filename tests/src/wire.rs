@@ -191,8 +191,11 @@ fn acceptor(leaf: &Leaf, alpn: &[&[u8]]) -> TlsAcceptor {
 #[derive(Clone)]
 pub struct Listener {
     pub address: SocketAddr,
-    heard: Arc<Mutex<Vec<Result<Vec<u8>, String>>>>,
+    heard: Arc<Mutex<Vec<Heard>>>,
 }
+
+/// What was said after a handshake, or how that failed.
+pub type Heard = Result<Vec<u8>, String>;
 
 impl Listener {
     pub async fn start(leaf: &Leaf, alpn: &[&[u8]]) -> Self {
@@ -223,7 +226,7 @@ impl Listener {
     }
 
     /// How handshakes ended so far: what was said, or the error.
-    pub fn heard(&self) -> Vec<Result<Vec<u8>, String>> {
+    pub fn heard(&self) -> Vec<Heard> {
         self.heard.lock().unwrap().clone()
     }
 }

@@ -284,7 +284,11 @@ async fn a_caller_speaks_to_no_other_agent_than_the_one_it_called() {
                 .metric("aip_refusals_total", &["reason=\"peer_not_verified\""])
                 .await
         };
-        let before = refused().await;
+        let dials = async || {
+            let label = format!("reason=\"{reason}\"");
+            f.sidecar.metric("aip_dial_failures_total", &[&label]).await
+        };
+        let (before, dialled) = (refused().await, dials().await);
         let answer = f.sidecar.get(&format!("http://{name}.aip.internal/hello")).await;
         assert_eq!(
             (answer.status.as_u16(), answer.reason().as_str()),
@@ -293,7 +297,14 @@ async fn a_caller_speaks_to_no_other_agent_than_the_one_it_called() {
         );
         assert!(answer.text().contains(reason), "{name}: {}", answer.text());
         wait::until("it is counted", async || {
-            (refused().await == before + 1.0).then_some(())
+            (refused().await == before + 1.0 && dials().await == dialled + 1.0).then_some(())
+        })
+        .await;
+        wait::until_ok("the access log says what is wrong, too", async || {
+            let records = f.sidecar.records().of("outbound").0;
+            let last = records.last().ok_or("nothing yet")?;
+            let right = last.reason() == "peer_not_verified" && last.text("detail").contains(reason);
+            if right { Ok(()) } else { Err(last.0.to_string()) }
         })
         .await;
     }

@@ -358,6 +358,35 @@ mod tests {
     }
 
     #[test]
+    fn a_command_line_is_measured_but_for_the_port() {
+        let dir = tree();
+        let measured = |port: u16, last: &str| {
+            let argv = ["serve".to_owned(), format!("--port={port}"), last.to_owned()];
+            let declared = Measured {
+                argv: Some(argv.to_vec()),
+                port: Some(port),
+                ..declared(dir.path(), &["main.py"])
+            };
+            measure(&declared).unwrap().fingerprint(&"planner".parse().unwrap())
+        };
+        assert_eq!(measured(8000, "x"), measured(9000, "x"));
+        assert_ne!(measured(8000, "x"), measured(8000, "y"));
+    }
+
+    #[test]
+    fn a_measurement_of_nothing_is_known_as_such() {
+        let dir = tree();
+        let nothing = declared(dir.path(), &[]);
+        assert!(measure(&nothing).unwrap().is_of_nothing());
+        let program = Measured {
+            executable: Some(dir.path().join("main.py")),
+            ..nothing
+        };
+        assert!(!measure(&program).unwrap().is_of_nothing());
+        assert!(!measure(&declared(dir.path(), &["main.py"])).unwrap().is_of_nothing());
+    }
+
+    #[test]
     fn a_glob_that_finds_nothing_or_too_much_is_an_error() {
         let dir = tree();
         assert!(matches!(

@@ -67,9 +67,10 @@ pub const OUTBOUND_RESPONSE_TIMEOUT: Duration = Duration::from_secs(3_660);
 /// policy that reads it denies.
 pub const MAX_HELD_BODY: usize = 1024 * 1024;
 /// Bytes of memory that one such body may take once it is read, and only while policy is asked: text takes its bytes,
-/// rows of a table about 20 times as much, `{"":0}` 95 times. A mebibyte of embeddings takes 4 MiB. Past it, policy is
-/// told that it is not known what the body says.
-pub const MAX_JSON_MEMORY: usize = 8 * 1024 * 1024;
+/// numbers four times as much, rows of a table 15 to 30 times, `{"":0}` 95 times. So half a mebibyte of small rows and
+/// any mebibyte of documents fit, and four bodies at once what all may hold. Past it, policy is told that it is not
+/// known what the body says.
+pub const MAX_JSON_MEMORY: usize = 16 * 1024 * 1024;
 /// Bytes of all bodies together that are held, and of what they are read into: past it requests are shed before memory
 /// grows.
 pub const MAX_HELD_TOTAL: usize = 64 * 1024 * 1024;
@@ -122,5 +123,7 @@ pub const RETIRE_BEFORE_EXPIRY: Duration = Duration::from_secs(30);
 pub const MAX_LOG_BUFFER: usize = 4 * 1024 * 1024;
 /// How long lines are gathered into one write.
 pub const LOG_GATHER: Duration = Duration::from_millis(10);
+/// Bytes of a refusal's detail in the access log.
+pub const MAX_LOGGED_DETAIL: usize = 512;
 /// Bytes of a path in the access log.
 pub const MAX_LOGGED_PATH: usize = 1_024;

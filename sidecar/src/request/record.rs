@@ -14,7 +14,7 @@ use time::format_description::well_known::Rfc3339;
 use super::refusal::{Refusal, Refused};
 use super::trace::Trace;
 use crate::proxy::connections::Live;
-use crate::proxy::limits::MAX_LOGGED_PATH;
+use crate::proxy::limits::{MAX_LOGGED_DETAIL, MAX_LOGGED_PATH};
 use crate::proxy::pair::Pair;
 use crate::proxy::streams::Exchange;
 use crate::proxy::{Proxy, metrics};
@@ -36,6 +36,8 @@ pub(crate) struct Record {
     pub(crate) verdict: &'static str,
     pub(crate) rule: String,
     pub(crate) reason: String,
+    /// What is known beside the reason.
+    detail: Option<String>,
     pub(crate) cached: bool,
     /// Whether a refusal of policy was only recorded.
     pub(crate) observed: bool,
@@ -121,6 +123,8 @@ struct Line<'a> {
     verdict: &'static str,
     rule: &'a str,
     reason: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<&'a str>,
     protocol: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     call: &'a str,
@@ -169,6 +173,7 @@ impl Record {
             verdict: "deny",
             rule: String::new(),
             reason: String::new(),
+            detail: None,
             cached: false,
             observed: false,
             connect: false,
@@ -196,6 +201,7 @@ impl Record {
         metrics::refused(self.direction, refused.refusal);
         self.refusal = Some(refused.refusal);
         self.reason = refused.refusal.reason().to_owned();
+        self.detail.clone_from(&refused.detail);
         if let Some(rule) = &refused.rule {
             self.rule.clone_from(rule);
         }
@@ -258,6 +264,7 @@ impl Record {
             verdict: self.verdict,
             rule: &self.rule,
             reason: &self.reason,
+            detail: self.detail.as_deref().map(clipped),
             protocol: &self.protocol.name,
             call: &self.protocol.method,
             tool: &self.protocol.tool,
@@ -282,6 +289,11 @@ impl Record {
             }
         }
     }
+}
+
+/// As much of a detail as a line holds: some of them quote what a caller sent.
+fn clipped(detail: &str) -> &str {
+    &detail[..detail.floor_char_boundary(MAX_LOGGED_DETAIL)]
 }
 
 /// A SPIFFE ID, or an outside host.

@@ -98,3 +98,47 @@ impl Resource for Measurement {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evidence::{Assurance, Enforcement};
+
+    fn evidence(argv: Option<&[&str]>) -> Evidence {
+        Evidence {
+            v: 1,
+            agent: "planner".parse().unwrap(),
+            nonce: String::new(),
+            jkt: Digest::sha256(b"key"),
+            attestor: "process".into(),
+            assurance: Assurance::Declared,
+            code: Digest::sha256(b""),
+            files: Vec::new(),
+            config: None,
+            executable: Some(Digest::sha256(b"python3")),
+            argv: argv.map(|argv| argv.iter().map(|a| (*a).to_owned()).collect()),
+            sidecar: Digest::sha256(b"sidecar"),
+            enforcement: Enforcement::Cooperative,
+            iat: 0,
+        }
+    }
+
+    /// An interpreter runs whatever its arguments say: who approved one program has not approved another.
+    #[test]
+    fn another_command_line_is_another_measurement() {
+        let good = evidence(Some(&["python3", "-c", "serve()"]));
+        let approved = Measurement::of(&good);
+        assert!(approved.matches(&good));
+        for other in [
+            evidence(Some(&["python3", "-c", "steal()"])),
+            evidence(Some(&["python3", "-c", "serve()", ""])),
+            evidence(Some(&[])),
+            evidence(None),
+        ] {
+            assert!(!approved.matches(&other), "{:?}", other.argv);
+            assert_ne!(Measurement::of(&other).fingerprint(), approved.fingerprint());
+        }
+        let any = Measurement { argv: None, ..approved };
+        assert!(any.matches(&good), "one that names no command line is for any");
+    }
+}
