@@ -5,6 +5,7 @@
 use aip_api::resource::{Kind, MAX_PAYLOAD_BYTES, Resource as _};
 use aip_api::wire::Resource;
 use aip_tests::agent::Agent;
+use aip_tests::pair::Pair;
 use aip_tests::process::{Mesh, Sidecar};
 use aip_tests::scripted::{ALLOW_ALL, Scripted, baseline};
 use aip_tests::wait;
@@ -138,6 +139,47 @@ async fn a_bad_resource_is_refused_by_itself_and_the_last_good_one_stays() {
         .map(|h| (h.name.as_str(), h.revision))
         .collect();
     assert_eq!(policies, [("baseline", first)]);
+}
+
+/// What a policy that was never held would have denied is not known: the hops that it covers are denied until it is
+/// mended; others go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_policy_that_can_t_be_used_denies_the_hops_that_it_covers() {
+    let pair = Pair::start().await;
+    let bad = |attach: Value| {
+        let rego = "package aip.policy.strict\n\nrules contains nonsense if {\n";
+        let document = json!({"name": "strict", "rego": rego, "attach": attach});
+        let payload = serde_json::to_vec(&document).unwrap();
+        pair.scripted.signed(Kind::Policy, "strict", payload)
+    };
+    let elsewhere = bad(json!({"agents": ["somebody"]}));
+    pair.scripted.push(vec![elsewhere.clone()]);
+    let rejection = pair.scripted.rejection("callee", &elsewhere).await;
+    assert_eq!(rejection.reason, "policy_compile");
+    assert_eq!(pair.get("/elsewhere").await.status, 200, "it does not cover this hop");
+
+    pair.scripted.push(vec![bad(json!({"agents": ["callee"]}))]);
+    let refused = wait::until("the hop is denied", async || {
+        let answer = pair.get("/covered").await;
+        (answer.status != 200).then_some(answer)
+    })
+    .await;
+    assert_eq!(
+        (refused.status.as_u16(), refused.reason().as_str()),
+        (503, "policy_unusable")
+    );
+    assert!(refused.text().contains("strict"), "{}", refused.text());
+
+    let good =
+        json!({"name": "strict", "rego": ALLOW_ALL.replace("baseline", "strict"), "attach": {"agents": ["callee"]}});
+    let mended = pair
+        .scripted
+        .signed(Kind::Policy, "strict", serde_json::to_vec(&good).unwrap());
+    pair.scripted.push(vec![mended]);
+    wait::until("it is allowed again", async || {
+        (pair.get("/mended").await.status == 200).then_some(())
+    })
+    .await;
 }
 
 /// A rejected version does not survive a restart either: the cache holds what was taken.

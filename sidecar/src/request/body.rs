@@ -176,14 +176,14 @@ impl Body {
         self
     }
 
-    /// The stream that it is, where nothing of it was read.
-    pub(crate) fn into_incoming(self) -> Result<Incoming, Self> {
-        match self.source {
-            Source::Stream(incoming) => Ok(incoming),
-            source => Err(Self {
-                source,
-                watched: self.watched,
-            }),
+    /// The stream that it is, where nothing of it was read; nothing is left of it then.
+    pub(crate) fn take_stream(&mut self) -> Option<Incoming> {
+        match std::mem::take(&mut self.source) {
+            Source::Stream(incoming) => Some(incoming),
+            source => {
+                self.source = source;
+                None
+            }
         }
     }
 

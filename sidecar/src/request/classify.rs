@@ -105,7 +105,7 @@ pub(crate) async fn classify(arrived: &mut Arrived) -> Result<Classified, Refuse
     let hops = meant.hops.unwrap_or_else(|| arrived.proxy.traces.next(&trace));
     let read = match pair.needs.body {
         true => Box::pin(read(arrived, &pair, &own, &end)).await?,
-        false => content::Read::not_asked_for(arrived.body.as_ref()),
+        false => content::Read::not_asked_for(arrived),
     };
     let told = Told {
         method: arrived.head.method.clone(),
@@ -222,7 +222,7 @@ async fn inbound(arrived: &mut Arrived, peer: &Peer) -> Result<Meant, Refused> {
     let hop: HopId = value(HOP).and_then(|v| v.parse().ok()).ok_or(Refusal::InvalidHop)?;
     let hops = match value(HOPS) {
         None => 1,
-        Some(hops) => hops.parse().map_err(|_| Refusal::InvalidHop)?,
+        Some(hops) => hops.parse::<u32>().map_err(|_| Refusal::InvalidHop)?.max(1),
     };
     let version = match value(HTTP) {
         Some("1.0") => Version::HTTP_10,

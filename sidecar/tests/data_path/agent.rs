@@ -98,8 +98,30 @@ fn full(body: impl Into<Bytes>) -> Body {
 
 async fn answer(shared: Arc<Shared>, mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     let path = request.uri().path().to_owned();
-    let record = |request: &Request<Incoming>, body: Bytes, trailers: Option<HeaderMap>| {
-        shared.seen.lock().unwrap().push(Seen {
+    let switches = path == "/upgrade" && request.headers().contains_key("upgrade");
+    if switches || path == "/early" || path == "/chat" {
+        shared.record(&request, Bytes::new(), None);
+        return Ok(at_once(&path, request));
+    }
+    let mut body = Vec::new();
+    let mut trailers = None;
+    while let Some(Ok(frame)) = request.body_mut().frame().await {
+        match frame.into_data() {
+            Ok(data) => body.extend_from_slice(&data),
+            Err(frame) => trailers = frame.into_trailers().ok(),
+        }
+    }
+    let body = Bytes::from(body);
+    shared.record(&request, body.clone(), trailers);
+    if path == "/slow" {
+        shared.go.acquire().await.unwrap().forget();
+    }
+    Ok(about_the_mesh(&path, &shared).unwrap_or_else(|| plain(&path, &shared, body)))
+}
+
+impl Shared {
+    fn record(&self, request: &Request<Incoming>, body: Bytes, trailers: Option<HeaderMap>) {
+        self.seen.lock().unwrap().push(Seen {
             method: request.method().clone(),
             target: request.uri().to_string(),
             version: request.version(),
@@ -107,39 +129,29 @@ async fn answer(shared: Arc<Shared>, mut request: Request<Incoming>) -> Result<R
             body,
             trailers,
         });
-    };
-    if request.headers().contains_key("upgrade") && path == "/upgrade" {
-        record(&request, Bytes::new(), None);
-        return Ok(upgrade(&mut request));
     }
-    if path == "/early" {
-        record(&request, Bytes::new(), None);
-        return Ok(Response::builder()
+}
+
+/// Answers that don't wait for the body.
+fn at_once(path: &str, mut request: Request<Incoming>) -> Response<Body> {
+    match path {
+        "/upgrade" => upgrade(&mut request),
+        "/early" => Response::builder()
             .status(StatusCode::PAYLOAD_TOO_LARGE)
             .body(full("too much"))
-            .unwrap());
-    }
-    if path == "/chat" {
-        record(&request, Bytes::new(), None);
+            .unwrap(),
         // Every frame of the request is a frame of the response, at once.
-        let body = request.into_body();
-        return Ok(Response::new(
-            body.map_err(|_| unreachable!("an unbroken body")).boxed_unsync(),
-        ));
+        _ => Response::new(
+            request
+                .into_body()
+                .map_err(|_| unreachable!("an unbroken body"))
+                .boxed_unsync(),
+        ),
     }
-    let collected = {
-        let mut body = Vec::new();
-        let mut trailers = None;
-        while let Some(Ok(frame)) = request.body_mut().frame().await {
-            match frame.into_data() {
-                Ok(data) => body.extend_from_slice(&data),
-                Err(frame) => trailers = frame.into_trailers().ok(),
-            }
-        }
-        (Bytes::from(body), trailers)
-    };
-    record(&request, collected.0.clone(), collected.1);
-    Ok(match path.as_str() {
+}
+
+fn plain(path: &str, shared: &Arc<Shared>, body: Bytes) -> Response<Body> {
+    match path {
         "/events" => {
             let events = stream::unfold((shared.clone(), 0), |(shared, n)| async move {
                 shared.go.acquire().await.unwrap().forget();
@@ -148,10 +160,7 @@ async fn answer(shared: Arc<Shared>, mut request: Request<Incoming>) -> Result<R
             let response = Response::builder().header("content-type", "text/event-stream");
             response.body(StreamBody::new(events).boxed_unsync()).unwrap()
         }
-        "/slow" => {
-            shared.go.acquire().await.unwrap().forget();
-            Response::new(full("at last"))
-        }
+        "/slow" => Response::new(full("at last")),
         "/trailers" => {
             let mut trailers = HeaderMap::new();
             trailers.insert("x-checksum", "abc".parse().unwrap());
@@ -165,6 +174,19 @@ async fn answer(shared: Arc<Shared>, mut request: Request<Incoming>) -> Result<R
                 .body(StreamBody::new(stream::iter(frames)).boxed_unsync())
                 .unwrap()
         }
+        "/empty" => Response::builder()
+            .status(StatusCode::NO_CONTENT)
+            .body(full(""))
+            .unwrap(),
+        _ => Response::new(full(body)),
+    }
+}
+
+/// Answers that name the agent's own address, or what only the mesh may say.
+fn about_the_mesh(path: &str, shared: &Shared) -> Option<Response<Body>> {
+    let address = shared.address;
+    let json = || Response::builder().header("content-type", "application/json");
+    let response = match path {
         "/forged" => Response::builder()
             .header("x-aip-source", "forged")
             .header("x_aip_verdict", "forged")
@@ -172,39 +194,25 @@ async fn answer(shared: Arc<Shared>, mut request: Request<Incoming>) -> Result<R
             .header("connection", "x-hop-only")
             .header("x-hop-only", "dropped")
             .header("x-kept", "kept")
-            .body(full("forged"))
-            .unwrap(),
+            .body(full("forged")),
         "/redirect" => Response::builder()
             .status(StatusCode::TEMPORARY_REDIRECT)
-            .header("location", format!("http://{}/redirect/", shared.address))
-            .body(full(""))
-            .unwrap(),
+            .header("location", format!("http://{address}/redirect/"))
+            .body(full("")),
         "/sse" => {
-            let event = format!(
-                "event: endpoint\r\ndata: http://{}/messages?s=1\r\n\r\ndata: x\n\n",
-                shared.address
-            );
+            let event = format!("event: endpoint\r\ndata: http://{address}/messages?s=1\r\n\r\ndata: x\n\n");
             let response = Response::builder().header("content-type", "text/event-stream");
-            response.body(full(event)).unwrap()
+            response.body(full(event))
         }
-        "/.well-known/agent-card.json" => Response::builder()
-            .header("content-type", "application/json")
-            .body(full(format!(r#"{{"name":"x","url":"http://{}/rpc"}}"#, shared.address)))
-            .unwrap(),
+        "/.well-known/agent-card.json" => json().body(full(format!(r#"{{"name":"x","url":"http://{address}/rpc"}}"#))),
         "/signed/.well-known/agent-card.json" => {
             let card =
                 r#"{"name":"x","url":"http://ledger.corp:9000/rpc","signatures":[{"protected":"","signature":""}]}"#;
-            Response::builder()
-                .header("content-type", "application/json")
-                .body(full(card))
-                .unwrap()
+            json().body(full(card))
         }
-        "/empty" => Response::builder()
-            .status(StatusCode::NO_CONTENT)
-            .body(full(""))
-            .unwrap(),
-        _ => Response::new(full(collected.0)),
-    })
+        _ => return None,
+    };
+    Some(response.unwrap())
 }
 
 fn upgrade(request: &mut Request<Incoming>) -> Response<Body> {

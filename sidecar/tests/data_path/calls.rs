@@ -115,6 +115,22 @@ async fn a_tool_can_t_hide() {
     let no_version = harm.replace(r#""jsonrpc":"2.0","#, "");
     let answer = send(pair.caller.outbound, post("/mcp", "application/json", no_version)).await;
     assert_eq!(answer.status, StatusCode::FORBIDDEN, "without a version");
+    assert!(agent.seen().is_empty());
+    // And what is none passes.
+    for (content_type, body) in [("text/plain", "hello"), ("application/json", r#"{"a": 1}"#)] {
+        assert_eq!(
+            send(pair.caller.outbound, post("/x", content_type, body)).await.status,
+            StatusCode::OK
+        );
+    }
+}
+
+/// What can't be read might be anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tool_can_t_hide_in_what_nobody_reads() {
+    let agent = Agent::start().await;
+    let pair = pair_with(&agent, POLICY).await;
+    let harm = call("tools/call", "harm");
     let no_version = harm.replace(r#""jsonrpc":"2.0","#, "");
     let marked = [b"\xef\xbb\xbf", harm.as_bytes()].concat();
     let wide: Vec<u8> = harm.bytes().flat_map(|b| [0, b]).collect();
@@ -159,13 +175,6 @@ async fn a_tool_can_t_hide() {
     let answer = send(pair.caller.outbound, encoded.body(Full::new(Bytes::from("x"))).unwrap()).await;
     assert_eq!(answer.json()["rule"], "fact_unestablished");
     assert!(agent.seen().is_empty());
-    // And what is none passes.
-    for (content_type, body) in [("text/plain", "hello"), ("application/json", r#"{"a": 1}"#)] {
-        assert_eq!(
-            send(pair.caller.outbound, post("/x", content_type, body)).await.status,
-            StatusCode::OK
-        );
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -76,11 +76,12 @@ impl Read {
         }
     }
 
-    /// Where no policy reads bodies. One that comes to read them will not know what this one said.
-    pub(crate) fn not_asked_for(body: Option<&Body>) -> Self {
-        let empty = body.is_none_or(http_body::Body::is_end_stream);
+    /// Where no policy reads bodies. One that comes to read them will not know what this one said; of gRPC's it never
+    /// does.
+    pub(crate) fn not_asked_for(arrived: &Arrived) -> Self {
+        let empty = arrived.body.as_ref().is_none_or(http_body::Body::is_end_stream);
         Self {
-            kept: if empty {
+            kept: if empty || is_grpc(&arrived.head.headers) {
                 Kept::Nothing
             } else {
                 Kept::Unread("body_not_read")
@@ -153,12 +154,8 @@ pub(crate) async fn read(arrived: &mut Arrived) -> Result<Read, Refused> {
     }
     let declares_json = headers.contains_key(CONTENT_TYPE) && may_be_json(headers);
     let unread = unreadable(headers, declares_json);
-    let incoming = match arrived.body.take().unwrap_or_default().into_incoming() {
-        Ok(incoming) => incoming,
-        Err(body) => {
-            arrived.body = Some(body);
-            return Ok(Read::nothing());
-        }
+    let Some(incoming) = arrived.body.as_mut().and_then(Body::take_stream) else {
+        return Ok(Read::nothing());
     };
     if let Some(why) = unread {
         arrived.body = Some(Body::stream(incoming));
@@ -237,7 +234,7 @@ async fn hold(mut incoming: Incoming, declares_json: bool, mut held: Held) -> Re
                 let unread = in_another_encoding(&data).then_some("body_encoding");
                 let read = match bytes.is_empty() {
                     true => data,
-                    false => joined(bytes, &data, &mut held)?,
+                    false => extended(bytes, &data, &mut held)?.into(),
                 };
                 return Ok(Came::Other(Body::rest(read, Some(held), incoming), unread));
             }
@@ -269,8 +266,4 @@ fn extended(mut bytes: Vec<u8>, data: &[u8], held: &mut Held) -> Result<Vec<u8>,
     bytes.extend_from_slice(data);
     held.exactly(bytes.capacity())?;
     Ok(bytes)
-}
-
-fn joined(bytes: Vec<u8>, data: &[u8], held: &mut Held) -> Result<Bytes, Refused> {
-    extended(bytes, data, held).map(Bytes::from)
 }

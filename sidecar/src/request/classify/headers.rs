@@ -67,6 +67,9 @@ pub(crate) fn remove_ours(headers: &mut HeaderMap) {
 /// Whether the name says where a request came from, however it is spelled.
 fn is_origin(name: &HeaderName) -> bool {
     let bytes = name.as_str().as_bytes();
+    if !matches!(bytes.first(), Some(b'x' | b'f' | b't' | b'c')) {
+        return false;
+    }
     let folds_to = |known: &[u8]| {
         let fold = |b: &u8| if *b == b'_' { b'-' } else { *b };
         bytes.len() >= known.len() && bytes.iter().zip(known).all(|(b, k)| fold(b) == *k)
