@@ -9,7 +9,6 @@ pub mod auth;
 mod docs;
 pub mod guard;
 mod idempotency;
-mod quota;
 pub mod roles;
 mod routes;
 pub mod serve;
@@ -32,13 +31,13 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::ca::Ca;
 use crate::config::sessions::Sessions;
 use crate::config::world::World;
+use crate::quota::Quota;
 use crate::registry::Registry;
 
 pub use docs::openapi;
 pub use routes::{OPEN, ROUTES, Route};
 
 use guard::Port;
-use quota::Quota;
 
 /// Largest body: a policy with its data and tests, as JSON.
 pub const MAX_BODY: usize = 1024 * 1024;

@@ -12,7 +12,7 @@
 //! | [`config`] | gRPC `Config`: what each sidecar holds, pushed and acknowledged |
 //! | [`admin`] | REST under `/v1`: roles, approvals, policies, status, watch |
 //! | [`refusal`] | every refusal with its reason and status |
-//! | [`metrics`], [`clock`] | what is measured; the time |
+//! | [`metrics`], [`clock`], `quota` | what is measured; the time; places that are shared fairly |
 //!
 //! Not here: the request pipeline (`aip-sidecar`), Rego (`aip-policy`, in a child process), TLS (`aip-runtime`).
 
@@ -23,6 +23,7 @@ pub mod clock;
 pub mod config;
 pub mod identity;
 pub mod metrics;
+mod quota;
 pub mod refusal;
 pub mod registry;
 pub mod server;

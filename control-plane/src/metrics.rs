@@ -23,6 +23,11 @@ pub const TABLE: &[(&str, &str, &str)] = &[
         "counter",
         "Handshakes refused on the mesh port, by reason.",
     ),
+    (
+        "aip_connections_refused_total",
+        "counter",
+        "Connections closed before their handshake, since their source has as many as it may, by reason.",
+    ),
     ("aip_config_sessions", "gauge", "Open config streams."),
     ("aip_config_pushes_total", "counter", "Pushes sent."),
     ("aip_config_resources_pushed_total", "counter", "Resources in them."),

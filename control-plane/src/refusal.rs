@@ -136,6 +136,7 @@ reasons! {
     IdempotencyMismatch "idempotency_mismatch" 422 InvalidArgument Caller NO "The idempotency key was used for another request."
     IdempotencyInProgress "idempotency_in_progress" 409 Aborted Caller YES "The request with this idempotency key is still being answered."
     WatchCompacted "watch_compacted" 410 OutOfRange Caller NO "Changes that old are no longer kept; list, and watch from there."
+    StoreFull "store_full" 507 ResourceExhausted Server YES "There is no room to write on the control plane's disk."
     StoreFailed "store_failed" 500 Internal Server YES "The database failed."
     Internal "internal" 500 Internal Server YES "A mistake of ours."
 }
@@ -204,7 +205,11 @@ impl From<StoreError> for Refusal {
             StoreError::Conflict { .. } => Reason::Conflict,
             StoreError::Compacted { .. } => Reason::WatchCompacted,
             StoreError::Invalid(_) => Reason::TooLarge,
-            StoreError::NewerFormat { .. } | StoreError::InUse | StoreError::Failed(_) => {
+            StoreError::Full(_) => {
+                tracing::error!(%error, reason = error.reason(), "the disk is full");
+                Reason::StoreFull
+            }
+            StoreError::NewerFormat { .. } | StoreError::InUse | StoreError::Damaged(_) | StoreError::Failed(_) => {
                 tracing::error!(%error, reason = error.reason(), "the store failed");
                 Reason::StoreFailed
             }

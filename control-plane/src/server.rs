@@ -16,6 +16,7 @@ use aip_runtime::tls::{ALPN_H2, Clients, server_config};
 use aip_runtime::trust::Trust;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 
 use crate::admin::guard::Port;
@@ -29,7 +30,7 @@ use crate::config::ConfigService;
 use crate::config::leases::Leases;
 use crate::config::sessions::Sessions;
 use crate::config::world::World;
-use crate::identity::IdentityService;
+use crate::identity::{IdentityService, Strangers};
 use crate::registry::Registry;
 use crate::settings::Settings;
 
@@ -41,11 +42,15 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 /// HTTP/2 pings find a sidecar that vanished without a word.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Streams on one connection: one Config stream, and Identity calls beside it.
-const MAX_STREAMS: u32 = 16;
+const MAX_STREAMS: u32 = 8;
+/// How long a request may take until its answer begins: evidence of 3 MiB on a bad line.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
 /// HTTP/2 windows: evidence of 3 MiB comes in few round trips, and one connection holds little.
 const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
-/// Largest message from a sidecar: evidence, or a Hello that lists all it may hold.
+/// Largest request of whoever joins: evidence of 3 MiB, and what is around it.
+const MAX_JOIN_BYTES: usize = 4 * 1024 * 1024;
+/// Largest message of a sidecar that has joined: a Hello that lists all it may hold.
 const MAX_REQUEST_BYTES: usize = 8 * 1024 * 1024;
 
 /// A running control plane.
@@ -229,9 +234,13 @@ async fn mesh_port(identity: IdentityService, config: ConfigService, connections
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .max_concurrent_streams(MAX_STREAMS)
+        .timeout(REQUEST_DEADLINE)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .add_service(IdentityServer::new(identity).max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(InterceptedService::new(
+            IdentityServer::new(identity).max_decoding_message_size(MAX_JOIN_BYTES),
+            Strangers::default(),
+        ))
         .add_service(
             ConfigServer::new(config)
                 .max_decoding_message_size(MAX_REQUEST_BYTES)

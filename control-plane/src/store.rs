@@ -27,7 +27,8 @@ pub use watch::Watch;
 pub const FORMAT: u64 = 1;
 /// Changes that watchers can catch up on: minutes of a busy mesh; past it a snapshot is cheaper than a replay.
 pub const LOG_REVISIONS: u64 = 10_000;
-/// Audit entries that are kept: about a year at two changes a minute; some 300 MB at most.
+/// Audit entries that are kept of what people did, and of what sidecars made happen: about a year at two changes a
+/// minute; some 300 MB each at most. Each kind has its own, so that no agent can push out what an operator did.
 pub const AUDIT_ENTRIES: u64 = 1_000_000;
 /// Longest key: a prefix and the longest resource name.
 pub const MAX_KEY_BYTES: usize = 512;
@@ -105,6 +106,24 @@ impl Op {
     }
 }
 
+/// How much is kept of what is over.
+#[derive(Debug, Clone, Copy)]
+pub struct Keep {
+    /// Transactions in the change log.
+    pub log: u64,
+    /// Audit entries of each kind.
+    pub audit: u64,
+}
+
+impl Default for Keep {
+    fn default() -> Self {
+        Self {
+            log: LOG_REVISIONS,
+            audit: AUDIT_ENTRIES,
+        }
+    }
+}
+
 /// Operations that happen together or not at all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Transaction {
@@ -112,6 +131,8 @@ pub struct Transaction {
     pub ops: Vec<Op>,
     /// The audit entry, stored under the transaction's revision.
     pub audit: Bytes,
+    /// Whether a sidecar, or time, made it happen: its audit entry is kept apart from those of people.
+    pub routine: bool,
     /// The revision is at least this: how a restored copy is lifted above what sidecars have seen.
     pub at_least: u64,
 }
@@ -167,6 +188,12 @@ pub enum StoreError {
     /// Another process has it open.
     #[error("the database is open in another process; stop that one")]
     InUse,
+    /// There is no room to write.
+    #[error("there is no room to write: {0}; free some on the data directory's disk, nothing was lost")]
+    Full(String),
+    /// What stands on disk is not what was written.
+    #[error("the database is damaged or none of ours: {0}; it was left as it is, restore a backup in its place")]
+    Damaged(String),
     /// The database failed.
     #[error("the database failed: {0}")]
     Failed(String),
@@ -181,6 +208,8 @@ impl StoreError {
             Self::Invalid(_) => "transaction_invalid",
             Self::NewerFormat { .. } => "store_newer_format",
             Self::InUse => "store_in_use",
+            Self::Full(_) => "store_full",
+            Self::Damaged(_) => "store_damaged",
             Self::Failed(_) => "store_failed",
         }
     }
@@ -390,8 +419,21 @@ impl Store {
         metrics::histogram!("aip_store_txn_seconds").record(begun.elapsed().as_secs_f64());
         if let Err(error) = &done {
             metrics::counter!("aip_store_txn_failures_total", "reason" => error.reason()).increment(1);
+            self.look_again(error).await;
         }
         done
+    }
+
+    /// A commit whose flush failed may stand all the same: watchers are told of what does.
+    async fn look_again(&self, error: &StoreError) {
+        if !matches!(error, StoreError::Full(_) | StoreError::Failed(_)) {
+            return;
+        }
+        let _writer = self.writer.lock().await;
+        match self.off(Backend::revision).await {
+            Ok(revision) if revision > self.revision() => self.committed(revision),
+            _ => {}
+        }
     }
 
     fn committed(&self, revision: u64) {

@@ -38,6 +38,8 @@ pub struct Limits {
     pub sessions: usize,
     /// Of one agent: its replicas.
     pub per_agent: usize,
+    /// Resources that the Hellos of one agent's streams may list together: what its sidecars say costs memory here.
+    pub listed: usize,
     /// How long a stream lives, ± 10 %.
     pub age: Duration,
     /// How long a push may wait for its acknowledgement.
@@ -49,6 +51,7 @@ impl Default for Limits {
         Self {
             sessions: 20_000,
             per_agent: 256,
+            listed: 4 * super::session::MAX_HELD,
             age: STREAM_AGE,
             ack: ACK_DEADLINE,
         }
@@ -106,7 +109,9 @@ impl ConfigService {
             return Err(Refusal::new(Reason::RestoredStore, detail));
         }
         let names = (hello.instance.as_str(), hello.version.as_str());
-        let session = self.sessions.open(&peer, address.to_string(), names, self.limits)?;
+        let session = self
+            .sessions
+            .open(&peer, address.to_string(), names, held.len(), self.limits)?;
         tracing::info!(agent = %peer.id.agent, instance = hello.instance, version = session_version(&hello), %address, "config stream opened");
         let (out, answers) = mpsc::channel(OUT);
         let task = Task {

@@ -109,6 +109,8 @@ impl Sidecar {
 #[derive(Debug)]
 struct Held {
     shown: Sidecar,
+    // Resources that its Hello listed.
+    listed: usize,
     cancel: CancellationToken,
     acks: VecDeque<(u64, Instant)>,
 }
@@ -167,12 +169,13 @@ impl Sessions {
         peer: &PeerIdentity,
         address: String,
         hello: (&str, &str),
+        listed: usize,
         limits: super::Limits,
     ) -> Result<Session, Refusal> {
         let shown = Sidecar::connected(peer, address, hello, self.clock.now());
         let mut by_id = self.lock();
         supersede(&mut by_id, &shown);
-        room(&by_id, &shown.agent, limits)?;
+        room(&by_id, &shown.agent, listed, limits)?;
         let cancel = CancellationToken::new();
         let id = {
             let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
@@ -183,6 +186,7 @@ impl Sessions {
             id,
             Held {
                 shown,
+                listed,
                 cancel: cancel.clone(),
                 acks: VecDeque::new(),
             },
@@ -279,12 +283,22 @@ fn supersede(by_id: &mut BTreeMap<u64, Held>, new: &Sidecar) {
     });
 }
 
-/// Whether there is room for one more stream of `agent`.
-fn room(by_id: &BTreeMap<u64, Held>, agent: &str, limits: super::Limits) -> Result<(), Refusal> {
-    let (mut total, mut own) = (0, 0);
+/// Whether there is room for one more stream of `agent`, and for what it lists.
+fn room(by_id: &BTreeMap<u64, Held>, agent: &str, listed: usize, limits: super::Limits) -> Result<(), Refusal> {
+    let (mut total, mut own, mut listed) = (0, 0, listed);
     for held in by_id.values().filter(|h| h.shown.connected) {
         total += 1;
-        own += usize::from(held.shown.agent == agent);
+        if held.shown.agent == agent {
+            own += 1;
+            listed += held.listed;
+        }
+    }
+    if listed > limits.listed {
+        let detail = format!(
+            "the streams of {agent} list {listed} resources; at most {}",
+            limits.listed
+        );
+        return Err(Refusal::new(Reason::SessionLimit, detail));
     }
     if total < limits.sessions && own < limits.per_agent {
         return Ok(());

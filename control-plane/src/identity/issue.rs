@@ -45,7 +45,7 @@ pub(super) async fn issue(
     let ttl = registry.mesh_config().await?.value.svid_ttl_seconds;
     let now = registry.clock.now();
     let actor = Actor::sidecar(&evidence.agent);
-    let draft = registry.change(&actor, "svid.issue", evidence.agent.as_str());
+    let draft = registry.change(&actor, "svid.issue", evidence.agent.as_str()).routine();
     // The token first: a key that it does not answer costs no signature.
     let draft = credential.spend(draft, key.jkt, now)?;
     let issued = ca.issue(&agent.value, key, evidence, ttl)?;
@@ -141,3 +141,6 @@ async fn approval(registry: &Registry, evidence: &Evidence) -> Result<Approval, 
         forget,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -237,7 +237,9 @@ impl Registry {
         {
             return Ok(());
         }
-        let draft = self.change(&Actor::sidecar(&endpoint.agent), "endpoint.lease", &name);
+        let draft = self
+            .change(&Actor::sidecar(&endpoint.agent), "endpoint.lease", &name)
+            .routine();
         // The agent must still be registered when the endpoint appears.
         let agent = keys::resource(Kind::Agent, endpoint.agent.as_str());
         let held = self
@@ -263,6 +265,7 @@ impl Registry {
         }
         let draft = self
             .change(&Actor::control_plane(), "endpoint.withdraw", name)
+            .routine()
             .detail(why);
         draft
             .delete_resource(Kind::Endpoint, name, Expect::Any)

@@ -18,6 +18,7 @@ pub struct Draft {
     audit: AuditEntry,
     ops: Vec<Op>,
     at_least: u64,
+    routine: bool,
     // The first document that could not be written; reported at commit, so that building reads in one line.
     failed: Option<Refusal>,
 }
@@ -36,6 +37,7 @@ impl Draft {
             audit,
             ops: Vec::new(),
             at_least: 0,
+            routine: false,
             failed: None,
         }
     }
@@ -110,6 +112,12 @@ impl Draft {
         self
     }
 
+    /// A sidecar, or time, makes it happen: its audit entry never pushes out what people did.
+    pub fn routine(mut self) -> Self {
+        self.routine = true;
+        self
+    }
+
     /// Lifts the revision to at least this.
     pub fn at_least(mut self, revision: u64) -> Self {
         self.at_least = revision;
@@ -130,6 +138,7 @@ impl Draft {
             .txn(Transaction {
                 ops: self.ops,
                 audit,
+                routine: self.routine,
                 at_least: self.at_least,
             })
             .await;

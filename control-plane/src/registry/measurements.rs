@@ -51,7 +51,9 @@ impl Registry {
                 last_seen: now,
             };
             let expect = held.map_or(Expect::Absent, |h| Expect::At(h.revision));
-            let draft = self.change(&Actor::sidecar(agent), "measurement.pending", &name);
+            let draft = self
+                .change(&Actor::sidecar(agent), "measurement.pending", &name)
+                .routine();
             draft.put(key.clone(), &pending, expect).commit().await?;
             Ok(())
         })

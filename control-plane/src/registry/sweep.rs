@@ -74,6 +74,7 @@ impl Registry {
                 count += gone.len();
                 let subject = format!("{} expired rows of {prefix}", gone.len());
                 self.change(&Actor::control_plane(), "sweep", subject)
+                    .routine()
                     .ops(gone)
                     .commit()
                     .await?;

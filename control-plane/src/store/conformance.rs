@@ -9,6 +9,8 @@ use super::memory::MemoryStore;
 use super::*;
 
 const LOG: u64 = 8;
+/// As much as these tests keep.
+const KEEP: Keep = Keep { log: LOG, audit: 20 };
 
 fn put(key: &str, value: &str, expect: Expect) -> Op {
     Op::Put {
@@ -29,7 +31,7 @@ fn of(ops: Vec<Op>) -> Transaction {
     Transaction {
         ops,
         audit: Bytes::from_static(b"who"),
-        at_least: 0,
+        ..Transaction::default()
     }
 }
 
@@ -138,17 +140,36 @@ fn conforms(store: &dyn Backend) {
         Err(StoreError::Compacted { oldest: 101, .. })
     ));
     assert_eq!(store.changes(101, 100).unwrap().len(), LOG as usize);
+    what_agents_do_pushes_out_nothing_that_people_did(store);
+}
+
+fn what_agents_do_pushes_out_nothing_that_people_did(store: &dyn Backend) {
+    let people = store.audit(u64::MAX, 1_000).unwrap();
+    for i in 0..KEEP.audit + 5 {
+        let routine = Transaction {
+            routine: true,
+            audit: format!("{i}").into(),
+            ..Transaction::default()
+        };
+        store.txn(&routine).unwrap();
+    }
+    let all = store.audit(u64::MAX, 1_000).unwrap();
+    assert_eq!(all.len(), people.len() + KEEP.audit as usize);
+    assert!(all.is_sorted_by(|a, b| a.0 > b.0), "newest first, whoever did it");
+    assert_eq!(all[KEEP.audit as usize..], people);
+    let middle = all[3].0;
+    assert_eq!(store.audit(middle, 2).unwrap(), all[4..6]);
 }
 
 #[test]
 fn the_model_conforms() {
-    conforms(&MemoryStore::with_log(LOG));
+    conforms(&MemoryStore::keeping(KEEP));
 }
 
 #[test]
 fn redb_conforms() {
     let dir = tempfile::tempdir().unwrap();
-    conforms(&DiskStore::open_with_log(&dir.path().join("s"), LOG).unwrap());
+    conforms(&DiskStore::keeping(&dir.path().join("s"), KEEP).unwrap());
 }
 
 #[test]
@@ -163,7 +184,7 @@ fn transactions_past_a_bound_are_refused() {
 
 #[tokio::test]
 async fn a_watch_sees_every_change_once_and_says_when_it_can_not() {
-    let store = Store::new(MemoryStore::with_log(LOG)).unwrap();
+    let store = Store::new(MemoryStore::keeping(KEEP)).unwrap();
     let mut watch = store.watch(0);
     let pending = tokio::spawn(async move {
         let first = watch.next().await;
@@ -193,7 +214,7 @@ async fn a_watch_sees_every_change_once_and_says_when_it_can_not() {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Txn(Vec<Op>, u64),
+    Txn(Vec<Op>, u64, bool),
     Scan(String, String, usize),
     Changes(u64),
     Reopen,
@@ -218,8 +239,8 @@ fn op() -> impl Strategy<Value = Op> {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => (prop::collection::vec(op(), 0..4), prop_oneof![9 => Just(0), 1 => 0u64..40])
-            .prop_map(|(ops, at_least)| Step::Txn(ops, at_least)),
+        6 => (prop::collection::vec(op(), 0..4), prop_oneof![9 => Just(0), 1 => 0u64..40], any::<bool>())
+            .prop_map(|(ops, at_least, routine)| Step::Txn(ops, at_least, routine)),
         2 => ("[ab]?/?", "([ab]/[a-c])?", 0usize..5).prop_map(|(p, a, n)| Step::Scan(p, a, n)),
         1 => (0u64..30).prop_map(Step::Changes),
         1 => Just(Step::Reopen),
@@ -234,12 +255,16 @@ fn said<T: std::fmt::Debug>(result: Result<T, StoreError>) -> String {
 }
 
 fn agree(path: &Path, steps: Vec<Step>) {
-    let model = MemoryStore::with_log(LOG);
-    let mut disk = DiskStore::open_with_log(path, LOG).unwrap();
+    let model = MemoryStore::keeping(KEEP);
+    let mut disk = DiskStore::keeping(path, KEEP).unwrap();
     for step in steps {
         match step {
-            Step::Txn(ops, at_least) => {
-                let transaction = Transaction { at_least, ..of(ops) };
+            Step::Txn(ops, at_least, routine) => {
+                let transaction = Transaction {
+                    at_least,
+                    routine,
+                    ..of(ops)
+                };
                 if check(&transaction).is_ok() {
                     assert_eq!(said(model.txn(&transaction)), said(disk.txn(&transaction)));
                 }
@@ -253,7 +278,7 @@ fn agree(path: &Path, steps: Vec<Step>) {
             Step::Changes(from) => assert_eq!(said(model.changes(from, 5)), said(disk.changes(from, 5))),
             Step::Reopen => {
                 drop(disk);
-                disk = DiskStore::open_with_log(path, LOG).unwrap();
+                disk = DiskStore::keeping(path, KEEP).unwrap();
             }
         }
     }

@@ -1,80 +1,158 @@
 //! The store on disk: redb, one file, every commit flushed before it is answered.
 
+mod errors;
+
+use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock};
 
 use bytes::Bytes;
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition};
-
-use super::{
-    AUDIT_ENTRIES, Backend, Change, Entry, FORMAT, LOG_REVISIONS, Op, Snapshot, StoreError, Transaction, expected,
+use redb::{
+    Builder, Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition, WriteTransaction,
 };
+
+use super::{Backend, Change, Entry, FORMAT, Keep, Op, Snapshot, StoreError, Transaction, expected};
+use errors::{failed, unreadable};
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const DATA: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("data");
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 const AUDIT: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("audit");
+const ROUTINE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("audit-routine");
 
 /// Pages that stay in memory: the hot part of a mesh of ten thousand agents.
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
 
+/// Opens the database; again, after the disk was full.
+type Open = Box<dyn Fn() -> Result<Database, StoreError> + Send + Sync>;
+
 /// A redb database.
-#[derive(Debug)]
 pub struct DiskStore {
-    database: Database,
-    log_revisions: u64,
+    open: Open,
+    // Empty while it can't be opened again.
+    database: RwLock<Option<Database>>,
+    // redb takes nothing more after a write that failed, until it is opened again.
+    stale: AtomicBool,
+    keep: Keep,
 }
 
-fn failed(error: impl std::fmt::Display) -> StoreError {
-    StoreError::Failed(error.to_string())
+impl std::fmt::Debug for DiskStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DiskStore")
+    }
+}
+
+fn builder() -> Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
+/// What redb does to a file that it does not understand must not end the process.
+fn guarded(open: impl FnOnce() -> Result<Database, redb::DatabaseError>) -> Result<Database, StoreError> {
+    match catch_unwind(AssertUnwindSafe(open)) {
+        Ok(opened) => opened.map_err(failed),
+        Err(_) => Err(StoreError::Damaged("it can't be made sense of".into())),
+    }
+}
+
+/// Makes a new database where none is. It appears whole: a crash in the middle leaves none.
+fn make(path: &Path) -> Result<(), StoreError> {
+    let io = |error: std::io::Error| failed(redb::Error::Io(error));
+    let unfinished = path.with_extension("new");
+    let _ = fs::remove_file(&unfinished);
+    let database = guarded(|| builder().create(&unfinished))?;
+    // Secrets in it are sealed; the rest is still nobody else's to read.
+    fs::set_permissions(&unfinished, Permissions::from_mode(0o600)).map_err(io)?;
+    prepare(&database)?;
+    drop(database);
+    File::open(&unfinished).and_then(|file| file.sync_all()).map_err(io)?;
+    fs::rename(&unfinished, path).map_err(io)?;
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
+}
+
+/// Writes what every store has.
+fn prepare(database: &Database) -> Result<(), StoreError> {
+    let write = database.begin_write().map_err(failed)?;
+    {
+        let mut meta = write.open_table(META).map_err(failed)?;
+        for (key, value) in [("format", FORMAT), ("revision", 0), ("compacted", 0)] {
+            meta.insert(key, value).map_err(failed)?;
+        }
+        // Readers need the tables to exist.
+        write.open_table(DATA).map_err(failed)?;
+        for table in [LOG, AUDIT, ROUTINE] {
+            write.open_table(table).map_err(failed)?;
+        }
+    }
+    write.commit().map_err(failed)
+}
+
+/// Whether it is a store that this version knows.
+fn known(database: &Database) -> Result<(), StoreError> {
+    let read = database.begin_read().map_err(failed)?;
+    let meta = read.open_table(META).map_err(unreadable)?;
+    match ReadableTable::get(&meta, "format").map_err(failed)?.map(|v| v.value()) {
+        Some(found) if found > FORMAT => Err(StoreError::NewerFormat { found }),
+        Some(_) => Ok(()),
+        None => Err(StoreError::Damaged("it does not say its format".into())),
+    }
 }
 
 impl DiskStore {
-    /// Opens the database in `path`, or makes it.
+    /// Opens the database in `path`, or makes it where nothing is. What is there and is no store of ours is not touched.
     ///
     /// # Errors
     /// In use, of a newer format, damaged, or not readable.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Self::open_with_log(path, LOG_REVISIONS)
+        Self::keeping(path, Keep::default())
     }
 
-    /// As [`Self::open`], with a change log of `log_revisions` transactions.
+    /// As [`Self::open`], with so much kept of what is over.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_with_log(path: &Path, log_revisions: u64) -> Result<Self, StoreError> {
-        let database = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .create(path)
-            .map_err(|e| match e {
-                DatabaseError::DatabaseAlreadyOpen => StoreError::InUse,
-                other => failed(other),
-            })?;
-        // Secrets in it are sealed; the rest is still nobody else's to read.
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-        let write = database.begin_write().map_err(failed)?;
-        {
-            let mut meta = write.open_table(META).map_err(failed)?;
-            let found = meta.get("format").map_err(failed)?.map(|v| v.value());
-            match found {
-                Some(found) if found > FORMAT => return Err(StoreError::NewerFormat { found }),
-                Some(_) => {}
-                None => {
-                    meta.insert("format", FORMAT).map_err(failed)?;
-                    meta.insert("revision", 0).map_err(failed)?;
-                    meta.insert("compacted", 0).map_err(failed)?;
-                }
-            }
-            // Readers need the tables to exist.
-            write.open_table(DATA).map_err(failed)?;
-            write.open_table(LOG).map_err(failed)?;
-            write.open_table(AUDIT).map_err(failed)?;
+    pub fn keeping(path: &Path, keep: Keep) -> Result<Self, StoreError> {
+        if fs::symlink_metadata(path).is_err() {
+            make(path)?;
         }
-        write.commit().map_err(failed)?;
+        let path: PathBuf = path.to_owned();
+        Self::with(Box::new(move || guarded(|| builder().open(&path))), keep)
+    }
+
+    fn with(open: Open, keep: Keep) -> Result<Self, StoreError> {
+        let database = open()?;
+        known(&database)?;
         Ok(Self {
-            database,
-            log_revisions,
+            open,
+            database: RwLock::new(Some(database)),
+            stale: AtomicBool::new(false),
+            keep,
         })
+    }
+
+    /// Works on the database. After the disk was full it is opened again, once for the next call.
+    fn on<T>(&self, work: impl FnOnce(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        if self.stale.load(Ordering::Acquire) {
+            let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+            if self.stale.load(Ordering::Acquire) {
+                *database = None;
+                *database = Some((self.open)()?);
+                self.stale.store(false, Ordering::Release);
+            }
+        }
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let closed = || StoreError::Failed("it is being opened again".into());
+        let done = work(database.as_ref().ok_or_else(closed)?);
+        if matches!(done, Err(StoreError::Full(_))) {
+            self.stale.store(true, Ordering::Release);
+        }
+        done
     }
 }
 
@@ -147,116 +225,120 @@ fn apply(
 
 impl Backend for DiskStore {
     fn revision(&self) -> Result<u64, StoreError> {
-        let read = self.database.begin_read().map_err(failed)?;
-        number(&read.open_table(META).map_err(failed)?, "revision")
+        self.on(|database| {
+            let read = database.begin_read().map_err(failed)?;
+            number(&read.open_table(META).map_err(unreadable)?, "revision")
+        })
     }
 
     fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        let read = self.database.begin_read().map_err(failed)?;
-        let data = read.open_table(DATA).map_err(failed)?;
-        let found = ReadableTable::get(&data, key).map_err(failed)?;
-        Ok(found.map(|v| {
-            let (revision, value) = v.value();
-            Entry {
-                key: key.to_owned(),
-                value: Bytes::copy_from_slice(value),
-                revision,
-            }
-        }))
+        self.on(|database| {
+            let read = database.begin_read().map_err(failed)?;
+            let data = read.open_table(DATA).map_err(unreadable)?;
+            let found = ReadableTable::get(&data, key).map_err(failed)?;
+            Ok(found.map(|v| {
+                let (revision, value) = v.value();
+                Entry {
+                    key: key.to_owned(),
+                    value: Bytes::copy_from_slice(value),
+                    revision,
+                }
+            }))
+        })
     }
 
     fn scan(&self, prefix: &str, after: &str, limit: usize) -> Result<Vec<Entry>, StoreError> {
-        let read = self.database.begin_read().map_err(failed)?;
-        collect(&read.open_table(DATA).map_err(failed)?, prefix, after, limit)
+        self.on(|database| {
+            let read = database.begin_read().map_err(failed)?;
+            collect(&read.open_table(DATA).map_err(unreadable)?, prefix, after, limit)
+        })
     }
 
     fn txn(&self, transaction: &Transaction) -> Result<u64, StoreError> {
-        let write = self.database.begin_write().map_err(failed)?;
-        let revision = {
-            let mut meta = write.open_table(META).map_err(failed)?;
-            let revision = (number(&meta, "revision")? + 1).max(transaction.at_least);
-            // An error drops `write`, and with it everything done so far: keys are unique within a transaction, so
-            // checking and writing in one pass is the same as checking first.
-            let mut data = write.open_table(DATA).map_err(failed)?;
-            let changed = apply(&mut data, &transaction.ops, revision)?;
-            let mut log = write.open_table(LOG).map_err(failed)?;
-            let line = serde_json::to_vec(&changed).map_err(failed)?;
-            log.insert(revision, line.as_slice()).map_err(failed)?;
-            if let Some(compacted) = trim(&mut log, self.log_revisions)? {
-                meta.insert("compacted", compacted).map_err(failed)?;
-            }
-            let mut audit = write.open_table(AUDIT).map_err(failed)?;
-            audit.insert(revision, &*transaction.audit).map_err(failed)?;
-            trim(&mut audit, AUDIT_ENTRIES)?;
-            meta.insert("revision", revision).map_err(failed)?;
-            revision
-        };
-        write.commit().map_err(failed)?;
-        Ok(revision)
+        self.on(|database| {
+            let write = database.begin_write().map_err(failed)?;
+            // An error drops `write`, and with it everything done so far.
+            let revision = change(&write, transaction, self.keep)?;
+            write.commit().map_err(failed)?;
+            Ok(revision)
+        })
     }
 
     fn changes(&self, from: u64, limit: usize) -> Result<Vec<Change>, StoreError> {
-        let read = self.database.begin_read().map_err(failed)?;
-        let oldest = number(&read.open_table(META).map_err(failed)?, "compacted")?;
-        if from < oldest {
-            return Err(StoreError::Compacted { from, oldest });
-        }
-        let log = read.open_table(LOG).map_err(failed)?;
-        let mut out = Vec::new();
-        for row in ReadableTable::range(&log, from + 1..).map_err(failed)? {
-            if out.len() >= limit {
-                break;
+        self.on(|database| {
+            let read = database.begin_read().map_err(failed)?;
+            let oldest = number(&read.open_table(META).map_err(unreadable)?, "compacted")?;
+            if from < oldest {
+                return Err(StoreError::Compacted { from, oldest });
             }
-            let (revision, line) = row.map_err(failed)?;
-            let changed: Vec<(String, bool)> = serde_json::from_slice(line.value()).map_err(failed)?;
-            let revision = revision.value();
-            out.extend(
-                changed
-                    .into_iter()
-                    .map(|(key, deleted)| Change { revision, key, deleted }),
-            );
-        }
-        Ok(out)
+            let log = read.open_table(LOG).map_err(unreadable)?;
+            let mut out = Vec::new();
+            for row in ReadableTable::range(&log, from + 1..).map_err(failed)? {
+                if out.len() >= limit {
+                    break;
+                }
+                let (revision, line) = row.map_err(failed)?;
+                let damaged = |e: serde_json::Error| StoreError::Damaged(format!("a line of the change log: {e}"));
+                let changed: Vec<(String, bool)> = serde_json::from_slice(line.value()).map_err(damaged)?;
+                let revision = revision.value();
+                let change = |(key, deleted)| Change { revision, key, deleted };
+                out.extend(changed.into_iter().map(change));
+            }
+            Ok(out)
+        })
     }
 
     fn audit(&self, before: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, StoreError> {
-        let read = self.database.begin_read().map_err(failed)?;
-        let audit = read.open_table(AUDIT).map_err(failed)?;
-        let rows = ReadableTable::range(&audit, ..before)
-            .map_err(failed)?
-            .rev()
-            .take(limit);
-        rows.map(|row| {
-            let (revision, value) = row.map_err(failed)?;
-            Ok((revision.value(), Bytes::copy_from_slice(value.value())))
+        self.on(|database| {
+            let read = database.begin_read().map_err(failed)?;
+            let mut rows = Vec::new();
+            for table in [AUDIT, ROUTINE] {
+                let table = read.open_table(table).map_err(unreadable)?;
+                let newest = ReadableTable::range(&table, ..before).map_err(failed)?.rev();
+                for row in newest.take(limit) {
+                    let (revision, value) = row.map_err(failed)?;
+                    rows.push((revision.value(), Bytes::copy_from_slice(value.value())));
+                }
+            }
+            rows.sort_by_key(|(revision, _)| std::cmp::Reverse(*revision));
+            rows.truncate(limit);
+            Ok(rows)
         })
-        .collect()
     }
 
     fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
-        let read = self.database.begin_read().map_err(failed)?;
-        let revision = number(&read.open_table(META).map_err(failed)?, "revision")?;
-        let entries = collect(&read.open_table(DATA).map_err(failed)?, prefix, "", usize::MAX)?;
-        Ok(Snapshot { revision, entries })
+        self.on(|database| {
+            let read = database.begin_read().map_err(failed)?;
+            let revision = number(&read.open_table(META).map_err(unreadable)?, "revision")?;
+            let data = read.open_table(DATA).map_err(unreadable)?;
+            let entries = collect(&data, prefix, "", usize::MAX)?;
+            Ok(Snapshot { revision, entries })
+        })
     }
+}
+
+/// Does what a transaction says, short of the commit.
+fn change(write: &WriteTransaction, transaction: &Transaction, keep: Keep) -> Result<u64, StoreError> {
+    let mut meta = write.open_table(META).map_err(failed)?;
+    let revision = (number(&meta, "revision")? + 1).max(transaction.at_least);
+    // Keys are unique within a transaction, so checking and writing in one pass is the same as checking first.
+    let mut data = write.open_table(DATA).map_err(failed)?;
+    let changed = apply(&mut data, &transaction.ops, revision)?;
+    let mut log = write.open_table(LOG).map_err(failed)?;
+    let line = serde_json::to_vec(&changed).map_err(|e| StoreError::Failed(e.to_string()))?;
+    log.insert(revision, line.as_slice()).map_err(failed)?;
+    if let Some(compacted) = trim(&mut log, keep.log)? {
+        meta.insert("compacted", compacted).map_err(failed)?;
+    }
+    let audit = if transaction.routine { ROUTINE } else { AUDIT };
+    let mut audit = write.open_table(audit).map_err(failed)?;
+    audit.insert(revision, &*transaction.audit).map_err(failed)?;
+    trim(&mut audit, keep.audit)?;
+    meta.insert("revision", revision).map_err(failed)?;
+    Ok(revision)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_newer_format_and_a_second_opener_are_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("store.redb");
-        let store = DiskStore::open(&path).unwrap();
-        assert_eq!(DiskStore::open(&path).unwrap_err().reason(), "store_in_use");
-        let write = store.database.begin_write().unwrap();
-        write.open_table(META).unwrap().insert("format", FORMAT + 1).unwrap();
-        write.commit().unwrap();
-        drop(store);
-        let refused = DiskStore::open(&path).unwrap_err();
-        assert_eq!(refused.reason(), "store_newer_format");
-        assert!(refused.to_string().contains("newer version"));
-    }
-}
+mod crashes;
+#[cfg(test)]
+mod damage;

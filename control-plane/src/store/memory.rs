@@ -6,14 +6,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::{AUDIT_ENTRIES, Backend, Change, Entry, LOG_REVISIONS, Op, Snapshot, StoreError, Transaction, expected};
+use super::{Backend, Change, Entry, Keep, Op, Snapshot, StoreError, Transaction, expected};
 
 #[derive(Debug, Default)]
 struct State {
     revision: u64,
     entries: BTreeMap<String, (u64, Bytes)>,
     log: BTreeMap<u64, Vec<(String, bool)>>,
-    audit: BTreeMap<u64, Bytes>,
+    // Of people, and of everything else.
+    audit: [BTreeMap<u64, Bytes>; 2],
     // Changes after this revision are in the log.
     compacted: u64,
 }
@@ -22,21 +23,21 @@ struct State {
 #[derive(Debug)]
 pub struct MemoryStore {
     state: Mutex<State>,
-    log_revisions: u64,
+    keep: Keep,
 }
 
 impl Default for MemoryStore {
     fn default() -> Self {
-        Self::with_log(LOG_REVISIONS)
+        Self::keeping(Keep::default())
     }
 }
 
 impl MemoryStore {
-    /// A store whose change log holds `log_revisions` transactions.
-    pub fn with_log(log_revisions: u64) -> Self {
+    /// A store that keeps so much of what is over.
+    pub fn keeping(keep: Keep) -> Self {
         Self {
             state: Mutex::default(),
-            log_revisions,
+            keep,
         }
     }
 
@@ -98,15 +99,16 @@ impl Backend for MemoryStore {
         }
         state.revision = revision;
         state.log.insert(revision, changed);
-        state.audit.insert(revision, transaction.audit.clone());
-        while state.log.len() as u64 > self.log_revisions {
+        let audit = &mut state.audit[usize::from(transaction.routine)];
+        audit.insert(revision, transaction.audit.clone());
+        while audit.len() as u64 > self.keep.audit {
+            audit.pop_first();
+        }
+        while state.log.len() as u64 > self.keep.log {
             let Some((oldest, _)) = state.log.pop_first() else {
                 break;
             };
             state.compacted = oldest;
-        }
-        while state.audit.len() as u64 > AUDIT_ENTRIES {
-            state.audit.pop_first();
         }
         Ok(revision)
     }
@@ -134,14 +136,10 @@ impl Backend for MemoryStore {
     }
 
     fn audit(&self, before: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, StoreError> {
-        Ok(self
-            .state()
-            .audit
-            .range(..before)
-            .rev()
-            .take(limit)
-            .map(|(r, v)| (*r, v.clone()))
-            .collect())
+        let state = self.state();
+        let both = state.audit.iter().flat_map(|kind| kind.range(..before));
+        let all: BTreeMap<_, _> = both.map(|(r, v)| (*r, v.clone())).collect();
+        Ok(all.into_iter().rev().take(limit).collect())
     }
 
     fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {

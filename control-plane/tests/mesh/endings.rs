@@ -302,3 +302,22 @@ async fn streams_are_bounded_for_each_agent() {
         .unwrap_err();
     assert_eq!(why(&third), "session_limit");
 }
+
+#[tokio::test]
+async fn what_one_agent_lists_is_bounded_over_all_its_streams() {
+    let mesh = with_limits(|limits| limits.listed = 50).await;
+    let sidecar = mesh.joined("planner").await;
+    let listing = |count: usize| {
+        let all: Vec<_> = (0..count).map(|i| (Kind::Agent, format!("a{i}"), 1)).collect();
+        Hello {
+            held: held(&all),
+            ..hello()
+        }
+    };
+    let _open = sidecar.open(listing(30)).await.unwrap();
+    let refused = sidecar.open(listing(30)).await.map(|_| ()).unwrap_err();
+    assert_eq!(why(&refused), "session_limit");
+    sidecar.open(listing(20)).await.unwrap();
+    let other = mesh.joined("ledger").await;
+    other.open(listing(30)).await.expect("another agent's are its own");
+}

@@ -17,7 +17,7 @@ use utoipa_axum::routes;
 use crate::admin::Api;
 use crate::admin::answer::{Answer, Params};
 use crate::admin::auth::{self, Caller};
-use crate::admin::quota::Place;
+use crate::quota::Place;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::keys;
 use crate::store::{Change, Watch};

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use aip_api::evidence::{Assurance, EVIDENCE_TYP, Enforcement, Evidence, MeasuredFile, code_digest};
+use aip_api::TrustDomain;
 use aip_api::resource::Kind;
 use aip_api::token::JoinToken;
 use aip_api::wire::config_request::Message;
@@ -11,19 +11,18 @@ use aip_api::wire::{
     Ack, ChallengeRequest, ConfigRequest, ConfigResponse, CurrentSvid, EndpointLease, Held, Hello, IssueRequest,
     IssueResponse, Rejection, Subscribe,
 };
-use aip_api::{Digest, TrustDomain};
 use aip_runtime::grpc::config_client::ConfigClient;
 use aip_runtime::grpc::identity_client::IdentityClient;
 use aip_runtime::grpc::{channel, reason};
 use aip_runtime::svid::{PendingKey, Svid, SvidSource};
 use aip_runtime::tls::{control_plane_client, pinned_client};
 use aip_runtime::trust::{Trust, TrustState};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
+
+pub use super::evidence::{evidence, sign};
 
 pub struct Sidecar {
     pub mesh: SocketAddr,
@@ -38,34 +37,6 @@ pub fn why(status: &Status) -> String {
     reason(status)
         .unwrap_or_else(|| panic!("no reason in {status:?}"))
         .to_owned()
-}
-
-pub fn evidence(agent: &str, key: &PendingKey, nonce: &[u8], code: &[u8]) -> Evidence {
-    let files = vec![MeasuredFile {
-        path: "main.py".into(),
-        exec: false,
-        sha256: Digest::sha256(code),
-    }];
-    Evidence {
-        v: 1,
-        agent: agent.parse().unwrap(),
-        nonce: URL_SAFE_NO_PAD.encode(nonce),
-        jkt: key.key.jkt,
-        attestor: "files".into(),
-        assurance: Assurance::Declared,
-        code: code_digest(&files).unwrap(),
-        files,
-        config: None,
-        executable: None,
-        argv: None,
-        sidecar: Digest::sha256(b"sidecar"),
-        enforcement: Enforcement::Cooperative,
-        iat: aip_runtime::unix_now(),
-    }
-}
-
-pub fn sign(evidence: &Evidence, key: &PendingKey) -> String {
-    aip_runtime::jws::sign_es256(&key.pkcs8, EVIDENCE_TYP, evidence).unwrap()
 }
 
 impl Sidecar {

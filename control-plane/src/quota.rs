@@ -1,4 +1,4 @@
-//! Places that people share: so many in all, and so many for each, so that nobody takes the places of all.
+//! Places that people, or strangers, share: so many in all, and so many for each, so that nobody takes the places of all.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,18 +7,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Places, in all and for each caller.
 #[derive(Debug)]
-pub(super) struct Quota {
+pub(crate) struct Quota {
     places: Arc<Semaphore>,
     each: usize,
     callers: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
 
 /// One place: the caller's own and the common one. Dropping it gives both back.
-pub(super) type Place = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+pub(crate) type Place = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
 impl Quota {
     /// `places` in all, `each` for one caller.
-    pub(super) fn new(places: usize, each: usize) -> Self {
+    pub(crate) fn new(places: usize, each: usize) -> Self {
         Self {
             places: Arc::new(Semaphore::new(places)),
             each,
@@ -35,13 +35,13 @@ impl Quota {
     }
 
     /// A place now, or none.
-    pub(super) fn try_take(&self, sub: &str) -> Option<Place> {
+    pub(crate) fn try_take(&self, sub: &str) -> Option<Place> {
         let own = self.of(sub).try_acquire_owned().ok()?;
         Some((own, self.places.clone().try_acquire_owned().ok()?))
     }
 
     /// A place, when one is free.
-    pub(super) async fn take(&self, sub: &str) -> Option<Place> {
+    pub(crate) async fn take(&self, sub: &str) -> Option<Place> {
         let own = self.of(sub).acquire_owned().await.ok()?;
         Some((own, self.places.clone().acquire_owned().await.ok()?))
     }
