@@ -32,6 +32,8 @@ mod hygiene;
 mod peers;
 #[path = "data_path/refuse.rs"]
 mod refuse;
+#[path = "data_path/retry.rs"]
+mod retry;
 #[path = "data_path/rewrite.rs"]
 mod rewrite;
 #[path = "data_path/stream.rs"]

@@ -67,7 +67,7 @@ pub const OUTBOUND_RESPONSE_TIMEOUT: Duration = Duration::from_secs(3_660);
 /// policy that reads it denies.
 pub const MAX_HELD_BODY: usize = 1024 * 1024;
 /// Bytes of memory that one such body may take once it is read, and only while policy is asked: text takes its bytes,
-/// numbers four times as much, rows of a table 15 to 30 times, `{"":0}` 95 times. So half a mebibyte of small rows and
+/// decimals four times as much, rows of a table 15 to 30 times, `{"":0}` 95 times. So half a mebibyte of small rows and
 /// any mebibyte of documents fit, and four bodies at once what all may hold. Past it, policy is told that it is not
 /// known what the body says.
 pub const MAX_JSON_MEMORY: usize = 16 * 1024 * 1024;

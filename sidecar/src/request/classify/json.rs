@@ -342,6 +342,22 @@ mod tests {
         }
     }
 
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i32>().prop_map(Value::from),
+            "[a-z]{0,40}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 200, 30, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..30).prop_map(Value::from),
+                proptest::collection::btree_map("[a-z]{0,6}", inner, 0..30)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
     /// One MiB of each would take up to 95 MiB.
     #[test]
     fn what_a_tree_takes_is_counted_before_it_is_taken() {
@@ -374,6 +390,23 @@ mod tests {
         #[test]
         fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = parse(&bytes, None);
+        }
+
+        /// Whatever the order and the shape, no tree takes more than was counted.
+        #[test]
+        fn no_tree_takes_more_than_was_counted(value in any_json()) {
+            let parsed = parse(value.to_string().as_bytes(), None).unwrap();
+            prop_assert!(memory_of(&parsed.value) <= parsed.memory);
+            prop_assert_eq!(parsed.value, value);
+        }
+
+        /// Keys are compared as if each had been folded.
+        #[test]
+        fn a_key_stands_twice_if_its_fold_does(keys in proptest::collection::vec("[abAB]{1,2}|[äÄkK\u{212a}]", 1..6)) {
+            let folds: HashSet<String> = keys.iter().map(|key| key.to_lowercase()).collect();
+            let pairs: Vec<String> = keys.iter().map(|key| format!("\"{key}\":1")).collect();
+            let parsed = parse(format!("{{{}}}", pairs.join(",")).as_bytes(), None);
+            prop_assert_eq!(parsed.is_ok(), folds.len() == keys.len(), "{:?}", keys);
         }
 
         /// What we read, serde_json reads the same.
