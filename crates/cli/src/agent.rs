@@ -3,13 +3,16 @@
 use std::process::ExitCode;
 
 use aip_api::AgentName;
+use aip_runtime::unix_now;
 use clap::{Args, Subcommand};
 use hyper::Method;
 use serde_json::{Value, json};
 
 use crate::Globals;
 use crate::client::Admin;
-use crate::output::{self, Table, cell};
+use crate::exit::Failure;
+use crate::output::{self, Table, cell, timestamp};
+use crate::policy::rollout::Outcome;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AgentVerb {
@@ -19,6 +22,10 @@ pub(crate) enum AgentVerb {
     List(List),
     /// Show one agent
     Show(Name),
+    /// Only record what policy refuses an agent, for a while; identity and revocation are enforced all the same
+    Observe(Observe),
+    /// Enforce policy on an agent again
+    Enforce(Name),
     /// Remove an agent with its measurements and endpoints, and revoke its SVIDs
     Delete(Name),
 }
@@ -53,6 +60,15 @@ pub(crate) struct List {
     /// Only agents with this label
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     label: Option<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Observe {
+    /// The agent
+    name: AgentName,
+    /// Until policy is enforced again by itself, in seconds
+    #[arg(long = "for", value_name = "SECONDS", default_value_t = 3_600)]
+    seconds: u64,
 }
 
 #[derive(Debug, Args)]
@@ -97,6 +113,16 @@ impl AgentVerb {
                     show(&agent)
                 }
             }
+            Self::Observe(Observe { name, seconds }) => {
+                let until = unix_now().saturating_add(seconds);
+                let sentence = format!("policy is only observed at {name} until {}", timestamp(until));
+                let mode = json!({ "kind": "observe", "until": until });
+                set_mode(globals, &admin, &name, mode, &sentence).await?;
+            }
+            Self::Enforce(Name { name }) => {
+                let sentence = format!("policy is enforced at {name}");
+                set_mode(globals, &admin, &name, json!({ "kind": "enforce" }), &sentence).await?;
+            }
             Self::Delete(Name { name }) => {
                 let what = format!("agent {name} was not deleted");
                 let answer = admin.send(Method::DELETE, &path(&name), None, &what).await?;
@@ -109,6 +135,25 @@ impl AgentVerb {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+async fn set_mode(
+    globals: &Globals,
+    admin: &Admin,
+    name: &AgentName,
+    mode: Value,
+    sentence: &str,
+) -> Result<(), Failure> {
+    let path = path(name);
+    let what = format!("the mode of {name} was not changed");
+    let held = admin.get(&path).await?;
+    let mut document = inner(&held).clone();
+    document["mode"] = mode;
+    let revision = held["revision"].as_u64().unwrap_or_default();
+    let answer = admin.replace(&path, &document, revision, &what).await?;
+    let sentence = Outcome::of(&answer, &what)?.sentence(sentence);
+    report(globals, &answer, &sentence);
+    Ok(())
 }
 
 /// The answer to a change: the document for programs, a sentence with the revision for people.

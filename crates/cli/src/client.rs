@@ -8,6 +8,7 @@ use aip_api::Digest;
 use aip_api::problem::Problem;
 use bytes::Bytes;
 use http_body_util::Full;
+use hyper::http::request::Builder;
 use hyper::{Method, Request};
 use serde_json::Value;
 
@@ -158,6 +159,20 @@ impl Admin {
         self.send_within(DEADLINE, method, path, body, what).await
     }
 
+    /// Replaces a document that is at `revision`; fails where it was changed meanwhile.
+    pub(crate) async fn replace(
+        &self,
+        path: &str,
+        document: &Value,
+        revision: u64,
+        what: &str,
+    ) -> Result<Value, Failure> {
+        let request = self
+            .request(Method::PUT, path)
+            .header("if-match", format!("\"{revision}\""));
+        self.exchange(DEADLINE, request, Some(document), what).await
+    }
+
     /// As [`Self::send`], for answers that the control plane holds back on purpose.
     pub(crate) async fn send_within(
         &self,
@@ -167,15 +182,29 @@ impl Admin {
         body: Option<&Value>,
         what: &str,
     ) -> Result<Value, Failure> {
-        let bytes = body.map(|b| Bytes::from(b.to_string())).unwrap_or_default();
-        let mut request = Request::builder()
+        self.exchange(deadline, self.request(method, path), body, what).await
+    }
+
+    fn request(&self, method: Method, path: &str) -> Builder {
+        let request = Request::builder()
             .method(method)
             .uri(path)
             .header("host", &self.authority)
             .header("accept", "application/json, application/problem+json");
-        if let Some(token) = &self.token {
-            request = request.header("authorization", format!("Bearer {token}"));
+        match &self.token {
+            Some(token) => request.header("authorization", format!("Bearer {token}")),
+            None => request,
         }
+    }
+
+    async fn exchange(
+        &self,
+        deadline: Duration,
+        mut request: Builder,
+        body: Option<&Value>,
+        what: &str,
+    ) -> Result<Value, Failure> {
+        let bytes = body.map(|b| Bytes::from(b.to_string())).unwrap_or_default();
         if body.is_some() {
             request = request.header("content-type", "application/json");
         }

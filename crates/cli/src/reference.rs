@@ -34,8 +34,11 @@ const FILES: &str = "## Files
 
 const RUN: &str = "What the command sees: `HTTP_PROXY`, `HTTPS_PROXY` and both in lower case, with a secret of its own in the URL;
 `NO_PROXY` and `no_proxy` (`127.0.0.1,localhost,::1`); `NODE_USE_ENV_PROXY=1`; the proxy properties in
-`JAVA_TOOL_OPTIONS` (they carry no credentials: a Java client must send those of `AIP_URL` itself); `AIP_URL`; `PORT`.
+`JAVA_TOOL_OPTIONS` (they carry no credentials: [what Java needs](runtimes.md#java)); `AIP_URL`; `PORT`.
 `ALL_PROXY` and the variables that open the control plane are removed. Standard input is closed where it is a terminal.
+
+A prod mesh asks that the command runs as another user than its sidecar: `--user`, which only root can do. The command
+then reads only what that user may.
 
 Measured are the executable, the arguments that are files (also behind `--option=`), and `--code`. A sidecar that dies is
 started again on the same ports; a command that ends, ends `aip run` with its own status. SIGTERM, SIGINT and SIGHUP let

@@ -11,6 +11,7 @@ mod plan;
 mod sidecar;
 pub(crate) mod state;
 mod supervise;
+mod user;
 mod wait;
 
 use std::net::SocketAddr;
@@ -64,6 +65,12 @@ pub(crate) struct Run {
     /// ip:port of the control plane's mesh port [default: what `aip up` wrote]
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) control_plane: Option<SocketAddr>,
+    /// Run the command as this user, which a prod mesh asks for; only root can [default: whoever runs aip]
+    #[arg(long, value_name = "NAME|UID[:GID]")]
+    pub(crate) user: Option<user::User>,
+    /// Know the command's calls by its --user instead of by a secret: for clients that can't send one, as Java's
+    #[arg(long, requires = "user")]
+    pub(crate) proxy_by_user: bool,
     /// How long the command may take until it listens, in seconds
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
     pub(crate) wait: u64,

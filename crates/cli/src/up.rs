@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::Globals;
+use crate::client::Admin;
 use crate::exit::{Exit, Failure};
 use crate::home::{Context, Home, private_dir, read_json};
 use crate::output;
@@ -142,7 +143,7 @@ impl Up {
             // What was started is killed as it is dropped.
             _ = signals.next() => return Ok(ExitCode::from(130)),
         };
-        announce(globals, &home, &running);
+        announce(globals, &home, &running, is_prod(globals).await);
         tokio::select! {
             _ = signals.next() => {
                 running.child.stop(process::GRACE).await;
@@ -159,7 +160,16 @@ impl Up {
     }
 }
 
-fn announce(globals: &Globals, home: &Home, running: &ControlPlane) {
+/// Whether people must approve what happens in this mesh.
+async fn is_prod(globals: &Globals) -> bool {
+    let mesh = match Admin::open(globals) {
+        Ok(admin) => admin.get("/v1/mesh").await,
+        Err(failure) => Err(failure),
+    };
+    mesh.is_ok_and(|mesh| mesh["mode"] == "prod")
+}
+
+fn announce(globals: &Globals, home: &Home, running: &ControlPlane, prod: bool) {
     let context = &running.context;
     if globals.json() {
         let mut document: Value = json!({ "pid": running.child.pid(), "home": home.path() });
@@ -172,6 +182,10 @@ fn announce(globals: &Globals, home: &Home, running: &ControlPlane) {
     output::line("The control plane is up.");
     for (what, value) in [
         ("admin API", context.admin.clone()),
+        (
+            "admin socket",
+            context.socket.as_ref().map_or("-".into(), |s| s.display().to_string()),
+        ),
         ("sidecars", context.mesh.clone()),
         ("admin token", context.token_file.display().to_string()),
         (
@@ -181,8 +195,11 @@ fn announce(globals: &Globals, home: &Home, running: &ControlPlane) {
         ("root", context.root.clone()),
         ("log", home.path().join("control-plane.log").display().to_string()),
     ] {
-        output::line(format!("  {what:<13}{value}"));
+        output::line(format!("  {what:<14}{value}"));
     }
     output::line("The sealing key stands beside the data: keep a copy elsewhere, and neither in the same backup.");
+    if prod {
+        output::line("Changes take two people: the second begins with `aip admin secret`.");
+    }
     output::line("Next: aip run --name NAME -- CMD…    Ctrl-C stops it.");
 }

@@ -105,7 +105,10 @@ fn command(run: &Run, plan: &Plan, admitted: &Admitted, ports: Ports) -> Result<
     }
     command.arg("--data").arg(plan.dir.join("data"));
     command.arg("--runtime-dir").arg(plan.dir.join("runtime"));
-    command.arg("--proxy-secret-file").arg(plan.proxy_secret());
+    match run.user {
+        Some(user) if run.proxy_by_user => command.args(["--agent-uid", &user.uid.to_string()]),
+        _ => command.arg("--proxy-secret-file").arg(plan.proxy_secret()),
+    };
     if plan.join_token().is_file() {
         command.arg("--join-token-file").arg(plan.join_token());
     }

@@ -147,6 +147,9 @@ fn launch(run: &Run, plan: &Plan, ports: Ports, secret: &str) -> Result<Child, F
         // What opens the control plane is not the agent's.
         command.env_remove(ours);
     }
+    if let Some(user) = run.user {
+        command.uid(user.uid).gid(user.gid);
+    }
     if run.lifeline || std::io::IsTerminal::is_terminal(&std::io::stdin()) {
         // A lifeline is ours to read. And its process group is not the terminal's: reading would stop it.
         command.stdin(std::process::Stdio::null());

@@ -1,0 +1,79 @@
+//! The two HTTP clients of the JDK behind `aip run`. Java takes no credentials from its proxy properties: unchanged, its
+//! programs pass where the sidecar knows them by their user; else they need an `Authenticator` of their own.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+
+use aip_tests::agent::Agent;
+use aip_tests::http;
+use aip_tests::process::{Mesh, RunAgent, pairs};
+use aip_tests::wait;
+
+const URL: &str = "http://callee.aip.internal/java";
+
+fn has_java() -> bool {
+    let version = Command::new("java").arg("-version").output();
+    let found = version.is_ok_and(|output| output.status.success());
+    if !found {
+        eprintln!("no JDK here: nothing is tested");
+    }
+    found
+}
+
+/// The program where any user may read it.
+fn program() -> (tempfile::TempDir, Command) {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let file = dir.path().join("Caller.java");
+    std::fs::write(&file, include_str!("../clients/Caller.java")).unwrap();
+    let mut java = Command::new("java");
+    java.arg(file).arg(URL);
+    (dir, java)
+}
+
+/// Has the program call with this client; the status that it saw.
+async fn call(caller: &RunAgent, how: &str) -> String {
+    let address = caller.state["address"].as_str().unwrap().parse().unwrap();
+    http::get(address, how).await.unwrap().text()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn java_passes_unchanged_where_it_is_known_by_its_user() {
+    if !has_java() {
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("only root can give the agent another user: nothing is tested");
+        return;
+    }
+    let mesh = Mesh::start().await;
+    let agent = Agent::start();
+    let callee = mesh.sidecar("callee", agent.address).await;
+    let (_dir, java) = program();
+    let caller = RunAgent::start(&mesh, "caller", &java, &["--user", "nobody", "--proxy-by-user"]).await;
+    for how in ["/client", "/connection"] {
+        assert_eq!(call(&caller, how).await, "200", "{how}");
+    }
+    wait::until_ok("both ends recorded both calls", async || {
+        pairs(&caller.records(), &callee.records())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn java_shows_the_secret_by_an_authenticator() {
+    if !has_java() {
+        return;
+    }
+    let mesh = Mesh::start().await;
+    let agent = Agent::start();
+    let _callee = mesh.sidecar("callee", agent.address).await;
+    let (_dir, java) = program();
+    let caller = RunAgent::start(&mesh, "caller", &java, &[]).await;
+    for how in ["/client", "/connection"] {
+        assert_eq!(call(&caller, how).await, "407", "{how}");
+        assert_eq!(call(&caller, &format!("{how}/secret")).await, "200", "{how}");
+    }
+}
