@@ -3,12 +3,25 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use aip_tests::agent::Agent;
-use aip_tests::process::{Mesh, pairs};
+use aip_tests::process::{Mesh, Sidecar, pairs};
 use aip_tests::wait;
 use http::Method;
 use serde_json::json;
 
 const URL: &str = "http://callee.aip.internal/work";
+
+/// Waits until a call gets through: a callee that is ready is a moment ahead of those who are told where it serves.
+async fn reaches(caller: &Sidecar) {
+    wait::until_ok("a first call gets through", async || {
+        let answer = caller.get(URL).await;
+        if answer.status == 200 {
+            Ok(())
+        } else {
+            Err(answer.text())
+        }
+    })
+    .await;
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_mesh_outlives_its_control_plane() {
@@ -16,7 +29,7 @@ async fn the_mesh_outlives_its_control_plane() {
     let agent = Agent::start();
     let mut caller = mesh.sidecar("caller", agent.address).await;
     let mut callee = mesh.sidecar("callee", agent.address).await;
-    assert_eq!(caller.get(URL).await.status, 200);
+    reaches(&caller).await;
     let rego = "package aip.policy.extra\n\nrules contains {\"rule\": \"no_blocked\", \"verdict\": \"deny\", \"reason\": \"blocked\"} if input.request.path == [\"blocked\"]\n";
     let revision = mesh
         .admin()
@@ -90,6 +103,7 @@ async fn a_stream_outlives_the_control_plane() {
     let agent = Agent::start();
     let caller = mesh.sidecar("caller", agent.address).await;
     let callee = mesh.sidecar("callee", agent.address).await;
+    reaches(&caller).await;
     let stream = tokio::spawn({
         let outbound = caller.outbound;
         async move {

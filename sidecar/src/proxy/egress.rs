@@ -100,7 +100,8 @@ async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Refused> {
 fn is_the_meshes_own(proxy: &Proxy, snapshot: &Snapshot, address: &SocketAddr) -> bool {
     let ip = address::plain(address.ip());
     let is = |own: &SocketAddr| {
-        let same_ip = own.ip() == ip || (own.ip().is_unspecified() && address::is_private(ip));
+        let same_ip =
+            own.ip() == ip || (own.ip().is_unspecified() && (address::is_private(ip) || is_of_this_machine(ip)));
         own.port() == address.port() && same_ip
     };
     let endpoints = snapshot
@@ -117,10 +118,22 @@ fn is_the_meshes_own(proxy: &Proxy, snapshot: &Snapshot, address: &SocketAddr) -
         .any(is)
 }
 
+/// Whether the address is one of this machine's: those can be bound, and no others.
+fn is_of_this_machine(ip: IpAddr) -> bool {
+    std::net::UdpSocket::bind((ip, 0)).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use aip_api::resource::MeshMode;
+
+    #[test]
+    fn an_address_of_this_machine_is_known_from_others() {
+        assert!(is_of_this_machine([127, 0, 0, 1].into()));
+        // Documentation (RFC 5737): nobody's.
+        assert!(!is_of_this_machine([192, 0, 2, 1].into()));
+    }
 
     #[test]
     fn a_host_is_listed_by_name_wildcard_or_address_and_port() {

@@ -2,12 +2,14 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use aip_api::AgentName;
 use aip_api::resource::Traffic;
 use dashmap::DashMap;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+
+use super::limits::SWEEP;
 
 /// One peer's rate.
 #[derive(Debug)]
@@ -15,6 +17,8 @@ pub(crate) struct Gate {
     rate: u32,
     burst: u32,
     limiter: DefaultDirectRateLimiter,
+    /// Nobody held it when it was last looked at.
+    unused: AtomicBool,
 }
 
 impl Gate {
@@ -26,11 +30,17 @@ impl Gate {
             rate,
             burst,
             limiter: RateLimiter::direct(quota),
+            unused: AtomicBool::new(false),
         }
     }
 
     fn fits(&self, traffic: &Traffic) -> bool {
         (self.rate, self.burst) == (traffic.peer_rate_per_second, traffic.peer_burst)
+    }
+
+    /// Whether it is as good as new once it was not used from one sweep to the next: then its burst is full again.
+    const fn refills(&self) -> bool {
+        self.burst as u64 <= self.rate as u64 * SWEEP.as_secs()
     }
 
     /// Whether one more request may come now.
@@ -47,6 +57,7 @@ impl Gates {
     /// The peer's gate for these limits; a changed limit begins with a full burst.
     pub(crate) fn of(&self, peer: &AgentName, traffic: &Traffic) -> Arc<Gate> {
         if let Some(gate) = self.0.get(peer).filter(|gate| gate.fits(traffic)) {
+            gate.unused.store(false, Ordering::Relaxed);
             return gate.clone();
         }
         let mut entry = self
@@ -57,6 +68,14 @@ impl Gates {
             *entry = Arc::new(Gate::new(traffic));
         }
         entry.clone()
+    }
+
+    /// Forgets the gates of peers that have no connection, and had none at the last sweep.
+    pub(crate) fn sweep(&self) {
+        self.0.retain(|_, gate| {
+            let unused = Arc::strong_count(gate) == 1 && gate.refills();
+            !(gate.unused.swap(unused, Ordering::Relaxed) && unused)
+        });
     }
 }
 
@@ -87,6 +106,11 @@ impl Shares {
     /// The peer's.
     pub(crate) fn of(&self, peer: &AgentName) -> Arc<Share> {
         self.0.entry(peer.clone()).or_default().clone()
+    }
+
+    /// Forgets the shares of peers that have no connection: whatever they still have holds theirs.
+    pub(crate) fn sweep(&self) {
+        self.0.retain(|_, share| Arc::strong_count(share) > 1);
     }
 }
 
@@ -191,5 +215,42 @@ mod tests {
         assert_eq!(flight.enter(&other, &five).unwrap_err(), Full::All);
         drop((held, rest));
         assert!(flight.enter(&one, &traffic(1)).is_ok(), "at least one");
+    }
+
+    #[test]
+    fn peers_that_are_gone_give_their_places_back_and_get_no_second_burst_for_it() {
+        let (gates, shares) = (Gates::default(), Shares::default());
+        let peer: AgentName = "peer".parse().unwrap();
+        let quick = Traffic {
+            peer_rate_per_second: 10,
+            peer_burst: 10,
+            ..Traffic::defaults()
+        };
+        let connected = (gates.of(&peer, &quick), shares.of(&peer));
+        for _ in 0..3 {
+            gates.sweep();
+            shares.sweep();
+        }
+        assert_eq!((gates.0.len(), shares.0.len()), (1, 1), "it is connected");
+        drop(connected);
+        gates.sweep();
+        assert_eq!(gates.0.len(), 1, "it may have gone this very moment");
+        drop(gates.of(&peer, &quick));
+        gates.sweep();
+        assert_eq!(gates.0.len(), 1, "it was there since");
+        gates.sweep();
+        shares.sweep();
+        assert_eq!((gates.0.len(), shares.0.len()), (0, 0));
+        // A burst that takes longer to come back than that is not given anew.
+        let slow = Traffic {
+            peer_rate_per_second: 1,
+            peer_burst: 1_000,
+            ..Traffic::defaults()
+        };
+        drop(gates.of(&peer, &slow));
+        for _ in 0..3 {
+            gates.sweep();
+        }
+        assert_eq!(gates.0.len(), 1);
     }
 }

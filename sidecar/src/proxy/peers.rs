@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use aip_api::{AgentName, SpiffeId};
 use aip_policy::Direction;
-use aip_runtime::tls;
+use aip_runtime::{tls, unix_now};
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use hyper::client::conn::http2;
@@ -194,6 +194,9 @@ async fn dial(
     slot: &Arc<Slot>,
 ) -> Result<Arc<PeerConnection>, Refused> {
     let own = proxy.svid.current().ok_or(Refusal::NoIdentity)?;
+    if own.identity.not_after <= unix_now() {
+        return Err(Refusal::NoIdentity.because("the SVID has expired"));
+    }
     let expected = SpiffeId::new(own.id().trust_domain.clone(), agent.clone());
     let config = tls::agent_client(proxy.svid.slot(), &proxy.trust, expected, tls::ALPN_H2)
         .map_err(|e| Refusal::NoIdentity.because(e))?;

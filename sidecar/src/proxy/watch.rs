@@ -31,6 +31,8 @@ pub(super) async fn run(proxy: Weak<Proxy>) {
         if swept.elapsed() >= SWEEP {
             swept = Instant::now();
             proxy.hops.sweep();
+            proxy.gates.sweep();
+            proxy.shares.sweep();
         }
     }
 }
