@@ -49,6 +49,8 @@ pub(crate) struct Child {
     group: Option<Pid>,
     /// Closed by the kernel when this process ends, however it does.
     _lifeline: Option<PipeWriter>,
+    /// Its log, and how long that was before.
+    log: Option<(PathBuf, u64)>,
 }
 
 /// A command for the program that lies beside this one, or in `PATH`.
@@ -83,6 +85,7 @@ impl Child {
         let failed =
             |e: std::io::Error| Failure::new(Exit::Failed, format!("{program} can't be started")).why(e.to_string());
         command.process_group(0);
+        let mut logged = None;
         let (reader, lifeline) = match output {
             Output::Inherit => (None, None),
             Output::Log(path) => {
@@ -90,7 +93,9 @@ impl Child {
                 let (watched, lifeline) = std::io::pipe().map_err(failed)?;
                 command.stdin(watched);
                 command.stdout(writer.try_clone().map_err(failed)?).stderr(writer);
-                (Some((reader, log::Log::open(path).map_err(failed)?)), Some(lifeline))
+                let log = log::Log::open(path).map_err(failed)?;
+                logged = Some((path.to_owned(), log.bytes()));
+                (Some((reader, log)), Some(lifeline))
             }
         };
         let child = command.spawn().map_err(failed)?;
@@ -106,11 +111,19 @@ impl Child {
             pid,
             group,
             _lifeline: lifeline,
+            log: logged,
         })
     }
 
     pub(crate) fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// What it said last, of all that it logged.
+    pub(crate) fn last_words(&self) -> String {
+        self.log
+            .as_ref()
+            .map_or_else(String::new, |(path, from)| tail_from(path, *from))
     }
 
     /// How it ended, if it has.
@@ -184,11 +197,17 @@ fn pump(mut reader: PipeReader, mut log: log::Log) {
 
 /// The last lines of a log.
 pub(crate) fn tail(path: &Path) -> String {
+    tail_from(path, 0)
+}
+
+fn tail_from(path: &Path, from: u64) -> String {
     use std::io::{Seek as _, SeekFrom};
     let read = || -> std::io::Result<String> {
         let mut file = std::fs::File::open(path)?;
         let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+        // A log that was turned over begins anew.
+        let from = if from > length { 0 } else { from };
+        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES).max(from)))?;
         let mut bytes = Vec::new();
         file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())

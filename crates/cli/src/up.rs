@@ -82,9 +82,9 @@ pub(crate) async fn start(home: &Home, options: &Options) -> Result<ControlPlane
             break run;
         }
         if let Some(status) = child.ended()? {
-            let why = process::tail(&log).replace("aip-control-plane: ", "");
-            let next = if why.contains("in use") {
-                "does another one run here (`aip status`)? Stop it, or choose --mesh-listen and --admin-listen".into()
+            let why = child.last_words().replace("aip-control-plane: ", "");
+            let next = if why.contains("data directory") {
+                "does it run already (`aip status`)? Another mesh needs another --home".into()
             } else {
                 format!("its log is {}", log.display())
             };
@@ -152,7 +152,7 @@ impl Up {
             status = running.child.wait() => {
                 let log = home.path().join("control-plane.log");
                 Err(Failure::new(Exit::Failed, format!("the control plane ended by itself ({})", status?))
-                    .why(process::tail(&log))
+                    .why(running.child.last_words().replace("aip-control-plane: ", ""))
                     .next(format!("its log is {}", log.display()))
                     .into())
             }

@@ -27,6 +27,11 @@ impl Log {
         })
     }
 
+    /// Its length.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.bytes >= MAX_BYTES {
             let mut old = self.path.clone().into_os_string();

@@ -56,12 +56,13 @@ pub(super) async fn start(
             return Ok((child, ports));
         }
         if let Some(status) = child.ended()? {
-            return Err(died(plan, &format!("the sidecar did not start ({status})")));
+            return Err(died(plan, &child, &format!("the sidecar did not start ({status})")));
         }
         if Instant::now() > deadline {
             child.stop(Duration::ZERO).await;
             return Err(died(
                 plan,
+                &child,
                 &format!("the sidecar does not listen after {} s", LISTENS.as_secs()),
             ));
         }
@@ -70,9 +71,9 @@ pub(super) async fn start(
 }
 
 /// A failure with the end of the sidecar's log.
-pub(super) fn died(plan: &Plan, what: &str) -> Failure {
+pub(super) fn died(plan: &Plan, child: &Child, what: &str) -> Failure {
     Failure::new(Exit::Failed, what)
-        .why(process::tail(&plan.log()).replace("aip-sidecar: ", ""))
+        .why(child.last_words().replace("aip-sidecar: ", ""))
         .next(format!("its log is {}", plan.log().display()))
 }
 

@@ -56,6 +56,7 @@ pub(super) async fn for_sidecar(
         if let Some(status) = child.ended()? {
             return Err(sidecar::died(
                 plan,
+                child,
                 &format!("the sidecar ended before it was ready ({status})"),
             ));
         }
@@ -75,7 +76,7 @@ pub(super) async fn for_sidecar(
             let what = format!("the sidecar is not ready after {} s", READY.as_secs());
             return Err(Failure {
                 exit: Exit::TimedOut,
-                ..sidecar::died(plan, &what)
+                ..sidecar::died(plan, child, &what)
             });
         }
         tokio::time::sleep(LOOK).await;
