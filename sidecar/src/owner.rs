@@ -2,7 +2,7 @@
 //! process's network namespace).
 //!
 //! The tables are read while the world goes on, so a row proves something only about a connection that was there the
-//! whole time. A connection's row at its client's end is what [`of_connection`] finds. A client could connect, send,
+//! whole time. A connection's row at its client's end is what is found. A client could connect, send,
 //! reset the connection and have somebody else connect from the same port, whose row would then be found; so
 //! [`is_of`] looks at its own end afterwards: one that was reset has no peer any more (`ENOTCONN`), and one that has
 //! was connected all along, with that row as its other end.

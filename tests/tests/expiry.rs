@@ -4,6 +4,7 @@
 
 use aip_tests::agent::Agent;
 use aip_tests::pki::LeafSpec;
+use aip_tests::process::Sidecar;
 use aip_tests::scripted::Scripted;
 use aip_tests::{http as client, wait};
 use tempfile::TempDir;
@@ -43,12 +44,20 @@ async fn a_live_connection_ends_with_the_svid_under_it() {
         !ended.ends_with("0\r\n\r\n"),
         "cut, and not as if it were whole: {ended}"
     );
-    let record = wait::until("the callee recorded it", async || {
-        let records = callee.records().of("inbound").0;
-        records.into_iter().find(|record| record.path().contains("/events"))
+    // Both ends cut at the same second; who comes second sees the other one hang up.
+    let ends = wait::until("both ends recorded it", async || {
+        let of = |sidecar: &Sidecar| {
+            let records = sidecar.records().0.into_iter();
+            records
+                .filter(|r| r.path().contains("/events"))
+                .map(|r| r.text("end").to_owned())
+                .next()
+        };
+        Some([of(&caller)?, of(&callee)?])
     })
     .await;
-    assert_eq!(record.text("end"), "certificate_expired", "{record:?}");
+    assert!(ends.iter().any(|end| end == "certificate_expired"), "{ends:?}");
+    assert!(!ends.iter().any(|end| end == "complete"), "{ends:?}");
 
     wait::until_ok("the callee is not ready any more", async || {
         let answer = client::get(callee.probes, "/readyz").await?;
