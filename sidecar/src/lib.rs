@@ -24,7 +24,6 @@
 //! | [`snapshot`] | one version of the world; a request sees exactly one |
 //! | [`proxy`] | what both listeners share, and the accept loops |
 //! | [`request`] | the phases |
-//! | [`owner`] | whose sockets on this machine these are |
 //! | [`metrics`] | every metric's name, kind and meaning |
 //! | [`wellknown`] | what the sidecar answers for its agent |
 //! | [`admin`] | what an operator sees |
@@ -38,7 +37,6 @@ pub mod config;
 pub mod identity;
 pub mod mesh;
 pub mod metrics;
-pub mod owner;
 pub mod proxy;
 pub mod request;
 pub mod snapshot;

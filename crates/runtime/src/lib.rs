@@ -6,7 +6,7 @@
 //! | being a process | [`settings`], [`telemetry`], [`shutdown`], [`drain`], [`ready`], [`admin`], [`backoff`], [`files`] |
 //! | keys and statements | [`signing`], [`jws`], [`signed`], [`sealing`] |
 //! | identity | [`x509`], [`trust`], [`svid`] |
-//! | the wire | [`door`], [`tls`], [`grpc`] |
+//! | the wire | [`sockets`], [`door`], [`tls`], [`grpc`] |
 //! | policy admission in a child that may die | [`admission`] |
 //!
 //! This is the only crate that names rustls: everything else sees TLS as streams with a verified peer.
@@ -27,6 +27,7 @@ pub mod settings;
 pub mod shutdown;
 pub mod signed;
 pub mod signing;
+pub mod sockets;
 pub mod svid;
 pub mod telemetry;
 pub mod tls;

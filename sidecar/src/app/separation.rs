@@ -8,10 +8,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use aip_api::resource::MeshMode;
+use aip_runtime::sockets::{self, Listening};
 
 use crate::config::Config;
 use crate::mesh::Mesh;
-use crate::owner;
 
 /// How often it is looked at while nobody listens where the agent serves: an agent may start after its sidecar.
 const LOOK: Duration = Duration::from_secs(2);
@@ -79,13 +79,17 @@ fn is_prod(mesh: &Mesh) -> bool {
 }
 
 fn seen_at(agent: SocketAddr, uid: u32) -> Seen {
-    match owner::of_listener(agent) {
-        Ok(users) if users.contains(&uid) => Seen::Ourselves,
-        Ok(users) if users.is_empty() => Seen::Nobody,
-        Ok(_) => Seen::Another,
-        Err(error) => {
-            tracing::warn!(%error, "the user of the agent can't be looked up");
-            Seen::Nobody
-        }
+    let listening = sockets::listening(agent.port()).unwrap_or_else(|error| {
+        tracing::warn!(%error, "the user of the agent can't be looked up");
+        Vec::new()
+    });
+    let there = |socket: &Listening| socket.address.is_unspecified() || socket.address == agent.ip().to_canonical();
+    let mut users = listening.into_iter().filter(there).map(|socket| socket.uid).peekable();
+    if users.peek().is_none() {
+        Seen::Nobody
+    } else if users.any(|user| user == uid) {
+        Seen::Ourselves
+    } else {
+        Seen::Another
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use aip_policy::Direction;
 use aip_runtime::door::accept;
 use aip_runtime::drain::DrainWatch;
+use aip_runtime::sockets;
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
@@ -23,7 +24,6 @@ use super::limits::{
     HEADER_READ_TIMEOUT, MAX_HTTP1_BUFFER, MAX_OUTBOUND_CONNECTIONS, REFUSED_BODY_WAIT, REFUSED_HEAD_BYTES,
 };
 use super::{Proxy, http2, metrics, tunnel};
-use crate::owner;
 use crate::request::body::Body;
 use crate::request::refusal::{self, Refusal};
 use crate::request::{From, Via, pipeline};
@@ -80,7 +80,7 @@ async fn is_our_agent(proxy: &Proxy, tcp: &TcpStream) -> Result<(), Refusal> {
         return Err(Refusal::NotLoopback);
     }
     match proxy.settings.agent_uid {
-        Some(uid) if !owner::is_of(tcp, uid).await => Err(Refusal::NotTheAgent),
+        Some(uid) if !sockets::is_of(tcp, uid).await => Err(Refusal::NotTheAgent),
         _ => Ok(()),
     }
 }

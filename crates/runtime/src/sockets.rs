@@ -1,4 +1,4 @@
-//! Whose sockets on this machine these are: the user, as the kernel says in `/proc/net/tcp` and `/proc/net/tcp6` (of this
+//! What sockets there are on this machine, and whose: the user, as the kernel says in `/proc/net/tcp` and `/proc/net/tcp6` (of this
 //! process's network namespace).
 //!
 //! The tables are read while the world goes on, so a row proves something only about a connection that was there the
@@ -7,7 +7,6 @@
 //! [`is_of`] looks at its own end afterwards: one that was reset has no peer any more (`ENOTCONN`), and one that has
 //! was connected all along, with that row as its other end.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -50,21 +49,31 @@ fn of_connection(client: SocketAddr, server: SocketAddr) -> io::Result<Option<u3
     find(|row| row.state == ESTABLISHED && row.local == client && row.remote == server)
 }
 
-/// The users who listen on this address of this machine: usually one.
+/// A socket that listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listening {
+    /// Where; unspecified for all addresses of this machine.
+    pub address: IpAddr,
+    /// Whose.
+    pub uid: u32,
+}
+
+/// What listens on this port of this machine, at whatever addresses.
 ///
 /// # Errors
 /// The kernel's tables can't be read.
-pub fn of_listener(address: SocketAddr) -> io::Result<BTreeSet<u32>> {
-    let address = plain(address);
-    let mut users = BTreeSet::new();
+pub fn listening(port: u16) -> io::Result<Vec<Listening>> {
+    let mut found = Vec::new();
     find(|row| {
-        let here = row.local.ip() == address.ip() || row.local.ip().is_unspecified();
-        if row.state == LISTEN && row.local.port() == address.port() && here {
-            users.insert(row.uid);
+        if row.state == LISTEN && row.local.port() == port {
+            found.push(Listening {
+                address: row.local.ip(),
+                uid: row.uid,
+            });
         }
         false
     })?;
-    Ok(users)
+    Ok(found)
 }
 
 fn find(mut is_it: impl FnMut(&Row<'_>) -> bool) -> io::Result<Option<u32>> {
@@ -182,18 +191,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_listener_is_found_by_its_address_or_by_all_of_them() {
-        for listens in ["127.0.0.1:0", "0.0.0.0:0"] {
-            let listener = TcpListener::bind(listens).await.unwrap();
+    async fn what_listens_is_found_with_its_address_and_user() {
+        for address in ["127.0.0.1", "0.0.0.0"] {
+            let address: IpAddr = address.parse().unwrap();
+            let listener = TcpListener::bind((address, 0)).await.unwrap();
             let port = listener.local_addr().unwrap().port();
-            let users = of_listener(SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
-            assert_eq!(users, BTreeSet::from([me()]), "{listens}");
+            let uid = me();
+            assert_eq!(listening(port).unwrap(), [Listening { address, uid }]);
             drop(listener);
-            assert!(
-                of_listener(SocketAddr::from(([127, 0, 0, 1], port)))
-                    .unwrap()
-                    .is_empty()
-            );
+            assert_eq!(listening(port).unwrap(), []);
+        }
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn addresses_are_read_as_the_kernel_spells_them() {
+        for (text, is) in [
+            ("0100007F:0050", "127.0.0.1:80"),
+            ("00000000000000000000000001000000:0050", "[::1]:80"),
+            ("0000000000000000FFFF00000100007F:0050", "127.0.0.1:80"),
+        ] {
+            assert_eq!(address(text), Some(is.parse().unwrap()), "{text}");
         }
     }
 
