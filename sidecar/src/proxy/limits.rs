@@ -76,6 +76,9 @@ pub const MAX_JSON_MEMORY: usize = 16 * 1024 * 1024;
 pub const MAX_HELD_TOTAL: usize = 64 * 1024 * 1024;
 /// Bytes of them that a single peer may have: the other half is for the others.
 pub const MAX_HELD_OF_PEER: usize = MAX_HELD_TOTAL / 2;
+/// Bytes that a request takes while its body is awaited, beside head and body: its futures, its record, its stream. So
+/// that about 4,000 of one peer may wait, however small they are.
+pub const WAITING_REQUEST: usize = 8 * 1024;
 /// How long such a body may take to arrive.
 pub const BODY_READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Nested arrays and objects in it; documents that people write stay under ten, and recursive code walks them.

@@ -9,12 +9,11 @@ use super::{Arrived, told};
 /// Asks policy, and carries out its verdict: this version knows allow and deny, and refuses what it does not know.
 pub(crate) fn decide(arrived: &mut Arrived, classified: &mut Classified) -> Result<(), Refused> {
     let content = std::mem::take(&mut classified.content);
-    let memory = content.memory();
     let (pair, told, now) = (&classified.pair, &mut classified.told, classified.now);
     let (decision, said) = told::decision(&arrived.proxy, arrived.record.direction, pair, told, content, now)?;
     // What the body was read into is gone; its bytes stay.
     if let Some(held) = &mut told.held {
-        held.less(memory);
+        held.settle();
     }
     let record = &mut arrived.record;
     record.verdict = decision.verdict.as_str();

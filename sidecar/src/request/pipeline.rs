@@ -126,7 +126,7 @@ async fn small(mut body: Body, mut held: Held) -> Option<Bytes> {
                 return None;
             }
             bytes.extend_from_slice(&data);
-            held.exactly(bytes.capacity()).ok()?;
+            held.body(bytes.capacity()).ok()?;
         }
         Some(Bytes::from(bytes))
     };

@@ -11,6 +11,7 @@ use http::request::Builder;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
+use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -183,11 +184,16 @@ impl Stranger {
     }
 
     /// A connection to the sidecar of `agent`.
-    pub async fn connect(
-        &self,
-        address: SocketAddr,
-        agent: &str,
-    ) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
+    pub async fn connect(&self, address: SocketAddr, agent: &str) -> SendRequest<Full<Bytes>> {
+        self.connect_streaming(address, agent).await
+    }
+
+    /// A connection for requests with bodies of any kind.
+    pub async fn connect_streaming<B>(&self, address: SocketAddr, agent: &str) -> SendRequest<B>
+    where
+        B: hyper::body::Body<Data = Bytes> + Unpin + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let expected = format!("spiffe://{TRUST_DOMAIN}/agent/{agent}").parse().unwrap();
         let config = tls::agent_client(self.svid.slot(), &self.trust, expected, tls::ALPN_H2).unwrap();
         let tcp = TcpStream::connect(address).await.unwrap();

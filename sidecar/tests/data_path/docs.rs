@@ -156,8 +156,11 @@ fn documented_limits_are_the_limits() {
             "bytes of memory that such a body takes once it is read",
             limits::MAX_JSON_MEMORY,
         ),
-        ("bytes that are held for policy, of all peers", limits::MAX_HELD_TOTAL),
-        ("bytes that are held for policy, of one peer", limits::MAX_HELD_OF_PEER),
+        (
+            "bytes that are held for policy, of all peers: bodies, their heads, 8 KiB for each request whose body is awaited",
+            limits::MAX_HELD_TOTAL,
+        ),
+        ("bytes of them, of one peer", limits::MAX_HELD_OF_PEER),
         ("nested arrays and objects in it", limits::MAX_JSON_DEPTH),
         ("connections from peers", limits::MAX_INBOUND_CONNECTIONS),
         ("connections from one source", limits::MAX_SOURCE_CONNECTIONS),

@@ -161,7 +161,7 @@ pub(crate) async fn read(arrived: &mut Arrived) -> Result<Read, Refused> {
         arrived.body = Some(Body::stream(incoming));
         return Ok(Read::unread(why, None));
     }
-    let reading = hold(incoming, declares_json, Held::nothing(arrived));
+    let reading = hold(incoming, declares_json, Held::waiting(arrived)?);
     let came = tokio::time::timeout(BODY_READ_TIMEOUT, reading)
         .await
         .map_err(|_| Refusal::BodyTimeout)??;
@@ -246,7 +246,7 @@ async fn hold(mut incoming: Incoming, declares_json: bool, mut held: Held) -> Re
         }
     }
     bytes.shrink_to_fit();
-    held.exactly(bytes.capacity() + trailers.as_ref().map_or(0, headers::size))?;
+    held.body(bytes.capacity() + trailers.as_ref().map_or(0, headers::size))?;
     let whole = Whole {
         bytes: bytes.into(),
         trailers,
@@ -260,10 +260,10 @@ async fn hold(mut incoming: Incoming, declares_json: bool, mut held: Held) -> Re
 fn extended(mut bytes: Vec<u8>, data: &[u8], held: &mut Held) -> Result<Vec<u8>, Refused> {
     if bytes.is_empty() {
         // Most bodies come in one piece.
-        held.exactly(data.len())?;
+        held.body(data.len())?;
         return Ok(data.to_vec());
     }
     bytes.extend_from_slice(data);
-    held.exactly(bytes.capacity())?;
+    held.body(bytes.capacity())?;
     Ok(bytes)
 }

@@ -62,16 +62,6 @@ pub(crate) enum Content {
     Unread(&'static str),
 }
 
-impl Content {
-    /// What it takes in memory beyond its bytes.
-    pub(crate) fn memory(&self) -> usize {
-        match self {
-            Self::Json(parsed) => parsed.memory,
-            Self::Other | Self::Unread(_) => 0,
-        }
-    }
-}
-
 /// Whether this is MCP by its headers alone.
 fn mcp_headers(headers: &HeaderMap) -> bool {
     ["mcp-protocol-version", "mcp-session-id", "mcp-method"]
