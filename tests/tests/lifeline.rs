@@ -7,6 +7,7 @@ use std::process::Command;
 
 use aip_tests::process::{Mesh, Process, RunAgent, binary};
 use aip_tests::wait;
+use rustix::process::Signal;
 
 /// One process, as the kernel lists it.
 #[derive(Debug)]
@@ -50,12 +51,23 @@ fn descendants(root: u32) -> Vec<u32> {
     below.map(|(pid, _)| *pid).collect()
 }
 
-/// Kills it, and waits until none of what it started runs.
-async fn killed(process: &mut Process, at_least: usize) {
+/// What it has started, which is at least so much.
+fn started_by(process: &Process, at_least: usize) -> Vec<u32> {
     let root = process.pid().as_raw_nonzero().get().cast_unsigned();
     let started = descendants(root);
     assert!(started.len() >= at_least, "{} started {started:?}", process.name);
+    started
+}
+
+/// Kills it, and waits until none of what it started runs.
+async fn killed(process: &mut Process, at_least: usize) {
+    let started = started_by(process, at_least);
     process.kill();
+    over(&started).await;
+}
+
+/// Waits until none of them runs.
+async fn over(started: &[u32]) {
     wait::until_ok("all that was started ends", async || {
         let all = processes();
         let left: Vec<_> = started
@@ -119,4 +131,24 @@ async fn a_killed_aip_demo_leaves_no_mesh() {
     .await;
     // The control plane, and an `aip run` for each of three agents with a sidecar, an agent and a guard.
     killed(&mut demo, 13).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_aip_demo_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(binary("aip"));
+    command.arg("demo").env("TMPDIR", dir.path());
+    let mut demo = Process::start_supervisor("demo", &command, dir.path());
+    wait::until("it stays up", async || {
+        demo.assert_alive();
+        demo.stdout().contains("Ctrl-C ends it").then_some(())
+    })
+    .await;
+    let started = started_by(&demo, 13);
+    demo.signal(Signal::INT);
+    assert!(demo.end().await.success());
+    over(&started).await;
+    let entries = std::fs::read_dir(dir.path()).unwrap();
+    let left: Vec<_> = entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
+    assert!(!left.iter().any(|name| name.starts_with("aip-demo-")), "{left:?}");
 }

@@ -97,16 +97,27 @@ async fn steps(mesh: &mut Mesh, board: &mut Board) {
     board.finish(ended);
 }
 
+/// Where this program lies, unless a shell finds it by name.
+fn own_directory() -> Option<String> {
+    let own = std::env::current_exe().ok()?;
+    let found = crate::process::in_path("aip").and_then(|path| std::fs::canonicalize(path).ok());
+    (found.as_ref() != Some(&own)).then(|| own.parent().map(|dir| dir.display().to_string()))?
+}
+
 fn what_to_try(board: &Board, mesh: &Mesh) {
     let home = mesh.home.path().display();
     board.say("");
     board.say("The mesh stays up. In another terminal:");
+    if let Some(dir) = own_directory() {
+        board.say(&format!("  export PATH=\"{dir}:$PATH\""));
+    }
     board.say(&format!("  export AIP_HOME={home}"));
     for line in [
         "aip status",
         "aip call researcher /mcp --from planner --data '{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/list\"}'",
+        "# denied:",
         "aip call ledger /mcp --from planner --data '{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",",
-        "   \"params\":{\"name\":\"close_books\"}}'      # denied",
+        "   \"params\":{\"name\":\"close_books\"}}'",
         "aip policy list",
         "aip attest list",
         "aip dump",

@@ -32,8 +32,8 @@ const LISTS: [&str; 9] = [
 const SIDECAR_PARTS: [&str; 5] = ["config", "snapshot", "identity", "connections", "policies"];
 /// Words in the name of a member whose value is withheld, whoever sent it.
 const SECRET_WORDS: [&str; 6] = ["secret", "password", "private", "pkcs8", "authorization", "bearer"];
-/// Members whose names carry such a word and whose values are no secrets: paths.
-const NO_SECRETS: [&str; 1] = ["proxy_secret_file"];
+/// Members whose names carry such a word and whose values are no secrets: a path, a flag.
+const NO_SECRETS: [&str; 2] = ["proxy_secret_file", "makes_secret"];
 
 #[derive(Debug, Args)]
 pub(crate) struct Dump {
