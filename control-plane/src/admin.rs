@@ -7,6 +7,7 @@ pub mod admission;
 pub mod answer;
 pub mod auth;
 mod docs;
+mod documents;
 pub mod guard;
 mod idempotency;
 pub mod roles;

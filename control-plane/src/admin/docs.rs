@@ -4,11 +4,14 @@ use std::sync::OnceLock;
 
 use axum::http::header;
 use axum::response::IntoResponse;
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::response::{Response, ResponseBuilder};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{Content, Ref, RefOr};
 use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 
-use super::routes;
+use super::{documents, routes};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -18,6 +21,7 @@ use super::routes;
                        see docs/admin-api.md."
     ),
     modifiers(&Bearer),
+    components(schemas(documents::Problem)),
     security(("bearer" = []))
 )]
 pub(super) struct Description;
@@ -37,10 +41,32 @@ impl Modify for Bearer {
     }
 }
 
+/// What every operation may answer instead.
+fn refused() -> Response {
+    let problem = Content::new(Some(RefOr::<utoipa::openapi::Schema>::Ref(Ref::from_schema_name(
+        "Problem",
+    ))));
+    ResponseBuilder::new()
+        .description("Refused: a problem document.")
+        .content(aip_api::problem::CONTENT_TYPE, problem)
+        .build()
+}
+
 /// The document, as it is served.
 pub fn openapi() -> String {
-    let all = OpenApiRouter::with_openapi(Description::openapi()).merge(routes::all());
-    let mut text = all.into_openapi().to_pretty_json().unwrap_or_default();
+    let all = OpenApiRouter::with_openapi(Description::openapi())
+        .merge(routes::all())
+        .merge(routes::open());
+    let mut document = all.into_openapi();
+    for item in document.paths.paths.values_mut() {
+        let methods = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
+        let operations = methods.into_iter().filter_map(Option::as_mut);
+        operations.for_each(|operation: &mut Operation| {
+            let answers = &mut operation.responses.responses;
+            answers.insert("default".into(), RefOr::T(refused()));
+        });
+    }
+    let mut text = document.to_pretty_json().unwrap_or_default();
     text.push('\n');
     text
 }
@@ -52,3 +78,6 @@ pub(super) async fn serve() -> impl IntoResponse {
         TEXT.get_or_init(openapi).as_str(),
     )
 }
+
+#[cfg(test)]
+mod tests;

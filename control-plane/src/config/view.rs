@@ -222,31 +222,7 @@ impl View {
             }
         }
         let complete = self.queue.is_empty();
-        let synced: Vec<i32> = if complete {
-            std::mem::take(&mut self.synced)
-        } else {
-            BTreeSet::new()
-        }
-        .into_iter()
-        .map(|kind| kind.to_wire() as i32)
-        .collect();
-        let missing = if complete {
-            std::mem::take(&mut self.missing)
-        } else {
-            BTreeSet::new()
-        };
-        let missing: Vec<_> = missing
-            .into_iter()
-            .filter(|id| {
-                of_agent_text(world, id.kind, &id.name)
-                    .iter()
-                    .all(|id| world.get(id).is_none())
-            })
-            .map(|id| wire::Missing {
-                kind: id.kind.to_wire() as i32,
-                name: id.name,
-            })
-            .collect();
+        let (synced, missing) = if complete { self.said(world) } else { Default::default() };
         if resources.is_empty() && synced.is_empty() && missing.is_empty() {
             return None;
         }
@@ -261,6 +237,21 @@ impl View {
             revision,
         };
         Some(Push { response, sent })
+    }
+
+    /// What is said besides the resources, once nothing waits: the kinds that are complete, and what is not there.
+    fn said(&mut self, world: &World) -> (Vec<i32>, Vec<wire::Missing>) {
+        let synced = std::mem::take(&mut self.synced).into_iter();
+        let absent = |id: &ResourceId| {
+            let candidates = of_agent_text(world, id.kind, &id.name);
+            candidates.iter().all(|id| world.get(id).is_none())
+        };
+        let missing = std::mem::take(&mut self.missing).into_iter().filter(absent);
+        let missing = missing.map(|id| wire::Missing {
+            kind: id.kind.to_wire() as i32,
+            name: id.name,
+        });
+        (synced.map(|kind| kind.to_wire() as i32).collect(), missing.collect())
     }
 
     /// What has to be sent for one resource.

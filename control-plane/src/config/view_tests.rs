@@ -1,18 +1,19 @@
 //! Whatever changes, and whatever is rejected meanwhile: a sidecar that takes everything ends with exactly what the
 //! store holds for it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use aip_api::AgentName;
 use aip_api::resource::{Agent, Kind, MeshMode, ResourceId, Traffic};
 use proptest::prelude::*;
+use tokio::sync::broadcast;
 
 use super::view::View;
-use super::world::World;
+use super::world::{News, World};
 use crate::registry::{Actor, keys};
 use crate::store::Expect;
-use crate::testing;
+use crate::testing::{self, TestMesh};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -39,46 +40,68 @@ fn name(agent: u8) -> AgentName {
     format!("a{agent}").parse().unwrap()
 }
 
-/// Agent `a0` is the sidecar's own; its Traffic and that of subscribed agents come and go.
-async fn run(steps: Vec<Step>) {
-    let mesh = testing::mesh(MeshMode::Dev).await;
-    let (registry, actor) = (&mesh.registry, Actor::control_plane());
-    registry
-        .change(&actor, "t", "t")
-        .resource(&Agent::new(name(0)), Expect::Any)
-        .commit()
-        .await
-        .unwrap();
-    let trust = mesh.ca.trust().unwrap().shared();
-    let world = World::new(&registry.store, mesh.ca.clone(), trust).await.unwrap();
-    let follow = tokio::spawn(Arc::clone(&world).follow(registry.store.clone()));
-    let (mut news, revision) = world.subscribe();
-    let mut view = View::new(name(0), HashMap::new(), &world, revision);
-    let mut sidecar: BTreeMap<ResourceId, u64> = BTreeMap::new();
-    let mut subscribed = std::collections::BTreeSet::new();
-    let take = |view: &mut View, sidecar: &mut BTreeMap<ResourceId, u64>, reject: bool| {
-        let Some(push) = view.next_push(&world) else {
+/// A sidecar and the control plane's view of it. Agent `a0` is the sidecar's own; its Traffic and that of subscribed
+/// agents come and go.
+struct Pair {
+    mesh: TestMesh,
+    world: Arc<World>,
+    news: broadcast::Receiver<News>,
+    view: View,
+    sidecar: BTreeMap<ResourceId, u64>,
+    subscribed: BTreeSet<u8>,
+}
+
+impl Pair {
+    async fn new() -> Self {
+        let mesh = testing::mesh(MeshMode::Dev).await;
+        let draft = mesh.registry.change(&Actor::control_plane(), "t", "t");
+        let own = draft.resource(&Agent::new(name(0)), Expect::Any);
+        own.commit().await.unwrap();
+        let trust = mesh.ca.trust().unwrap().shared();
+        let world = World::new(&mesh.registry.store, mesh.ca.clone(), trust).await.unwrap();
+        let (news, revision) = world.subscribe();
+        Self {
+            view: View::new(name(0), HashMap::new(), &world, revision),
+            mesh,
+            world,
+            news,
+            sidecar: BTreeMap::new(),
+            subscribed: BTreeSet::new(),
+        }
+    }
+
+    /// Takes a push, all of it or all but its Traffic; false where there is none.
+    fn take(&mut self, reject: bool) -> bool {
+        let Some(push) = self.view.next_push(&self.world) else {
             return false;
         };
         let mut rejected = Vec::new();
         for resource in &push.response.resources {
             let id = ResourceId::new(Kind::from_wire(resource.kind).unwrap(), resource.name.clone());
             if resource.deleted {
-                sidecar.remove(&id);
+                self.sidecar.remove(&id);
             } else if reject && id.kind == Kind::Traffic {
                 rejected.push(id);
             } else {
-                assert!(
-                    sidecar.get(&id).is_none_or(|held| *held < resource.revision),
-                    "{id} goes back"
-                );
-                sidecar.insert(id, resource.revision);
+                let held = self.sidecar.insert(id.clone(), resource.revision);
+                assert!(held.is_none_or(|held| held < resource.revision), "{id} goes back");
             }
         }
-        view.acknowledge(push, &rejected);
+        self.view.acknowledge(push, &rejected);
         true
-    };
-    for step in steps {
+    }
+
+    fn reconnect(&mut self) {
+        let (fresh, revision) = self.world.subscribe();
+        self.news = fresh;
+        let held = self.sidecar.clone().into_iter().collect();
+        self.view = View::new(name(0), held, &self.world, revision);
+        let names = self.subscribed.iter().map(|a| name(*a)).collect();
+        assert!(self.view.subscribe(Kind::Traffic, names, &self.world));
+    }
+
+    async fn step(&mut self, step: Step) {
+        let draft = self.mesh.registry.change(&Actor::control_plane(), "t", "t");
         match step {
             Step::Put(agent, n) => {
                 let traffic = Traffic {
@@ -86,63 +109,59 @@ async fn run(steps: Vec<Step>) {
                     max_concurrency: n,
                     ..Traffic::defaults()
                 };
-                registry
-                    .change(&actor, "t", "t")
-                    .resource(&traffic, Expect::Any)
-                    .commit()
-                    .await
-                    .unwrap();
+                draft.resource(&traffic, Expect::Any).commit().await.unwrap();
             }
             Step::Delete(agent) => {
-                let draft = registry.change(&actor, "t", "t");
-                draft
-                    .delete_resource(Kind::Traffic, name(agent).as_str(), Expect::Any)
-                    .commit()
-                    .await
-                    .unwrap();
+                let gone = draft.delete_resource(Kind::Traffic, name(agent).as_str(), Expect::Any);
+                gone.commit().await.unwrap();
             }
             Step::Subscribe(agent) => {
-                subscribed.insert(agent);
-                assert!(view.subscribe(Kind::Traffic, vec![name(agent)], &world));
+                self.subscribed.insert(agent);
+                assert!(self.view.subscribe(Kind::Traffic, vec![name(agent)], &self.world));
             }
             Step::Unsubscribe(agent) => {
-                subscribed.remove(&agent);
-                view.unsubscribe(Kind::Traffic, &[name(agent)], &world);
+                self.subscribed.remove(&agent);
+                self.view.unsubscribe(Kind::Traffic, &[name(agent)], &self.world);
                 if agent != 0 {
-                    sidecar.remove(&ResourceId::new(Kind::Traffic, name(agent).as_str()));
+                    self.sidecar
+                        .remove(&ResourceId::new(Kind::Traffic, name(agent).as_str()));
                 }
             }
             Step::Push(reject) => {
-                take(&mut view, &mut sidecar, reject);
+                self.take(reject);
             }
-            Step::Reconnect => {
-                let (fresh, revision) = world.subscribe();
-                news = fresh;
-                let held = sidecar.clone().into_iter().collect();
-                view = View::new(name(0), held, &world, revision);
-                let names = subscribed.iter().map(|a| name(*a)).collect();
-                assert!(view.subscribe(Kind::Traffic, names, &world));
-            }
+            Step::Reconnect => self.reconnect(),
         }
-        while view.revision() < registry.store.revision() {
-            view.hear(&news.recv().await.unwrap(), &world);
+        while self.view.revision() < self.mesh.registry.store.revision() {
+            self.view.hear(&self.news.recv().await.unwrap(), &self.world);
         }
+    }
+
+    /// What the store holds for this sidecar.
+    async fn expected(&self) -> BTreeMap<ResourceId, u64> {
+        let snapshot = self.mesh.registry.store.snapshot(keys::RESOURCES).await.unwrap();
+        let all = snapshot
+            .entries
+            .iter()
+            .map(|e| (keys::resource_id(&e.key).unwrap(), e.revision));
+        let wanted = |id: &ResourceId| {
+            let subscribed = self.subscribed.iter().any(|a| name(*a).as_str() == id.name);
+            id.kind != Kind::Traffic || id.name == "a0" || subscribed
+        };
+        all.filter(|(id, _)| wanted(id)).collect()
+    }
+}
+
+async fn run(steps: Vec<Step>) {
+    let mut pair = Pair::new().await;
+    let follow = tokio::spawn(pair.world.clone().follow(pair.mesh.registry.store.clone()));
+    for step in steps {
+        pair.step(step).await;
     }
     // A reconnect forgets what was rejected: then everything is taken.
-    let held = sidecar.clone().into_iter().collect();
-    view = View::new(name(0), held, &world, world.revision());
-    assert!(view.subscribe(Kind::Traffic, subscribed.iter().map(|a| name(*a)).collect(), &world));
-    while take(&mut view, &mut sidecar, false) {}
-    let mut expected: BTreeMap<ResourceId, u64> = BTreeMap::new();
-    for entry in registry.store.snapshot(keys::RESOURCES).await.unwrap().entries {
-        let id = keys::resource_id(&entry.key).unwrap();
-        let wanted =
-            id.kind != Kind::Traffic || id.name == "a0" || subscribed.iter().any(|a| name(*a).as_str() == id.name);
-        if wanted {
-            expected.insert(id, entry.revision);
-        }
-    }
-    assert_eq!(sidecar, expected);
+    pair.reconnect();
+    while pair.take(false) {}
+    assert_eq!(pair.sidecar, pair.expected().await);
     follow.abort();
 }
 

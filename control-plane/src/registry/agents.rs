@@ -56,6 +56,7 @@ impl Registry {
         let loose = [
             ("mode", agent.mode != Mode::Enforce),
             ("allow_ambiguous_paths", agent.allow_ambiguous_paths),
+            ("aliases", !agent.aliases.is_empty()),
         ];
         let mistakes = loose.iter().filter(|(_, loose)| *loose);
         let mistakes: Vec<_> = mistakes.map(|(field, _)| FieldError::new(*field, message)).collect();

@@ -40,6 +40,15 @@ fn keys(entries: &[Entry]) -> Vec<&str> {
 }
 
 fn conforms(store: &dyn Backend) {
+    a_transaction_happens_whole_or_not_at_all(store);
+    scans_are_by_key_and_bounded(store);
+    changes_are_whole_revisions(store);
+    revisions_are_lifted_and_never_lowered(store);
+    what_is_compacted_is_said_to_be(store);
+    what_agents_do_pushes_out_nothing_that_people_did(store);
+}
+
+fn a_transaction_happens_whole_or_not_at_all(store: &dyn Backend) {
     assert_eq!(store.revision().unwrap(), 0);
     assert_eq!(
         store
@@ -83,13 +92,18 @@ fn conforms(store: &dyn Backend) {
             .unwrap(),
         3
     );
+}
+
+fn scans_are_by_key_and_bounded(store: &dyn Backend) {
     assert_eq!(keys(&store.scan("a/", "", 10).unwrap()), ["a/1", "a/2"]);
     assert_eq!(keys(&store.scan("a/", "a/1", 10).unwrap()), ["a/2"]);
     assert_eq!(keys(&store.scan("a/", "", 1).unwrap()), ["a/1"]);
     assert_eq!(store.scan("c", "", 10).unwrap(), []);
     let snapshot = store.snapshot("").unwrap();
     assert_eq!((snapshot.revision, keys(&snapshot.entries)), (3, vec!["a/1", "a/2"]));
+}
 
+fn changes_are_whole_revisions(store: &dyn Backend) {
     let change = |revision, key: &str, deleted| Change {
         revision,
         key: key.into(),
@@ -101,8 +115,9 @@ fn conforms(store: &dyn Backend) {
     );
     assert_eq!(store.changes(1, 1).unwrap().len(), 2, "a revision is never cut in two");
     assert_eq!(store.changes(3, 10).unwrap(), []);
+}
 
-    // Lifted, and never lowered.
+fn revisions_are_lifted_and_never_lowered(store: &dyn Backend) {
     assert_eq!(
         store
             .txn(&Transaction {
@@ -131,7 +146,9 @@ fn conforms(store: &dyn Backend) {
         [101, 100]
     );
     assert_eq!(store.audit(100, 10).unwrap().len(), 3);
+}
 
+fn what_is_compacted_is_said_to_be(store: &dyn Backend) {
     for _ in 0..LOG {
         store.txn(&of(vec![put("a/1", "again", Expect::Any)])).unwrap();
     }
@@ -140,7 +157,6 @@ fn conforms(store: &dyn Backend) {
         Err(StoreError::Compacted { oldest: 101, .. })
     ));
     assert_eq!(store.changes(101, 100).unwrap().len(), LOG as usize);
-    what_agents_do_pushes_out_nothing_that_people_did(store);
 }
 
 fn what_agents_do_pushes_out_nothing_that_people_did(store: &dyn Backend) {

@@ -270,6 +270,12 @@ async fn what_the_protocol_does_not_allow_ends_the_stream() {
         stream.say(message.clone()).await;
         assert_eq!(stream.ended().await, expected, "{message:?}");
     }
+}
+
+#[tokio::test]
+async fn messages_and_subscriptions_are_bounded() {
+    let mesh = Mesh::dev().await;
+    let sidecar = mesh.joined("planner").await;
     let mut stream = sidecar.stream().await;
     stream.synced().await;
     for _ in 0..300 {

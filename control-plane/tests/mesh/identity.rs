@@ -70,39 +70,23 @@ async fn tokens_are_refused_for_every_reason_that_there_is() {
     forged.secret = [7; 32];
     let mut unknown = forged.clone();
     unknown.id = [9; 12];
+    let showing = |credential: Option<Credential>| IssueRequest {
+        credential,
+        ..good.clone()
+    };
+    let mut misnamed = good.clone();
+    misnamed.agent = "Planner".into();
+    let service_account = Credential::ServiceAccountToken("t".into());
+    let svid = Credential::CurrentSvid(Default::default());
     for (shown, expected) in [
         (with("aip1.x"), "token_malformed"),
         (with(&unknown.reveal()), "token_unknown"),
         (with(&forged.reveal()), "token_unknown"),
         (with(&others), "token_wrong_agent"),
-        (
-            IssueRequest {
-                credential: None,
-                ..good.clone()
-            },
-            "credential_missing",
-        ),
-        (
-            IssueRequest {
-                agent: "Planner".into(),
-                ..good.clone()
-            },
-            "name_invalid",
-        ),
-        (
-            IssueRequest {
-                credential: Some(Credential::ServiceAccountToken("t".into())),
-                ..good.clone()
-            },
-            "credential_unsupported",
-        ),
-        (
-            IssueRequest {
-                credential: Some(Credential::CurrentSvid(Default::default())),
-                ..good.clone()
-            },
-            "credential_missing",
-        ),
+        (showing(None), "credential_missing"),
+        (misnamed, "name_invalid"),
+        (showing(Some(service_account)), "credential_unsupported"),
+        (showing(Some(svid)), "credential_missing"),
     ] {
         assert_eq!(refused(sidecar.issue(shown).await), expected);
     }
@@ -149,127 +133,100 @@ async fn of_many_that_spend_one_token_at_once_one_wins() {
     assert!(losers.iter().all(|w| w == "token_other_key"), "{losers:?}");
 }
 
+/// Who asks with evidence of all kinds.
+struct Stating {
+    sidecar: Sidecar,
+    token: String,
+    key: PendingKey,
+}
+
+impl Stating {
+    async fn new(mesh: &Mesh) -> Self {
+        let token = mesh.token("planner").await;
+        Self {
+            sidecar: Sidecar::new(mesh.plane.run.mesh, "planner", &token).await,
+            token,
+            key: PendingKey::generate().unwrap(),
+        }
+    }
+
+    fn request(&self, evidence: String) -> IssueRequest {
+        IssueRequest {
+            agent: "planner".into(),
+            credential: Some(Credential::JoinToken(self.token.clone())),
+            csr: self.key.csr.clone(),
+            evidence,
+        }
+    }
+
+    fn stated(&self, nonce: &[u8], change: impl FnOnce(&mut Evidence)) -> IssueRequest {
+        let mut stated = evidence("planner", &self.key, nonce, b"code");
+        change(&mut stated);
+        self.request(sign(&stated, &self.key))
+    }
+
+    async fn why(&mut self, request: IssueRequest) -> String {
+        refused(self.sidecar.issue(request).await)
+    }
+}
+
 #[tokio::test]
-async fn evidence_and_nonces_are_refused_for_every_reason_that_there_is() {
+async fn evidence_is_refused_for_every_reason_that_there_is() {
+    type Change = Box<dyn FnOnce(&mut Evidence)>;
     let mesh = Mesh::dev().await;
-    let token = mesh.token("planner").await;
-    let mut sidecar = Sidecar::new(mesh.plane.run.mesh, "planner", &token).await;
-    let (key, other) = (PendingKey::generate().unwrap(), PendingKey::generate().unwrap());
-    let credential = Some(Credential::JoinToken(token.clone()));
-    let request = |evidence: String| IssueRequest {
-        agent: "planner".into(),
-        credential: credential.clone(),
-        csr: key.csr.clone(),
-        evidence,
-    };
-    let nonce = sidecar.nonce().await;
-    let base = || evidence("planner", &key, &nonce, b"code");
-    let now = aip_runtime::unix_now();
-    let mut unsorted = base();
-    unsorted.files[0].path = "../main.py".into();
-    for (stated, expected) in [
-        (Evidence { v: 2, ..base() }, "evidence_malformed"),
-        (unsorted, "evidence_malformed"),
+    let mut stating = Stating::new(&mesh).await;
+    let other = PendingKey::generate().unwrap();
+    let jkt = other.key.jkt;
+    let cases: Vec<(Change, &str)> = vec![
+        (Box::new(|e| e.v = 2), "evidence_malformed"),
         (
-            Evidence {
-                attestor: "guess".into(),
-                ..base()
-            },
+            Box::new(|e| e.files[0].path = "../main.py".into()),
             "evidence_malformed",
         ),
+        (Box::new(|e| e.attestor = "guess".into()), "evidence_malformed"),
+        (Box::new(|e| e.iat -= 400), "evidence_stale"),
+        (Box::new(|e| e.iat += 400), "evidence_stale"),
+        (Box::new(move |e| e.jkt = jkt), "evidence_other_key"),
         (
-            Evidence {
-                iat: now - 400,
-                ..base()
-            },
-            "evidence_stale",
-        ),
-        (
-            Evidence {
-                iat: now + 400,
-                ..base()
-            },
-            "evidence_stale",
-        ),
-        (
-            Evidence {
-                jkt: other.key.jkt,
-                ..base()
-            },
-            "evidence_other_key",
-        ),
-        (
-            Evidence {
-                agent: "ledger".parse().unwrap(),
-                ..base()
-            },
+            Box::new(|e| e.agent = "ledger".parse().unwrap()),
             "evidence_other_agent",
         ),
-        (
-            Evidence {
-                code: Digest::sha256(b"x"),
-                ..base()
-            },
-            "evidence_digest_mismatch",
-        ),
-        (
-            Evidence {
-                nonce: "AAAA".into(),
-                ..base()
-            },
-            "nonce_unknown",
-        ),
-        (
-            Evidence {
-                nonce: "!".into(),
-                ..base()
-            },
-            "nonce_unknown",
-        ),
-    ] {
-        let mut stated = stated;
-        if expected == "evidence_malformed" && stated.attestor == "guess" {
-            use base64::Engine as _;
-            let nonce = sidecar.nonce().await;
-            stated.nonce = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(nonce);
-        }
-        assert_eq!(
-            refused(sidecar.issue(request(sign(&stated, &key))).await),
-            expected,
-            "{stated:?}"
-        );
+        (Box::new(|e| e.code = Digest::sha256(b"x")), "evidence_digest_mismatch"),
+        (Box::new(|e| e.nonce = "AAAA".into()), "nonce_unknown"),
+        (Box::new(|e| e.nonce = "!".into()), "nonce_unknown"),
+    ];
+    for (at, (change, expected)) in cases.into_iter().enumerate() {
+        let nonce = stating.sidecar.nonce().await;
+        let request = stating.stated(&nonce, change);
+        assert_eq!(stating.why(request).await, expected, "case {at}");
     }
-    assert_eq!(
-        refused(sidecar.issue(request(sign(&base(), &other))).await),
-        "evidence_other_key"
-    );
-    assert_eq!(
-        refused(sidecar.issue(request("x.y.z".into())).await),
-        "evidence_malformed"
-    );
-    let large = "x".repeat(MAX_EVIDENCE_BYTES + 1);
-    assert_eq!(refused(sidecar.issue(request(large)).await), "evidence_too_large");
+    let nonce = stating.sidecar.nonce().await;
+    let good = evidence("planner", &stating.key, &nonce, b"code");
+    let by_another = stating.request(sign(&good, &other));
+    assert_eq!(stating.why(by_another).await, "evidence_other_key");
+    let garbage = stating.request("x.y.z".into());
+    assert_eq!(stating.why(garbage).await, "evidence_malformed");
+    let large = stating.request("x".repeat(MAX_EVIDENCE_BYTES + 1));
+    assert_eq!(stating.why(large).await, "evidence_too_large");
     let bad_csr = IssueRequest {
         csr: vec![1, 2, 3],
-        ..request(sign(&base(), &key))
+        ..stating.request(sign(&good, &stating.key))
     };
-    assert_eq!(refused(sidecar.issue(bad_csr).await), "csr_invalid");
+    assert_eq!(stating.why(bad_csr).await, "csr_invalid");
+}
 
-    sidecar.issue(request(sign(&base(), &key))).await.unwrap();
-    assert_eq!(
-        refused(sidecar.issue(request(sign(&base(), &key))).await),
-        "nonce_reused"
-    );
-    let late = sidecar.nonce().await;
+#[tokio::test]
+async fn a_nonce_is_answered_once_and_in_time() {
+    let mesh = Mesh::dev().await;
+    let mut stating = Stating::new(&mesh).await;
+    let nonce = stating.sidecar.nonce().await;
+    let good = stating.stated(&nonce, |_| {});
+    stating.sidecar.issue(good.clone()).await.unwrap();
+    assert_eq!(stating.why(good).await, "nonce_reused");
+    let late = stating.sidecar.nonce().await;
     mesh.plane.clock.advance(61);
-    let stated = Evidence {
-        iat: now + 61,
-        ..evidence("planner", &key, &late, b"code")
-    };
-    assert_eq!(
-        refused(sidecar.issue(request(sign(&stated, &key))).await),
-        "nonce_expired"
-    );
+    let late = stating.stated(&late, |e| e.iat += 61);
+    assert_eq!(stating.why(late).await, "nonce_expired");
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 //! Who may do what: every role on every route, and every token that is not one.
 
+use aip_api::resource::KeyPurpose;
 use aip_control_plane::admin::roles::{MATRIX, Role, may};
-use aip_control_plane::admin::{ROUTES, auth, openapi};
+use aip_control_plane::admin::{OPEN, ROUTES, auth, openapi};
 use aip_control_plane::refusal::Reason;
 use aip_runtime::jws;
 use aip_runtime::signing::Signer;
@@ -68,114 +69,112 @@ fn every_documented_operation_is_in_the_table_of_routes_and_the_other_way_round(
         .iter()
         .map(|r| (r.path.to_owned(), r.method.to_owned()))
         .collect();
+    let open = OPEN
+        .iter()
+        .map(|(method, path)| ((*path).to_owned(), (*method).to_owned()));
+    table.extend(open);
     documented.sort();
     table.sort();
     assert_eq!(documented, table);
     assert!(ROUTES.iter().all(|r| MATRIX.iter().any(|(p, _)| *p == r.permission)));
 }
 
+/// An admin token that others are made from.
+struct Forge {
+    token: String,
+    claims: auth::Claims,
+    signer: std::sync::Arc<Signer>,
+}
+
+impl Forge {
+    fn new(mesh: &Mesh) -> Self {
+        let token = mesh.admin.token.clone();
+        let claims = token.split('.').nth(1).unwrap();
+        Self {
+            claims: serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap(),
+            signer: mesh.plane.api.ca.signer(KeyPurpose::Admin),
+            token,
+        }
+    }
+
+    fn with(&self, change: impl FnOnce(&mut auth::Claims)) -> String {
+        let mut claims = self.claims.clone();
+        change(&mut claims);
+        jws::sign_eddsa(&self.signer, auth::TYP, &claims).unwrap()
+    }
+
+    fn by(&self, signer: &Signer, typ: &str) -> String {
+        jws::sign_eddsa(signer, typ, &self.claims).unwrap()
+    }
+
+    /// Signed with an algorithm that nobody should take, by `sign`.
+    fn under(&self, alg: &str, sign: impl FnOnce(&[u8]) -> Vec<u8>) -> String {
+        let head = json!({"alg": alg, "typ": auth::TYP, "kid": self.signer.kid()});
+        let claims = self.token.split('.').nth(1).unwrap();
+        let message = format!("{}.{claims}", URL_SAFE_NO_PAD.encode(head.to_string()));
+        format!("{message}.{}", URL_SAFE_NO_PAD.encode(sign(message.as_bytes())))
+    }
+}
+
 #[tokio::test]
 async fn tokens_that_are_not_ours_or_not_now_are_refused() {
     let mesh = Mesh::dev().await;
-    let (api, good) = (&mesh.plane.api, mesh.admin.token.clone());
-    let part = |i: usize| good.split('.').nth(i).unwrap().to_owned();
-    let claims: auth::Claims = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part(1)).unwrap()).unwrap();
-    let signer = api.ca.signer(aip_api::resource::KeyPurpose::Admin);
-    let sign = |claims: &auth::Claims| jws::sign_eddsa(&signer, auth::TYP, claims).unwrap();
-    let head = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
-    let kid = signer.kid();
-    let none = format!(
-        "{}.{}.",
-        head(json!({"alg": "none", "typ": auth::TYP, "kid": kid})),
-        part(1)
-    );
-    // HS256 with the public key as secret: what a confused verifier would take.
-    let message = format!(
-        "{}.{}",
-        head(json!({"alg": "HS256", "typ": auth::TYP, "kid": kid})),
-        part(1)
-    );
-    let secret = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, signer.public_key().as_bytes());
-    let confused = format!(
-        "{message}.{}",
-        URL_SAFE_NO_PAD.encode(ring::hmac::sign(&secret, message.as_bytes()))
-    );
-    let stranger = Signer::generate(aip_api::resource::KeyPurpose::Admin).unwrap().0;
-    let config = api.ca.signer(aip_api::resource::KeyPurpose::Config);
-    let refused = async |token: &str| mesh.admin.with(token).refused("GET", "/v1/mesh", Value::Null).await;
+    let forge = Forge::new(&mesh);
+    let stranger = Signer::generate(KeyPurpose::Admin).unwrap().0;
+    let config = mesh.plane.api.ca.signer(KeyPurpose::Config);
+    // With the public key as secret: what a confused verifier would take.
+    let confused = |message: &[u8]| {
+        let secret = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, forge.signer.public_key().as_bytes());
+        ring::hmac::sign(&secret, message).as_ref().to_vec()
+    };
     for (token, expected) in [
-        (none, "admin_token_invalid"),
-        (confused, "admin_token_invalid"),
-        (
-            jws::sign_eddsa(&stranger, auth::TYP, &claims).unwrap(),
-            "admin_token_invalid",
-        ),
-        (
-            jws::sign_eddsa(&config, auth::TYP, &claims).unwrap(),
-            "admin_token_invalid",
-        ),
-        (
-            jws::sign_eddsa(&signer, "aip-ar+jwt", &claims).unwrap(),
-            "admin_token_invalid",
-        ),
-        (
-            sign(&auth::Claims {
-                aud: "other".into(),
-                ..claims.clone()
-            }),
-            "admin_token_invalid",
-        ),
-        (
-            sign(&auth::Claims {
-                iss: "other".into(),
-                ..claims.clone()
-            }),
-            "admin_token_invalid",
-        ),
-        (
-            sign(&auth::Claims {
-                exp: 1,
-                ..claims.clone()
-            }),
-            "admin_token_expired",
-        ),
-        (
-            sign(&auth::Claims {
-                jti: "other".into(),
-                ..claims.clone()
-            }),
-            "admin_token_revoked",
-        ),
-        (format!("{good}x"), "admin_token_invalid"),
+        (forge.under("none", |_| vec![]), "admin_token_invalid"),
+        (forge.under("HS256", confused), "admin_token_invalid"),
+        (forge.by(&stranger, auth::TYP), "admin_token_invalid"),
+        (forge.by(&config, auth::TYP), "admin_token_invalid"),
+        (forge.by(&forge.signer, "aip-ar+jwt"), "admin_token_invalid"),
+        (forge.with(|c| c.aud = "other".into()), "admin_token_invalid"),
+        (forge.with(|c| c.iss = "other".into()), "admin_token_invalid"),
+        (forge.with(|c| c.exp = 1), "admin_token_expired"),
+        (forge.with(|c| c.jti = "other".into()), "admin_token_revoked"),
+        (format!("{}x", forge.token), "admin_token_invalid"),
         ("x".repeat(3_000), "admin_token_invalid"),
         ("x".into(), "admin_token_invalid"),
         (String::new(), "credential_missing"),
     ] {
-        assert_eq!(refused(&token).await, (401, expected.to_owned()), "{token}");
+        let refused = mesh.admin.with(&token).refused("GET", "/v1/mesh", Value::Null).await;
+        assert_eq!(refused, (401, expected.to_owned()), "{token}");
     }
-    let viewer = mesh
+}
+
+#[tokio::test]
+async fn the_record_of_a_token_counts_and_not_what_it_says() {
+    let mesh = Mesh::dev().await;
+    let forge = Forge::new(&mesh);
+    let made = mesh
         .admin
         .ok("POST", "/v1/admin-tokens", json!({"sub": "v", "role": "viewer"}))
         .await;
-    let viewer_claims = auth::Claims {
-        jti: viewer["jti"].as_str().unwrap().into(),
-        role: Role::Admin,
-        ..claims.clone()
-    };
-    let raised = mesh.admin.with(sign(&viewer_claims));
+    let jti = made["jti"].as_str().unwrap();
+    let raised = forge.with(|c| {
+        c.jti = jti.into();
+        c.role = Role::Admin;
+    });
+    let raised = mesh.admin.with(raised);
+    let refused = raised.refused("GET", "/v1/admin-tokens", Value::Null).await;
+    assert_eq!(refused.1, "role_forbidden");
+    let viewer = mesh.admin.with(made["token"].as_str().unwrap());
+    viewer.get("/v1/mesh").await;
+    mesh.admin
+        .ok("DELETE", &format!("/v1/admin-tokens/{jti}"), Value::Null)
+        .await;
     assert_eq!(
-        raised.refused("GET", "/v1/admin-tokens", Value::Null).await.1,
-        "role_forbidden",
-        "the record counts"
-    );
-    let path = format!("/v1/admin-tokens/{}", viewer["jti"].as_str().unwrap());
-    mesh.admin.ok("DELETE", &path, Value::Null).await;
-    assert_eq!(
-        refused(viewer["token"].as_str().unwrap()).await.1,
+        viewer.refused("GET", "/v1/mesh", Value::Null).await.1,
         "admin_token_revoked"
     );
     mesh.plane.clock.advance(31 * 86_400);
-    assert_eq!(refused(&good).await.1, "admin_token_expired");
+    let late = mesh.admin.refused("GET", "/v1/mesh", Value::Null).await;
+    assert_eq!(late.1, "admin_token_expired");
 }
 
 #[tokio::test]

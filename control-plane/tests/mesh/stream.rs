@@ -186,6 +186,18 @@ async fn peers_come_on_demand_and_missing_ones_are_said_to_be() {
         "the baseline is held already"
     );
     stream.ack(push.nonce).await;
+}
+
+#[tokio::test]
+async fn subscriptions_follow_what_appears_and_goes() {
+    let mesh = Mesh::dev().await;
+    let sidecar = mesh.joined("planner").await;
+    mesh.token("ledger").await;
+    let mut stream = sidecar.stream().await;
+    stream.synced().await;
+    stream.subscribe(Kind::Agent, &["ledger", "nobody"]).await;
+    let push = stream.push().await.unwrap();
+    stream.ack(push.nonce).await;
 
     mesh.admin.ok("POST", "/v1/agents", json!({"name": "nobody"})).await;
     let push = stream.push().await.unwrap();

@@ -18,6 +18,7 @@ use super::{page, resources};
 use crate::admin::Api;
 use crate::admin::answer::{Answer, Body, Changed, Held, IfMatch, Name, Page, PageQuery, Params};
 use crate::admin::auth::Caller;
+use crate::admin::documents;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::records::SvidRecord;
 use crate::registry::{Actor, Outcome, decode, keys};
@@ -42,7 +43,7 @@ async fn list(State(api): State<Arc<Api>>, Params(query): Params<PageQuery>) -> 
 }
 
 /// Registers an agent.
-#[utoipa::path(post, path = "/v1/agents", tag = "agents", request_body = Object, responses((status = 201, body = Held)))]
+#[utoipa::path(post, path = "/v1/agents", tag = "agents", request_body = documents::Agent, responses((status = 201, body = Held)))]
 async fn create(
     State(api): State<Arc<Api>>,
     caller: Caller,
@@ -59,7 +60,7 @@ async fn show(State(api): State<Arc<Api>>, Name(name): Name<AgentName>) -> Answe
 }
 
 /// Changes an agent. `generation` is not taken from the document. In a `prod` mesh: proposes to (202).
-#[utoipa::path(put, path = "/v1/agents/{name}", tag = "agents", params(("name" = String, Path)), request_body = Object,
+#[utoipa::path(put, path = "/v1/agents/{name}", tag = "agents", params(("name" = String, Path)), request_body = documents::Agent,
     responses((status = 200, body = Held), (status = 202, body = Changed)))]
 async fn update(
     State(api): State<Arc<Api>>,
@@ -172,7 +173,7 @@ async fn one_traffic(State(api): State<Arc<Api>>, Name(agent): Name<AgentName>) 
 }
 
 /// Writes the limits of an agent, or `default`.
-#[utoipa::path(put, path = "/v1/traffic/{agent}", tag = "traffic", params(("agent" = String, Path)), request_body = Object,
+#[utoipa::path(put, path = "/v1/traffic/{agent}", tag = "traffic", params(("agent" = String, Path)), request_body = documents::Traffic,
     responses((status = 200, body = Changed)))]
 async fn put_traffic(
     State(api): State<Arc<Api>>,

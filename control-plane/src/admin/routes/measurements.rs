@@ -16,6 +16,7 @@ use super::page;
 use crate::admin::Api;
 use crate::admin::answer::{Answer, Body, Changed, Page, PageQuery, Params};
 use crate::admin::auth::Caller;
+use crate::admin::documents;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::records::PendingMeasurement;
 use crate::registry::{Actor, decode, keys};
@@ -146,7 +147,7 @@ async fn list(State(api): State<Arc<Api>>, Params(which): Params<Which>) -> Answ
 }
 
 /// Approves a measurement that was taken elsewhere (`aip attest measure`). In a `prod` mesh: proposes to (202).
-#[utoipa::path(post, path = "/v1/measurements", tag = "measurements", request_body = Object,
+#[utoipa::path(post, path = "/v1/measurements", tag = "measurements", request_body = documents::Measurement,
     responses((status = 200, body = Changed), (status = 202, body = Changed)))]
 async fn put(State(api): State<Arc<Api>>, caller: Caller, Body(measurement): Body<Measurement>) -> Answer<Response> {
     Ok(api

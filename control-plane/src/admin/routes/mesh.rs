@@ -15,6 +15,7 @@ use utoipa_axum::routes;
 use crate::admin::Api;
 use crate::admin::answer::{Answer, Body, Changed, Held, IfMatch};
 use crate::admin::auth::Caller;
+use crate::admin::documents;
 use crate::registry::Actor;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
@@ -67,7 +68,7 @@ async fn config(State(api): State<Arc<Api>>) -> Answer<Json<Held>> {
 }
 
 /// Changes the settings. In a `prod` mesh: proposes to (202).
-#[utoipa::path(put, path = "/v1/mesh-config", tag = "mesh", request_body = Object,
+#[utoipa::path(put, path = "/v1/mesh-config", tag = "mesh", request_body = documents::MeshConfig,
     responses((status = 200, body = Changed), (status = 202, body = Changed)))]
 async fn put_config(
     State(api): State<Arc<Api>>,

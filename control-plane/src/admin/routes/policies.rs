@@ -17,6 +17,7 @@ use crate::admin::Api;
 use crate::admin::admission::admit;
 use crate::admin::answer::{Answer, Body, Changed, Held, IfMatch, Name, Page, PageQuery, Params};
 use crate::admin::auth::Caller;
+use crate::admin::documents;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
@@ -34,7 +35,7 @@ async fn list(State(api): State<Arc<Api>>, Params(query): Params<PageQuery>) -> 
 }
 
 /// Checks a policy and writes nothing: what it reads, whether its decisions can be cached, its tests.
-#[utoipa::path(post, path = "/v1/policies/check", tag = "policies", request_body = Object,
+#[utoipa::path(post, path = "/v1/policies/check", tag = "policies", request_body = documents::Policy,
     responses((status = 200, body = Object), (status = 422, description = "Diagnostics, with file and line, in `errors`.")))]
 async fn check(
     State(api): State<Arc<Api>>,
@@ -51,7 +52,7 @@ async fn show(State(api): State<Arc<Api>>, Name(name): Name<PolicyName>) -> Answ
 }
 
 /// Checks a policy and writes it. In a `prod` mesh: proposes to (202).
-#[utoipa::path(put, path = "/v1/policies/{name}", tag = "policies", params(("name" = String, Path)), request_body = Object,
+#[utoipa::path(put, path = "/v1/policies/{name}", tag = "policies", params(("name" = String, Path)), request_body = documents::Policy,
     responses((status = 200, body = Changed), (status = 202, body = Changed), (status = 422, description = "Diagnostics, with file and line, in `errors`.")))]
 async fn put(
     State(api): State<Arc<Api>>,

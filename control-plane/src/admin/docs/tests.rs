@@ -1,0 +1,152 @@
+//! The OpenAPI document against what is really sent: each document is written out field by field, so that a field that
+//! is added to it fails to compile here until it is described.
+
+use std::collections::BTreeMap;
+
+use aip_api::evidence::{Assurance, Enforcement};
+use aip_api::problem::{FieldError, Problem};
+use aip_api::resource::{
+    Agent, AgentProtocol, Attach, EgressRule, HostHeader, Manifest, Measurement, MeshConfig, MeshMode, Mode, Policy,
+    Require, Traffic,
+};
+use aip_api::{Digest, TrustDomain};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::*;
+
+fn whole<T: Serialize>(name: &'static str, document: &T) -> (&'static str, Value) {
+    (name, serde_json::to_value(document).unwrap())
+}
+
+fn agent() -> (&'static str, Value) {
+    let agent = Agent {
+        name: "planner".parse().unwrap(),
+        owner: "ops".into(),
+        labels: BTreeMap::from([("tier".into(), "gold".into())]),
+        capabilities: vec!["search".into()],
+        mode: Mode::Observe { until: 1 },
+        protocol: AgentProtocol::H2c,
+        host: HostHeader::Original,
+        allow_ambiguous_paths: true,
+        aliases: vec!["research.example.com".into()],
+        manifest: Manifest::default(),
+        generation: 1,
+    };
+    whole("Agent", &agent)
+}
+
+fn traffic() -> (&'static str, Value) {
+    let traffic = Traffic {
+        agent: "planner".into(),
+        response_timeout_ms: 1,
+        idle_timeout_ms: 1,
+        max_concurrency: 1,
+        peer_max_concurrency: Some(1),
+        peer_rate_per_second: 1,
+        peer_burst: 1,
+    };
+    whole("Traffic", &traffic)
+}
+
+fn policy() -> (&'static str, Value) {
+    let policy = Policy {
+        name: "quiet".to_owned().try_into().unwrap(),
+        rego: "package aip.policy.quiet".into(),
+        data: json!({}),
+        tests: Some("package aip.policy.quiet_test".into()),
+        attach: Attach::Agents(vec![]),
+    };
+    whole("Policy", &policy)
+}
+
+fn measurement() -> (&'static str, Value) {
+    let digest = Digest::sha256(b"x");
+    let measurement = Measurement {
+        agent: "planner".parse().unwrap(),
+        attestor: "files".into(),
+        code: digest,
+        config: Some(digest),
+        executable: Some(digest),
+        argv: Some(digest),
+        sidecar: Some(digest),
+        approved_by: "admin:bob".into(),
+        approved_at: 1,
+    };
+    whole("Measurement", &measurement)
+}
+
+fn mesh_config() -> [(&'static str, Value); 3] {
+    let trust_domain: TrustDomain = "aip.internal".parse().unwrap();
+    let require = Require {
+        assurance: Assurance::Declared,
+        enforcement: Enforcement::Cooperative,
+    };
+    let rule = EgressRule {
+        host: "example.com".into(),
+        port: 443,
+        allow_private: false,
+    };
+    let config = MeshConfig {
+        trust_domain,
+        mode: MeshMode::Dev,
+        require,
+        egress: vec![rule.clone()],
+        svid_ttl_seconds: 60,
+    };
+    [
+        whole("MeshConfig", &config),
+        whole("Require", &require),
+        whole("EgressRule", &rule),
+    ]
+}
+
+fn problem() -> (&'static str, Value) {
+    let mut problem = Problem::new(422, "invalid", "why");
+    problem.errors = vec![FieldError::new("field", "message")];
+    whole("Problem", &problem)
+}
+
+#[test]
+fn every_document_is_described_with_every_field_that_it_has() {
+    let document: Value = serde_json::from_str(&openapi()).unwrap();
+    let mut documents = vec![agent(), traffic(), policy(), measurement(), problem()];
+    documents.extend(mesh_config());
+    for (name, sent) in documents {
+        let described = document["components"]["schemas"][name]["properties"].as_object();
+        let described = described.unwrap_or_else(|| panic!("{name} is not described"));
+        let mut described: Vec<_> = described.keys().collect();
+        let mut sent: Vec<_> = sent.as_object().unwrap().keys().collect();
+        described.sort();
+        sent.sort();
+        assert_eq!(described, sent, "{name}");
+    }
+}
+
+#[test]
+fn every_operation_says_what_it_takes_what_it_answers_and_how_it_refuses() {
+    let document: Value = serde_json::from_str(&openapi()).unwrap();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let at = format!("{method} {path}");
+            assert!(
+                operation["summary"].as_str().is_some_and(|s| !s.is_empty()),
+                "{at} has no summary"
+            );
+            let answers = operation["responses"].as_object().unwrap();
+            assert!(answers.contains_key("default"), "{at} does not say how it refuses");
+            assert!(
+                answers.keys().any(|status| status.starts_with('2')),
+                "{at} does not say what it answers"
+            );
+            let body = &operation["requestBody"]["content"]["application/json"]["schema"];
+            assert!(
+                body.is_null() || body["$ref"].is_string(),
+                "{at} takes something: {body}"
+            );
+            let named = path.matches('{').count();
+            let parameters = operation["parameters"].as_array().into_iter().flatten();
+            assert_eq!(parameters.filter(|p| p["in"] == "path").count(), named, "{at}");
+        }
+    }
+}

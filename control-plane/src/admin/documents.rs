@@ -1,0 +1,217 @@
+//! The documents that clients send, as the OpenAPI document describes them. They are the resources of `aip-api`, which
+//! knows nothing of OpenAPI; a test holds each field here against the real one.
+
+#![expect(dead_code, reason = "described, never made")]
+
+use std::collections::BTreeMap;
+
+use utoipa::ToSchema;
+
+/// An agent in the registry.
+#[derive(ToSchema)]
+pub(super) struct Agent {
+    /// A DNS label: 1 to 63 of a-z, 0-9, `-`.
+    name: String,
+    /// Who answers for it.
+    #[schema(required = false)]
+    owner: String,
+    /// Free labels, by which policies select; at most 32.
+    #[schema(required = false)]
+    labels: BTreeMap<String, String>,
+    /// What it can do, for discovery; at most 32.
+    #[schema(required = false)]
+    capabilities: Vec<String>,
+    #[schema(required = false)]
+    mode: Mode,
+    #[schema(required = false)]
+    protocol: Protocol,
+    #[schema(required = false)]
+    host: Host,
+    /// Let paths through that are refused by default (dot segments, `//`, encoded slashes, `;`, `\`).
+    #[schema(required = false)]
+    allow_ambiguous_paths: bool,
+    /// DNS names outside the mesh whose calls, over plain HTTP, go to this agent; at most 8.
+    #[schema(required = false)]
+    aliases: Vec<String>,
+    /// What it claims of itself at `/.well-known/agent-manifest`.
+    #[schema(required = false, value_type = Object)]
+    manifest: (),
+    /// The control plane's: what is sent is not taken.
+    #[schema(required = false)]
+    generation: u64,
+}
+
+/// Whether refusals are enforced.
+#[derive(ToSchema)]
+#[serde(rename_all = "lowercase", tag = "kind")]
+pub(super) enum Mode {
+    /// What policy refuses is refused.
+    Enforce,
+    /// It is recorded and let pass, until a time.
+    Observe {
+        /// Unix seconds at which enforcement begins again.
+        until: u64,
+    },
+}
+
+/// Which HTTP version the agent's server speaks: as the caller spoke, HTTP/1.1, or HTTP/2 with prior knowledge.
+#[derive(ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Protocol {
+    Auto,
+    Http1,
+    H2c,
+}
+
+/// What the agent sees as `Host`: `127.0.0.1:<port>`, or what the caller sent.
+#[derive(ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Host {
+    Local,
+    Original,
+}
+
+/// Limits of an agent, or of all that have none of their own.
+#[derive(ToSchema)]
+pub(super) struct Traffic {
+    /// The agent's name, or `default`.
+    agent: String,
+    /// From the request's last header to the response's first: 1 to 3,600,000.
+    #[schema(required = false)]
+    response_timeout_ms: u64,
+    /// Silence in the middle of a body after which the stream is cut: 1 to 86,400,000.
+    #[schema(required = false)]
+    idle_timeout_ms: u64,
+    /// Requests in flight to the agent: 1 to 100,000.
+    #[schema(required = false)]
+    max_concurrency: u32,
+    /// How many of them may be one peer's; absent: half of them.
+    peer_max_concurrency: Option<u32>,
+    /// Requests a second from one peer: 1 to 1,000,000.
+    #[schema(required = false)]
+    peer_rate_per_second: u32,
+    /// How many of them may come at once: 1 to 1,000,000.
+    #[schema(required = false)]
+    peer_burst: u32,
+}
+
+/// A Rego module with its data and tests; see docs/policy.md.
+#[derive(ToSchema)]
+pub(super) struct Policy {
+    /// 1 to 63 of a-z, 0-9, `-`, a letter first; the package is `aip.policy.<name>` with `_` for `-`.
+    name: String,
+    /// The module's text.
+    rego: String,
+    /// `data.user.<name>`: an object.
+    #[schema(required = false, value_type = Object)]
+    data: (),
+    /// Rego tests, run at admission.
+    tests: Option<String>,
+    #[schema(required = false)]
+    attach: Attach,
+}
+
+/// Whose hops a policy takes part in.
+#[derive(ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Attach {
+    /// Every hop.
+    Mesh,
+    /// Hops of these agents.
+    Agents(Vec<String>),
+    /// Hops of agents that carry all these labels.
+    Labels(BTreeMap<String, String>),
+}
+
+/// A measurement of an agent: each digest that is present must be equal.
+#[derive(ToSchema)]
+pub(super) struct Measurement {
+    /// The agent that may run this.
+    agent: String,
+    /// What measured it: `files`, `process`.
+    attestor: String,
+    /// Merkle digest of the declared files; 64 hex digits, as all digests.
+    code: String,
+    /// Digest of the declared configuration; absent: any.
+    config: Option<String>,
+    /// Digest of the executable; absent: any.
+    executable: Option<String>,
+    /// Digest of the command line; absent: any.
+    argv: Option<String>,
+    /// Digest of the sidecar's executable; absent: any.
+    sidecar: Option<String>,
+    /// The control plane's: what is sent is not taken.
+    #[schema(required = false)]
+    approved_by: String,
+    /// The control plane's: what is sent is not taken.
+    #[schema(required = false)]
+    approved_at: u64,
+}
+
+/// The mesh's settings.
+#[derive(ToSchema)]
+pub(super) struct MeshConfig {
+    /// Never changes.
+    trust_domain: String,
+    /// `dev` or `prod`; never changes.
+    mode: String,
+    #[schema(required = false)]
+    require: Require,
+    /// Hosts outside the mesh that agents may reach; at most 1,000.
+    #[schema(required = false)]
+    egress: Vec<EgressRule>,
+    /// Lifetime of an SVID: 60 to 86,400.
+    #[schema(required = false)]
+    svid_ttl_seconds: u64,
+}
+
+/// What a peer must show before policy is asked.
+#[derive(ToSchema)]
+pub(super) struct Require {
+    /// `declared`, `observed` or `hardware`.
+    #[schema(required = false)]
+    assurance: String,
+    /// `cooperative` or `captured`.
+    #[schema(required = false)]
+    enforcement: String,
+}
+
+/// A host outside the mesh.
+#[derive(ToSchema)]
+pub(super) struct EgressRule {
+    /// A DNS name, `*.` and a DNS name, or an IP address.
+    host: String,
+    /// 443 if absent.
+    #[schema(required = false)]
+    port: u16,
+    /// Let the name resolve to loopback or private addresses.
+    #[schema(required = false)]
+    allow_private: bool,
+}
+
+/// Why a request was refused (RFC 9457).
+#[derive(ToSchema)]
+pub(super) struct Problem {
+    /// `urn:aip:reason:<reason>`.
+    r#type: String,
+    /// The reason in words.
+    title: String,
+    /// The HTTP status.
+    status: u16,
+    /// What failed, why, and what to do.
+    detail: String,
+    /// Stable, snake_case; docs/admin-api.md lists them.
+    reason: String,
+    /// Every mistake that was found.
+    #[schema(required = false)]
+    errors: Vec<Mistake>,
+}
+
+/// One mistake in a document.
+#[derive(ToSchema)]
+pub(super) struct Mistake {
+    /// A field path, or `file:line:column`.
+    field: String,
+    /// What is wrong, and what would be right.
+    message: String,
+}
