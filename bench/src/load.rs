@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use hdrhistogram::Histogram;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use connection::worker;
 use schedule::Schedule;
@@ -100,34 +100,9 @@ pub(crate) async fn run<T>(plan: &Plan, read: impl Fn() -> anyhow::Result<T>) ->
         "{} is not a loopback address",
         plan.target.addr
     );
-    let shared = Rc::new(Shared {
-        target: plan.target.clone(),
-        schedule: match plan.pace {
-            Pace::Closed => None,
-            Pace::Fixed { per_second } => Some(Schedule::new(per_second)),
-        },
-        window: Cell::new(None),
-        stop: Cell::new(false),
-        latency: RefCell::new(Histogram::new_with_max(MAX_LATENCY.as_nanos() as u64, 3)?),
-        errors: Cell::new(0),
-        first_error: RefCell::new(None),
-    });
-    let mut workers = JoinSet::new();
-    for _ in 0..plan.connections {
-        let connection = tokio::time::timeout(CONNECT, connection::open(plan.target.addr))
-            .await
-            .with_context(|| format!("no connection to {} in time", plan.target.addr))??;
-        workers.spawn_local(worker(Rc::clone(&shared), connection));
-    }
-    let ticker = shared.schedule.is_some().then(|| {
-        let shared = Rc::clone(&shared);
-        tokio::task::spawn_local(async move {
-            match &shared.schedule {
-                Some(schedule) => schedule.tick(&shared.stop).await,
-                None => Ok(()),
-            }
-        })
-    });
+    let shared = Rc::new(Shared::of(plan)?);
+    let workers = connect(plan, &shared).await?;
+    let ticker = tick(&shared);
 
     tokio::time::sleep(plan.warmup).await;
     let before = read()?;
@@ -142,12 +117,7 @@ pub(crate) async fn run<T>(plan: &Plan, read: impl Fn() -> anyhow::Result<T>) ->
     if let Some(ticker) = ticker {
         ticker.await??;
     }
-    let drained = tokio::time::timeout(DRAIN, async { while workers.join_next().await.is_some() {} }).await;
-    if drained.is_err() {
-        let late = workers.len() as u64 + shared.schedule.as_ref().map_or(0, Schedule::waiting);
-        shared.fail_many(late, "not answered in time");
-        workers.shutdown().await;
-    }
+    drain(workers, &shared).await;
     let latency = shared.latency.borrow().clone();
     let first_error = shared.first_error.borrow().clone();
     Ok(Outcome {
@@ -160,7 +130,56 @@ pub(crate) async fn run<T>(plan: &Plan, read: impl Fn() -> anyhow::Result<T>) ->
     })
 }
 
+/// The connections, each with a worker.
+async fn connect(plan: &Plan, shared: &Rc<Shared>) -> anyhow::Result<JoinSet<()>> {
+    let mut workers = JoinSet::new();
+    for _ in 0..plan.connections {
+        let connection = tokio::time::timeout(CONNECT, connection::open(plan.target.addr))
+            .await
+            .with_context(|| format!("no connection to {} in time", plan.target.addr))??;
+        workers.spawn_local(worker(Rc::clone(shared), connection));
+    }
+    Ok(workers)
+}
+
+/// Keeps the schedule, where there is one.
+fn tick(shared: &Rc<Shared>) -> Option<JoinHandle<anyhow::Result<()>>> {
+    shared.schedule.as_ref()?;
+    let shared = Rc::clone(shared);
+    Some(tokio::task::spawn_local(async move {
+        match &shared.schedule {
+            Some(schedule) => schedule.tick(&shared.stop).await,
+            None => Ok(()),
+        }
+    }))
+}
+
+/// Waits for the last answers; those that do not come in time are errors.
+async fn drain(mut workers: JoinSet<()>, shared: &Shared) {
+    let drained = tokio::time::timeout(DRAIN, async { while workers.join_next().await.is_some() {} }).await;
+    if drained.is_err() {
+        let late = workers.len() as u64 + shared.schedule.as_ref().map_or(0, Schedule::waiting);
+        shared.fail_many(late, "not answered in time");
+        workers.shutdown().await;
+    }
+}
+
 impl Shared {
+    fn of(plan: &Plan) -> anyhow::Result<Self> {
+        Ok(Self {
+            target: plan.target.clone(),
+            schedule: match plan.pace {
+                Pace::Closed => None,
+                Pace::Fixed { per_second } => Some(Schedule::new(per_second)),
+            },
+            window: Cell::new(None),
+            stop: Cell::new(false),
+            latency: RefCell::new(Histogram::new_with_max(MAX_LATENCY.as_nanos() as u64, 3)?),
+            errors: Cell::new(0),
+            first_error: RefCell::new(None),
+        })
+    }
+
     /// When the next request is due; `None` when the measurement is over.
     async fn next_due(&self) -> Option<Instant> {
         match &self.schedule {
