@@ -179,6 +179,11 @@ fn documented_limits_are_the_limits() {
         let row = format!("| {what} | {value} |");
         assert!(text.contains(&row), "{row}");
     }
+    assert_eq!(
+        limits::WAITING_REQUEST,
+        8 * 1024,
+        "as the row of what all peers hold says"
+    );
 }
 
 #[test]

@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use aip_api::id::HopId;
+use aip_api::resource::Mode;
 use aip_sidecar::proxy::limits;
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::Full;
+use hyper::body::Frame;
 use serde_json::json;
 
 use crate::agent::Agent;
-use crate::client::{Answer, Stranger, channel, collect, post, send};
+use crate::client::{Answer, Stranger, channel, collect, post, send, to_ledger};
 use crate::mesh::{Pair, Side, World, until};
 use crate::pki::Says;
 use crate::refuse::{POLICY, is_refused, pair_with};
@@ -139,6 +141,48 @@ async fn a_body_that_would_take_too_much_memory_is_not_read() {
         (held(&pair.caller) == 0).then_some(())
     })
     .await;
+}
+
+/// However a body comes, the same bytes go on, with the length that they have.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_in_pieces_goes_on_as_it_was() {
+    let agent = Agent::start().await;
+    let mut world = World::of(&["planner", "ledger"]).policy(POLICY);
+    // So that what can't be read goes on, too.
+    for name in ["planner", "ledger"] {
+        world.agent(name).mode = Mode::Observe { until: u64::MAX };
+    }
+    let pair = Pair::in_world(agent.address, world).await;
+    let large = format!("{{\"a\":\"{}\"}}", "x".repeat(limits::MAX_HELD_BODY + 100_000));
+    let call = worst_call(5);
+    for (what, content_type, body, piece) in [
+        ("JSON", "application/json", call.as_str(), 1),
+        ("JSON that does not say so", "text/plain", &call, 7),
+        ("blanks, then text", "text/plain", " \n \t hello {}", 1),
+        ("text", "text/plain", "hello", 2),
+        ("blanks", "text/plain", "  \n ", 1),
+        ("too much", "text/plain", &large, 50_000),
+        ("lenient JSON", "text/plain", "{a: 1}", 1),
+    ] {
+        let (frames, stream) = channel();
+        let request = to_ledger("POST", "/x")
+            .header("content-type", content_type)
+            .body(stream)
+            .unwrap();
+        let pieces: Vec<Bytes> = body.as_bytes().chunks(piece).map(Bytes::copy_from_slice).collect();
+        tokio::spawn(async move {
+            for piece in pieces {
+                frames.send(Frame::data(piece)).await.unwrap();
+            }
+        });
+        let answer = send(pair.caller.outbound, request).await;
+        assert_eq!(answer.status, StatusCode::OK, "{what}: {}", answer.text());
+        let seen = agent.seen().pop().unwrap();
+        assert!(seen.body == body && answer.body == body, "{what}");
+    }
+    for side in [&pair.caller, &pair.callee] {
+        until("everything is given back", async || (held(side) == 0).then_some(())).await;
+    }
 }
 
 async fn as_peer(pair: &Pair, name: &str, path: &str, body: String) -> Answer {
