@@ -14,6 +14,10 @@ use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
+/// Threads of a worker for what blocks, which is looking up names. More wait, no longer than a lookup may take: an agent that
+/// asks for many names at once must not be given hundreds of threads.
+const LOOKUP_THREADS: usize = 8;
+
 thread_local! {
     /// Which worker this thread is. Threads that are none share the first one's connections.
     static INDEX: Cell<usize> = const { Cell::new(0) };
@@ -99,7 +103,10 @@ impl Drop for Place {
 }
 
 fn start(index: usize) -> io::Result<Worker> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(LOOKUP_THREADS)
+        .build()?;
     let handle = runtime.handle().clone();
     let (stop, stopped) = oneshot::channel::<()>();
     let thread = std::thread::Builder::new().name(format!("worker-{index}"));
