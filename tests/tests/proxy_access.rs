@@ -30,6 +30,17 @@ fn is_root() -> bool {
     is
 }
 
+/// The status that another user's client gets.
+async fn as_other(sidecar: &Sidecar) -> String {
+    let answer = tokio::process::Command::new("setpriv")
+        .args(["--reuid", OTHER, "--clear-groups", "curl", "-sS", "--max-time", "20"])
+        .args(["-o", "/dev/null", "-w", "%{http_code}", "-x"])
+        .args([format!("http://{}", sidecar.outbound), URL.to_owned()])
+        .env("NO_PROXY", "")
+        .output();
+    String::from_utf8_lossy(&answer.await.unwrap().stdout).into_owned()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_word_about_it_the_port_asks_for_a_secret_of_its_own() {
     let (scripted, dir) = (Scripted::start(), TempDir::new().unwrap());
@@ -67,14 +78,7 @@ async fn the_user_of_the_agent_needs_no_secret_and_others_are_refused() {
     if !is_root() {
         return;
     }
-    let answer = Command::new("setpriv")
-        .args(["--reuid", OTHER, "--clear-groups", "curl", "-sS", "--max-time", "20"])
-        .args(["-o", "/dev/null", "-w", "%{http_code}", "-x"])
-        .args([format!("http://{}", sidecar.outbound), URL.to_owned()])
-        .env("NO_PROXY", "")
-        .output()
-        .unwrap();
-    assert_eq!(String::from_utf8_lossy(&answer.stdout), "403", "{answer:?}");
+    assert_eq!(as_other(&sidecar).await, "403");
     assert_eq!(sidecar.metric("aip_refusals_total", &["not_the_agent"]).await, 1.0);
 }
 
@@ -97,6 +101,25 @@ async fn another_user_gets_a_whole_answer() {
     let answer = read_until(&mut tcp, |_| false).await;
     assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
     assert!(answer.contains("not_the_agent"), "{answer}");
+}
+
+/// Who is refused holds none of the agent's places while he is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_user_takes_no_places_from_the_agent() {
+    if !is_root() {
+        return;
+    }
+    let (scripted, dir) = (Scripted::start(), TempDir::new().unwrap());
+    let sidecar = scripted
+        .sidecar_with("one", Agent::start().address, dir.path(), &["--agent-uid", OTHER])
+        .await;
+    // More than the port has places (MAX_OUTBOUND_CONNECTIONS), and all of them say nothing.
+    let mut strangers = Vec::new();
+    for _ in 0..1_100 {
+        strangers.push(TcpStream::connect(sidecar.outbound).await.unwrap());
+    }
+    let answer = as_other(&sidecar).await;
+    assert_eq!(answer, "404", "the agent is served meanwhile");
 }
 
 /// Whatever the mesh lists, also by name and with private addresses allowed.

@@ -8,6 +8,9 @@ use aip_runtime::door::Bounds;
 pub const MAX_INBOUND_CONNECTIONS: usize = 4_096;
 /// Connections of the sidecar's own agent, tunnels included. Agents with more open more than they can serve.
 pub const MAX_OUTBOUND_CONNECTIONS: usize = 1_024;
+/// Connections to the outbound port that are not the agent's and are told so, which takes up to two seconds each; more
+/// are closed without a word. Told at all, since a client that is not tries again without end.
+pub const MAX_REFUSED_CONNECTIONS: usize = 64;
 /// Connections from one source, known peers included. Generous, since a whole cluster's sidecars may come from one
 /// address; three quarters are the most that one source can take from all others.
 pub const MAX_SOURCE_CONNECTIONS: usize = 3_072;

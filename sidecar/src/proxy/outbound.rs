@@ -21,7 +21,8 @@ use tokio::sync::Semaphore;
 
 use super::io::{Speaks, sniff};
 use super::limits::{
-    HEADER_READ_TIMEOUT, MAX_HTTP1_BUFFER, MAX_OUTBOUND_CONNECTIONS, REFUSED_BODY_WAIT, REFUSED_HEAD_BYTES,
+    HEADER_READ_TIMEOUT, MAX_HTTP1_BUFFER, MAX_OUTBOUND_CONNECTIONS, MAX_REFUSED_CONNECTIONS, REFUSED_BODY_WAIT,
+    REFUSED_HEAD_BYTES,
 };
 use super::{Proxy, http2, metrics, tunnel};
 use crate::request::body::Body;
@@ -30,6 +31,7 @@ use crate::request::{From, Via, pipeline};
 
 pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, drain: DrainWatch) {
     let connections = Arc::new(Semaphore::new(MAX_OUTBOUND_CONNECTIONS));
+    let refusals = Arc::new(Semaphore::new(MAX_REFUSED_CONNECTIONS));
     let mut drain = Some(drain);
     loop {
         let Ok(permit) = connections.clone().acquire_owned().await else {
@@ -49,9 +51,18 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, drain: Drain
                 continue;
             }
         };
-        let (proxy, drain) = (proxy.clone(), drain.clone());
+        let (proxy, drain, refusals) = (proxy.clone(), drain.clone(), refusals.clone());
         let workers = proxy.settings.workers.clone();
         workers.serve(tcp, async move |tcp| {
+            if let Err(refusal) = is_our_agent(&proxy, &tcp).await {
+                metrics::refused(Direction::Outbound, refusal);
+                // The places are the agent's: a stranger has none while he is told.
+                drop((permit, drain));
+                if let Ok(_refused) = refusals.try_acquire() {
+                    refuse(tcp, refusal).await;
+                }
+                return;
+            }
             let _permit = permit;
             connection(proxy, tcp, drain).await;
         });
@@ -59,10 +70,6 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, drain: Drain
 }
 
 async fn connection(proxy: Arc<Proxy>, tcp: TcpStream, drain: Option<DrainWatch>) {
-    if let Err(refusal) = is_our_agent(&proxy, &tcp).await {
-        metrics::refused(Direction::Outbound, refusal);
-        return refuse(tcp, refusal).await;
-    }
     proxy.metrics.connections(Direction::Outbound, 1.0);
     if let Ok((speaks, stream)) = sniff(tcp, HEADER_READ_TIMEOUT).await {
         let via = Via {
