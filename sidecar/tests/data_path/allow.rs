@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::agent::Agent;
 use crate::client::{begin_h2, collect, get, post, raw, send, to_ledger};
-use crate::mesh::{Pair, World};
+use crate::mesh::{Pair, Side, World};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_passes_both_sidecars_and_both_record_it() {
@@ -210,4 +210,24 @@ async fn hops_are_counted_along_a_trace() {
     assert_eq!(callee, ["/on hops_2", "/on hops_1", "/slow hops_1", "/on hops_1"]);
     let caller = rules(&pair.caller, 4).await;
     assert_eq!(caller[0], "/on hops_2", "as the other sidecar counted: {caller:?}");
+}
+
+/// A call that connects before it is decided has had its turn then.
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_take_turns_whatever_policy_reads() {
+    let agent = Agent::start().await;
+    let attested = "package aip.policy.baseline\nrules contains {\"rule\": \"r\", \"verdict\": \"allow\", \"reason\": \"t\"} if input.destination.attestation.status == \"valid\"\n";
+    for rego in [crate::mesh::ALLOW_ALL, attested] {
+        let world = || World::of(&["planner", "ledger"]).policy(rego);
+        let pair = Pair::in_world(agent.address, world()).await;
+        let second = Side::start(&pair.pki, "ledger", agent.address, world()).await;
+        pair.caller
+            .push(|world| world.endpoints.push(("ledger".into(), second.inbound)));
+        for _ in 0..4 {
+            assert_eq!(send(pair.caller.outbound, get("/x")).await.status, StatusCode::OK);
+        }
+        for side in [&pair.callee, &second] {
+            assert_eq!(side.lines(2).await.len(), 2, "{rego}");
+        }
+    }
 }
