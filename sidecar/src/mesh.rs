@@ -19,8 +19,8 @@ use crate::snapshot::Snapshot;
 pub const LEARN_DEADLINE: Duration = Duration::from_secs(2);
 /// How long "no such agent" is believed. Long enough to blunt a scan, short enough that a new agent is soon found.
 const ABSENT_FOR: Duration = Duration::from_secs(5);
-/// Peers that one sidecar may hold; past it new ones are refused until it restarts. The control plane takes 10,000
-/// subscriptions of one sidecar, and each peer is three.
+/// Peers that one sidecar may hold; past it new ones are refused until some are deregistered, or it restarts. The
+/// control plane takes 10,000 subscriptions of one sidecar, and each peer is three.
 pub const MAX_PEERS: usize = 3_000;
 /// Names asked for and not yet sent on.
 const WANTED: usize = 256;

@@ -1,11 +1,10 @@
-//! What sockets there are on this machine, and whose: the user, as the kernel says in `/proc/net/tcp` and `/proc/net/tcp6` (of this
-//! process's network namespace).
+//! What sockets there are on this machine, and whose: the user, as the kernel says in `/proc/net/tcp` and
+//! `/proc/net/tcp6` (of this process's network namespace).
 //!
 //! The tables are read while the world goes on, so a row proves something only about a connection that was there the
-//! whole time. A connection's row at its client's end is what is found. A client could connect, send,
-//! reset the connection and have somebody else connect from the same port, whose row would then be found; so
-//! [`is_of`] looks at its own end afterwards: one that was reset has no peer any more (`ENOTCONN`), and one that has
-//! was connected all along, with that row as its other end.
+//! whole time. A client could connect, send, reset the connection and have somebody else connect from the same port,
+//! whose row would then be found. So [`is_of`] looks at its own end afterwards: one that was reset has no peer any more
+//! (`ENOTCONN`), and one that has was connected all along, with that row as its other end.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader};
@@ -18,8 +17,8 @@ const TABLES: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
 /// Rows of one table that are looked at: more connections than a machine has ports for one address, many times over.
 const MAX_ROWS: usize = 1_000_000;
 
-/// States, as in the kernel's `include/net/tcp_states.h`. Others are not asked for: once a socket is closing, its row may
-/// say user 0 for want of one.
+/// States, as in the kernel's `include/net/tcp_states.h`. Others are not asked for: once a socket is closing, its row
+/// may say user 0 for want of one.
 const ESTABLISHED: &str = "01";
 const LISTEN: &str = "0A";
 

@@ -87,7 +87,8 @@ pub struct Flags {
     #[arg(long, value_name = "JSON")]
     #[serde(default)]
     pub argv: Option<String>,
-    /// File with the secret that the agent must show at the outbound port [default: proxy-secret in the runtime directory, made if it is absent]
+    /// File with the secret that the agent must show at the outbound port [default: proxy-secret in the runtime
+    /// directory, made if it is absent]
     #[arg(long, value_name = "FILE")]
     pub proxy_secret_file: Option<PathBuf>,
     /// The user that the agent runs as, by number: the outbound port then takes its connections only
