@@ -42,9 +42,9 @@ use guard::Port;
 
 /// Largest body: a policy with its data and tests, as JSON.
 pub const MAX_BODY: usize = 1024 * 1024;
-/// Watchers at once: people and dashboards; and of one person, so that nobody takes the places of all.
-const MAX_WATCHERS: usize = 64;
-const MAX_WATCHERS_EACH: usize = 16;
+/// Watches and long polls at once: people and dashboards; and of one person, so that nobody takes the places of all.
+const MAX_WATCHERS: usize = 128;
+const MAX_WATCHERS_EACH: usize = 32;
 
 /// What the API works on.
 #[derive(Debug)]

@@ -60,6 +60,9 @@ fn reset_admin() -> anyhow::Result<()> {
 
 /// The child process that may die: a policy on standard input, the verdict on standard output.
 fn admit() -> ExitCode {
+    if aip_runtime::admission::confine().is_err() {
+        return ExitCode::FAILURE;
+    }
     let mut request = Vec::new();
     if std::io::stdin()
         .lock()

@@ -9,6 +9,7 @@ mod mesh;
 mod policies;
 mod status;
 mod tokens;
+mod trust;
 mod watch;
 
 use std::sync::Arc;
@@ -48,6 +49,7 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/v1/mesh", Read),
     route("POST", "/v1/mesh/lift", Recover),
     route("POST", "/v1/mesh/rotate-ca", Recover),
+    route("GET", "/v1/trust", Read),
     route("GET", "/v1/mesh-config", Read),
     route("PUT", "/v1/mesh-config", WriteMesh),
     route("GET", "/v1/agents", Read),
@@ -107,6 +109,7 @@ pub(super) fn open() -> OpenApiRouter<Arc<Api>> {
 pub(super) fn all() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
         .merge(mesh::routes())
+        .merge(trust::routes())
         .merge(agents::routes())
         .merge(tokens::routes())
         .merge(admins::routes())

@@ -1,10 +1,10 @@
 //! The admin API's connections: bounded, timed, with TLS beyond loopback.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aip_runtime::door::{self, Bounds, Door};
 use aip_runtime::drain::DrainWatch;
 use aip_runtime::tls::{self, Clients, ServerConfig};
 use aip_runtime::trust::Trust;
@@ -12,7 +12,7 @@ use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
 use super::stall::{Stalling, WRITE_DEADLINE};
@@ -20,6 +20,14 @@ use crate::ca::{Ca, CaError};
 
 /// Connections at once, of each listener: people, dashboards, scrapers, watches.
 const MAX_CONNECTIONS: usize = 512;
+/// What the port takes beyond loopback: one host can't keep the others out. A quarter of all is one source's, more than
+/// a team behind one address has open; 64 handshakes are some 30 ms of work.
+const BOUNDS: Bounds = Bounds {
+    connections: MAX_CONNECTIONS,
+    connections_per_source: MAX_CONNECTIONS / 4,
+    handshakes: 64,
+    strangers_per_source: 32,
+};
 /// How long a request's head may take to arrive, and how long a connection may be idle between two: what stalls here
 /// stalls on purpose.
 const HEAD_DEADLINE: Duration = Duration::from_secs(15);
@@ -45,12 +53,6 @@ pub struct Tls {
     trust: Trust,
 }
 
-enum Accepted {
-    Plain(TcpStream),
-    Tls(TcpStream, Arc<Tls>),
-    Socket(UnixStream),
-}
-
 impl Listener {
     /// Plain where `address` is loopback, TLS beyond it: there is no way to ask for plain there.
     ///
@@ -65,50 +67,68 @@ impl Listener {
         let trust = trust.clone();
         Ok(Self::Tls(listener, Arc::new(Tls { config, trust })))
     }
-
-    async fn accept(&self) -> io::Result<Accepted> {
-        let tcp = async |listener: &TcpListener| {
-            let (tcp, _) = listener.accept().await?;
-            let _ = tcp.set_nodelay(true);
-            Ok::<_, io::Error>(tcp)
-        };
-        Ok(match self {
-            Self::Plain(listener) => Accepted::Plain(tcp(listener).await?),
-            Self::Tls(listener, tls) => Accepted::Tls(tcp(listener).await?, tls.clone()),
-            Self::Socket(listener) => Accepted::Socket(listener.accept().await?.0),
-        })
-    }
 }
 
 /// Serves until the drain starts; open requests are finished.
 pub async fn serve(listener: Listener, router: Router, mut drain: DrainWatch) {
+    let watch = drain.clone();
+    let serving = async move {
+        match listener {
+            Listener::Plain(listener) => plain(listener, router, watch).await,
+            Listener::Socket(listener) => socket(listener, router, watch).await,
+            Listener::Tls(listener, tls) => encrypted(listener, tls, router, watch).await,
+        }
+    };
+    tokio::select! {
+        () = serving => {},
+        () = drain.draining() => {},
+    }
+}
+
+/// On loopback everybody is one source.
+async fn plain(listener: TcpListener, router: Router, drain: DrainWatch) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(permit) = permits.clone().acquire_owned().await else {
-            return;
-        };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = drain.draining() => return,
-        };
-        let stream = match accepted {
-            Ok(stream) => stream,
+    while let Ok(permit) = permits.clone().acquire_owned().await {
+        let (tcp, _) = door::accept(&listener).await;
+        let serving = connection(tcp, router.clone(), drain.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            serving.await;
+        });
+    }
+}
+
+async fn socket(listener: UnixListener, router: Router, drain: DrainWatch) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    while let Ok(permit) = permits.clone().acquire_owned().await {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let (router, drain) = (router.clone(), drain.clone());
+        let serving = connection(stream, router.clone(), drain.clone());
         tokio::spawn(async move {
             let _permit = permit;
-            match stream {
-                Accepted::Plain(tcp) => connection(tcp, router, drain).await,
-                Accepted::Socket(unix) => connection(unix, router, drain).await,
-                Accepted::Tls(tcp, port) => match tls::accept(&port.config, &port.trust, tcp).await {
-                    Ok((stream, _)) => connection(stream, router, drain).await,
-                    Err(error) => tracing::info!(reason = error.reason(), %error, "admin handshake refused"),
-                },
+            serving.await;
+        });
+    }
+}
+
+async fn encrypted(listener: TcpListener, tls: Arc<Tls>, router: Router, drain: DrainWatch) {
+    let door = Door::new(BOUNDS);
+    loop {
+        let (tcp, guest) = door.guest(&listener).await;
+        let (tls, router, drain) = (tls.clone(), router.clone(), drain.clone());
+        tokio::spawn(async move {
+            match guest.handshake(tcp, &tls.config, &tls.trust).await {
+                Ok(known) => {
+                    let _place = known.place;
+                    connection(known.stream, router, drain).await;
+                }
+                Err(error) => tracing::info!(reason = error.reason(), %error, "admin handshake refused"),
             }
         });
     }

@@ -149,3 +149,22 @@ async fn a_policy_whose_check_never_ends_is_refused_in_time_and_the_last_good_on
         )
         .await;
 }
+
+#[tokio::test]
+async fn a_policy_that_wants_all_memory_ends_its_check_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let process = Process::start(&dir.path().join("data"), &[]).await;
+    let tests = "package aip.policy.quiet_test\n\ntest_all if {\n\tcount(numbers.range(1, 400000000)) == 1\n}\n";
+    let policy = json!({"name": "quiet", "rego": QUIET, "tests": tests});
+    let (status, problem) = process.admin().call("PUT", "/v1/policies/quiet", policy).await;
+    assert_eq!(
+        (status.as_u16(), reason(&problem)),
+        (422, "admission_failed"),
+        "{problem}"
+    );
+    assert!(
+        problem["detail"].as_str().unwrap().contains("makes the compiler fail"),
+        "{problem}"
+    );
+    process.admin().get("/v1/mesh").await;
+}

@@ -88,3 +88,21 @@ async fn only_loopback_is_spoken_to_in_plain_text() {
         assert_eq!(matches!(listener, Listener::Plain(_)), plain, "{address}");
     }
 }
+
+#[tokio::test]
+async fn one_host_does_not_keep_the_others_from_the_port() {
+    let mesh = Mesh::dev().await;
+    let (address, _drain) = beyond_loopback(&mesh).await;
+    // Who says nothing has seconds, and a source has so many that say nothing.
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let mut turned_away = 0;
+    for mut tcp in silent {
+        let read = tokio::time::timeout(crate::support::DEADLINE, tcp.read(&mut [0])).await;
+        turned_away += usize::from(matches!(read.expect("it is ended"), Ok(0) | Err(_)));
+    }
+    assert_eq!(turned_away, 100, "each is closed: at the door, or when it said nothing");
+    get(&mesh, address, mesh.plane.run.root).await.unwrap();
+}

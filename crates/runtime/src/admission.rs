@@ -1,14 +1,37 @@
-//! Runs work that may hang or die in a child process: policy admission. Bounded in time, memory and output.
+//! Runs work that may hang or die in a child process: policy admission. Bounded in time, memory and output: the parent
+//! ends it at a deadline ([`in_child`]), and the child confines itself before it reads a byte ([`confine`]).
 
+use std::io;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, setrlimit};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
 /// Most bytes of an answer: diagnostics of one policy.
 const MAX_ANSWER: u64 = 1024 * 1024;
+
+/// Memory of a child: the largest policy with its data and tests takes a tenth of it, in two engines.
+const MAX_MEMORY: u64 = 512 * 1024 * 1024;
+
+/// Confines this process to what checking a policy needs: bounded memory, no file that grows, no dump of what it was
+/// given. An allocation past the bound ends it.
+///
+/// # Errors
+/// The system does not let it.
+pub fn confine() -> io::Result<()> {
+    let limits = [(Resource::Data, MAX_MEMORY), (Resource::Fsize, 0), (Resource::Core, 0)];
+    for (resource, most) in limits {
+        let limit = Rlimit {
+            current: Some(most),
+            maximum: Some(most),
+        };
+        setrlimit(resource, limit)?;
+    }
+    Ok(())
+}
 
 /// Why the child gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +48,7 @@ pub enum ChildError {
     #[error("the check took longer than {} s and was ended: the policy is too expensive to compile", .0.as_secs())]
     Deadline(Duration),
     /// Ended by a signal or with a failure.
-    #[error("the check ended with {0}: the policy makes the compiler fail")]
+    #[error("the check ended with {0}: the policy makes the compiler fail, or takes more memory than a check has")]
     Died(String),
     /// The pipes broke.
     #[error("the check's pipes broke: {0}")]

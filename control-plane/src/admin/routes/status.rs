@@ -15,6 +15,7 @@ use aip_api::resource::Kind;
 
 use crate::admin::Api;
 use crate::admin::answer::{Answer, Name, Params};
+use crate::admin::auth::Caller;
 use crate::admin::roles::{MATRIX, Permission, Role};
 use crate::config::sessions::{Acks, Sidecar};
 use crate::refusal::{Reason, Refusal};
@@ -110,6 +111,7 @@ struct Wait {
 #[utoipa::path(get, path = "/v1/revisions/{revision}/acks", tag = "status", params(("revision" = u64, Path), Wait), responses((status = 200, body = Acks)))]
 async fn acks(
     State(api): State<Arc<Api>>,
+    caller: Caller,
     Name(revision): Name<String>,
     Params(wait): Params<Wait>,
 ) -> Answer<Json<Acks>> {
@@ -122,6 +124,10 @@ async fn acks(
     let ms = wait.wait_ms.unwrap_or(0);
     if ms > MAX_WAIT_MS {
         return Err(Refusal::invalid(vec![FieldError::new("wait_ms", format!("{ms}; at most {MAX_WAIT_MS}"))]).into());
+    }
+    let place = api.watchers.try_take(&caller.sub);
+    if ms > 0 && place.is_none() {
+        return Err(Refusal::new(Reason::Overloaded, "too many wait; ask without waiting, or again").into());
     }
     let committed = api.registry.store.committed_at(revision);
     Ok(Json(

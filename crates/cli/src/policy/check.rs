@@ -24,6 +24,9 @@ const MAX_REQUEST: u64 = 16 * 1024 * 1024;
 
 /// The child's body: a policy on stdin, the outcome on stdout.
 pub(crate) fn admit() -> ExitCode {
+    if aip_runtime::admission::confine().is_err() {
+        return ExitCode::FAILURE;
+    }
     let mut request = Vec::new();
     if std::io::stdin().take(MAX_REQUEST).read_to_end(&mut request).is_err() {
         return ExitCode::FAILURE;
