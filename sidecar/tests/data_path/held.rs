@@ -185,6 +185,39 @@ async fn a_body_in_pieces_goes_on_as_it_was() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_clients_leave_behind_is_given_back() {
+    let agent = Agent::start().await;
+    let pair = pair_with(&agent, POLICY).await;
+    let mut leaving = Vec::new();
+    for n in 0..20 {
+        let (frames, body) = channel();
+        let request = to_ledger("POST", "/slow")
+            .header("content-type", "application/json")
+            .body(body)
+            .unwrap();
+        let task = tokio::spawn(send(pair.caller.outbound, request));
+        frames.send(Frame::data(Bytes::from("{\"a\":"))).await.unwrap();
+        // Every other one leaves while its body is awaited, the rest while the agent works.
+        if n % 2 == 1 {
+            frames.send(Frame::data(Bytes::from("1}"))).await.unwrap();
+            drop(frames);
+            leaving.push((task, None));
+        } else {
+            leaving.push((task, Some(frames)));
+        }
+    }
+    until("half are with the agent", async || {
+        (agent.seen().len() == 10).then_some(())
+    })
+    .await;
+    assert!(held(&pair.caller) > 0 && held(&pair.callee) > 0);
+    leaving.iter().for_each(|(task, _)| task.abort());
+    for side in [&pair.caller, &pair.callee] {
+        until("everything is given back", async || (held(side) == 0).then_some(())).await;
+    }
+}
+
 async fn as_peer(pair: &Pair, name: &str, path: &str, body: String) -> Answer {
     let stranger = Stranger::new(&pair.pki, name, Says::default());
     let mut sender = stranger.connect(pair.callee.inbound, "ledger").await;
