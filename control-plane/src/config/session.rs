@@ -7,7 +7,7 @@ use std::time::Duration;
 use aip_api::AgentName;
 use aip_api::resource::{Agent, Kind, MAX_NAME_BYTES, ResourceId, Revocation};
 use aip_api::wire::config_request::Message;
-use aip_api::wire::{Ack, ConfigRequest, ConfigResponse, EndpointLease, Hello, Subscribe};
+use aip_api::wire::{self, Ack, ConfigRequest, ConfigResponse, EndpointLease, Hello, Subscribe};
 use aip_runtime::drain::DrainWatch;
 use aip_runtime::x509::PeerIdentity;
 use tokio::sync::{broadcast, mpsc};
@@ -27,8 +27,9 @@ pub(super) const MAX_HELD: usize = 100_000;
 const MAX_NAMES: usize = 1_000;
 /// Rejections in one acknowledgement: at most what a push carries.
 const MAX_REJECTIONS: usize = 512;
-/// Text that a sidecar sends for people, as far as it is kept.
+/// Text that a sidecar sends for people, as far as it is kept, and its stable reason.
 const MAX_TEXT: usize = 500;
+const MAX_REASON: usize = 64;
 /// Messages that may come at once, and in a second: a fan-out to many peers, then what one agent's calls cause.
 const BURST: f64 = 200.0;
 const PER_SECOND: f64 = 50.0;
@@ -253,34 +254,7 @@ impl Task {
             return violation("more rejections than resources");
         }
         metrics::histogram!("aip_config_ack_seconds").record(sent.elapsed().as_secs_f64());
-        let at = self.clock.now();
-        let clip = |text: String| text.chars().take(MAX_TEXT).collect::<String>();
-        let (mut rejected, mut nacks) = (Vec::new(), Vec::new());
-        for rejection in ack.rejected {
-            let Some(kind) = Kind::from_wire(rejection.kind) else {
-                continue;
-            };
-            metrics::counter!("aip_config_nacks_total", "kind" => kind.as_str()).increment(1);
-            let (name, reason, detail) = (clip(rejection.name), clip(rejection.reason), clip(rejection.detail));
-            let agent = self.peer.id.agent.as_str();
-            tracing::warn!(
-                agent,
-                kind = kind.as_str(),
-                name,
-                reason,
-                detail,
-                "a sidecar rejected a resource"
-            );
-            rejected.push(ResourceId::new(kind, name.clone()));
-            nacks.push(Nack {
-                kind: kind.as_str().into(),
-                name,
-                revision: rejection.revision,
-                reason,
-                detail,
-                at,
-            });
-        }
+        let (rejected, nacks) = self.rejections(&push, ack.rejected);
         let taken = push.taken(&rejected);
         let revision = push.response.revision;
         self.view.acknowledge(push, &rejected);
@@ -289,6 +263,33 @@ impl Task {
             self.session.at(revision);
         }
         Ok(())
+    }
+
+    /// What of a push was rejected, and how that is shown. What was not in it is nobody's to reject.
+    fn rejections(&self, push: &Push, said: Vec<wire::Rejection>) -> (Vec<ResourceId>, Vec<Nack>) {
+        let clip = |text: String, most| text.chars().take(most).collect::<String>();
+        let (mut rejected, mut nacks) = (Vec::new(), Vec::new());
+        for rejection in said {
+            let id = Kind::from_wire(rejection.kind).map(|kind| ResourceId::new(kind, rejection.name));
+            let Some(id) = id.filter(|id| push.has(id)) else {
+                continue;
+            };
+            let (kind, name) = (id.kind.as_str(), id.name.clone());
+            metrics::counter!("aip_config_nacks_total", "kind" => kind).increment(1);
+            let (reason, detail) = (clip(rejection.reason, MAX_REASON), clip(rejection.detail, MAX_TEXT));
+            let agent = self.peer.id.agent.as_str();
+            tracing::warn!(agent, kind, name, reason, detail, "a sidecar rejected a resource");
+            nacks.push(Nack {
+                kind: kind.into(),
+                name,
+                revision: rejection.revision,
+                reason,
+                detail,
+                at: self.clock.now(),
+            });
+            rejected.push(id);
+        }
+        (rejected, nacks)
     }
 
     async fn lease(&mut self, lease: EndpointLease) -> Result<(), Refusal> {

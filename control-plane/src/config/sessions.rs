@@ -20,8 +20,8 @@ const LEFT_SECONDS: u64 = 600;
 const MAX_LEFT: usize = 1_000;
 /// Acknowledged revisions that are remembered of each sidecar.
 const ACKS: usize = 64;
-/// Rejections that are remembered of each sidecar.
-const MAX_NACKS: usize = 64;
+/// Rejections that are remembered of each sidecar: what a person looks at.
+const MAX_NACKS: usize = 16;
 /// Longest version that is shown, in characters.
 const MAX_VERSION: usize = 64;
 

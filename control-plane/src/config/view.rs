@@ -27,6 +27,11 @@ pub(super) struct Push {
 }
 
 impl Push {
+    /// Whether it is in it.
+    pub(super) fn has(&self, id: &ResourceId) -> bool {
+        self.sent.iter().any(|(sent, _)| sent == id)
+    }
+
     /// What of it was taken, when these were rejected.
     pub(super) fn taken(&self, rejected: &[ResourceId]) -> Vec<(ResourceId, u64)> {
         let taken = self.sent.iter().filter(|(id, _)| !rejected.contains(id));

@@ -110,6 +110,29 @@ async fn a_page_of_large_things_is_cut_and_nothing_is_left_out() {
 }
 
 #[tokio::test]
+async fn the_history_of_a_large_policy_does_not_fill_memory() {
+    let mesh = Mesh::dev().await;
+    for i in 0..14 {
+        let data = json!({"blob": "x".repeat(240 * 1024), "i": i});
+        let policy = json!({"name": "large", "rego": "package aip.policy.large\n", "data": data});
+        let policy: Policy = serde_json::from_value(policy).unwrap();
+        mesh.plane.registry.put_policy("admin", policy, None).await.unwrap();
+    }
+    let history = mesh.admin.get("/v1/policies/large/revisions").await;
+    assert!(history.to_string().len() < 3 << 20);
+    let items = history["items"].as_array().unwrap();
+    assert_eq!(items.len(), 14);
+    assert_eq!(
+        (&items[0]["policy"]["data"]["i"], &items[0]["left_out"]),
+        (&json!(13), &Value::Null)
+    );
+    assert_eq!(
+        (&items[13]["policy"], &items[13]["left_out"]),
+        (&Value::Null, &json!(true))
+    );
+}
+
+#[tokio::test]
 async fn a_refused_request_with_a_key_can_be_repeated() {
     let mesh = Mesh::dev().await;
     mesh.admin.ok("POST", "/v1/agents", json!({"name": "planner"})).await;

@@ -327,3 +327,35 @@ async fn what_one_agent_lists_is_bounded_over_all_its_streams() {
     let other = mesh.joined("ledger").await;
     other.open(listing(30)).await.expect("another agent's are its own");
 }
+
+#[tokio::test]
+async fn a_sidecar_rejects_what_it_was_pushed_and_nothing_else() {
+    let mesh = Mesh::dev().await;
+    let sidecar = mesh.joined("planner").await;
+    let mut stream = sidecar.stream().await;
+    let push = stream.push().await.unwrap();
+    let traffic = push
+        .resources
+        .iter()
+        .find(|r| r.kind == Kind::Traffic.to_wire() as i32)
+        .unwrap();
+    let rejection = |name: String| aip_api::wire::Rejection {
+        kind: traffic.kind,
+        name,
+        revision: traffic.revision,
+        reason: "r".repeat(5_000),
+        detail: "d".repeat(5_000),
+    };
+    let mut rejected: Vec<_> = (0..400).map(|i| rejection(format!("invented-{i}"))).collect();
+    rejected.push(rejection(traffic.name.clone()));
+    let nonce = push.nonce;
+    stream.say(Message::Ack(Ack { nonce, rejected })).await;
+    let nacks = eventually("the rejection", async || {
+        let nacks = sidecars(&mesh).await[0]["nacks"].clone();
+        (nacks != json!([])).then_some(nacks)
+    })
+    .await;
+    assert_eq!(nacks.as_array().unwrap().len(), 1, "{nacks}");
+    assert_eq!(nacks[0]["name"], "default");
+    assert!(nacks.to_string().len() < 1_000);
+}

@@ -12,7 +12,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::agents::named;
-use super::resources;
+use super::{MAX_PAGE_BYTES, resources};
 use crate::admin::Api;
 use crate::admin::admission::admit;
 use crate::admin::answer::{Answer, Body, Changed, Held, IfMatch, Name, Page, PageQuery, Params};
@@ -88,9 +88,13 @@ struct Version {
     by: String,
     /// Unix seconds.
     at: u64,
-    /// What it was; absent: it was removed.
+    /// What it was; absent: it was removed, or is left out.
     #[schema(value_type = Option<Object>)]
     policy: Option<Policy>,
+    /// True where it is left out: the newer ones fill the answer. It can be rolled back to all the same.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    left_out: bool,
 }
 
 /// All versions of a policy that are kept, newest first (at most 50).
@@ -102,16 +106,27 @@ struct Versions {
 /// The versions of a policy, newest first.
 #[utoipa::path(get, path = "/v1/policies/{name}/revisions", tag = "policies", params(("name" = String, Path)), responses((status = 200, body = Versions)))]
 async fn revisions(State(api): State<Arc<Api>>, Name(name): Name<PolicyName>) -> Answer<Json<Versions>> {
-    let versions = api.registry.policy_versions(&name).await?.into_iter().map(|v| Version {
-        revision: v.revision,
-        version: v.value.version,
-        by: v.value.by,
-        at: v.value.at,
-        policy: v.value.policy,
+    let mut bytes = 0;
+    let versions = api.registry.policy_versions(&name).await?.into_iter().map(|v| {
+        let policy = v.value.policy;
+        bytes += policy.as_ref().map_or(0, size);
+        let left_out = policy.is_some() && bytes > MAX_PAGE_BYTES;
+        Version {
+            revision: v.revision,
+            version: v.value.version,
+            by: v.value.by,
+            at: v.value.at,
+            policy: policy.filter(|_| !left_out),
+            left_out,
+        }
     });
     Ok(Json(Versions {
         items: versions.collect(),
     }))
+}
+
+fn size(policy: &Policy) -> usize {
+    policy.rego.len() + policy.tests.as_ref().map_or(0, String::len) + policy.data.to_string().len()
 }
 
 #[derive(Deserialize, ToSchema)]
