@@ -10,17 +10,25 @@ out=$(cd "$out" && pwd)
 stamp_of() { cat "$@" "$here/setup.sh" | sha256sum | cut -d' ' -f1; }
 fresh() { [ -f "$1/.stamp" ] && [ "$(cat "$1/.stamp")" = "$2" ]; }
 
+# Debian's packages, for what a fresh machine lacks.
+packages() {
+    sudo=''
+    [ "$(id -u)" = 0 ] || sudo=sudo
+    echo "installing $*" >&2
+    $sudo apt-get install -y -q "$@" >/dev/null || {
+        $sudo apt-get update -q >/dev/null
+        $sudo apt-get install -y -q "$@" >/dev/null
+    }
+}
+
+need() { command -v "$1" >/dev/null || packages "$2"; }
+
 make_venv() {
     rm -rf "$1"
     # Debian splits ensurepip from python3.
     if ! python3 -m venv "$1" >/dev/null 2>&1; then
         rm -rf "$1"
-        sudo=''
-        [ "$(id -u)" = 0 ] || sudo=sudo
-        $sudo apt-get install -y -q python3-venv >/dev/null || {
-            $sudo apt-get update -q >/dev/null
-            $sudo apt-get install -y -q python3-venv >/dev/null
-        }
+        packages python3-venv
         python3 -m venv "$1"
     fi
 }
@@ -42,6 +50,12 @@ fi
 # Two test processes may come at once: the second waits for the first.
 exec 9>"$out/.lock"
 command -v flock >/dev/null && flock 9
+
+need curl curl
+need openssl openssl
+need python3 python3
+need npm npm
+need javac default-jdk-headless
 
 stamp=$(stamp_of "$here/requirements.txt")
 if ! fresh "$out/venv" "$stamp"; then

@@ -48,7 +48,10 @@ async fn a_statement_is_checked_with_openssl_and_an_altered_one_is_found() {
     let shown: Value = serde_json::from_slice(&std::fs::read(dir.join("attestation.json")).unwrap()).unwrap();
     let claims = shown["result"].as_str().unwrap().split('.').nth(1).unwrap();
     let claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap();
-    assert_eq!(shown["claims"], claims, "what stands beside the statement is what it says");
+    assert_eq!(
+        shown["claims"], claims,
+        "what stands beside the statement is what it says"
+    );
     assert_eq!(claims["sub"], "spiffe://aip.internal/agent/callee");
 
     let signed = std::fs::read_to_string(dir.join("signed")).unwrap();

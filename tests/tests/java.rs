@@ -13,21 +13,13 @@ use aip_tests::wait;
 
 const URL: &str = "http://callee.aip.internal/java";
 
-fn has_java() -> bool {
-    let version = Command::new("java").arg("-version").output();
-    let found = version.is_ok_and(|output| output.status.success());
-    if !found {
-        eprintln!("no JDK here: nothing is tested");
-    }
-    found
-}
-
 /// The program where any user may read it.
 fn program() -> (tempfile::TempDir, Command) {
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let file = dir.path().join("Caller.java");
     std::fs::write(&file, include_str!("../clients/Caller.java")).unwrap();
+    // `make clients` installs it where it is missing.
     let mut java = Command::new("java");
     java.arg(file).arg(URL);
     (dir, java)
@@ -41,9 +33,6 @@ async fn call(caller: &RunAgent, how: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn java_passes_unchanged_where_it_is_known_by_its_user() {
-    if !has_java() {
-        return;
-    }
     if !rustix::process::geteuid().is_root() {
         eprintln!("only root can give the agent another user: nothing is tested");
         return;
@@ -64,9 +53,6 @@ async fn java_passes_unchanged_where_it_is_known_by_its_user() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn java_shows_the_secret_by_an_authenticator() {
-    if !has_java() {
-        return;
-    }
     let mesh = Mesh::start().await;
     let agent = Agent::start();
     let _callee = mesh.sidecar("callee", agent.address).await;
