@@ -7,20 +7,27 @@
 //! Every transaction raises the revision, carries one audit entry, and stands in a bounded change log. A watcher that
 //! asks for what the log no longer holds is told so ([`StoreError::Compacted`]) and resyncs from a [`Snapshot`].
 
+mod backend;
 pub mod disk;
+mod error;
 pub mod memory;
+mod transaction;
 mod watch;
 
 #[cfg(test)]
 mod conformance;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{Mutex as AsyncMutex, watch as signal};
 
+pub use backend::Backend;
+pub use error::StoreError;
+use transaction::expected;
+pub use transaction::{Change, Entry, Expect, Keep, Op, Snapshot, Transaction, check};
 pub use watch::Watch;
 
 /// Version of the layout on disk. A newer one is refused, so that a downgrade can't damage what it doesn't know.
@@ -40,263 +47,6 @@ pub const MAX_OPS: usize = 200_000;
 pub const MAX_SCAN: usize = 10_000;
 /// Commit times that are remembered, for the time from commit to acknowledgement.
 const COMMIT_TIMES: usize = 4_096;
-
-/// One key's value.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// The key.
-    pub key: String,
-    /// Its value.
-    pub value: Bytes,
-    /// The revision of the transaction that wrote it.
-    pub revision: u64,
-}
-
-/// What a transaction expects of a key; else nothing of it happens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Expect {
-    /// Anything.
-    Any,
-    /// No such key.
-    Absent,
-    /// Written by this revision.
-    At(u64),
-}
-
-/// One operation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Op {
-    /// Writes a value.
-    Put {
-        /// Where.
-        key: String,
-        /// What.
-        value: Bytes,
-        /// If.
-        expect: Expect,
-    },
-    /// Removes a key; removing an absent one changes nothing.
-    Delete {
-        /// Which.
-        key: String,
-        /// If.
-        expect: Expect,
-    },
-    /// Only expects.
-    Check {
-        /// Which.
-        key: String,
-        /// What.
-        expect: Expect,
-    },
-}
-
-impl Op {
-    /// The key that it is about.
-    pub fn key(&self) -> &str {
-        match self {
-            Self::Put { key, .. } | Self::Delete { key, .. } | Self::Check { key, .. } => key,
-        }
-    }
-
-    fn expect(&self) -> Expect {
-        match self {
-            Self::Put { expect, .. } | Self::Delete { expect, .. } | Self::Check { expect, .. } => *expect,
-        }
-    }
-}
-
-/// How much is kept of what is over.
-#[derive(Debug, Clone, Copy)]
-pub struct Keep {
-    /// Transactions in the change log.
-    pub log: u64,
-    /// Audit entries of each kind.
-    pub audit: u64,
-}
-
-impl Default for Keep {
-    fn default() -> Self {
-        Self {
-            log: LOG_REVISIONS,
-            audit: AUDIT_ENTRIES,
-        }
-    }
-}
-
-/// Operations that happen together or not at all.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Transaction {
-    /// At most one per key.
-    pub ops: Vec<Op>,
-    /// The audit entry, stored under the transaction's revision.
-    pub audit: Bytes,
-    /// Whether a sidecar, or time, made it happen: its audit entry is kept apart from those of people.
-    pub routine: bool,
-    /// The revision is at least this: how a restored copy is lifted above what sidecars have seen.
-    pub at_least: u64,
-}
-
-/// A key that changed. What it says now is read from the store, which may be newer.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Change {
-    /// By which revision.
-    pub revision: u64,
-    /// Which key.
-    pub key: String,
-    /// Whether it was removed.
-    pub deleted: bool,
-}
-
-/// Entries below a prefix, as of one revision.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Snapshot {
-    /// As of.
-    pub revision: u64,
-    /// By key.
-    pub entries: Vec<Entry>,
-}
-
-/// Why the store did not do it.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// A key is not as expected: somebody else changed it meanwhile.
-    #[error("{key} was changed meanwhile (now at revision {at:?}); read it again and repeat")]
-    Conflict {
-        /// Which key.
-        key: String,
-        /// Its revision, if it exists.
-        at: Option<u64>,
-    },
-    /// The change log no longer reaches back that far.
-    #[error("changes after revision {from} are no longer kept (the oldest is {oldest}); resync from a snapshot")]
-    Compacted {
-        /// What was asked for.
-        from: u64,
-        /// What there is.
-        oldest: u64,
-    },
-    /// The transaction breaks a bound.
-    #[error("the transaction is not allowed: {0}")]
-    Invalid(String),
-    /// Written by a newer version.
-    #[error("the data is of format {found}, this version knows {FORMAT}: use the newer version, or a backup")]
-    NewerFormat {
-        /// What stands on disk.
-        found: u64,
-    },
-    /// Another process has it open.
-    #[error("the database is open in another process; stop that one")]
-    InUse,
-    /// There is no room to write.
-    #[error("there is no room to write: {0}; free some on the data directory's disk, nothing was lost")]
-    Full(String),
-    /// What stands on disk is not what was written.
-    #[error("the database is damaged or none of ours: {0}; it was left as it is, restore a backup in its place")]
-    Damaged(String),
-    /// The database failed.
-    #[error("the database failed: {0}")]
-    Failed(String),
-}
-
-impl StoreError {
-    /// The stable reason.
-    pub const fn reason(&self) -> &'static str {
-        match self {
-            Self::Conflict { .. } => "conflict",
-            Self::Compacted { .. } => "compacted",
-            Self::Invalid(_) => "transaction_invalid",
-            Self::NewerFormat { .. } => "store_newer_format",
-            Self::InUse => "store_in_use",
-            Self::Full(_) => "store_full",
-            Self::Damaged(_) => "store_damaged",
-            Self::Failed(_) => "store_failed",
-        }
-    }
-}
-
-/// A database. All calls block.
-pub trait Backend: Send + Sync + 'static {
-    /// The revision of the last transaction.
-    ///
-    /// # Errors
-    /// The database fails.
-    fn revision(&self) -> Result<u64, StoreError>;
-    /// One entry.
-    ///
-    /// # Errors
-    /// The database fails.
-    fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
-    /// Up to `limit` entries whose key begins with `prefix` and lies after `after`, by key.
-    ///
-    /// # Errors
-    /// The database fails.
-    fn scan(&self, prefix: &str, after: &str, limit: usize) -> Result<Vec<Entry>, StoreError>;
-    /// Applies a transaction that passed [`check`]; answers its revision.
-    ///
-    /// # Errors
-    /// Something is not as expected, or the database fails; nothing of it happened then.
-    fn txn(&self, transaction: &Transaction) -> Result<u64, StoreError>;
-    /// Changes after revision `from`, whole revisions, until at least `limit` are found.
-    ///
-    /// # Errors
-    /// Compacted, or the database fails.
-    fn changes(&self, from: u64, limit: usize) -> Result<Vec<Change>, StoreError>;
-    /// Audit entries before revision `before` (exclusive), newest first.
-    ///
-    /// # Errors
-    /// The database fails.
-    fn audit(&self, before: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, StoreError>;
-    /// All entries below `prefix`, at one revision.
-    ///
-    /// # Errors
-    /// The database fails.
-    fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError>;
-}
-
-/// Holds a transaction against the bounds that every backend shares.
-///
-/// # Errors
-/// Too many operations, a key twice, a key or value too large.
-pub fn check(transaction: &Transaction) -> Result<(), StoreError> {
-    let refuse = |why: String| Err(StoreError::Invalid(why));
-    if transaction.ops.len() > MAX_OPS {
-        return refuse(format!("{} operations; at most {MAX_OPS}", transaction.ops.len()));
-    }
-    let mut seen = HashSet::with_capacity(transaction.ops.len());
-    for op in &transaction.ops {
-        let key = op.key();
-        if key.is_empty() || key.len() > MAX_KEY_BYTES {
-            return refuse(format!("a key of {} bytes; 1 to {MAX_KEY_BYTES}", key.len()));
-        }
-        if !seen.insert(key) {
-            return refuse(format!("{key} stands in it twice"));
-        }
-        if let Op::Put { value, .. } = op
-            && value.len() > MAX_VALUE_BYTES
-        {
-            return refuse(format!("{key}: {} bytes; at most {MAX_VALUE_BYTES}", value.len()));
-        }
-    }
-    Ok(())
-}
-
-/// Whether a key is as an operation expects it.
-fn expected(op: &Op, at: Option<u64>) -> Result<(), StoreError> {
-    let met = match op.expect() {
-        Expect::Any => true,
-        Expect::Absent => at.is_none(),
-        Expect::At(revision) => at == Some(revision),
-    };
-    if met {
-        Ok(())
-    } else {
-        Err(StoreError::Conflict {
-            key: op.key().to_owned(),
-            at,
-        })
-    }
-}
 
 /// The store of this process. Cloning shares it.
 #[derive(Clone)]

@@ -6,11 +6,12 @@ use aip_api::Digest;
 use aip_api::problem::FieldError;
 use serde::{Deserialize, Serialize};
 
-use super::records::{Action, AdminTokenRecord, Claim, SecondPerson};
+use super::proposals::MAX_PROPOSALS;
+use super::records::{Action, AdminTokenRecord, Claim, Proposal, SecondPerson};
 use super::{Actor, Draft, Outcome, Registry, Versioned, keys};
 use crate::admin::roles::{Permission, Role, may};
 use crate::refusal::{Reason, Refusal};
-use crate::store::Expect;
+use crate::store::{Expect, Op};
 
 /// Longest lifetime of an admin token.
 pub const MAX_TTL: u64 = 90 * 86_400;
@@ -173,7 +174,8 @@ impl Registry {
         Ok(record)
     }
 
-    /// Revokes an admin token; requests with it are refused from now on.
+    /// Revokes an admin token; requests with it are refused from now on, and what its person proposed is void: nobody
+    /// knows which of it was theirs.
     ///
     /// # Errors
     /// Unknown, or the store fails.
@@ -188,7 +190,15 @@ impl Registry {
             revoked_at: Some(self.clock.now()),
             ..held.value
         };
-        let draft = self.change(actor, "admin_token.revoke", jti);
+        let proposals = self.all::<Proposal>(keys::PROPOSALS, MAX_PROPOSALS).await?;
+        let void = proposals
+            .into_iter()
+            .filter(|(_, p)| p.value.proposed_by == revoked.sub);
+        let void = void.map(|(key, _)| Op::Delete {
+            key,
+            expect: Expect::Any,
+        });
+        let draft = self.change(actor, "admin_token.revoke", jti).ops(void);
         draft.put(key, &revoked, Expect::At(held.revision)).commit().await
     }
 }

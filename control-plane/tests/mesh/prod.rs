@@ -182,6 +182,31 @@ async fn nobody_becomes_the_second_person_to_themselves() {
 }
 
 #[tokio::test]
+async fn what_a_stolen_token_proposed_goes_with_it() {
+    let mesh = Prod::start().await;
+    let (admin, bob) = (&mesh.admin, mesh.second().await);
+    let carol = Person::new("carol");
+    let confirm = mesh.proposed(admin, "POST", ISSUE, carol.wanted("operator")).await;
+    bob.ok("POST", &confirm, Value::Null).await;
+    let thief = carol.claim(&mesh).await;
+    let mut config = admin.get("/v1/mesh-config").await["resource"].clone();
+    config["egress"] = json!([{"host": "evil.example.com"}]);
+    let loose = json!({"agent": "planner", "attestor": "files", "code": "ab".repeat(32)});
+    admin.ok("POST", "/v1/agents", json!({"name": "planner"})).await;
+    let theirs = mesh.proposed(&thief, "POST", "/v1/measurements", loose).await;
+    let ours = mesh.proposed(admin, "PUT", "/v1/mesh-config", config).await;
+    let tokens = admin.get(ISSUE).await;
+    let of_carol = tokens["items"].as_array().unwrap().iter().find(|t| t["sub"] == "carol");
+    let path = format!("{ISSUE}/{}", of_carol.unwrap()["jti"].as_str().unwrap());
+    admin.ok("DELETE", &path, Value::Null).await;
+    assert_eq!(
+        bob.refused("POST", &theirs, Value::Null).await,
+        (404, "not_found".into())
+    );
+    bob.ok("POST", &ours, Value::Null).await;
+}
+
+#[tokio::test]
 async fn a_measurement_waits_until_two_people_approved_it() {
     let mesh = Prod::start().await;
     let token = mesh.token("planner").await;
