@@ -68,7 +68,7 @@ const TABLE: &[(&str, Kind, &str)] = &[
     (
         "aip_connections_refused_total",
         Kind::Counter,
-        "connections that were closed before their handshake, since their source has as many as it may; the control plane has it, too",
+        "connections that were closed before anybody was known on them, since there are as many from their source, or of strangers, as may be; the control plane has it, too",
     ),
     (
         "aip_tls_handshake_failures_total",

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`limits`] | every bound, with its reason |
 //! | `inbound`, `outbound` | the accept loops of 15006 and 15001 |
+//! | `strangers` | connections of the agent's port on which nobody is known yet |
 //! | `tunnel` | CONNECT in its three meanings |
 //! | `egress` | which outside addresses may be reached |
 //! | [`connections`] | live connections, and what ends them |
@@ -33,6 +34,7 @@ pub mod metrics;
 mod outbound;
 pub(crate) mod pair;
 pub(crate) mod peers;
+mod strangers;
 pub(crate) mod streams;
 mod tunnel;
 mod watch;

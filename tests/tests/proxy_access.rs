@@ -122,6 +122,33 @@ async fn another_user_takes_no_places_from_the_agent() {
     assert_eq!(answer, "404", "the agent is served meanwhile");
 }
 
+/// Nor does who has no secret to show, and says nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_say_nothing_keep_the_agent_out_for_no_time() {
+    let (scripted, dir) = (Scripted::start(), TempDir::new().unwrap());
+    let file = dir.path().join("secret");
+    let secret = "0123456789abcdef0123456789";
+    std::fs::write(&file, secret).unwrap();
+    let flags = ["--proxy-secret-file", file.to_str().unwrap()];
+    let sidecar = scripted
+        .sidecar_with("one", Agent::start().address, dir.path(), &flags)
+        .await;
+    let shown = format!("Basic {}", STANDARD.encode(format!("aip:{secret}")));
+    let call = async || {
+        let request = Request::get(URL).header("proxy-authorization", &shown);
+        sidecar.call(request, "").await.reason()
+    };
+    let mut strangers = Vec::new();
+    for _ in 0..1_100 {
+        strangers.push(TcpStream::connect(sidecar.outbound).await.unwrap());
+    }
+    assert_eq!(call().await, "unknown_agent", "let in, with all of them there");
+    let gave_way = sidecar
+        .metric("aip_connections_refused_total", &["outbound_strangers"])
+        .await;
+    assert!(gave_way >= 500.0, "{gave_way} gave way");
+}
+
 /// Whatever the mesh lists, also by name and with private addresses allowed.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sidecar_s_own_ports_and_its_control_plane_are_nobody_s_egress() {

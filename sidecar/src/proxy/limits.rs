@@ -8,6 +8,8 @@ use aip_runtime::door::Bounds;
 pub const MAX_INBOUND_CONNECTIONS: usize = 4_096;
 /// Connections of the sidecar's own agent, tunnels included. Agents with more open more than they can serve.
 pub const MAX_OUTBOUND_CONNECTIONS: usize = 1_024;
+/// Connections of them on which nobody has shown the secret yet: half, so that the other half is the agent's.
+pub const MAX_OUTBOUND_STRANGERS: usize = MAX_OUTBOUND_CONNECTIONS / 2;
 /// Connections to the outbound port that are not the agent's and are told so, which takes up to two seconds each; more
 /// are closed without a word. Told at all, since a client that is not tries again without end.
 pub const MAX_REFUSED_CONNECTIONS: usize = 64;

@@ -27,6 +27,8 @@ const BYTES: &str = "aip_body_bytes_total";
 const CONNECTIONS: &str = "aip_connections";
 /// Handshakes that failed.
 const HANDSHAKE_FAILURES: &str = "aip_tls_handshake_failures_total";
+/// Connections that were closed before anybody was known on them.
+const CONNECTIONS_REFUSED: &str = "aip_connections_refused_total";
 /// Connections that were cut before their end.
 const CONNECTIONS_CUT: &str = "aip_connections_cut_total";
 /// Requests that were cut after they had begun.
@@ -145,6 +147,11 @@ pub(crate) fn refused(direction: Direction, refusal: Refusal) {
 /// Counts a handshake that failed.
 pub(crate) fn handshake_failed(reason: &'static str) {
     counter!(HANDSHAKE_FAILURES, "reason" => reason).increment(1);
+}
+
+/// Counts a connection that gave way before anybody was known on it.
+pub(crate) fn gave_way() {
+    counter!(CONNECTIONS_REFUSED, "reason" => "outbound_strangers").increment(1);
 }
 
 /// Counts a connection that was cut.

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use aip_policy::Direction;
-use aip_runtime::door::accept;
+use aip_runtime::door;
 use aip_runtime::drain::DrainWatch;
 use aip_runtime::sockets;
 use http::{Method, Request, Response};
@@ -24,14 +24,16 @@ use super::limits::{
     HEADER_READ_TIMEOUT, MAX_HTTP1_BUFFER, MAX_OUTBOUND_CONNECTIONS, MAX_REFUSED_CONNECTIONS, REFUSED_BODY_WAIT,
     REFUSED_HEAD_BYTES,
 };
+use super::strangers::{Stranger, Strangers};
 use super::{Proxy, http2, metrics, tunnel};
 use crate::request::body::Body;
 use crate::request::refusal::{self, Refusal};
-use crate::request::{From, Via, pipeline};
+use crate::request::{From, Via, accept, pipeline};
 
 pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, drain: DrainWatch) {
     let connections = Arc::new(Semaphore::new(MAX_OUTBOUND_CONNECTIONS));
     let refusals = Arc::new(Semaphore::new(MAX_REFUSED_CONNECTIONS));
+    let strangers = Strangers::default();
     let mut drain = Some(drain);
     loop {
         let Ok(permit) = connections.clone().acquire_owned().await else {
@@ -44,7 +46,7 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, drain: Drain
             }
         };
         let tcp = tokio::select! {
-            (tcp, _) = accept(&listener) => tcp,
+            (tcp, _) = door::accept(&listener) => tcp,
             () = draining => {
                 // From now on nobody waits for this loop, nor for what it accepts.
                 drain = None;
@@ -52,6 +54,8 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, drain: Drain
             }
         };
         let (proxy, drain, refusals) = (proxy.clone(), drain.clone(), refusals.clone());
+        // Where there is no secret to show, everybody who comes so far is let in.
+        let stranger = proxy.settings.proxy_secret.is_some().then(|| strangers.enter());
         let workers = proxy.settings.workers.clone();
         workers.serve(tcp, async move |tcp| {
             if let Err(refusal) = is_our_agent(&proxy, &tcp).await {
@@ -64,19 +68,37 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, drain: Drain
                 return;
             }
             let _permit = permit;
-            connection(proxy, tcp, drain).await;
+            connection(proxy, tcp, drain, stranger).await;
         });
     }
 }
 
-async fn connection(proxy: Arc<Proxy>, tcp: TcpStream, drain: Option<DrainWatch>) {
+async fn connection(proxy: Arc<Proxy>, tcp: TcpStream, drain: Option<DrainWatch>, stranger: Option<Arc<Stranger>>) {
     proxy.metrics.connections(Direction::Outbound, 1.0);
-    if let Ok((speaks, stream)) = sniff(tcp, HEADER_READ_TIMEOUT).await {
-        let via = Via {
-            from: From::Agent,
-            drain,
-        };
-        serve_http(proxy.clone(), via, speaks, stream).await;
+    let serving = async {
+        if let Ok((speaks, stream)) = sniff(tcp, HEADER_READ_TIMEOUT).await {
+            let via = Via {
+                from: From::Agent,
+                drain,
+            };
+            serve_http(proxy.clone(), via, stranger.clone(), speaks, stream).await;
+        }
+    };
+    match stranger.as_ref().map(|stranger| stranger.stays()) {
+        None => serving.await,
+        Some(stays) => {
+            tokio::pin!(serving);
+            let stays = tokio::select! {
+                () = &mut serving => None,
+                stays = stays => Some(stays),
+            };
+            match stays {
+                // From here on nothing more is polled than what serves it.
+                Some(true) => serving.await,
+                Some(false) => metrics::gave_way(),
+                None => {}
+            }
+        }
     }
     proxy.metrics.connections(Direction::Outbound, -1.0);
 }
@@ -106,25 +128,32 @@ async fn refuse(mut tcp: TcpStream, refusal: Refusal) {
 }
 
 /// Serves HTTP on a stream of the agent's: a connection of its own, or the inside of a tunnel. Boxed, since a tunnel
-/// inside a connection is served by the same code.
+/// inside a connection is served by the same code. `stranger` is known from the first request on that shows the secret.
 pub(super) fn serve_http<IO>(
     proxy: Arc<Proxy>,
     via: Via,
+    stranger: Option<Arc<Stranger>>,
     speaks: Speaks,
     stream: IO,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    Box::pin(serve_stream(proxy, via, speaks, stream))
+    Box::pin(serve_stream(proxy, via, stranger, speaks, stream))
 }
 
-async fn serve_stream<IO>(proxy: Arc<Proxy>, via: Via, speaks: Speaks, mut stream: IO)
+async fn serve_stream<IO>(proxy: Arc<Proxy>, via: Via, stranger: Option<Arc<Stranger>>, speaks: Speaks, mut stream: IO)
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let drain = via.drain.clone();
     let via = Arc::new(via);
+    let service = service_fn(move |request: Request<Incoming>| {
+        if let Some(stranger) = &stranger {
+            stranger.learns(|| accept::of_agent(&proxy, request.headers()).is_ok());
+        }
+        answer(proxy.clone(), via.clone(), request)
+    });
     match speaks {
         Speaks::Tls => {
             metrics::refused(Direction::Outbound, Refusal::TlsInsideTunnel);
@@ -134,7 +163,6 @@ where
             let _ = stream.shutdown().await;
         }
         Speaks::Http1 => {
-            let service = service_fn(move |request| answer(proxy.clone(), via.clone(), request));
             let serving = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .auto_date_header(false)
@@ -150,7 +178,6 @@ where
             let _ = serving.await;
         }
         Speaks::Http2 => {
-            let service = service_fn(move |request| answer(proxy.clone(), via.clone(), request));
             // No pings: the other end is on this machine, and gRPC clients count them.
             let serving = http2::server().serve_connection(TokioIo::new(stream), service);
             tokio::pin!(serving);

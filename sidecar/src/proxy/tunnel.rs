@@ -77,7 +77,7 @@ pub(super) async fn connect(proxy: Arc<Proxy>, via: Arc<Via>, request: Request<I
                     from: From::Tunnel(target),
                     drain,
                 };
-                outbound::serve_http(proxy, via, speaks, inner).await;
+                outbound::serve_http(proxy, via, None, speaks, inner).await;
             }
         }
     });

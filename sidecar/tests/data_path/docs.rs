@@ -194,6 +194,10 @@ fn documented_limits_are_the_limits() {
             limits::MAX_SOURCE_STRANGERS,
         ),
         ("connections of the agent", limits::MAX_OUTBOUND_CONNECTIONS),
+        (
+            "of these, on which nobody has shown the secret",
+            limits::MAX_OUTBOUND_STRANGERS,
+        ),
         ("streams of one connection", limits::MAX_STREAMS as usize),
         ("bytes of a head", limits::MAX_HEADER_LIST as usize),
         (
