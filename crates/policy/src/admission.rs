@@ -2,6 +2,7 @@
 
 pub(crate) mod lexer;
 pub(crate) mod lexical;
+mod membership;
 mod names;
 mod trials;
 

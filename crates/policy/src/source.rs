@@ -53,6 +53,7 @@ pub const REASONS: &[(&str, &str)] = &[
     ("package", "the module's package isn't the policy's"),
     ("import", "something else than a library module is imported"),
     ("with", "`with` outside of tests"),
+    ("key_membership", "`key, value in …` outside of `some` and `every`"),
     ("data_reference", "a document is read that policies may not read"),
     ("foreign_package", "a rule of another package is used"),
     (
@@ -66,6 +67,9 @@ pub const REASONS: &[(&str, &str)] = &[
         "ambiguous_comprehension",
         "an object comprehension could give a key two values",
     ),
+    ("else_after_loop", "the condition before an `else` loops"),
+    ("every_loop", "the body of an `every` loops"),
+    ("comprehension_condition", "a comprehension doesn't begin with its loop"),
     ("amplification", "a rule repeats values inside values too often"),
     ("builtin", "a builtin is called that policies may not call"),
     ("too_many_builtins", "the set calls too many different builtins"),

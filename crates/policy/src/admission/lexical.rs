@@ -1,7 +1,7 @@
 //! The gates before the parser: cheap, and safe on any bytes.
 
 use super::lexer::{Kind, Token, tokens};
-use super::names;
+use super::{membership, names};
 use crate::limits::{MAX_BRACKET_DEPTH, MAX_EXPRESSION_CHAIN, MAX_MODULE_BYTES, MAX_PARSER_WORK};
 use crate::source::Diagnostic;
 
@@ -76,6 +76,7 @@ pub(crate) fn check_module(name: &str, rego: &str, module: Module) -> Result<(),
     check_imports(&file, name, module, &tokens)?;
     if module == Module::Policy {
         check_with(&file, &tokens)?;
+        membership::check(&file, &tokens)?;
     }
     names::check(&file, &name.replace('-', "_"), module, &tokens)
 }

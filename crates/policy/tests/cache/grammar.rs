@@ -51,7 +51,6 @@ const OPERATORS: &[&str] = &["==", "!=", "==", "in", "<", "+", "-", "|"];
 /// Calls with one argument.
 const CALLS: &[&str] = &[
     "count",
-    "f",
     "lower",
     "is_string",
     "is_array",
@@ -59,11 +58,11 @@ const CALLS: &[&str] = &[
     "object.keys",
     "sort",
     "max",
-    "h",
+    "f",
 ];
 
 /// Calls with two arguments.
-const PAIRS: &[&str] = &["startswith", "array.concat", "split", "object.union", "g"];
+const PAIRS: &[&str] = &["startswith", "array.concat", "split", "object.union", "g", "pair"];
 
 /// A generator of choices: SplitMix64, which is enough to spread them.
 struct Dice(u64);
@@ -105,12 +104,12 @@ impl Author {
         let depth = depth - 1;
         match self.dice.roll(10) {
             0 => {
-                let ours = if self.helping { 2 } else { 0 };
+                let ours = usize::from(self.helping);
                 let call = self.dice.of(&CALLS[..CALLS.len() - ours]);
                 format!("{call}({})", self.expression(depth))
             }
             1 => {
-                let ours = usize::from(self.helping);
+                let ours = if self.helping { 2 } else { 0 };
                 let call = self.dice.of(&PAIRS[..PAIRS.len() - ours]);
                 format!("{call}({}, {})", self.expression(depth), self.expression(depth))
             }
@@ -155,6 +154,25 @@ impl Author {
         }
     }
 
+    /// Something of the input or of the data.
+    fn document(&mut self) -> String {
+        let of = [
+            "input.protocol.arguments",
+            "input.request.headers",
+            "input.request.path",
+            "input.source.labels",
+            "data.user.p.map",
+        ];
+        self.dice.of(&of).to_owned()
+    }
+
+    fn indexable(&mut self) -> String {
+        match self.bound.len() {
+            n if n > 0 && self.dice.roll(3) == 0 => self.bound[self.dice.roll(n)].clone(),
+            _ => self.document(),
+        }
+    }
+
     fn comprehension(&mut self, depth: usize) -> String {
         let (outside, over) = (self.bound.len(), self.expression(depth));
         // Most begin with their loop, or they would not be admitted.
@@ -187,8 +205,26 @@ impl Author {
     }
 
     fn statement(&mut self, depth: usize) -> String {
-        match self.dice.roll(13) {
+        match self.dice.roll(16) {
             0 | 12 => format!("not {}", self.expression(depth)),
+            13 => {
+                let key = self.variable();
+                let from = self.indexable();
+                self.bound.push(key.clone());
+                format!("some {key}; {from}[{key}] == {}", self.leaf())
+            }
+            14 => {
+                let (key, value) = (self.variable(), self.variable());
+                let from = self.indexable();
+                self.bound.extend([key.clone(), value.clone()]);
+                format!("{value} := {from}[{key}]")
+            }
+            15 => {
+                let (inner, outer) = (self.variable(), self.variable());
+                let from = self.indexable();
+                self.bound.extend([inner.clone(), outer.clone()]);
+                format!("{from}[{outer}][{inner}]")
+            }
             1 | 2 => {
                 let over = self.expression(depth);
                 let element = self.variable();
@@ -216,14 +252,15 @@ impl Author {
                 format!("{name} := {value}")
             }
             6 => {
-                let (value, name) = (self.expression(depth), self.variable());
+                // The machine takes a set apart like a list, and only policies make sets: documents, then.
+                let (value, name) = (self.document(), self.variable());
                 self.bound.push(name.clone());
                 let pattern = self.dice.of(&["[V, _]", "[V, \"a\"]", "{\"a\": V}", "[_, V]", "[[V]]"]);
                 let assign = self.dice.of(&[":=", "="]);
                 format!("{} {assign} {value}", pattern.replace('V', &name))
             }
             7 => {
-                let (over, name) = (self.expression(depth), self.variable());
+                let (over, name) = (self.document(), self.variable());
                 self.bound.push(name.clone());
                 let pattern = self.dice.of(&["[V, _]", "{\"a\": V}", "[\"a\", V]"]);
                 format!("some {} in {over}", pattern.replace('V', &name))
@@ -265,6 +302,7 @@ pub(super) fn policy(seed: u64) -> PolicySource {
     let element = author.value(&["x"]);
     let helpers = [
         format!("f(x) if {{ {} }}", author.apart(&["x"], 1)),
+        format!("f(\"a\") if {{ {} }}", author.apart(&[], 1)),
         format!(
             "g(x, y) := {} if {{ {} }} else := {} if {{ {} }}",
             author.value(&["x", "y"]),
@@ -272,6 +310,7 @@ pub(super) fn policy(seed: u64) -> PolicySource {
             author.value(&["y"]),
             author.apart(&["y"], 1)
         ),
+        "pair(x, y) := h([x, y])".to_owned(),
         format!("h([x, y]) := {}", author.value(&["x", "y"])),
         format!("whole := {}", author.value(&[])),
         format!(

@@ -235,6 +235,13 @@ fn disagreement(seed: u64, all: &[Facts]) -> Option<String> {
         }
         let document = facts.to_json();
         let want = interpreted(&policy, &document);
+        // The interpreter stumbles over its own variables where `some x` stands below a loop.
+        if want
+            .as_ref()
+            .is_err_and(|error| error.contains("duplicated definition of local variable"))
+        {
+            continue;
+        }
         if want.as_ref() != Ok(&outcome(&decision)) {
             found = format!(
                 "{}\n{document}\nwant {want:?}\ngot {:?}",

@@ -75,6 +75,39 @@ fn an_assignment_of_nothing_doesnt_hold() {
 }
 
 #[test]
+fn a_key_in_a_membership_is_refused() {
+    // The compiler drops it: whoever anybody is an admin for, is one.
+    for body in [
+        "input.source.name, \"admin\" in data.user.p.roles",
+        "not input.source.name, \"admin\" in data.user.p.roles",
+        "some k\nk, 1 in data.user.p.one",
+        "some k, v\n-1, v in data.user.p.one",
+        "some k\n\"a\", 1 in data.user.p.one",
+        "some k\n{1}, 1 in data.user.p.one",
+        "some k\n(1), 1 in data.user.p.one",
+        "some k\nset(), 1 in data.user.p.one",
+        "some k in [1]\nk, 1 in data.user.p.one",
+        "x := 1; x, 1 in data.user.p.one",
+        "x := (0, 1 in data.user.p.one)",
+        "count([1 | some x in [1]; x, 1 in data.user.p.one]) == 0",
+        "every x in [1] { x, 1 in data.user.p.one }",
+        "f(0, 1 in data.user.p.one)",
+    ] {
+        assert_eq!(refused(denying(body, "f(x) if x")), "key_membership", "{body}");
+    }
+    for body in [
+        "some k, v in data.user.p.one\nk == 0\nv in [1]",
+        "every k, v in data.user.p.one { k == 0; v in data.user.p.one }",
+        "count([k | some k, v in data.user.p.one; v in [1]]) == 1",
+        "some [k, v], w in {[0, 1]: 1}\nk in [0]",
+        "x := [2, (1 in data.user.p.one)]\nx[1]",
+        "[2, 1][_] in data.user.p.one",
+    ] {
+        assert_denied_by("no", denying(body, ""));
+    }
+}
+
+#[test]
 fn a_loop_over_what_isnt_a_collection_denies() {
     // The engine takes it for an empty one: a caller who sends a text where the rule looks through a list would pass.
     for body in [
