@@ -31,8 +31,16 @@ const MAX_REJECTIONS: usize = 512;
 const MAX_TEXT: usize = 500;
 const MAX_REASON: usize = 64;
 /// Messages that may come at once, and in a second: a fan-out to many peers, then what one agent's calls cause.
-const BURST: f64 = 200.0;
-const PER_SECOND: f64 = 50.0;
+const MESSAGES: Rate = Rate {
+    burst: 200.0,
+    per_second: 50.0,
+};
+/// Leases: each is a transaction that is flushed and pushed to every peer. A sidecar leases when it connects, and gives
+/// it up when it drains.
+const LEASES: Rate = Rate {
+    burst: 10.0,
+    per_second: 0.2,
+};
 
 /// What a session works with.
 pub(super) struct Task {
@@ -51,12 +59,48 @@ pub(super) struct Task {
     pub(super) state: State,
 }
 
+/// How many at once, and how many a second after that.
+#[derive(Clone, Copy)]
+struct Rate {
+    burst: f64,
+    per_second: f64,
+}
+
+/// What is left of a rate.
+struct Bucket {
+    rate: Rate,
+    tokens: f64,
+    refilled: Instant,
+}
+
+impl Bucket {
+    fn full(rate: Rate) -> Self {
+        Self {
+            rate,
+            tokens: rate.burst,
+            refilled: Instant::now(),
+        }
+    }
+
+    fn spend(&mut self) -> Result<(), Refusal> {
+        let now = Instant::now();
+        let refill = (now - self.refilled).as_secs_f64() * self.rate.per_second;
+        self.tokens = (self.tokens + refill).min(self.rate.burst);
+        self.refilled = now;
+        if self.tokens < 1.0 {
+            return Err(Reason::RateExceeded.into());
+        }
+        self.tokens -= 1.0;
+        Ok(())
+    }
+}
+
 /// What changes while it runs.
 pub(super) struct State {
     outstanding: Option<(Push, Instant)>,
     lease: Option<String>,
-    tokens: f64,
-    refilled: Instant,
+    messages: Bucket,
+    leases: Bucket,
 }
 
 impl State {
@@ -64,8 +108,8 @@ impl State {
         Self {
             outstanding: None,
             lease: None,
-            tokens: BURST,
-            refilled: Instant::now(),
+            messages: Bucket::full(MESSAGES),
+            leases: Bucket::full(LEASES),
         }
     }
 }
@@ -206,20 +250,8 @@ impl Task {
         }
     }
 
-    fn spend_token(&mut self) -> Result<(), Refusal> {
-        let state = &mut self.state;
-        let now = Instant::now();
-        state.tokens = (state.tokens + (now - state.refilled).as_secs_f64() * PER_SECOND).min(BURST);
-        state.refilled = now;
-        if state.tokens < 1.0 {
-            return Err(Reason::RateExceeded.into());
-        }
-        state.tokens -= 1.0;
-        Ok(())
-    }
-
     async fn message(&mut self, request: ConfigRequest) -> Result<(), Refusal> {
-        self.spend_token()?;
+        self.state.messages.spend()?;
         match request.message {
             Some(Message::Ack(ack)) => self.acknowledged(ack),
             Some(Message::Subscribe(subscribe)) => {
@@ -293,6 +325,7 @@ impl Task {
     }
 
     async fn lease(&mut self, lease: EndpointLease) -> Result<(), Refusal> {
+        self.state.leases.spend()?;
         if lease.address.is_empty() {
             if let Some(name) = self.state.lease.take() {
                 self.leases.release(self.session.id, &name).await?;

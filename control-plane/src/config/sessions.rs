@@ -1,18 +1,21 @@
 //! Who is connected, who runs what, and who acknowledged which revision.
 
+mod open;
+mod shown;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use aip_api::resource::ResourceId;
 use aip_runtime::x509::PeerIdentity;
-use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use utoipa::ToSchema;
 
 use crate::clock::Clock;
 use crate::refusal::{Reason, Refusal};
+
+pub(super) use open::Session;
+pub use shown::{Acks, Nack, Sidecar};
 
 /// Sidecars that left are shown for this long, and at most so many: what they run is not known any more, that they
 /// were there is.
@@ -22,89 +25,6 @@ const MAX_LEFT: usize = 1_000;
 const ACKS: usize = 64;
 /// Rejections that are remembered of each sidecar: what a person looks at.
 const MAX_NACKS: usize = 16;
-/// Longest version that is shown, in characters.
-const MAX_VERSION: usize = 64;
-
-/// A resource that a sidecar did not take.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct Nack {
-    /// Its kind.
-    pub kind: String,
-    /// Its name.
-    pub name: String,
-    /// At which revision.
-    pub revision: u64,
-    /// Stable, snake_case; the sidecar's.
-    pub reason: String,
-    /// For people.
-    pub detail: String,
-    /// Unix seconds.
-    pub at: u64,
-}
-
-/// One sidecar, as status shows it.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct Sidecar {
-    /// Its agent.
-    pub agent: String,
-    /// Its process.
-    pub instance: String,
-    /// Its version.
-    pub version: String,
-    /// From where it connected.
-    pub address: String,
-    /// Where it serves, while it leases an endpoint.
-    pub endpoint: Option<String>,
-    /// Whether its stream is open.
-    pub connected: bool,
-    /// Unix seconds.
-    pub connected_since: u64,
-    /// Unix seconds, once it left.
-    pub disconnected_at: Option<u64>,
-    /// The revision that it is at; 0: none yet.
-    pub revision: u64,
-    /// Unix seconds of its last acknowledgement.
-    pub last_ack_at: Option<u64>,
-    /// Whether a push waits for its acknowledgement.
-    pub outstanding: bool,
-    /// What it did not take and has not taken since.
-    pub nacks: Vec<Nack>,
-    /// Its SVID's serial.
-    pub serial: String,
-    /// Unix seconds at which its SVID ends: by then it has certainly stopped.
-    pub not_after: u64,
-    /// `declared`, `observed` or `hardware`.
-    pub assurance: String,
-    /// `cooperative` or `captured`.
-    pub enforcement: String,
-    /// Its SVID's generation.
-    pub generation: u64,
-}
-
-impl Sidecar {
-    /// One that has just connected.
-    fn connected(peer: &PeerIdentity, address: String, (instance, version): (&str, &str), now: u64) -> Self {
-        Self {
-            agent: peer.id.agent.to_string(),
-            instance: instance.to_owned(),
-            version: version.chars().take(MAX_VERSION).collect(),
-            address,
-            endpoint: None,
-            connected: true,
-            connected_since: now,
-            disconnected_at: None,
-            revision: 0,
-            last_ack_at: None,
-            outstanding: false,
-            nacks: Vec::new(),
-            serial: peer.serial.clone(),
-            not_after: peer.not_after,
-            assurance: peer.result.assurance.as_str().to_owned(),
-            enforcement: peer.result.enforcement.as_str().to_owned(),
-            generation: peer.result.generation,
-        }
-    }
-}
 
 #[derive(Debug)]
 struct Held {
@@ -121,22 +41,6 @@ impl Held {
     fn left_with(&self, serial: &str) -> bool {
         !self.shown.connected && self.shown.serial == serial
     }
-}
-
-/// Where one revision stands.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct Acks {
-    /// The revision.
-    pub revision: u64,
-    /// Sidecars (`agent/instance`) that are at it or past it.
-    pub acked: Vec<String>,
-    /// Sidecars that are at it but rejected something at or before it.
-    pub nacked: Vec<String>,
-    /// Connected sidecars that are not at it yet, and ones that left whose SVID is still good.
-    pub missing: Vec<String>,
-    /// Milliseconds from the commit to the last acknowledgement; absent while somebody is missing, or for a commit
-    /// that this process does not remember.
-    pub ms: Option<f64>,
 }
 
 /// All sessions of this process.
@@ -306,89 +210,4 @@ fn room(by_id: &BTreeMap<u64, Held>, agent: &str, listed: usize, limits: super::
     let (sessions, per_agent) = (limits.sessions, limits.per_agent);
     let detail = format!("{total} streams, {own} of {agent}; at most {sessions} and {per_agent}");
     Err(Refusal::new(Reason::SessionLimit, detail))
-}
-
-/// One open session; dropping it marks the sidecar as gone.
-#[derive(Debug)]
-pub(super) struct Session {
-    sessions: Arc<Sessions>,
-    pub(super) id: u64,
-    /// Cancelled when a newer stream of the same instance opens.
-    pub(super) cancel: CancellationToken,
-}
-
-impl Session {
-    pub(super) fn outstanding(&self) {
-        self.sessions.update(self.id, |h| h.shown.outstanding = true);
-    }
-
-    pub(super) fn leased(&self, endpoint: Option<String>) {
-        self.sessions.update(self.id, |h| h.shown.endpoint = endpoint);
-    }
-
-    /// A push was answered.
-    pub(super) fn answered(&self, taken: &[(ResourceId, u64)], nacks: Vec<Nack>) {
-        let now = self.sessions.clock.now();
-        self.sessions.update(self.id, |h| {
-            h.shown.outstanding = false;
-            h.shown.last_ack_at = Some(now);
-            h.shown.nacks.retain(|n| {
-                !taken
-                    .iter()
-                    .any(|(id, _)| id.kind.as_str() == n.kind && id.name == n.name)
-            });
-            for nack in nacks {
-                h.shown.nacks.retain(|n| (&n.kind, &n.name) != (&nack.kind, &nack.name));
-                if h.shown.nacks.len() < MAX_NACKS {
-                    h.shown.nacks.push(nack);
-                }
-            }
-        });
-    }
-
-    /// Everything up to `revision` was answered.
-    pub(super) fn at(&self, revision: u64) {
-        self.sessions.update(self.id, |h| {
-            if h.shown.revision < revision {
-                h.shown.revision = revision;
-                if h.acks.len() == ACKS {
-                    h.acks.pop_front();
-                }
-                h.acks.push_back((revision, Instant::now()));
-            }
-        });
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        metrics::gauge!("aip_config_sessions").decrement(1.0);
-        let now = self.sessions.clock.now();
-        self.sessions.update(self.id, |h| {
-            h.shown.connected = false;
-            h.shown.outstanding = false;
-            h.shown.disconnected_at = Some(now);
-        });
-        let mut by_id = self.sessions.lock();
-        // A network that went away lets the successor connect before anybody notices that this stream is dead.
-        let superseded = by_id.get(&self.id).is_some_and(|gone| {
-            let mut later = by_id.range(self.id + 1..);
-            later
-                .any(|(_, h)| h.shown.connected && h.shown.agent == gone.shown.agent && gone.left_with(&h.shown.serial))
-        });
-        if superseded {
-            by_id.remove(&self.id);
-        }
-        let left: Vec<u64> = by_id
-            .iter()
-            .filter(|(_, h)| !h.shown.connected)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in left.iter().take(left.len().saturating_sub(MAX_LEFT)) {
-            by_id.remove(id);
-        }
-        drop(by_id);
-        // Whoever waits for acknowledgements waits for one less.
-        self.sessions.acked.send_replace(());
-    }
 }

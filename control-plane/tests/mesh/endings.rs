@@ -290,6 +290,12 @@ async fn messages_and_subscriptions_are_bounded() {
         stream.subscribe(Kind::Agent, &names).await;
     }
     assert_eq!(stream.ended().await, "subscription_limit");
+    let mut stream = sidecar.stream().await;
+    stream.synced().await;
+    for port in 0..20 {
+        stream.lease(&format!("127.0.0.1:{}", 15_006 + port)).await;
+    }
+    assert_eq!(stream.ended().await, "rate_exceeded", "each is a transaction");
 }
 
 #[tokio::test]
