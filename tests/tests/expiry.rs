@@ -12,18 +12,8 @@ use tempfile::TempDir;
 /// Long enough for a stream to begin on it.
 const SECONDS: i64 = 8;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_live_connection_ends_with_the_svid_under_it() {
-    let (scripted, dir) = (Scripted::start(), TempDir::new().unwrap());
-    let agent = Agent::start();
-    scripted.issue_as(LeafSpec {
-        from: 0,
-        until: SECONDS,
-        ..LeafSpec::good("callee")
-    });
-    let caller = scripted.sidecar("caller", agent.address, dir.path()).await;
-    let callee = scripted.sidecar("callee", agent.address, dir.path()).await;
-    scripted.issue_nothing();
+/// Nobody lets the agent go on: what ends the stream is not its own end.
+async fn a_stream_is_cut(agent: &Agent, caller: &Sidecar, callee: &Sidecar) {
     let outbound = caller.outbound;
     let stream = tokio::spawn(async move {
         let url = "http://callee.aip.internal/events?stream=expiry&steps=2";
@@ -34,7 +24,6 @@ async fn a_live_connection_ends_with_the_svid_under_it() {
         (!agent.seen("stream=expiry").is_empty()).then_some(())
     })
     .await;
-    // Nobody lets the agent go on: what ends the stream is not its own end.
     let ended = tokio::time::timeout(wait::DEADLINE, stream)
         .await
         .expect("it ends")
@@ -53,12 +42,26 @@ async fn a_live_connection_ends_with_the_svid_under_it() {
                 .map(|r| r.text("end").to_owned())
                 .next()
         };
-        Some([of(&caller)?, of(&callee)?])
+        Some([of(caller)?, of(callee)?])
     })
     .await;
     assert!(ends.iter().any(|end| end == "certificate_expired"), "{ends:?}");
     assert!(!ends.iter().any(|end| end == "complete"), "{ends:?}");
+}
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_live_connection_ends_with_the_svid_under_it() {
+    let (scripted, dir) = (Scripted::start(), TempDir::new().unwrap());
+    let agent = Agent::start();
+    scripted.issue_as(LeafSpec {
+        from: 0,
+        until: SECONDS,
+        ..LeafSpec::good("callee")
+    });
+    let caller = scripted.sidecar("caller", agent.address, dir.path()).await;
+    let callee = scripted.sidecar("callee", agent.address, dir.path()).await;
+    scripted.issue_nothing();
+    a_stream_is_cut(&agent, &caller, &callee).await;
     wait::until_ok("the callee is not ready any more", async || {
         let answer = client::get(callee.probes, "/readyz").await?;
         if answer.text().contains("identity") {

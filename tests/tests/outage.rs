@@ -23,24 +23,8 @@ async fn reaches(caller: &Sidecar) {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_mesh_outlives_its_control_plane() {
-    let mut mesh = Mesh::start().await;
-    let agent = Agent::start();
-    let mut caller = mesh.sidecar("caller", agent.address).await;
-    let mut callee = mesh.sidecar("callee", agent.address).await;
-    reaches(&caller).await;
-    let rego = "package aip.policy.extra\n\nrules contains {\"rule\": \"no_blocked\", \"verdict\": \"deny\", \"reason\": \"blocked\"} if input.request.path == [\"blocked\"]\n";
-    let revision = mesh
-        .admin()
-        .apply(&json!({"name": "extra", "rego": rego, "attach": "mesh"}))
-        .await;
-    let before = mesh.admin().get("/v1/agents/callee").await;
-
-    mesh.control_plane.kill();
-    for _ in 0..20 {
-        assert_eq!(caller.get(URL).await.status, 200, "traffic goes on");
-    }
+/// Without a control plane, from what is on their disks.
+async fn both_restart(caller: &mut Sidecar, callee: &mut Sidecar, revision: u64) {
     let serial = callee.look("/identity").await.json()["serial"].clone();
     callee.restart().await;
     assert_eq!(
@@ -68,6 +52,27 @@ async fn the_mesh_outlives_its_control_plane() {
         403,
         "the policy of the cache decides"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_mesh_outlives_its_control_plane() {
+    let mut mesh = Mesh::start().await;
+    let agent = Agent::start();
+    let mut caller = mesh.sidecar("caller", agent.address).await;
+    let mut callee = mesh.sidecar("callee", agent.address).await;
+    reaches(&caller).await;
+    let rego = "package aip.policy.extra\n\nrules contains {\"rule\": \"no_blocked\", \"verdict\": \"deny\", \"reason\": \"blocked\"} if input.request.path == [\"blocked\"]\n";
+    let revision = mesh
+        .admin()
+        .apply(&json!({"name": "extra", "rego": rego, "attach": "mesh"}))
+        .await;
+    let before = mesh.admin().get("/v1/agents/callee").await;
+
+    mesh.control_plane.kill();
+    for _ in 0..20 {
+        assert_eq!(caller.get(URL).await.status, 200, "traffic goes on");
+    }
+    both_restart(&mut caller, &mut callee, revision).await;
 
     mesh.revive().await;
     let after = mesh.admin().get("/v1/agents/callee").await;

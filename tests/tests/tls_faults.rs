@@ -80,16 +80,14 @@ impl Fixture {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn certificates_with_a_fault_are_refused_and_counted() {
-    let f = fixture().await;
-    f.serves("its start").await;
+/// What is wrong, the reason that is counted, and the certificate.
+fn faults() -> Vec<(&'static str, &'static str, LeafSpec)> {
     let good = LeafSpec::good("caller");
     let with = |statement| LeafSpec {
         statement,
         ..good.clone()
     };
-    let faults = [
+    vec![
         (
             "a name of another trust domain",
             "wrong_trust_domain",
@@ -140,13 +138,19 @@ async fn certificates_with_a_fault_are_refused_and_counted() {
             "attestation_key_mismatch",
             with(Statement::OtherKey),
         ),
-    ];
-    for (what, reason, spec) in faults {
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_with_a_fault_are_refused_and_counted() {
+    let f = fixture().await;
+    f.serves("its start").await;
+    for (what, reason, spec) in faults() {
         let leaf = f.leaf(&spec);
         f.refuses(what, reason, wire::attempt(f.sidecar.inbound, Some(&leaf)))
             .await;
     }
-    let stranger = Pki::new("aip.internal").leaf(&good);
+    let stranger = Pki::new("aip.internal").leaf(&LeafSpec::good("caller"));
     f.refuses(
         "another mesh's certificate",
         "unknown_issuer",
