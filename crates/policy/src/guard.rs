@@ -9,6 +9,8 @@
 //! The engine's function type can't be named outside of it and carries no state, hence one function per table slot and
 //! a thread-local that says which program is running.
 
+mod watched;
+
 use std::cell::RefCell;
 use std::sync::Arc;
 
@@ -19,7 +21,6 @@ use regorus::{LimitError, Value};
 
 use crate::bounds;
 use crate::limits::{MAX_EXAMINED, MAX_PRODUCED};
-use crate::set::insert::Insertions;
 
 /// Slots in the table: our allow-list of builtins fits.
 const SLOTS: usize = 128;
@@ -88,37 +89,12 @@ pub(crate) fn guarded(original: &Program) -> Option<Program> {
         program.instruction_data.builtin_call_params.push(call);
         program.instructions[index] = Instruction::BuiltinCall { params_index };
     }
-    let mut program = with_collections_checked(program)?;
+    let mut program = watched::watched(program)?;
     if program.builtin_info_table.len() > SLOTS {
         return None;
     }
     fill_slots(&mut program, original.builtin_info_table.len());
     Some(program)
-}
-
-/// The program that looks at each collection before it takes the elements out of it.
-fn with_collections_checked(mut program: Program) -> Option<Program> {
-    let mut insertions = Insertions::default();
-    for index in 0..program.instructions.len() {
-        let collection = match program.instructions[index] {
-            Instruction::LoopStart { params_index } => {
-                program.instruction_data.get_loop_params(params_index)?.collection
-            }
-            Instruction::Contains { collection, .. } => collection,
-            _ => continue,
-        };
-        // The value goes back where it was.
-        let call = BuiltinCallParams {
-            dest: collection,
-            builtin_index: operator_slot(&mut program, Operator::In)?,
-            num_args: 1,
-            args: [collection, 0, 0, 0, 0, 0, 0, 0],
-        };
-        let params_index = u16::try_from(program.instruction_data.builtin_call_params.len()).ok()?;
-        program.instruction_data.builtin_call_params.push(call);
-        insertions.before(index, Instruction::BuiltinCall { params_index });
-    }
-    insertions.apply(&program)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,6 +110,8 @@ enum Operator {
     Ge,
     /// Of one collection: its elements are asked for.
     In,
+    /// Of one flag: whether a rule that fired has nothing to say.
+    Head,
 }
 
 impl Operator {
@@ -149,12 +127,13 @@ impl Operator {
             Self::Gt => ">",
             Self::Ge => ">=",
             Self::In => "in",
+            Self::Head => "if",
         }
     }
 
     const fn arguments(self) -> u16 {
         match self {
-            Self::In => 1,
+            Self::In | Self::Head => 1,
             _ => 2,
         }
     }
@@ -205,6 +184,7 @@ fn fill_slots(program: &mut Program, originals: usize) {
             "-" => table.push((|_, _, args, _| Ok(operate(Operator::Sub, args)?), 2)),
             "*" => table.push((|_, _, args, _| Ok(operate(Operator::Mul, args)?), 2)),
             "in" => table.push((|_, _, args, _| Ok(collection(args)?), 1)),
+            "if" => table.push((|_, _, args, _| Ok(said(args)?), 1)),
             "/" => table.push((|_, _, args, _| Ok(operate(Operator::Div, args)?), 2)),
             "%" => table.push((|_, _, args, _| Ok(operate(Operator::Mod, args)?), 2)),
             "<" => table.push((|_, _, args, _| Ok(compare(Operator::Lt, args)?), 2)),
@@ -347,5 +327,16 @@ fn collection(args: &[Value]) -> Result<Value, LimitError> {
         _ => Err(stop(Trouble::Error(
             "`in` something that isn't a collection".to_owned(),
         ))),
+    }
+}
+
+/// A rule whose condition holds says something. In Rego a head of which a part has no value is no element, and a deny
+/// whose reason names what a caller left out would not fire.
+fn said(args: &[Value]) -> Result<Value, LimitError> {
+    match args.first() {
+        Some(Value::Bool(true)) | None => Err(stop(Trouble::Error(
+            "a rule fired, and a part of what it says has no value".to_owned(),
+        ))),
+        Some(said) => Ok(said.clone()),
     }
 }

@@ -75,6 +75,37 @@ fn an_assignment_of_nothing_doesnt_hold() {
 }
 
 #[test]
+fn a_rule_that_fires_and_has_nothing_to_say_denies() {
+    // In Rego it would not fire, and a caller would only have to leave out what the reason names.
+    let rule = |head: &str, condition: &str| denying("false", &format!("rules contains {head} if {condition}"));
+    let missing = "input.source.labels.team";
+    for head in [
+        format!("{{\"rule\": \"x\", \"verdict\": \"deny\", \"reason\": sprintf(\"%v\", [{missing}])}}"),
+        format!("{{\"rule\": \"x\", \"verdict\": \"deny\", \"reason\": {missing}}}"),
+        format!("{{\"rule\": \"x\", \"verdict\": {missing}, \"reason\": \"\"}}"),
+        missing.to_owned(),
+    ] {
+        assert_denied_by("evaluation_error", rule(&head, "true"));
+        assert_denied_by("evaluation_error", rule(&head, "{ some x in [1, 2]; x == 2 }"));
+        // What doesn't fire need not say anything.
+        for condition in [
+            "false",
+            "{ some x in [1, 2]; x == 3 }",
+            "{ some x in data.user.p.none; x == 1 }",
+        ] {
+            assert_eq!(
+                decided(rule(&head, condition)).0,
+                Verdict::Allow,
+                "{head} if {condition}"
+            );
+        }
+    }
+    let said = "{\"rule\": \"x\", \"verdict\": \"deny\", \"reason\": concat(\",\", [y, z])}";
+    let looped = rule(said, "{ some y in [\"a\", \"b\"]; some z in [\"c\"]; y == \"b\" }");
+    assert_denied_by("x", looped);
+}
+
+#[test]
 fn a_key_in_a_membership_is_refused() {
     // The compiler drops it: whoever anybody is an admin for, is one.
     for body in [
