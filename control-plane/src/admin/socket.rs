@@ -15,6 +15,9 @@ pub const SOCKET_FILE: &str = "admin.sock";
 const MAX_PATH: usize = 103;
 /// The socket's mode: read and write for its owner.
 const MODE: u32 = 0o600;
+/// The bits of a directory that let anybody replace what is in it, and that keep them from it.
+const WRITABLE_BY_ALL: u32 = 0o002;
+const STICKY: u32 = 0o1000;
 
 /// Why the socket can't be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +31,9 @@ pub enum SocketError {
     /// Something else has that name.
     #[error("{} is there and is no socket; choose another path with --admin-socket", .0.display())]
     NotASocket(PathBuf),
+    /// Anybody could put another socket in its place.
+    #[error("anybody can write to {}, and put a socket of theirs where the admin socket is; take that right away (chmod o-w), or choose another directory with --admin-socket", .0.display())]
+    OpenDirectory(PathBuf),
     /// Anything else.
     #[error("can't listen on the admin socket {}: {why}; choose another path with --admin-socket", .path.display())]
     Listen {
@@ -45,6 +51,7 @@ impl SocketError {
             Self::TooLong(_) => "socket_path_too_long",
             Self::Taken(_) => "socket_taken",
             Self::NotASocket(_) => "not_a_socket",
+            Self::OpenDirectory(_) => "socket_directory_open",
             Self::Listen { .. } => "listen_failed",
         }
     }
@@ -95,6 +102,10 @@ impl Socket {
         let made = private.join("s");
         if made.as_os_str().len() > MAX_PATH {
             return Err(SocketError::TooLong(path));
+        }
+        let mode = fs::metadata(parent).map_err(failed)?.permissions().mode();
+        if mode & WRITABLE_BY_ALL != 0 && mode & STICKY == 0 {
+            return Err(SocketError::OpenDirectory(parent.to_owned()));
         }
         free(&path)?;
         let _ = fs::remove_dir_all(&private);
@@ -170,5 +181,12 @@ mod tests {
         assert!(refused.to_string().contains("--admin-socket"));
         let absent = Socket::listen(&dir.path().join("absent/admin.sock")).unwrap_err();
         assert_eq!(absent.reason(), "listen_failed");
+        let open = dir.path().join("open");
+        fs::create_dir(&open).unwrap();
+        fs::set_permissions(&open, Permissions::from_mode(0o777)).unwrap();
+        let refused = Socket::listen(&open.join("admin.sock")).unwrap_err();
+        assert_eq!(refused.reason(), "socket_directory_open");
+        fs::set_permissions(&open, Permissions::from_mode(0o1777)).unwrap();
+        Socket::listen(&open.join("admin.sock")).unwrap();
     }
 }
