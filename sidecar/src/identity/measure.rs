@@ -1,8 +1,10 @@
 //! The `files` and `process` attestors: what this sidecar can see of its agent, as digests.
 
+mod digest;
+
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
@@ -35,9 +37,12 @@ pub enum MeasureError {
     /// Leads outside the root.
     #[error("{0} leads outside the measured root; declare a root that holds it")]
     Outside(PathBuf),
-    /// Too much.
-    #[error("more than {MAX_TOTAL_BYTES} bytes are declared; narrow the globs")]
-    TooLarge,
+    /// Too much is declared, as of this file.
+    #[error("the declared files have more than {MAX_TOTAL_BYTES} bytes together, {0} among them; narrow the globs")]
+    TooLarge(PathBuf),
+    /// An executable that is too large.
+    #[error("the executable {0} is larger than {MAX_TOTAL_BYTES} bytes, the most that is measured of one file")]
+    ProgramTooLarge(PathBuf),
     /// Too many, or badly named.
     #[error(transparent)]
     Files(#[from] FilesError),
@@ -61,7 +66,7 @@ impl MeasureError {
         match self {
             Self::Io { .. } => "measure_unreadable",
             Self::Outside(_) => "measure_outside_root",
-            Self::TooLarge | Self::TooWide(_) => "measure_too_large",
+            Self::TooLarge(_) | Self::ProgramTooLarge(_) | Self::TooWide(_) => "measure_too_large",
             Self::Files(_) => "measure_files",
             Self::Glob(_) | Self::Empty(_) => "measure_glob",
             Self::NotUtf8(_) => "measure_not_utf8",
@@ -128,7 +133,7 @@ pub fn measure(declared: &Measured) -> Result<Measurement, MeasureError> {
         globs => Some(code_digest(&measure_files(&root, globs, &mut budget)?)?),
     };
     let executable = match &declared.executable {
-        Some(path) => Some(digest_file(path, &mut MAX_TOTAL_BYTES.clone())?),
+        Some(path) => Some(digest::of_program(path)?),
         None => None,
     };
     Ok(Measurement {
@@ -142,7 +147,7 @@ pub fn measure(declared: &Measured) -> Result<Measurement, MeasureError> {
             Some(port) => measured_argv(argv, port),
             None => argv.to_vec(),
         }),
-        sidecar: digest_file(Path::new("/proc/self/exe"), &mut MAX_TOTAL_BYTES.clone())?,
+        sidecar: digest::of_this_program()?,
         enforcement: declared.enforcement,
     })
 }
@@ -259,27 +264,12 @@ fn measure_file(root: &Path, path: &str, budget: &mut u64) -> Result<MeasuredFil
         });
     }
     let exec = metadata.permissions().mode() & 0o100 != 0;
+    let sha256 = digest::of_file(&full, budget)?.ok_or(MeasureError::TooLarge(full))?;
     Ok(MeasuredFile {
         path: path.to_owned(),
         exec,
-        sha256: digest_file(&full, budget)?,
+        sha256,
     })
-}
-
-fn digest_file(path: &Path, budget: &mut u64) -> Result<Digest, MeasureError> {
-    let failed = |e| io_error(path, e);
-    let file = File::open(path).map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err(failed(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not a regular file",
-        )));
-    }
-    let mut content = Vec::new();
-    // One byte more than allowed is enough to know.
-    file.take(*budget + 1).read_to_end(&mut content).map_err(failed)?;
-    *budget = budget.checked_sub(content.len() as u64).ok_or(MeasureError::TooLarge)?;
-    Ok(Digest::sha256(&content))
 }
 
 #[cfg(test)]
