@@ -36,8 +36,8 @@ pub use admission::Admission;
 pub use evaluate::{Evaluator, with_evaluator};
 pub use facts::{
     Assurance, AttestationFacts, AttestationStatus, BudgetFacts, ContentFacts, DelegationFacts, Direction, Enforcement,
-    Fact, Facts, Finding, PeerFacts, PeerKind, ProtocolFacts, ReputationFacts, ReputationStatus, RequestFacts,
-    TraceFacts,
+    Fact, Facts, Finding, INPUT_VERSION, PeerFacts, PeerKind, ProtocolFacts, ReputationFacts, ReputationStatus,
+    RequestFacts, TraceFacts,
 };
 pub use obligations::{Durability, Obligations};
 pub use reads::ReadSet;
