@@ -20,6 +20,10 @@ use crate::snapshot::{SetError, Snapshot};
 /// Seconds for which `attestation.age` stays as it is: what policy rounds it down to.
 const AGE_STEP: u64 = aip_policy::limits::AGE_STEP_SECONDS;
 
+/// Why a fact is not established that the policy input has and this version never learns: a rule that reads it must not
+/// take its neutral value for the truth.
+pub(crate) const NOT_IN_THIS_VERSION: &str = "not_in_this_version";
+
 /// Which parts of a request the policies between two ends can read; what they can't is not built.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Needs {
@@ -224,7 +228,7 @@ fn agent_facts(agent: &Agent, identity: Option<&PeerIdentity>, snapshot: &Snapsh
             })
         }),
         manifest,
-        ..PeerFacts::default()
+        reputation: Fact::Unestablished(NOT_IN_THIS_VERSION),
     }
 }
 

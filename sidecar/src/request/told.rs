@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aip_api::AgentName;
-use aip_policy::{Decision, Direction, Fact, Facts, RequestFacts, TraceFacts, with_evaluator};
+use aip_policy::{
+    ContentFacts, Decision, Direction, Fact, Facts, INPUT_VERSION, RequestFacts, TraceFacts, with_evaluator,
+};
 use aip_runtime::unix_now;
 use http::{HeaderMap, Method, Uri};
 
@@ -17,7 +19,7 @@ use super::record::Said;
 use super::refusal::{Cut, Refusal, Refused};
 use crate::proxy::Proxy;
 use crate::proxy::connections::Live;
-use crate::proxy::pair::{Needs, Other, Pair, Pairs};
+use crate::proxy::pair::{NOT_IN_THIS_VERSION, Needs, Other, Pair, Pairs};
 use crate::proxy::streams::Exchange;
 use crate::snapshot::Snapshot;
 
@@ -59,9 +61,16 @@ impl Told {
             destination: pair.destination.clone(),
             request: self.request(&pair.needs),
             protocol: protocol::facts(self.carrier, &self.headers, content),
+            // All are named here, so that a fact that is added can't be forgotten.
+            v: INPUT_VERSION,
+            content: ContentFacts {
+                findings: Fact::Unestablished(NOT_IN_THIS_VERSION),
+            },
+            delegation: Fact::Unestablished(NOT_IN_THIS_VERSION),
+            budget: Fact::Unestablished(NOT_IN_THIS_VERSION),
             trace: self.trace.clone(),
             time: now,
-            ..Facts::default()
+            unestablished: Vec::new(),
         }
     }
 

@@ -162,3 +162,32 @@ fn a_rejected_policy_without_a_good_version_is_kept_as_unusable() {
     let names: Vec<_> = world.snapshot().unusable.into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["garbled"]);
 }
+
+/// What the policy input has and this version never learns is not the neutral value: a deny rule over it would be one
+/// that never fires.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_over_what_this_version_never_learns_denies() {
+    let agent = Agent::start().await;
+    let pair = Pair::start(agent.address).await;
+    for condition in [
+        r#"input.source.reputation.level == "bad""#,
+        r#"input.destination.reputation.level == "bad""#,
+        r#"input.delegation.chain[_] == "evil""#,
+        r#"some finding in input.content.findings; finding.kind == "secret""#,
+        "input.budget.tokens.remaining < 1",
+    ] {
+        let rule = format!(
+            "package aip.policy.strict\nrules contains {{\"rule\": \"strict\", \"verdict\": \"deny\", \"reason\": \"a test\"}} \
+             if {{ {condition} }}\n"
+        );
+        pair.callee.push(|world| world.policies.push(("strict".into(), rule)));
+        let answer = send(pair.caller.outbound, get("/")).await;
+        is_refused(&answer, 403, "policy_denied");
+        assert_eq!(answer.json()["rule"], "fact_unestablished", "{condition}");
+        pair.callee.push(|world| {
+            world.policies.pop();
+        });
+    }
+    assert!(agent.seen().is_empty());
+    assert_eq!(send(pair.caller.outbound, get("/")).await.status, StatusCode::OK);
+}
