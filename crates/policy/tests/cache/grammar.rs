@@ -207,24 +207,7 @@ impl Author {
     fn statement(&mut self, depth: usize) -> String {
         match self.dice.roll(16) {
             0 | 12 => format!("not {}", self.expression(depth)),
-            13 => {
-                let key = self.variable();
-                let from = self.indexable();
-                self.bound.push(key.clone());
-                format!("some {key}; {from}[{key}] == {}", self.leaf())
-            }
-            14 => {
-                let (key, value) = (self.variable(), self.variable());
-                let from = self.indexable();
-                self.bound.extend([key.clone(), value.clone()]);
-                format!("{value} := {from}[{key}]")
-            }
-            15 => {
-                let (inner, outer) = (self.variable(), self.variable());
-                let from = self.indexable();
-                self.bound.extend([inner.clone(), outer.clone()]);
-                format!("{from}[{outer}][{inner}]")
-            }
+            13..16 => self.looked_up(),
             1 | 2 => {
                 let over = self.expression(depth);
                 let element = self.variable();
@@ -251,26 +234,50 @@ impl Author {
                 self.bound.push(name.clone());
                 format!("{name} := {value}")
             }
-            6 => {
-                // The machine takes a set apart like a list, and only policies make sets: documents, then.
-                let (value, name) = (self.document(), self.variable());
-                self.bound.push(name.clone());
-                let pattern = self.dice.of(&["[V, _]", "[V, \"a\"]", "{\"a\": V}", "[_, V]", "[[V]]"]);
-                let assign = self.dice.of(&[":=", "="]);
-                format!("{} {assign} {value}", pattern.replace('V', &name))
-            }
-            7 => {
-                let (over, name) = (self.document(), self.variable());
-                self.bound.push(name.clone());
-                let pattern = self.dice.of(&["[V, _]", "{\"a\": V}", "[\"a\", V]"]);
-                format!("some {} in {over}", pattern.replace('V', &name))
-            }
+            6 | 7 => self.taken_apart(),
             8 => format!("{} = {}", self.expression(depth), self.expression(depth)),
             _ => {
                 let operator = self.dice.of(&["==", "!=", "<", "in", "=="]);
                 format!("{} {operator} {}", self.expression(depth), self.expression(depth))
             }
         }
+    }
+
+    /// Looks for keys, some or all.
+    fn looked_up(&mut self) -> String {
+        match self.dice.roll(3) {
+            0 => {
+                let key = self.variable();
+                let from = self.indexable();
+                self.bound.push(key.clone());
+                format!("some {key}; {from}[{key}] == {}", self.leaf())
+            }
+            1 => {
+                let (key, value) = (self.variable(), self.variable());
+                let from = self.indexable();
+                self.bound.extend([key.clone(), value.clone()]);
+                format!("{value} := {from}[{key}]")
+            }
+            _ => {
+                let (inner, outer) = (self.variable(), self.variable());
+                let from = self.indexable();
+                self.bound.extend([inner.clone(), outer.clone()]);
+                format!("{from}[{outer}][{inner}]")
+            }
+        }
+    }
+
+    /// Takes a value apart by its shape. The machine takes a set for a list, and only policies make sets: documents, then.
+    fn taken_apart(&mut self) -> String {
+        let (value, name) = (self.document(), self.variable());
+        self.bound.push(name.clone());
+        if self.dice.roll(2) == 0 {
+            let pattern = self.dice.of(&["[V, _]", "{\"a\": V}", "[\"a\", V]"]);
+            return format!("some {} in {value}", pattern.replace('V', &name));
+        }
+        let pattern = self.dice.of(&["[V, _]", "[V, \"a\"]", "{\"a\": V}", "[_, V]", "[[V]]"]);
+        let assign = self.dice.of(&[":=", "="]);
+        format!("{} {assign} {value}", pattern.replace('V', &name))
     }
 
     /// A body for a rule of its own: nothing is bound in it yet but its arguments.
