@@ -53,6 +53,10 @@ pub const REASONS: &[(&str, &str)] = &[
     ("package", "the module's package isn't the policy's"),
     ("import", "something else than a library module is imported"),
     ("with", "`with` outside of tests"),
+    (
+        "line_continued",
+        "a line begins with a bracket that belongs to the line before",
+    ),
     ("key_membership", "`key, value in …` outside of `some` and `every`"),
     ("data_reference", "a document is read that policies may not read"),
     ("foreign_package", "a rule of another package is used"),

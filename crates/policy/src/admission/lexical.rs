@@ -76,6 +76,7 @@ pub(crate) fn check_module(name: &str, rego: &str, module: Module) -> Result<(),
     check_imports(&file, name, module, &tokens)?;
     if module == Module::Policy {
         check_with(&file, &tokens)?;
+        check_lines(&file, &tokens)?;
         membership::check(&file, &tokens)?;
     }
     names::check(&file, &name.replace('-', "_"), module, &tokens)
@@ -299,6 +300,23 @@ fn check_imports(file: &str, name: &str, module: Module, tokens: &[Token<'_>]) -
         if !permitted || !renames {
             let message = "a policy imports `data.aip.lib.<name>` only, on one line";
             return Err(Diagnostic::new(file, "import", message).at(token.line, token.column));
+        }
+    }
+    Ok(())
+}
+
+/// A line that begins with a bracket and stands behind a whole operand reads like a statement of its own, and the engine
+/// takes it for the call, or the index, of what stands above: `helper` and `(x == 1)` would be `helper(x == 1)`.
+fn check_lines(file: &str, tokens: &[Token<'_>]) -> Result<(), Diagnostic> {
+    for pair in tokens.windows(2) {
+        let (above, below) = (&pair[0], &pair[1]);
+        let opens = below.kind == Kind::Symbol && matches!(below.text, "(" | "[");
+        if opens && above.line < below.line && ends_operand(above) {
+            let message = format!(
+                "`{}` continues the line before: begin the line otherwise, or end that one with `;`",
+                below.text
+            );
+            return Err(Diagnostic::new(file, "line_continued", message).at(below.line, below.column));
         }
     }
     Ok(())

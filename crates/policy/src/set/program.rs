@@ -157,7 +157,12 @@ impl RuleUse {
             match *instruction {
                 Instruction::CallRule { rule_index, .. } => drop(self.calls.insert(usize::from(rule_index))),
                 Instruction::FunctionCall { params_index } => match data.get_function_call_params(params_index) {
-                    Some(params) => drop(self.calls.insert(usize::from(params.func_rule_index))),
+                    Some(params) => {
+                        let callee = usize::from(params.func_rule_index);
+                        self.calls.insert(callee);
+                        let callee = program.rule_infos.get(callee).filter(|callee| callee.function_info.is_none());
+                        found.extend(callee.map(|rule| (*pc, "compile", format!("`{}` is no function", rule.name))));
+                    }
                     None => found.push(broken(*pc)),
                 },
                 Instruction::BuiltinCall { params_index } => match data.get_builtin_call_params(params_index) {

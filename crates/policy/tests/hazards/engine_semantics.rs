@@ -106,6 +106,24 @@ fn a_rule_that_fires_and_has_nothing_to_say_denies() {
 }
 
 #[test]
+fn a_line_doesnt_continue_the_one_before_by_a_bracket() {
+    // The engine would call the rule, or index it, and the condition below would be no condition.
+    for body in [
+        "helper\n(input.direction == \"outbound\")",
+        "helper # so far\n\n[input.direction][_] == \"outbound\"",
+        "x := [1]\n[0][_] == 0",
+    ] {
+        assert_eq!(refused(denying(body, "helper if true")), "line_continued", "{body}");
+    }
+    assert_eq!(refused(denying("helper(1)", "helper if true")), "compile");
+    assert_denied_by(
+        "no",
+        denying("helper;\n(input.direction == \"inbound\")", "helper if true"),
+    );
+    assert_denied_by("no", denying("count(\n[1, 2]\n) == 2\nx := {\n[1]}\nx", ""));
+}
+
+#[test]
 fn a_key_in_a_membership_is_refused() {
     // The compiler drops it: whoever anybody is an admin for, is one.
     for body in [
@@ -115,7 +133,7 @@ fn a_key_in_a_membership_is_refused() {
         "some k, v\n-1, v in data.user.p.one",
         "some k\n\"a\", 1 in data.user.p.one",
         "some k\n{1}, 1 in data.user.p.one",
-        "some k\n(1), 1 in data.user.p.one",
+        "some k;\n(1), 1 in data.user.p.one",
         "some k\nset(), 1 in data.user.p.one",
         "some k in [1]\nk, 1 in data.user.p.one",
         "x := 1; x, 1 in data.user.p.one",
