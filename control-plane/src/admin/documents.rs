@@ -49,7 +49,7 @@ pub(super) enum Mode {
     Enforce,
     /// It is recorded and let pass, until a time.
     Observe {
-        /// Unix seconds at which enforcement begins again.
+        /// Unix seconds at which enforcement begins again: at most 7 days from now.
         until: u64,
     },
 }

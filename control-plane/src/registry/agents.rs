@@ -12,6 +12,9 @@ use crate::store::{Expect, Op};
 /// Longest time for which an SVID can still be good after it was revoked: the longest lifetime that the settings
 /// allow, and the clock skew that peers tolerate.
 pub const REVOCATION_SECONDS: u64 = 86_400 + 300;
+/// Longest time for which an agent may only be observed, in seconds: a week is what learning its traffic takes, and
+/// nobody forgets for longer that policy refuses nothing there.
+pub const MAX_OBSERVE_SECONDS: u64 = 7 * 86_400;
 /// Rows of one agent that are removed with it, of each kind.
 pub(super) const MAX_ROWS: usize = 1_000;
 
@@ -25,45 +28,34 @@ pub struct Raised {
 }
 
 impl Registry {
-    /// Registers an agent. A name that was used before begins above the generations that were revoked.
+    /// Registers an agent. A name that was used before begins above the generations that were revoked. In a `prod` mesh
+    /// one person registers no more than a name, or one that was removed as it was.
     ///
     /// # Errors
     /// It exists, has mistakes, or the store fails.
-    pub async fn create_agent(&self, actor: &Actor, mut agent: Agent) -> Result<Versioned<Agent>, Refusal> {
-        self.check_new(&agent)?;
-        let name = agent.name.to_string();
-        let exists = || Refusal::new(Reason::AgentExists, format!("agent {name} is registered already"));
-        if self.resource::<Agent>(&name).await?.is_some() {
-            return Err(exists());
+    pub async fn create_agent(&self, actor: &Actor, agent: Agent) -> Result<Versioned<Agent>, Refusal> {
+        let mistakes = aip_api::resource::Resource::validate(&agent);
+        if !mistakes.is_empty() {
+            return Err(Refusal::invalid(mistakes));
         }
-        agent.generation = self.revoked_below(&agent.name).await?.max(1);
-        let draft = self
-            .change(actor, "agent.create", &name)
-            .resource(&agent, Expect::Absent);
-        match draft.commit().await {
-            Ok(revision) => Ok(Versioned { value: agent, revision }),
-            Err(refusal) if refusal.reason == Reason::Conflict => Err(exists()),
-            Err(refusal) => Err(refusal),
-        }
-    }
-
-    /// In a `prod` mesh one person registers an agent, and two loosen what holds for it.
-    fn check_new(&self, agent: &Agent) -> Result<(), Refusal> {
-        if !self.needs_second_person() {
-            return Ok(());
-        }
-        let message = "a prod mesh registers it strict; change it afterwards, which a second person approves";
-        let loose = [
-            ("mode", agent.mode != Mode::Enforce),
-            ("allow_ambiguous_paths", agent.allow_ambiguous_paths),
-            ("aliases", !agent.aliases.is_empty()),
-        ];
-        let mistakes = loose.iter().filter(|(_, loose)| *loose);
-        let mistakes: Vec<_> = mistakes.map(|(field, _)| FieldError::new(*field, message)).collect();
-        if mistakes.is_empty() {
-            return Ok(());
-        }
-        Err(Refusal::invalid(mistakes))
+        check_mode(&agent.mode, self.clock.now())?;
+        retrying(async || {
+            let name = agent.name.to_string();
+            if self.resource::<Agent>(&name).await?.is_some() {
+                let detail = format!("agent {name} is registered already");
+                return Err(Refusal::new(Reason::AgentExists, detail));
+            }
+            let mut agent = self.as_one_may(agent.clone()).await?;
+            agent.generation = self.revoked_below(&agent.name).await?.max(1);
+            let draft = self
+                .change(actor, "agent.create", &name)
+                .resource(&agent, Expect::Absent)
+                .delete(keys::former(&agent.name), Expect::Any);
+            let draft = self.alias_ops(draft, &agent.name, &[], &agent.aliases).await?;
+            let revision = draft.commit().await?;
+            Ok(Versioned { value: agent, revision })
+        })
+        .await
     }
 
     async fn revoked_below(&self, agent: &AgentName) -> Result<u64, Refusal> {
@@ -95,6 +87,11 @@ impl Registry {
             if agent == held.value {
                 return Ok(Outcome::Unchanged { revision });
             }
+            // What stands already may be over: another change of the agent does not begin it anew.
+            if agent.mode != held.value.mode {
+                check_mode(&agent.mode, self.clock.now())?;
+            }
+            self.aliases_free(&agent.name, &agent.aliases).await?;
             let action = Action::PutAgent {
                 agent: Box::new(agent),
                 replaces: revision,
@@ -111,7 +108,9 @@ impl Registry {
             generation: held.value.generation,
             ..agent.clone()
         };
-        Ok(draft.resource(&agent, Expect::At(replaces)))
+        let draft = draft.resource(&agent, Expect::At(replaces));
+        self.alias_ops(draft, &agent.name, &held.value.aliases, &agent.aliases)
+            .await
     }
 
     /// Raises the agent's generation and revokes the earlier ones, in one transaction.
@@ -216,7 +215,8 @@ impl Registry {
             let draft = draft.delete_resource(Kind::Agent, agent.as_str(), Expect::At(held.revision));
             let draft = draft.delete_resource(Kind::Traffic, agent.as_str(), Expect::Any);
             let draft = draft.ops(self.tokens_gone(agent, |_| true).await?);
-            draft
+            let draft = self.alias_ops(draft, agent, &held.value.aliases, &[]).await?;
+            self.remember(draft, &held.value)
                 .resource(&self.generation_revoked(agent, held.value.generation + 1), Expect::Any)
                 .commit()
                 .await
@@ -314,6 +314,22 @@ impl Registry {
         self.all(keys::resource(Kind::Measurement, &format!("{agent}/")), MAX_ROWS)
             .await
     }
+}
+
+/// Observing ends by itself, and soon enough.
+fn check_mode(mode: &Mode, now: u64) -> Result<(), Refusal> {
+    let Mode::Observe { until } = mode else {
+        return Ok(());
+    };
+    let latest = now + MAX_OBSERVE_SECONDS;
+    if (now + 1..=latest).contains(until) {
+        return Ok(());
+    }
+    let message = format!(
+        "{until}; Unix seconds from {} to {latest}: at most 7 days from now",
+        now + 1
+    );
+    Err(Refusal::invalid(vec![FieldError::new("mode.until", message)]))
 }
 
 /// Whether what is held is at the revision that the client saw (`If-Match`).

@@ -255,3 +255,77 @@ async fn applying_what_is_there_already_changes_nothing() {
         "what was expected is looked at first"
     );
 }
+
+#[tokio::test]
+async fn an_agent_is_observed_for_a_week_at_most_and_not_in_the_past() {
+    let mesh = Mesh::dev().await;
+    let admin = &mesh.admin;
+    let now = aip_runtime::unix_now();
+    let observing = |name: &str, until: u64| json!({"name": name, "mode": {"kind": "observe", "until": until}});
+    admin.ok("POST", "/v1/agents", json!({"name": "planner"})).await;
+    for until in [0, now - 1, now + 8 * 86_400, u64::MAX] {
+        for (method, path, name) in [
+            ("POST", "/v1/agents", "worker"),
+            ("PUT", "/v1/agents/planner", "planner"),
+        ] {
+            let (status, problem) = admin.call(method, path, observing(name, until)).await;
+            let field = &problem["errors"][0]["field"];
+            assert_eq!(
+                (status.as_u16(), field),
+                (422, &json!("mode.until")),
+                "{method} {until}"
+            );
+        }
+    }
+    for (method, path, name) in [
+        ("POST", "/v1/agents", "worker"),
+        ("PUT", "/v1/agents/planner", "planner"),
+    ] {
+        admin.ok(method, path, observing(name, now + 7 * 86_400)).await;
+    }
+    // What is over does not stand in the way of other changes.
+    let mut ending = observing("planner", now + 3_600);
+    admin.ok("PUT", "/v1/agents/planner", ending.clone()).await;
+    mesh.plane.clock.advance(7_200);
+    ending["owner"] = json!("ops");
+    admin.ok("PUT", "/v1/agents/planner", ending).await;
+}
+
+#[tokio::test]
+async fn an_alias_leads_to_one_agent() {
+    let mesh = Mesh::dev().await;
+    let admin = &mesh.admin;
+    let with = |name: &str, aliases: &[&str]| json!({"name": name, "aliases": aliases});
+    admin.ok("POST", "/v1/agents", with("one", &["bank.example.com"])).await;
+    admin
+        .ok("POST", "/v1/agents", with("two", &["bank.example.com:8080"]))
+        .await;
+    for (method, path, document) in [
+        ("POST", "/v1/agents", with("three", &["bank.example.com"])),
+        ("POST", "/v1/agents", with("three", &["bank.example.com:80"])),
+        (
+            "PUT",
+            "/v1/agents/two",
+            with("two", &["shop.example.com", "bank.example.com"]),
+        ),
+    ] {
+        let (status, problem) = admin.call(method, path, document).await;
+        assert_eq!(status.as_u16(), 422, "{problem}");
+        let message = problem["errors"][0]["message"].as_str().unwrap();
+        assert!(message.contains("agent one"), "{message}");
+    }
+    // Whoever has it gives it up by a change, or by going.
+    admin.ok("PUT", "/v1/agents/one", with("one", &[])).await;
+    admin
+        .ok("PUT", "/v1/agents/two", with("two", &["bank.example.com"]))
+        .await;
+    admin.ok("DELETE", "/v1/agents/two", Value::Null).await;
+    // Of two at a time one has it.
+    let (three, four) = tokio::join!(
+        admin.call("POST", "/v1/agents", with("three", &["bank.example.com"])),
+        admin.call("POST", "/v1/agents", with("four", &["bank.example.com"])),
+    );
+    let mut statuses = [three.0.as_u16(), four.0.as_u16()];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [201, 422]);
+}

@@ -302,8 +302,7 @@ async fn what_was_changed_after_it_was_proposed_must_be_proposed_anew() {
         .proposed(admin, "POST", "/v1/measurements", measurement.clone())
         .await;
     admin.ok("DELETE", "/v1/agents/planner", Value::Null).await;
-    let trusted = json!({"name": "planner", "labels": {"tier": "trusted"}});
-    admin.ok("POST", "/v1/agents", trusted).await;
+    admin.ok("POST", "/v1/agents", json!({"name": "planner"})).await;
     assert_eq!(bob.refused("POST", &approval, Value::Null).await, lapsed);
 
     let approval = mesh
@@ -323,11 +322,9 @@ async fn what_was_changed_after_it_was_proposed_must_be_proposed_anew() {
 async fn what_holds_for_an_agent_is_loosened_by_two() {
     let mesh = Prod::start().await;
     let (admin, bob) = (&mesh.admin, mesh.second().await);
+    let soon = aip_runtime::unix_now() + 600;
     for (field, loose) in [
-        (
-            "mode",
-            json!({"name": "a", "mode": {"kind": "observe", "until": 4_000_000_000u64}}),
-        ),
+        ("mode", json!({"name": "a", "mode": {"kind": "observe", "until": soon}})),
         (
             "allow_ambiguous_paths",
             json!({"name": "a", "allow_ambiguous_paths": true}),
@@ -338,7 +335,7 @@ async fn what_holds_for_an_agent_is_loosened_by_two() {
         assert_eq!((status.as_u16(), &problem["errors"][0]["field"]), (422, &json!(field)));
     }
     admin.ok("POST", "/v1/agents", json!({"name": "planner"})).await;
-    let observing = json!({"name": "planner", "mode": {"kind": "observe", "until": 4_000_000_000u64}});
+    let observing = json!({"name": "planner", "mode": {"kind": "observe", "until": soon}});
     let path = "/v1/agents/planner";
     let confirm = mesh.proposed(admin, "PUT", path, observing.clone()).await;
     assert_eq!(admin.get(path).await["resource"]["mode"]["kind"], "enforce");
@@ -357,6 +354,54 @@ async fn what_holds_for_an_agent_is_loosened_by_two() {
     let confirm = mesh.proposed(admin, "PUT", "/v1/mesh-config", config).await;
     bob.ok("POST", &confirm, Value::Null).await;
     assert_eq!(admin.get("/v1/mesh-config").await["resource"]["svid_ttl_seconds"], 600);
+}
+
+#[tokio::test]
+async fn what_a_name_means_is_not_changed_by_removing_and_registering_it() {
+    let mesh = Prod::start().await;
+    let (admin, bob) = (&mesh.admin, mesh.second().await);
+    let path = "/v1/agents/payer";
+    let labelled = json!({
+        "name": "payer", "owner": "bank", "labels": {"zone": "vault"}, "capabilities": ["pay"],
+        "aliases": ["pay.example.com"],
+    });
+    let (status, problem) = admin.call("POST", "/v1/agents", labelled.clone()).await;
+    let fields: Vec<_> = problem["errors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| &e["field"])
+        .collect();
+    assert_eq!(
+        (status.as_u16(), json!(fields)),
+        (422, json!(["labels", "owner", "capabilities", "aliases"]))
+    );
+
+    admin.ok("POST", "/v1/agents", json!({"name": "payer"})).await;
+    let confirm = mesh.proposed(admin, "PUT", path, labelled.clone()).await;
+    let waiting = bob.get("/v1/approvals").await.to_string();
+    for shown in ["bank", "vault", "pay.example.com"] {
+        assert!(waiting.contains(shown), "the second person sees {shown}: {waiting}");
+    }
+    bob.ok("POST", &confirm, Value::Null).await;
+    let audit = admin.get("/v1/audit").await.to_string();
+    assert!(audit.contains("labels [zone=vault]"), "{audit}");
+
+    // Alone: removed, and registered with less, with other things, and as it was.
+    admin.ok("DELETE", path, Value::Null).await;
+    let mut other = labelled.clone();
+    other["labels"]["zone"] = json!("lobby");
+    let (status, problem) = admin.call("POST", "/v1/agents", other).await;
+    assert_eq!(
+        (status.as_u16(), &problem["errors"][0]["field"]),
+        (422, &json!("labels"))
+    );
+    admin.ok("POST", "/v1/agents", json!({"name": "payer"})).await;
+    let back = admin.get(path).await["resource"].clone();
+    assert_eq!(back["labels"], labelled["labels"], "it comes back as it was");
+    assert_eq!(back["aliases"], labelled["aliases"]);
+    admin.ok("DELETE", path, Value::Null).await;
+    admin.ok("POST", "/v1/agents", labelled).await;
 }
 
 #[tokio::test]

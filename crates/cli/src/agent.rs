@@ -14,6 +14,9 @@ use crate::exit::Failure;
 use crate::output::{self, Table, cell, timestamp};
 use crate::policy::rollout::Outcome;
 
+/// The control plane's bound: a week.
+const LONGEST_OBSERVE: u64 = 7 * 86_400;
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum AgentVerb {
     /// Register an agent
@@ -66,8 +69,9 @@ pub(crate) struct List {
 pub(crate) struct Observe {
     /// The agent
     name: AgentName,
-    /// Until policy is enforced again by itself, in seconds
-    #[arg(long = "for", value_name = "SECONDS", default_value_t = 3_600)]
+    /// Until policy is enforced again by itself, in seconds: at most 604800, a week
+    #[arg(long = "for", value_name = "SECONDS", default_value_t = 3_600,
+        value_parser = clap::value_parser!(u64).range(1..=LONGEST_OBSERVE))]
     seconds: u64,
 }
 
