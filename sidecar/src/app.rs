@@ -17,6 +17,7 @@ use aip_runtime::trust::{Trust, TrustState};
 use aip_runtime::{admin, drain, shutdown, telemetry, unix_now};
 use anyhow::Context as _;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 
 use crate::config::Config;
 use crate::identity::keeper::Keeper;
@@ -32,6 +33,9 @@ use listeners::Listeners;
 
 /// Gates of readiness: an SVID, a complete configuration, and the listeners.
 const GATES: [&str; 3] = ["identity", "config", "listeners"];
+
+/// How long the end of the configuration stream may take: one message to the control plane and back.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// What all parts of a sidecar share.
 struct Shared {
@@ -75,7 +79,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
     };
     let (send_lease, lease) = watch::channel(None);
-    let mesh = shared.follow_mesh(origin, origins, lease);
+    let (mesh, followed) = shared.follow_mesh(origin, origins, lease);
     tokio::spawn(keeper.keep());
 
     let workers = Workers::start(shared.config.workers).context("no threads to serve connections")?;
@@ -92,6 +96,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         proxy,
         lease: shared.config.advertise.unwrap_or(addresses.inbound),
         send_lease,
+        followed,
     };
     serve(&shared, &mesh, serving).await
 }
@@ -141,7 +146,7 @@ impl Shared {
         origin: Origin,
         origins: mpsc::Receiver<Origin>,
         lease: watch::Receiver<Option<SocketAddr>>,
-    ) -> Mesh {
+    ) -> (Mesh, JoinHandle<()>) {
         let (world, cache) = self.restore(origin);
         let (mesh, asked) = Mesh::new(world.snapshot());
         let stream = Client {
@@ -155,8 +160,8 @@ impl Shared {
             origins,
             asked,
         };
-        tokio::spawn(client::run(stream, mesh.clone(), world));
-        mesh
+        let followed = tokio::spawn(client::run(stream, mesh.clone(), world));
+        (mesh, followed)
     }
 
     /// The last good configuration, where one is kept.
@@ -205,6 +210,7 @@ struct Serving {
     proxy: Arc<Proxy>,
     lease: SocketAddr,
     send_lease: watch::Sender<Option<SocketAddr>>,
+    followed: JoinHandle<()>,
 }
 
 async fn serve(shared: &Shared, mesh: &Mesh, serving: Serving) -> anyhow::Result<()> {
@@ -239,6 +245,8 @@ async fn serve(shared: &Shared, mesh: &Mesh, serving: Serving) -> anyhow::Result
     send_lease.send_replace(None);
     drain.start();
     let idle = drain.idle(Duration::from_secs(seconds)).await;
+    drop(send_lease);
+    let _ = tokio::time::timeout(GOODBYE, serving.followed).await;
     tracing::info!(idle, "ended");
     Ok(())
 }

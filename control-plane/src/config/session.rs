@@ -99,6 +99,8 @@ impl Bucket {
 pub(super) struct State {
     outstanding: Option<(Push, Instant)>,
     lease: Option<String>,
+    // Its last word on its lease was that it has none: it drains, or is not ready.
+    withdrawn: bool,
     messages: Bucket,
     leases: Bucket,
 }
@@ -108,6 +110,7 @@ impl State {
         Self {
             outstanding: None,
             lease: None,
+            withdrawn: false,
             messages: Bucket::full(MESSAGES),
             leases: Bucket::full(LEASES),
         }
@@ -182,7 +185,13 @@ impl Task {
             tokio::select! {
                 message = inbound.message() => match message {
                     Ok(Some(message)) => self.message(message).await?,
-                    Ok(None) | Err(_) => return Ok(()),
+                    Ok(None) => {
+                        if self.state.withdrawn {
+                            self.session.ended();
+                        }
+                        return Ok(());
+                    }
+                    Err(_) => return Ok(()),
                 },
                 news = self.news.recv() => self.hear(news)?,
                 () = tokio::time::sleep_until(deadline.min(self.ends)) => self.overdue(deadline)?,
@@ -326,6 +335,7 @@ impl Task {
 
     async fn lease(&mut self, lease: EndpointLease) -> Result<(), Refusal> {
         self.state.leases.spend()?;
+        self.state.withdrawn = lease.address.is_empty();
         if lease.address.is_empty() {
             if let Some(name) = self.state.lease.take() {
                 self.leases.release(self.session.id, &name).await?;

@@ -15,10 +15,10 @@ use crate::clock::Clock;
 use crate::refusal::{Reason, Refusal};
 
 pub(super) use open::Session;
-pub use shown::{Acks, Nack, Sidecar};
+pub use shown::{Acks, Nack, Sidecar, Vanished};
 
 /// Sidecars that left are shown for this long, and at most so many: what they run is not known any more, that they
-/// were there is.
+/// were there is. One that vanished is waited for as long, since it may still serve; one that said that it ends is not.
 const LEFT_SECONDS: u64 = 600;
 const MAX_LEFT: usize = 1_000;
 /// Acknowledged revisions that are remembered of each sidecar.
@@ -33,6 +33,8 @@ struct Held {
     listed: usize,
     cancel: CancellationToken,
     acks: VecDeque<(u64, Instant)>,
+    // It withdrew its lease, and closed its stream itself: the process has drained.
+    ended: bool,
 }
 
 impl Held {
@@ -93,6 +95,7 @@ impl Sessions {
                 listed,
                 cancel: cancel.clone(),
                 acks: VecDeque::new(),
+                ended: false,
             },
         );
         metrics::gauge!("aip_config_sessions").increment(1.0);
@@ -126,16 +129,23 @@ impl Sessions {
             acked: vec![],
             nacked: vec![],
             missing: vec![],
+            vanished: vec![],
             ms: None,
         };
         let mut last: Option<Instant> = None;
-        for held in self.lock().values() {
+        for held in self.lock().values().filter(|held| !held.ended) {
             let shown = &held.shown;
             let name = format!("{}/{}", shown.agent, shown.instance);
             if shown.revision < revision {
                 let may_run = shown.connected
                     || shown.not_after > now && shown.disconnected_at.is_some_and(|at| at + LEFT_SECONDS > now);
                 if may_run {
+                    if !shown.connected {
+                        acks.vanished.push(Vanished {
+                            sidecar: name.clone(),
+                            not_after: shown.not_after,
+                        });
+                    }
                     acks.missing.push(name);
                 }
                 continue;

@@ -69,6 +69,39 @@ async fn a_restarted_sidecar_is_waited_for_in_the_place_of_its_ghost() {
 }
 
 #[tokio::test]
+async fn who_drained_is_not_waited_for_and_who_vanished_is_while_it_may_serve() {
+    let mesh = Mesh::dev().await;
+    let drained = mesh.joined("planner").await;
+    let vanished = mesh.joined("researcher").await;
+    let mut ends = drained.stream().await;
+    ends.synced().await;
+    ends.lease("127.0.0.1:15006").await;
+    let mut breaks = vanished.stream().await;
+    breaks.synced().await;
+    breaks.lease("127.0.0.1:15007").await;
+    ends.lease("").await;
+    ends.close().await;
+    drop(breaks);
+    eventually("both ends to be noticed", async || {
+        sidecars(&mesh)
+            .await
+            .iter()
+            .all(|s| s["connected"] == false)
+            .then_some(())
+    })
+    .await;
+    let revision = change(&mesh, 7).await;
+    let acks = mesh.admin.get(&format!("/v1/revisions/{revision}/acks")).await;
+    let missing = acks["missing"].as_array().unwrap();
+    assert_eq!(missing.len(), 1, "{acks}");
+    assert!(missing[0].as_str().unwrap().starts_with("researcher/"), "{acks}");
+    let left = sidecars(&mesh).await;
+    let researcher = left.iter().find(|s| s["agent"] == "researcher").unwrap();
+    let until = json!([{"sidecar": missing[0], "not_after": researcher["not_after"]}]);
+    assert_eq!(acks["vanished"], until);
+}
+
+#[tokio::test]
 async fn a_ghost_that_is_noticed_late_is_not_waited_for_either() {
     let mesh = Mesh::dev().await;
     let sidecar = mesh.joined("planner").await;

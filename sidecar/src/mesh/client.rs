@@ -51,7 +51,8 @@ pub struct Client {
     pub instance: String,
     /// Where to write what is held; none with `keys: memory`.
     pub cache: Option<Arc<Cache>>,
-    /// What is leased: where the inbound port can be dialled, or nothing (not ready, draining).
+    /// What is leased: where the inbound port can be dialled, or nothing (not ready, draining). Its sender is dropped
+    /// when the process has drained.
     pub lease: watch::Receiver<Option<SocketAddr>>,
     /// Roots and keys of a renewed SVID.
     pub origins: mpsc::Receiver<Origin>,
@@ -93,7 +94,7 @@ struct Session {
     peers: HashSet<AgentName>,
 }
 
-/// Keeps the stream up and the mesh current, for as long as the process lives.
+/// Keeps the stream up and the mesh current, until the process has drained.
 pub async fn run(client: Client, mesh: Mesh, world: World) {
     let peers = mesh
         .snapshot()
@@ -113,6 +114,9 @@ pub async fn run(client: Client, mesh: Mesh, world: World) {
         let began = tokio::time::Instant::now();
         let end = session.stream().await;
         metrics::gauge!("aip_control_plane_connected").set(0.0);
+        if session.client.lease.has_changed().is_err() {
+            return;
+        }
         if let Err(error) = end {
             tracing::warn!(reason = error.reason(), %error, "the configuration stream ended; going on with the last good one");
         }
@@ -134,6 +138,10 @@ impl Session {
                 Some(origin) = self.client.origins.recv() => self.world.renew(origin),
                 // Nobody can be asked now; whoever waits runs into the deadline.
                 Some(_) = self.client.asked.recv() => {}
+                // What it says is said at the next greeting.
+                lease = self.client.lease.changed() => if lease.is_err() {
+                    return;
+                },
             }
         }
     }
@@ -159,12 +167,20 @@ impl Session {
                     self.ask(name, &send).await?;
                 }
                 Some(origin) = self.client.origins.recv() => self.world.renew(origin),
-                Ok(()) = self.client.lease.changed() => {
+                lease = self.client.lease.changed() => {
+                    if lease.is_err() {
+                        break;
+                    }
                     let lease = lease_message(&mut self.client.lease);
                     say(&send, lease).await?;
                 }
             }
         }
+        // The process has drained: a stream that is closed, and not cut, says so. The control plane closes its side
+        // when it has read that.
+        drop(send);
+        while pushes.message().await?.is_some() {}
+        Ok(())
     }
 
     async fn greet(&mut self, send: &mpsc::Sender<wire::ConfigRequest>) -> Result<(), StreamEnd> {

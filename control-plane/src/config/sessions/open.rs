@@ -26,6 +26,11 @@ impl Session {
         self.sessions.update(self.id, |h| h.shown.endpoint = endpoint);
     }
 
+    /// The sidecar drained, and closed its stream: nothing is waited for from it.
+    pub(in crate::config) fn ended(&self) {
+        self.sessions.update(self.id, |h| h.ended = true);
+    }
+
     /// A push was answered.
     pub(in crate::config) fn answered(&self, taken: &[(ResourceId, u64)], nacks: Vec<Nack>) {
         let now = self.sessions.clock.now();

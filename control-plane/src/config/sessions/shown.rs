@@ -88,6 +88,15 @@ impl Sidecar {
     }
 }
 
+/// A sidecar whose stream broke off.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Vanished {
+    /// `agent/instance`.
+    pub sidecar: String,
+    /// Unix seconds at which its SVID ends: until then it may serve.
+    pub not_after: u64,
+}
+
 /// Where one revision stands.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Acks {
@@ -97,8 +106,10 @@ pub struct Acks {
     pub acked: Vec<String>,
     /// Sidecars that are at it but rejected something at or before it.
     pub nacked: Vec<String>,
-    /// Connected sidecars that are not at it yet, and ones that left whose SVID is still good.
+    /// Connected sidecars that are not at it yet, and ones that vanished lately whose SVID is still good.
     pub missing: Vec<String>,
+    /// Those of them that vanished, without the end that a drain has: they may serve until their SVID ends.
+    pub vanished: Vec<Vanished>,
     /// Milliseconds from the commit to the last acknowledgement; absent while somebody is missing, or for a commit
     /// that this process does not remember.
     pub ms: Option<f64>,

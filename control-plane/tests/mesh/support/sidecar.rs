@@ -196,6 +196,13 @@ impl Stream {
         }
     }
 
+    /// Says that nothing more comes, and reads on until the control plane has understood.
+    pub async fn close(mut self) {
+        let (nobody, _) = mpsc::channel(1);
+        self.send = nobody;
+        while let Ok(Ok(Some(_))) = tokio::time::timeout(super::DEADLINE, self.inbound.message()).await {}
+    }
+
     pub async fn ack(&self, nonce: u64) {
         self.say(Message::Ack(Ack {
             nonce,
