@@ -123,6 +123,7 @@ reasons! {
     AdmissionFailed "admission_failed" 422 InvalidArgument Caller NO "The policy made the check hang or die."
     AdmissionUnavailable "admission_unavailable" 503 Unavailable Server YES "The policy check can't be run."
     BaselineRequired "baseline_required" 409 FailedPrecondition Caller NO "The baseline policy can be replaced, not removed."
+    BaselineReplacement "baseline_replacement" 409 FailedPrecondition Caller NO "Replacing the baseline takes ?replace_baseline=true: it takes part in every hop."
     AdminTokenInvalid "admin_token_invalid" 401 Unauthenticated Caller NO "Not an admin token of this mesh."
     AdminTokenExpired "admin_token_expired" 401 Unauthenticated Caller NO "The admin token has expired."
     AdminTokenRevoked "admin_token_revoked" 401 Unauthenticated Caller NO "The admin token was revoked, or is not known here."

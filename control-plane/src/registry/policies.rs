@@ -36,6 +36,24 @@ impl Registry {
         .await
     }
 
+    /// Whether the baseline stays as it is, if this policy is written.
+    ///
+    /// # Errors
+    /// It is another baseline, or the store fails.
+    pub async fn keeps_baseline(&self, policy: &Policy) -> Result<(), Refusal> {
+        if policy.name.as_str() != BASELINE {
+            return Ok(());
+        }
+        let held = self.resource::<Policy>(BASELINE).await?;
+        if held.is_none_or(|held| held.value == *policy) {
+            return Ok(());
+        }
+        let detail = "this replaces the baseline, which takes part in every hop: what it denied is decided anew. \
+                      If that is meant: ?replace_baseline=true, `aip policy apply --replace-baseline`; \
+                      otherwise give the policy a package of its own";
+        Err(Refusal::new(Reason::BaselineReplacement, detail))
+    }
+
     /// Removes a policy, or proposes to.
     ///
     /// # Errors

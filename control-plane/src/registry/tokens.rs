@@ -94,7 +94,7 @@ impl Registry {
             .store
             .get(key.clone())
             .await?
-            .ok_or(Refusal::from(Reason::TokenUnknown))?;
+            .ok_or_else(|| Refusal::new(Reason::NotFound, format!("there is no join token {id:?}")))?;
         self.change(actor, "token.revoke", id)
             .delete(key, Expect::At(held.revision))
             .commit()

@@ -92,6 +92,25 @@ async fn the_baseline_and_every_policy_that_is_shipped_are_admitted() {
     mesh.admin.ok("POST", "/v1/policies/check", baseline).await;
 }
 
+#[tokio::test]
+async fn the_baseline_is_replaced_only_where_that_is_said() {
+    let mesh = Mesh::dev().await;
+    let (admin, path) = (&mesh.admin, "/v1/policies/baseline");
+    let held = admin.get(path).await["resource"].clone();
+    let (status, same) = admin.call("PUT", path, held.clone()).await;
+    assert_eq!((status.as_u16(), &same["unchanged"]), (200, &json!(true)));
+    let mut other = held.clone();
+    other["rego"] = json!(format!("{}\n# another\n", held["rego"].as_str().unwrap()));
+    let (status, problem) = admin.call("PUT", path, other.clone()).await;
+    assert_eq!((status.as_u16(), reason(&problem)), (409, "baseline_replacement"));
+    assert!(
+        problem["detail"].as_str().unwrap().contains("replace_baseline=true"),
+        "{problem}"
+    );
+    assert_eq!(admin.get(path).await["resource"], held);
+    admin.ok("PUT", &format!("{path}?replace_baseline=true"), other).await;
+}
+
 /// A policy whose tests never end: each takes as long as one may, and there are more than fit into a check.
 fn endless() -> Value {
     let tests: String = (0..30)

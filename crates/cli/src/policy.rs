@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use crate::Globals;
 use crate::agent::inner;
 use crate::client::Admin;
+use crate::exit::{Exit, Failure};
 use crate::output::{self, Table, cell, timestamp};
 
 pub(crate) use check::{ADMIT, admit};
@@ -36,7 +37,7 @@ pub(crate) enum PolicyVerb {
     /// Go back to an earlier version of a policy
     Rollback(Rollback),
     /// Remove a policy
-    Delete(Named),
+    Delete(Delete),
 }
 
 #[derive(Debug, Args)]
@@ -70,16 +71,17 @@ pub(crate) struct Rollback {
     /// The revision of the version to go back to [default: the version before the current one]
     #[arg(long, value_name = "REVISION")]
     to: Option<u64>,
-    /// Wait until every sidecar has acknowledged it, at most this long
-    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "30")]
-    wait: Option<u64>,
+    #[command(flatten)]
+    wait: rollout::Wait,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Named {
+pub(crate) struct Delete {
     /// The policy
     #[arg(value_parser = name)]
     name: PolicyName,
+    #[command(flatten)]
+    wait: rollout::Wait,
 }
 
 fn name(text: &str) -> Result<PolicyName, String> {
@@ -95,20 +97,7 @@ impl PolicyVerb {
             Self::List => list(globals).await,
             Self::Show(verb) => verb.perform(globals).await,
             Self::Rollback(verb) => verb.perform(globals).await,
-            Self::Delete(Named { name }) => {
-                let what = format!("policy {name} was not deleted");
-                let admin = Admin::open(globals)?;
-                let answer = admin
-                    .send(Method::DELETE, &format!("/v1/policies/{name}"), None, &what)
-                    .await?;
-                let outcome = rollout::Outcome::of(&answer, &what)?;
-                crate::agent::report(
-                    globals,
-                    &answer,
-                    &outcome.sentence(&format!("policy {name} is deleted")),
-                );
-                Ok(ExitCode::SUCCESS)
-            }
+            Self::Delete(verb) => verb.perform(globals).await,
         }
     }
 }
@@ -189,18 +178,11 @@ impl Show {
 
 impl Rollback {
     async fn perform(self, globals: &Globals) -> anyhow::Result<ExitCode> {
-        use crate::exit::{Exit, Failure};
         let admin = Admin::open(globals)?;
         let what = format!("policy {} was not rolled back", self.name);
         let to = match self.to {
             Some(revision) => revision,
-            None => {
-                let versions = versions(&admin, &self.name).await?;
-                let earlier = versions.iter().skip(1).find(|v| v["policy"].is_object());
-                earlier
-                    .and_then(|v| v["revision"].as_u64())
-                    .ok_or_else(|| Failure::new(Exit::NotFound, what.clone()).why("there is no earlier version"))?
-            }
+            None => before(&versions(&admin, &self.name).await?, &what)?,
         };
         let started = std::time::Instant::now();
         let path = format!("/v1/policies/{}/rollback", self.name);
@@ -208,7 +190,75 @@ impl Rollback {
             .send(Method::POST, &path, Some(&json!({ "revision": to })), &what)
             .await?;
         let outcome = rollout::Outcome::of(&answer, &what)?;
-        let sentence = format!("policy {} is as revision {to} wrote it", self.name);
-        rollout::report(globals, &admin, &outcome, &sentence, started, self.wait).await
+        let sentence = format!("policy {}, as revision {to} wrote it, is stored", self.name);
+        rollout::report(globals, &admin, &outcome, &sentence, started, &self.wait).await
+    }
+}
+
+/// The version to go back to where none is named: the one before the current one. Where the current one is itself a
+/// return, the one before it is what was left then, and people say what they mean.
+fn before(versions: &[Value], what: &str) -> Result<u64, Failure> {
+    let missing = |why: &str| Failure::new(Exit::NotFound, what).why(why);
+    let (current, earlier) = versions
+        .split_first()
+        .ok_or_else(|| missing("no versions of it are kept"))?;
+    let returned = |v: &&Value| v["policy"].is_object() && v["policy"] == current["policy"];
+    if let Some(same) = earlier.iter().find(returned) {
+        let list: Vec<String> = earlier
+            .iter()
+            .filter(|v| !v["policy"].is_null())
+            .map(|v| {
+                format!(
+                    "{} ({})",
+                    cell(&v["revision"]),
+                    v["at"].as_u64().map_or("-".into(), timestamp)
+                )
+            })
+            .collect();
+        let same = cell(&same["revision"]);
+        return Err(Failure::new(Exit::Usage, what)
+            .why(format!(
+                "it is as revision {same} wrote it already: the version before is the one that was left"
+            ))
+            .next(format!("name the version with --to REVISION: {}", list.join(", "))));
+    }
+    let earlier = earlier.iter().find(|v| v["policy"].is_object());
+    let revision = earlier.and_then(|v| v["revision"].as_u64());
+    revision.ok_or_else(|| missing("there is no earlier version"))
+}
+
+impl Delete {
+    async fn perform(self, globals: &Globals) -> anyhow::Result<ExitCode> {
+        let name = &self.name;
+        let what = format!("policy {name} was not deleted");
+        let admin = Admin::open(globals)?;
+        let started = std::time::Instant::now();
+        let path = format!("/v1/policies/{name}");
+        let answer = admin.send(Method::DELETE, &path, None, &what).await?;
+        let outcome = rollout::Outcome::of(&answer, &what)?;
+        let sentence = format!("the end of policy {name} is stored");
+        rollout::report(globals, &admin, &outcome, &sentence, started, &self.wait).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rollback_after_a_rollback_does_not_return_to_what_was_left() {
+        let version = |revision: u64, text: &str| json!({"revision": revision, "at": 0, "policy": {"rego": text}});
+        let (good, bad) = (version(3, "good"), version(5, "bad"));
+        assert_eq!(before(&[bad.clone(), good.clone()], "x").unwrap(), 3);
+        let again = before(&[version(8, "good"), bad, good.clone()], "x").unwrap_err();
+        assert_eq!(again.exit, Exit::Usage);
+        let said = again.to_string();
+        assert!(
+            said.contains("as revision 3 wrote it") && said.contains("--to REVISION: 5 ("),
+            "{said}"
+        );
+        assert_eq!(before(&[good], "x").unwrap_err().exit, Exit::NotFound);
+        let deleted = json!({"revision": 9, "at": 0});
+        assert_eq!(before(&[deleted, version(8, "good")], "x").unwrap(), 8);
     }
 }

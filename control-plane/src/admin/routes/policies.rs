@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -51,17 +51,30 @@ async fn show(State(api): State<Arc<Api>>, Name(name): Name<PolicyName>) -> Answ
     Ok(Json(Held::of(&api.registry.existing::<Policy>(name.as_str()).await?)?))
 }
 
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Put {
+    /// Must be `true` where the policy is the baseline and differs from the one that is there.
+    #[serde(default)]
+    replace_baseline: bool,
+}
+
 /// Checks a policy and writes it. In a `prod` mesh: proposes to (202).
-#[utoipa::path(put, path = "/v1/policies/{name}", tag = "policies", params(("name" = String, Path)), request_body = documents::Policy,
+#[utoipa::path(put, path = "/v1/policies/{name}", tag = "policies", params(("name" = String, Path), Put), request_body = documents::Policy,
     responses((status = 200, body = Changed), (status = 202, body = Changed), (status = 422, description = "Diagnostics, with file and line, in `errors`.")))]
 async fn put(
     State(api): State<Arc<Api>>,
     caller: Caller,
     Name(name): Name<PolicyName>,
+    Params(query): Params<Put>,
     IfMatch(expected): IfMatch,
     Body(policy): Body<Policy>,
 ) -> Answer<Response> {
     named(name.as_str(), policy.name.as_str())?;
+    if !query.replace_baseline {
+        api.registry.keeps_baseline(&policy).await?;
+    }
     admit(&api, &caller.sub, &policy).await?;
     Ok(api
         .registry

@@ -36,9 +36,11 @@ pub(crate) struct Apply {
     /// the mesh]
     #[arg(long, value_name = "TO", value_parser = target)]
     attach: Vec<Target>,
-    /// Wait until every sidecar that it concerns has acknowledged it, at most this long
-    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "30")]
-    wait: Option<u64>,
+    /// Replace the baseline, the policy that takes part in every hop: everything it held back is decided anew
+    #[arg(long)]
+    replace_baseline: bool,
+    #[command(flatten)]
+    wait: rollout::Wait,
 }
 
 /// One `--attach`.
@@ -110,6 +112,12 @@ impl Apply {
         let what = format!("policy {} was not applied; what was in force stays", policy.name);
         let body = serde_json::to_value(&policy)?;
         let started = Instant::now();
+        let replace = if self.replace_baseline {
+            "?replace_baseline=true"
+        } else {
+            ""
+        };
+        let path = format!("{path}{replace}");
         let send = admin.send(Method::PUT, &path, Some(&body), &what);
         let answer = output::waiting("checking the policy", send)
             .await
@@ -118,8 +126,8 @@ impl Apply {
                 failure.why(diagnostics::render_fields(&errors, &Place::of(&files)))
             })?;
         let outcome = rollout::Outcome::of(&answer, &what)?;
-        let sentence = format!("policy {} is in force", policy.name);
-        rollout::report(globals, &admin, &outcome, &sentence, started, self.wait).await
+        let sentence = format!("policy {} is stored", policy.name);
+        rollout::report(globals, &admin, &outcome, &sentence, started, &self.wait).await
     }
 }
 

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use hyper::Method;
 use serde_json::{Value, json};
 
@@ -51,6 +52,8 @@ pub(crate) struct Acks {
     pub(crate) acked: Vec<String>,
     pub(crate) nacked: Vec<String>,
     pub(crate) missing: Vec<String>,
+    /// Those of the missing whose stream broke off, with the time until which they may serve.
+    pub(crate) vanished: Vec<(String, u64)>,
     /// From the transaction to the last ACK, as the control plane saw it.
     pub(crate) last_ms: Option<f64>,
 }
@@ -62,9 +65,38 @@ impl Acks {
             acked: list("acked"),
             nacked: list("nacked"),
             missing: list("missing"),
+            vanished: answer["vanished"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(vanished)
+                .collect(),
             last_ms: answer["ms"].as_f64(),
         }
     }
+
+    /// How many of all hold it.
+    fn held(&self) -> String {
+        let all = self.acked.len() + self.nacked.len() + self.missing.len();
+        format!(
+            "held by {} of {}",
+            self.acked.len(),
+            output::counted(all as u64, "sidecar")
+        )
+    }
+
+    /// What is said once nobody is missing.
+    fn sentence(&self) -> String {
+        if self.acked.is_empty() {
+            return "no sidecar is connected: each takes it as it joins".into();
+        }
+        let last = self.last_ms.map(|ms| format!(" after {ms:.1} ms")).unwrap_or_default();
+        format!("in force: {}{last}", self.held())
+    }
+}
+
+fn vanished(entry: &Value) -> Option<(String, u64)> {
+    Some((entry["sidecar"].as_str()?.to_owned(), entry["not_after"].as_u64()?))
 }
 
 /// Waits until every sidecar that a revision concerns has answered it.
@@ -83,14 +115,35 @@ pub(crate) async fn acks(admin: &Admin, revision: u64, wait: Duration) -> Result
     }
 }
 
-/// Reports a change, and with `wait` the rollout.
+/// How long a rollout is waited for where nothing is said: a hundred times what it takes where every sidecar is there.
+const WAIT_SECONDS: u64 = 10;
+
+/// Whether, and how long, a change waits for the sidecars.
+#[derive(Debug, Args)]
+pub(crate) struct Wait {
+    /// Wait until every sidecar that it concerns holds it, at most this long [default: 10; 30 where no number is given]
+    #[arg(long = "wait", value_name = "SECONDS", num_args = 0..=1, default_missing_value = "30", conflicts_with = "no_wait")]
+    seconds: Option<u64>,
+    /// End once it is stored; sidecars take it meanwhile
+    #[arg(long)]
+    no_wait: bool,
+}
+
+impl Wait {
+    fn most(&self) -> Option<Duration> {
+        let seconds = self.seconds.unwrap_or(WAIT_SECONDS);
+        (!self.no_wait).then(|| Duration::from_secs(seconds))
+    }
+}
+
+/// Reports a change that is stored, and then who holds it. `what` reads as in `policy p is stored`.
 pub(crate) async fn report(
     globals: &Globals,
     admin: &Admin,
     outcome: &Outcome,
-    sentence: &str,
+    what: &str,
     started: Instant,
-    wait: Option<u64>,
+    wait: &Wait,
 ) -> anyhow::Result<ExitCode> {
     let revision = match outcome {
         Outcome::Done(revision) => *revision,
@@ -99,41 +152,32 @@ pub(crate) async fn report(
             return Ok(ExitCode::SUCCESS);
         }
         Outcome::Proposed(_) => {
-            output::line(outcome.sentence(sentence));
+            output::line(outcome.sentence(what));
             return Ok(ExitCode::SUCCESS);
         }
     };
     let stored = started.elapsed();
-    let Some(wait) = wait else {
+    if !globals.json() {
+        output::line(format!("{what} as revision {revision}"));
+    }
+    let Some(wait) = wait.most() else {
         if globals.json() {
             output::json(&json!({ "revision": revision }));
-        } else {
-            output::line(format!("{sentence} (revision {revision})"));
         }
         return Ok(ExitCode::SUCCESS);
     };
-    let answer = output::waiting(
-        "waiting for the sidecars",
-        acks(admin, revision, Duration::from_secs(wait)),
-    )
-    .await?;
+    let answer = output::waiting("waiting for the sidecars", acks(admin, revision, wait)).await?;
     let (acks, total) = (Acks::read(&answer), started.elapsed());
     let millis = |d: Duration| (d.as_secs_f64() * 10_000.0).round() / 10.0;
     if globals.json() {
         output::json(&json!({
             "revision": revision, "stored_ms": millis(stored), "total_ms": millis(total), "acks": answer,
         }));
-    } else {
-        output::line(format!("{sentence} (revision {revision})"));
-        output::line(format!("  checked and stored in {} ms", millis(stored)));
-        let last = acks
-            .last_ms
-            .map(|ms| format!(", the last one {ms:.1} ms after it was stored"))
-            .unwrap_or_default();
-        let acked = output::counted(acks.acked.len() as u64, "sidecar");
-        output::line(format!("  {acked} acknowledged it{last}"));
     }
     held_everywhere(revision, &acks)?;
+    if !globals.json() {
+        output::line(acks.sentence());
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -147,12 +191,58 @@ fn held_everywhere(revision: u64, acks: &Acks) -> Result<(), Failure> {
     } else {
         Exit::Failed
     };
-    let mut failure = Failure::new(exit, format!("revision {revision} is stored, but not held everywhere"));
+    let what = format!(
+        "revision {revision} is stored, but not in force everywhere: {}",
+        acks.held()
+    );
+    let mut failure = Failure::new(exit, what);
     for sidecar in &acks.nacked {
         failure = failure.why(format!("refused by {sidecar}"));
     }
     for sidecar in &acks.missing {
-        failure = failure.why(format!("no answer from {sidecar}"));
+        let vanished = acks.vanished.iter().find(|(name, _)| name == sidecar);
+        failure = failure.why(match vanished {
+            Some((_, until)) => format!(
+                "no answer from {sidecar}, which vanished: it may serve with what it holds until {}",
+                output::timestamp(*until)
+            ),
+            None => format!("no answer from {sidecar}"),
+        });
     }
-    Err(failure.next("`aip status` shows what each sidecar holds"))
+    Err(failure.next("it arrives as soon as they can be reached; `aip status` shows what each sidecar holds"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(acked: usize, missing: &[&str]) -> Acks {
+        let acked: Vec<String> = (0..acked).map(|i| format!("a/{i}")).collect();
+        let vanished = json!([{"sidecar": "gone/1", "not_after": 60}]);
+        Acks::read(&json!({"acked": acked, "missing": missing, "vanished": vanished, "ms": 12.34}))
+    }
+
+    #[test]
+    fn in_force_is_said_only_where_every_sidecar_holds_it() {
+        assert_eq!(
+            answer(3, &[]).sentence(),
+            "in force: held by 3 of 3 sidecars after 12.3 ms"
+        );
+        assert!(held_everywhere(7, &answer(3, &[])).is_ok());
+        assert_eq!(
+            answer(0, &[]).sentence(),
+            "no sidecar is connected: each takes it as it joins"
+        );
+        let late = held_everywhere(7, &answer(2, &["b/1", "gone/1"])).unwrap_err();
+        assert_eq!(late.exit, Exit::TimedOut);
+        let said = late.to_string();
+        for part in [
+            "held by 2 of 4 sidecars",
+            "no answer from b/1\n",
+            "gone/1, which vanished",
+            "until 1970-01-01T00:01:00Z",
+        ] {
+            assert!(said.contains(part), "{said}");
+        }
+    }
 }
