@@ -70,16 +70,11 @@ pub enum StartError {
     Ca(#[from] CaError),
     /// Fixed at the mesh's creation.
     #[error(
-        "this mesh was created with {what} {found}, which never changes; start without --{flag}, or make another mesh in another --data directory"
+        "this mesh was created with {}, which never changes; start without {}, or make another mesh in another --data directory",
+        .0.iter().map(|f| format!("{} {}", f.what, f.found)).collect::<Vec<_>>().join(" and "),
+        .0.iter().map(|f| format!("--{}", f.flag)).collect::<Vec<_>>().join(" and ")
     )]
-    Immutable {
-        /// Which setting.
-        what: &'static str,
-        /// Its value.
-        found: String,
-        /// Its flag.
-        flag: &'static str,
-    },
+    Immutable(Vec<Fixed>),
     /// A setting.
     #[error(transparent)]
     Settings(#[from] aip_runtime::settings::SettingsError),
@@ -106,13 +101,24 @@ impl StartError {
             Self::KeyBesideData(_) => "sealing_key_beside_data",
             Self::NoMesh(_) => "no_mesh",
             Self::Ca(error) => error.reason(),
-            Self::Immutable { .. } => "immutable",
+            Self::Immutable(_) => "immutable",
             Self::Settings(error) => error.reason(),
             Self::Socket(error) => error.reason(),
             Self::Refused(refusal) => refusal.reason.row().reason,
             Self::Io(_) => "io",
         }
     }
+}
+
+/// A setting that was fixed at the mesh's creation, and differs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fixed {
+    /// Which.
+    pub what: &'static str,
+    /// The mesh's value.
+    pub found: String,
+    /// Its flag.
+    pub flag: &'static str,
 }
 
 /// An opened mesh.
@@ -172,28 +178,28 @@ pub async fn open(settings: &Settings, clock: Clock, lock: DirLock) -> Result<Me
     })
 }
 
+/// Every fixed setting that differs, at once.
 fn check_unchanged(settings: &Settings, record: &MeshRecord) -> Result<(), StartError> {
+    let mut differ = Vec::new();
     if settings.mode.is_some_and(|mode| mode != record.mode) {
-        let found = if record.mode == MeshMode::Dev { "dev" } else { "prod" }.to_owned();
-        return Err(StartError::Immutable {
+        differ.push(Fixed {
             what: "mode",
-            found,
+            found: if record.mode == MeshMode::Dev { "dev" } else { "prod" }.to_owned(),
             flag: "mode",
         });
     }
-    if settings
-        .trust_domain
-        .as_ref()
-        .is_some_and(|td| *td != record.trust_domain)
-    {
-        let found = record.trust_domain.to_string();
-        return Err(StartError::Immutable {
+    let other = |domain: &aip_api::TrustDomain| *domain != record.trust_domain;
+    if settings.trust_domain.as_ref().is_some_and(other) {
+        differ.push(Fixed {
             what: "trust domain",
-            found,
+            found: record.trust_domain.to_string(),
             flag: "trust-domain",
         });
     }
-    Ok(())
+    if differ.is_empty() {
+        return Ok(());
+    }
+    Err(StartError::Immutable(differ))
 }
 
 /// Whether the settings name a key that a mesh of this mode may be sealed with.
@@ -251,6 +257,28 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), StartError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn every_fixed_setting_that_differs_is_said_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        let mut settings = Settings::on_loopback(&data, "unused".into());
+        settings.trust_domain = None;
+        let lock = aip_runtime::files::lock_dir(&data).unwrap();
+        drop(open(&settings, Clock::default(), lock).await.unwrap());
+        settings.mode = Some(MeshMode::Prod);
+        settings.trust_domain = Some("other.example".parse().unwrap());
+        let lock = aip_runtime::files::lock_dir(&data).unwrap();
+        let refused = open(&settings, Clock::default(), lock).await.unwrap_err();
+        assert_eq!(refused.reason(), "immutable");
+        let said = refused.to_string();
+        for part in [
+            "mode dev and trust domain aip.internal",
+            "without --mode and --trust-domain",
+        ] {
+            assert!(said.contains(part), "{said}");
+        }
+    }
 
     fn on_disk(dir: &Path, needle: &[u8]) -> bool {
         std::fs::read_dir(dir).unwrap().any(|entry| {

@@ -101,6 +101,8 @@ async fn up(shell: &Shell) -> Process {
             "up",
             "--mode",
             "prod",
+            "--key-file",
+            "sealing.key",
             "--mesh-listen",
             "127.0.0.1:0",
             "--admin-listen",

@@ -75,6 +75,7 @@ impl Mesh {
             admin_listen: port_of(context.as_ref().and_then(|c| c.admin.strip_prefix("http://"))),
             trust_domain: None,
             mode: Some("dev".into()),
+            key_file: None,
         };
         self.control_plane = Some(up::start(&self.home, &options).await?);
         Ok(())

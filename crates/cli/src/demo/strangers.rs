@@ -142,6 +142,7 @@ async fn foreign_identity(mesh: &Mesh, board: &mut Board, facts: &Facts) -> anyh
         admin_listen: any,
         trust_domain: None,
         mode: Some("dev".into()),
+        key_file: None,
     };
     let mut foreign = up::start(&home, &options).await?;
     let identity = Box::pin(take_identity(&foreign, board, facts)).await;
