@@ -14,6 +14,7 @@ pub mod agents;
 pub mod draft;
 pub mod keys;
 pub mod measurements;
+mod names;
 pub mod policies;
 pub mod proposals;
 pub mod records;

@@ -11,11 +11,12 @@ use aip_tests::http::read_until;
 use aip_tests::pair::Pair;
 use aip_tests::process::{OPEN, Sidecar};
 use aip_tests::scripted::Scripted;
+use aip_tests::wait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::Request;
 use tempfile::TempDir;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 const URL: &str = "http://nobody.aip.internal/";
@@ -147,6 +148,46 @@ async fn connections_that_say_nothing_keep_the_agent_out_for_no_time() {
         .metric("aip_connections_refused_total", &["outbound_strangers"])
         .await;
     assert!(gave_way >= 500.0, "{gave_way} gave way");
+}
+
+/// Until the secret was shown, a connection has seconds; from then on it may be idle for long.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_shows_no_secret_is_not_waited_for() {
+    let (scripted, dir) = (Scripted::start(), TempDir::new().unwrap());
+    let file = dir.path().join("secret");
+    let secret = "0123456789abcdef0123456789";
+    std::fs::write(&file, secret).unwrap();
+    let flags = ["--proxy-secret-file", file.to_str().unwrap()];
+    let sidecar = scripted
+        .sidecar_with("one", Agent::start().address, dir.path(), &flags)
+        .await;
+    let shown = STANDARD.encode(format!("aip:{secret}"));
+    let request = format!("GET {URL} HTTP/1.1\r\nhost: nobody\r\nproxy-authorization: Basic {shown}\r\n\r\n");
+    let mut agent = TcpStream::connect(sidecar.outbound).await.unwrap();
+    agent.write_all(request.as_bytes()).await.unwrap();
+    let told = |answer: &[u8]| answer.windows(13).any(|w| w == b"unknown_agent");
+    read_until(&mut agent, told).await;
+
+    let half = &request[..20];
+    let h2 = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\u{4}\0\0\0\0\0";
+    let ended = ["", half, h2].map(|said| async move {
+        let mut tcp = TcpStream::connect(sidecar.outbound).await.unwrap();
+        tcp.write_all(said.as_bytes()).await.unwrap();
+        let began = std::time::Instant::now();
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(wait::DEADLINE, tcp.read_to_end(&mut rest)).await;
+        ended.expect("the port ends it").ok();
+        began.elapsed().as_secs()
+    });
+    let [silent, head, h2] = ended;
+    let (silent, head, h2) = tokio::join!(silent, head, h2);
+    assert!((2..9).contains(&silent), "{silent} s of silence");
+    assert!((9..20).contains(&head), "{head} s for half a head");
+    assert!((9..20).contains(&h2), "{h2} s for no request");
+
+    agent.write_all(request.as_bytes()).await.unwrap();
+    let again = read_until(&mut agent, told).await;
+    assert!(again.starts_with("HTTP/1.1 404 "), "idle meanwhile: {again}");
 }
 
 /// Whatever the mesh lists, also by name and with private addresses allowed.

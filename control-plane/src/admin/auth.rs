@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::ApiError;
 use super::roles::{Role, may};
+use super::serve::Visitor;
 use super::{Api, ROUTES};
 use crate::ca::Ca;
 use crate::refusal::{Reason, Refusal};
@@ -150,6 +151,9 @@ pub(super) async fn authorize(State(api): State<Arc<Api>>, mut request: Request,
     let (headers, method) = (request.headers().clone(), request.method().clone());
     match allowed(&api, &headers, &method, &path).await {
         Ok(caller) => {
+            if let Some(visitor) = request.extensions().get::<Visitor>() {
+                visitor.is_known();
+            }
             request.extensions_mut().insert(caller);
             next.run(request).await
         }

@@ -2,13 +2,17 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use aip_runtime::door::{self, Bounds, Door};
+use aip_runtime::door::{Bounds, Door, Place};
 use aip_runtime::drain::DrainWatch;
 use aip_runtime::tls::{self, Clients, ServerConfig};
 use aip_runtime::trust::Trust;
 use axum::Router;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -20,16 +24,23 @@ use crate::ca::{Ca, CaError};
 
 /// Connections at once, of each listener: people, dashboards, scrapers, watches.
 const MAX_CONNECTIONS: usize = 512;
-/// What the port takes beyond loopback: one host can't keep the others out. A quarter of all is one source's, more than
-/// a team behind one address has open; 64 handshakes are some 30 ms of work.
-const BOUNDS: Bounds = Bounds {
+/// What the port takes: half of all without a token, of which the oldest give way. On loopback everybody is one source.
+const LOOPBACK: Bounds = Bounds {
     connections: MAX_CONNECTIONS,
-    connections_per_source: MAX_CONNECTIONS / 4,
-    handshakes: 64,
-    strangers_per_source: 32,
+    connections_per_source: MAX_CONNECTIONS,
+    strangers: 64,
+    anonymous: MAX_CONNECTIONS / 2,
 };
-/// How long a request's head may take to arrive, and how long a connection may be idle between two: what stalls here
-/// stalls on purpose.
+/// Beyond it one host can't keep the others out: a quarter of all is one source's, more than a team behind one address
+/// has open; 64 handshakes are some 30 ms of work.
+const BEYOND: Bounds = Bounds {
+    connections_per_source: MAX_CONNECTIONS / 4,
+    ..LOOPBACK
+};
+/// How long the head of the first request may take: who connects has something to ask.
+const FIRST_HEAD: Duration = Duration::from_secs(5);
+/// How long the head of a later one may take, and how long a connection may be idle between two: what stalls here stalls
+/// on purpose.
 const HEAD_DEADLINE: Duration = Duration::from_secs(15);
 /// Headers of a request, and their bytes.
 const MAX_HEADERS: usize = 64;
@@ -85,16 +96,12 @@ pub async fn serve(listener: Listener, router: Router, mut drain: DrainWatch) {
     }
 }
 
-/// On loopback everybody is one source.
 async fn plain(listener: TcpListener, router: Router, drain: DrainWatch) {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    while let Ok(permit) = permits.clone().acquire_owned().await {
-        let (tcp, _) = door::accept(&listener).await;
-        let serving = connection(tcp, router.clone(), drain.clone());
-        tokio::spawn(async move {
-            let _permit = permit;
-            serving.await;
-        });
+    let door = Door::new(LOOPBACK);
+    loop {
+        let (tcp, guest) = door.guest(&listener).await;
+        let visitor = Visitor::new(Some(guest.plain()));
+        tokio::spawn(connection(tcp, router.clone(), drain.clone(), visitor));
     }
 }
 
@@ -109,7 +116,7 @@ async fn socket(listener: UnixListener, router: Router, drain: DrainWatch) {
                 continue;
             }
         };
-        let serving = connection(stream, router.clone(), drain.clone());
+        let serving = connection(stream, router.clone(), drain.clone(), Visitor::new(None));
         tokio::spawn(async move {
             let _permit = permit;
             serving.await;
@@ -118,39 +125,89 @@ async fn socket(listener: UnixListener, router: Router, drain: DrainWatch) {
 }
 
 async fn encrypted(listener: TcpListener, tls: Arc<Tls>, router: Router, drain: DrainWatch) {
-    let door = Door::new(BOUNDS);
+    let door = Door::new(BEYOND);
     loop {
         let (tcp, guest) = door.guest(&listener).await;
         let (tls, router, drain) = (tls.clone(), router.clone(), drain.clone());
         tokio::spawn(async move {
             match guest.handshake(tcp, &tls.config, &tls.trust).await {
-                Ok(known) => {
-                    let _place = known.place;
-                    connection(known.stream, router, drain).await;
-                }
+                Ok(known) => connection(known.stream, router, drain, Visitor::new(Some(known.place))).await,
                 Err(error) => tracing::info!(reason = error.reason(), %error, "admin handshake refused"),
             }
         });
     }
 }
 
-async fn connection<IO>(io: IO, router: Router, mut drain: DrainWatch)
+/// Who is at the other end of a connection; in the extensions of each of its requests.
+#[derive(Debug, Clone)]
+pub(super) struct Visitor(Arc<Visit>);
+
+#[derive(Debug)]
+struct Visit {
+    // None on the socket, which is one user's.
+    place: Option<Place>,
+    asked: AtomicBool,
+}
+
+impl Visitor {
+    fn new(place: Option<Place>) -> Self {
+        let asked = AtomicBool::new(false);
+        Self(Arc::new(Visit { place, asked }))
+    }
+
+    /// It showed a good token: its connection gives way to nobody.
+    pub(super) fn is_known(&self) {
+        if let Some(place) = &self.0.place {
+            place.is_known();
+        }
+    }
+
+    /// Resolves when the connection is to be closed: it gives way to another, or asked nothing.
+    async fn must_leave(&self) {
+        let gives_way = async {
+            match &self.0.place {
+                Some(place) => place.gives_way().await,
+                None => std::future::pending().await,
+            }
+        };
+        let asks_nothing = async {
+            tokio::time::sleep(FIRST_HEAD).await;
+            if self.0.asked.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = gives_way => {},
+            () = asks_nothing => {},
+        }
+    }
+}
+
+async fn connection<IO>(io: IO, router: Router, mut drain: DrainWatch, visitor: Visitor)
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let (router, asks) = (TowerToHyperService::new(router), visitor.clone());
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        asks.0.asked.store(true, Ordering::Relaxed);
+        request.extensions_mut().insert(asks.clone());
+        router.call(request)
+    });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_DEADLINE)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(
-            TokioIo::new(Stalling::new(io, WRITE_DEADLINE)),
-            TowerToHyperService::new(router),
-        );
+        .serve_connection(TokioIo::new(Stalling::new(io, WRITE_DEADLINE)), service);
     let mut connection = std::pin::pin!(connection);
+    let mut must_leave = std::pin::pin!(visitor.must_leave());
     tokio::select! {
         _ = connection.as_mut() => return,
+        () = must_leave.as_mut() => return,
         () = drain.draining() => connection.as_mut().graceful_shutdown(),
     }
-    let _ = connection.await;
+    tokio::select! {
+        _ = connection => {},
+        () = must_leave => {},
+    }
 }

@@ -29,6 +29,24 @@ pub const SECOND_PERSON: &str = "second-person";
 /// All policies' earlier versions.
 pub const POLICY_VERSIONS: &str = "policy-version/";
 
+/// All aliases, and whose each is.
+pub const ALIASES: &str = "alias/";
+/// All agents of a `prod` mesh that were removed and were more than a name, as they come back.
+pub const FORMER: &str = "former/";
+
+/// An alias; without a port it is at 80.
+pub fn alias(alias: &str) -> String {
+    match alias.contains(':') {
+        true => format!("{ALIASES}{alias}"),
+        false => format!("{ALIASES}{alias}:80"),
+    }
+}
+
+/// An agent that was removed.
+pub fn former(agent: &AgentName) -> String {
+    format!("{FORMER}{agent}")
+}
+
 /// A resource.
 pub fn resource(kind: Kind, name: &str) -> String {
     format!("{RESOURCES}{kind}/{name}")

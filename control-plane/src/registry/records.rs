@@ -197,6 +197,22 @@ pub enum Action {
     },
 }
 
+/// What policies and people go by, in one line; the document says all.
+fn of_agent(agent: &Agent) -> String {
+    let labels: Vec<_> = agent
+        .labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    format!(
+        "owner {:?}, labels [{}], capabilities [{}], aliases [{}]",
+        agent.owner,
+        labels.join(" "),
+        agent.capabilities.join(" "),
+        agent.aliases.join(" ")
+    )
+}
+
 impl Action {
     /// The change in one line.
     pub fn summary(&self) -> String {
@@ -208,7 +224,9 @@ impl Action {
                     measurement.agent
                 )
             }
-            Self::PutAgent { agent, replaces } => format!("change agent {} (revision {replaces})", agent.name),
+            Self::PutAgent { agent, replaces } => {
+                format!("change agent {} (revision {replaces}): {}", agent.name, of_agent(agent))
+            }
             Self::PutPolicy { policy, replaces: 0 } => format!("create policy {}", policy.name),
             Self::PutPolicy { policy, replaces } => format!("replace policy {} (revision {replaces})", policy.name),
             Self::DeletePolicy { name } => format!("delete policy {name}"),

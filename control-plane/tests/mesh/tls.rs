@@ -106,3 +106,42 @@ async fn one_host_does_not_keep_the_others_from_the_port() {
     assert_eq!(turned_away, 100, "each is closed: at the door, or when it said nothing");
     get(&mesh, address, mesh.plane.run.root).await.unwrap();
 }
+
+/// Opens more connections than there are places, says `first` on each, and asks something meanwhile.
+async fn is_served_beside(address: SocketAddr, first: &[u8], get: impl AsyncFn()) {
+    let mut idle = Vec::new();
+    for _ in 0..600 {
+        let mut tcp = TcpStream::connect(address).await.unwrap();
+        // One that gave way may be closed already.
+        let _ = tcp.write_all(first).await;
+        idle.push(tcp);
+    }
+    let began = std::time::Instant::now();
+    get().await;
+    let waited = began.elapsed().as_secs();
+    assert!(waited < 3, "{waited} s: it waited until the others were given up");
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(crate::support::DEADLINE, idle[599].read_to_end(&mut rest)).await;
+    let _ = ended.expect("who asks nothing is not waited for");
+    let waited = began.elapsed().as_secs();
+    assert!(waited < 13, "{waited} s for who asks nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_ask_nothing_keep_nobody_out() {
+    let mesh = Mesh::dev().await;
+    let plain = mesh.plane.run.admin;
+    let (beyond, _drain) = beyond_loopback(&mesh).await;
+    let root = mesh.plane.run.root;
+    let asks = async || {
+        mesh.admin.get("/v1/mesh").await;
+    };
+    let asks_beyond = async || {
+        get(&mesh, beyond, root).await.unwrap();
+    };
+    tokio::join!(
+        is_served_beside(plain, b"", asks),
+        is_served_beside(beyond, b"", asks_beyond),
+        is_served_beside(beyond, &[0x16, 3, 1], asks_beyond),
+    );
+}

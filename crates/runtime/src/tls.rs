@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use aip_api::{Digest, SpiffeId};
 use rustls::crypto::CryptoProvider;
+use rustls::server::Acceptor;
 pub use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio::time::Instant;
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsConnector};
 
 use crate::trust::Trust;
 use crate::x509::{IdentityError, PeerIdentity, peer_identity};
@@ -56,6 +58,9 @@ pub enum TlsError {
     /// Nothing came within [`crate::door::FIRST_BYTE`].
     #[error("the peer said nothing for {} s", crate::door::FIRST_BYTE.as_secs())]
     Silent,
+    /// Others needed its place before it was known who is there.
+    #[error("it gave way to newer connections, since as many are in their handshake as may be")]
+    GaveWay,
     /// Took longer than [`HANDSHAKE_TIMEOUT`].
     #[error("the handshake took longer than {} s", HANDSHAKE_TIMEOUT.as_secs())]
     Timeout,
@@ -81,6 +86,7 @@ impl TlsError {
             Self::Alpn => "alpn",
             Self::Refused(_) => "refused_by_peer",
             Self::Silent => "first_byte_timeout",
+            Self::GaveWay => "gave_way",
             Self::Timeout => "handshake_timeout",
             Self::Protocol(_) => "tls_protocol",
             Self::Io(_) => "connection_broken",
@@ -196,8 +202,33 @@ pub async fn accept<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let handshake = TlsAcceptor::from(config.clone()).accept(io);
-    let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
+    let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
+    answer(hello(io, deadline).await?, config, trust, deadline).await
+}
+
+/// The first half of [`accept`]: reads the peer's first flight, and computes nothing.
+pub(crate) async fn hello<IO>(io: IO, deadline: Instant) -> Result<StartHandshake<IO>, TlsError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), io);
+    tokio::time::timeout_at(deadline, hello)
+        .await
+        .map_err(|_| TlsError::Timeout)?
+        .map_err(reason_of)
+}
+
+/// The second half of [`accept`].
+pub(crate) async fn answer<IO>(
+    hello: StartHandshake<IO>,
+    config: &Arc<ServerConfig>,
+    trust: &Trust,
+    deadline: Instant,
+) -> Result<(ServerTls<IO>, Option<PeerIdentity>), TlsError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let stream = tokio::time::timeout_at(deadline, hello.into_stream(config.clone()))
         .await
         .map_err(|_| TlsError::Timeout)?
         .map_err(reason_of)?;

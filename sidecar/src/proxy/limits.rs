@@ -10,22 +10,25 @@ pub const MAX_INBOUND_CONNECTIONS: usize = 4_096;
 pub const MAX_OUTBOUND_CONNECTIONS: usize = 1_024;
 /// Connections of them on which nobody has shown the secret yet: half, so that the other half is the agent's.
 pub const MAX_OUTBOUND_STRANGERS: usize = MAX_OUTBOUND_CONNECTIONS / 2;
+/// How long the first byte may take where a secret must be shown: clients on this machine speak at once.
+pub const STRANGER_FIRST_BYTE: Duration = Duration::from_secs(3);
+/// How long the secret may take; from then on [`HEADER_READ_TIMEOUT`] holds.
+pub const STRANGER_SECRET: Duration = Duration::from_secs(10);
 /// Connections to the outbound port that are not the agent's and are told so, which takes up to two seconds each; more
 /// are closed without a word. Told at all, since a client that is not tries again without end.
 pub const MAX_REFUSED_CONNECTIONS: usize = 64;
 /// Connections from one source, known peers included. Generous, since a whole cluster's sidecars may come from one
 /// address; three quarters are the most that one source can take from all others.
 pub const MAX_SOURCE_CONNECTIONS: usize = 3_072;
-/// Handshakes at a time: each may take ten seconds and costs a signature, and nobody is known yet.
-pub const MAX_HANDSHAKES: usize = 256;
-/// Connections from one source whose peer is not known yet: half of the handshakes, so that one source never has all.
-pub const MAX_SOURCE_STRANGERS: usize = 128;
-/// The door of the inbound port.
+/// Connections in their handshake; past it one gives way, of the source that has most. Each may take ten seconds, hold
+/// 64 KiB and cost a signature, and nobody is known yet.
+pub const MAX_HANDSHAKES: usize = 512;
+/// The door of the inbound port. Nobody gets past its handshake without a certificate.
 pub const INBOUND: Bounds = Bounds {
     connections: MAX_INBOUND_CONNECTIONS,
     connections_per_source: MAX_SOURCE_CONNECTIONS,
-    handshakes: MAX_HANDSHAKES,
-    strangers_per_source: MAX_SOURCE_STRANGERS,
+    strangers: MAX_HANDSHAKES,
+    anonymous: 0,
 };
 
 /// HTTP/2 streams of one connection. A peer with more in flight opens another connection.
@@ -111,6 +114,8 @@ pub const HOP_WINDOW: Duration = Duration::from_secs(600);
 
 /// Bytes of an agent card that is rewritten; a larger one passes as it is.
 pub const MAX_CARD: usize = 256 * 1024;
+/// How long such a card may take to come; a slower one passes as it comes. The agent is on this machine.
+pub const CARD_READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes in which a legacy MCP `endpoint` event must end.
 pub const MAX_ENDPOINT_EVENT: usize = 4 * 1024;
 

@@ -22,7 +22,7 @@ use tokio::sync::Semaphore;
 use super::io::{Speaks, sniff};
 use super::limits::{
     HEADER_READ_TIMEOUT, MAX_HTTP1_BUFFER, MAX_OUTBOUND_CONNECTIONS, MAX_REFUSED_CONNECTIONS, REFUSED_BODY_WAIT,
-    REFUSED_HEAD_BYTES,
+    REFUSED_HEAD_BYTES, STRANGER_FIRST_BYTE, STRANGER_SECRET,
 };
 use super::strangers::{Stranger, Strangers};
 use super::{Proxy, http2, metrics, tunnel};
@@ -76,7 +76,11 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, drain: Drain
 async fn connection(proxy: Arc<Proxy>, tcp: TcpStream, drain: Option<DrainWatch>, stranger: Option<Arc<Stranger>>) {
     proxy.metrics.connections(Direction::Outbound, 1.0);
     let serving = async {
-        if let Ok((speaks, stream)) = sniff(tcp, HEADER_READ_TIMEOUT).await {
+        let first_byte = match stranger {
+            Some(_) => STRANGER_FIRST_BYTE,
+            None => HEADER_READ_TIMEOUT,
+        };
+        if let Ok((speaks, stream)) = sniff(tcp, first_byte).await {
             let via = Via {
                 from: From::Agent,
                 drain,
@@ -89,8 +93,10 @@ async fn connection(proxy: Arc<Proxy>, tcp: TcpStream, drain: Option<DrainWatch>
         Some(stays) => {
             tokio::pin!(serving);
             let stays = tokio::select! {
-                () = &mut serving => None,
+                biased;
                 stays = stays => Some(stays),
+                () = &mut serving => None,
+                () = tokio::time::sleep(STRANGER_SECRET) => None,
             };
             match stays {
                 // From here on nothing more is polled than what serves it.

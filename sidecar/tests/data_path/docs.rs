@@ -189,10 +189,7 @@ fn documented_limits_are_the_limits() {
         ("nested arrays and objects in it", limits::MAX_JSON_DEPTH),
         ("connections from peers", limits::MAX_INBOUND_CONNECTIONS),
         ("connections from one source", limits::MAX_SOURCE_CONNECTIONS),
-        (
-            "connections from one source before their handshake is over",
-            limits::MAX_SOURCE_STRANGERS,
-        ),
+        ("connections before their handshake is over", limits::MAX_HANDSHAKES),
         ("connections of the agent", limits::MAX_OUTBOUND_CONNECTIONS),
         (
             "of these, on which nobody has shown the secret",

@@ -20,12 +20,12 @@ use crate::x509::PeerIdentity;
 
 /// What the mesh port takes. Each sidecar has one connection, and a whole cluster's may come from one address: three
 /// quarters of all are the most that one source can take from the others. A handshake costs about half a millisecond of
-/// CPU, so 256 are a tenth of a second of work, and one source may have half of them.
+/// CPU, so 512 are a quarter of a second of work. Who has no SVID comes to join, which takes a moment.
 const BOUNDS: Bounds = Bounds {
     connections: 65_536,
     connections_per_source: 49_152,
-    handshakes: 256,
-    strangers_per_source: 128,
+    strangers: 512,
+    anonymous: 1_024,
 };
 /// Connections that were made and not yet taken.
 const READY: usize = 64;
@@ -39,11 +39,12 @@ pub struct PeerInfo {
     pub address: SocketAddr,
 }
 
-/// A connection whose peer is known.
-#[derive(Debug)]
+/// A connection whose handshake is over.
 pub struct MeshStream {
     stream: ServerTls<TcpStream>,
     peer: PeerInfo,
+    // Of one without a certificate: ready when it must end.
+    gives_way: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     _place: Place,
 }
 
@@ -76,6 +77,7 @@ async fn known(tcp: TcpStream, guest: Guest, config: &Arc<ServerConfig>, trust: 
     match guest.handshake(tcp, config, trust).await {
         Ok(known) => Some(MeshStream {
             stream: known.stream,
+            gives_way: known.peer.is_none().then(|| Box::pin(known.place.gives_way()) as _),
             peer: PeerInfo {
                 identity: known.peer,
                 address,
@@ -99,6 +101,12 @@ impl Connected for MeshStream {
 
 impl AsyncRead for MeshStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(gives_way) = &mut self.gives_way
+            && gives_way.as_mut().poll(cx).is_ready()
+        {
+            self.gives_way = None;
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
