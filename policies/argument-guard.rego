@@ -1,5 +1,4 @@
-# Guards the arguments of one MCP tool: a path must stay below a directory, and a number below a limit; what is larger
-# needs an approval.
+# Guards the arguments of one MCP tool: a path must stay below a directory, and a number must not exceed a limit.
 #
 # data.user.argument_guard: {"tool": "…", "path": "<argument>", "below": "/dir/", "amount": "<argument>", "limit": N}
 # Leave out `path` or `amount` for a tool that has no such argument. An argument that is missing, or is of another type,
@@ -52,8 +51,8 @@ amount_given if {
 
 rules contains {
 	"rule": "argument-guard/amount",
-	"verdict": "warn",
-	"reason": sprintf("%s over %v needs an approval", [guard.amount, guard.limit]),
+	"verdict": "deny",
+	"reason": sprintf("%s is over %v", [guard.amount, guard.limit]),
 } if {
 	guarded
 	amount_given

@@ -10,7 +10,7 @@ cases contains {"note": "a small amount", "input": with_amount(10), "verdict": "
 
 cases contains {"note": "the limit itself", "input": with_amount(1000), "verdict": "none"}
 
-cases contains {"note": "over the limit", "input": with_amount(1000.01), "verdict": "warn", "rule": "argument-guard/amount"}
+cases contains {"note": "over the limit", "input": with_amount(1000.01), "verdict": "deny", "rule": "argument-guard/amount"}
 
 cases contains {"note": "an amount as a text", "input": with_amount("1"), "verdict": "deny", "rule": "argument-guard/amount-type"}
 

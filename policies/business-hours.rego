@@ -1,4 +1,4 @@
-# Outside of business hours a human decides.
+# Denies outside of business hours.
 #
 # data.user.business_hours: {"zone": "Europe/Berlin", "days": ["Monday", …], "from": 8, "to": 18}
 # Hours may have fractions (8.5 is half past eight); `from` is included, `to` is not. What can't be computed, such as an unknown zone, denies.
@@ -10,9 +10,8 @@ hours := data.user.business_hours
 
 rules contains {
 	"rule": "business-hours/closed",
-	"verdict": "escalate",
+	"verdict": "deny",
 	"reason": sprintf("outside of business hours (%s)", [hours.zone]),
-	"obligations": {"hold_seconds": 60},
 } if {
 	not open
 }

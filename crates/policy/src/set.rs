@@ -9,13 +9,14 @@ pub(crate) mod insert;
 mod operands;
 pub(crate) mod program;
 mod structure;
+pub(crate) mod words;
 
 use std::sync::Arc;
 
 use regorus::Value;
 use regorus::rvm::Program;
 
-pub(crate) use compile::data_document;
+pub(crate) use compile::{Compiled, compiled, data_document};
 
 use crate::facts::Facts;
 use crate::input;

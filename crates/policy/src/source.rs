@@ -90,6 +90,29 @@ pub const REASONS: &[(&str, &str)] = &[
     ("data_size", "the policy's data is too large"),
     ("too_many_policies", "the set has too many policies"),
     ("name_collision", "two policies of the set share a package"),
+    ("unknown_fact", "a part of the input is read that no input has"),
+    ("verdict", "a rule gives a verdict that is none"),
+    (
+        "unsupported_verdict",
+        "a rule gives a verdict that this version doesn't carry out",
+    ),
+    (
+        "unsupported_obligation",
+        "a rule has an obligation that this version doesn't honour",
+    ),
+    (
+        "never_established",
+        "a fact is read that this version never establishes; a warning where the policy calls it optional",
+    ),
+    (
+        "rehearsal",
+        "a request with nothing in it, or an ordinary one, ends at a limit or in a rule that isn't one, or both end in an \
+         error",
+    ),
+    (
+        "rehearsal_error",
+        "a warning: one of these two requests ends in an error, and is denied",
+    ),
     ("no_tests", "the test module has no tests"),
     ("test_failed", "a test doesn't hold"),
     ("test_error", "a test ends in an error"),

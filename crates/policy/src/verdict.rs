@@ -8,18 +8,21 @@ use serde::{Deserialize, Serialize};
 use crate::obligations::Obligations;
 
 /// The outcome of a decision, strictest first: of two, the lesser wins.
+///
+/// What each of them means is fixed, so that no policy changes its meaning later. Not all are carried out yet: see
+/// [`Verdict::in_this_version`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// Refused.
     Deny,
-    /// Held open for a human, then refused with an approval id.
+    /// To be held open for a human. Not in this version: admission refuses it, and a sidecar refuses the request.
     Escalate,
-    /// Refused until the caller holds a valid approval.
+    /// To be refused until the caller holds an approval. Not in this version, as [`Verdict::Escalate`].
     Warn,
-    /// Let through with the limits of the obligations, marked to the agent and in the audit.
+    /// To be let through within limits. Not in this version, as [`Verdict::Escalate`].
     Restrict,
-    /// Let through after the named fields were redacted or replaced, if the result is then allowed.
+    /// To be let through after fields were redacted or replaced. Not in this version, as [`Verdict::Escalate`].
     Transform,
     /// Let through.
     Allow,
@@ -51,6 +54,12 @@ impl Verdict {
     /// The verdict for the word, if it is one.
     pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|verdict| verdict.as_str() == word)
+    }
+
+    /// Whether this version carries it out. A sidecar refuses a request that gets another one, and admission refuses a
+    /// policy that says another one in so many words.
+    pub const fn in_this_version(self) -> bool {
+        matches!(self, Self::Deny | Self::Allow)
     }
 
     /// Whether the request goes on without waiting for anybody.

@@ -23,21 +23,35 @@ use crate::{builtins, guard, library};
 const ENTRY: &str = "data.aip.entry.rules";
 const ENTRY_FILE: &str = "(entry)";
 
+/// A set, and what admission looks at beside it: the program as the compiler made it, which still knows its lines.
+pub(crate) struct Compiled {
+    pub(crate) set: PolicySet,
+    pub(crate) program: Program,
+    pub(crate) analysis: Analysis,
+}
+
 pub(super) fn compile(policies: &[PolicySource], mesh_data: &Json) -> Result<PolicySet, Vec<Diagnostic>> {
+    if policies.is_empty() {
+        let faults = gates(policies, mesh_data);
+        let set = PolicySet {
+            digest: digest(&[], mesh_data).into(),
+            ..PolicySet::empty()
+        };
+        return if faults.is_empty() { Ok(set) } else { Err(faults) };
+    }
+    compiled(policies, mesh_data).map(|compiled| compiled.set)
+}
+
+/// Compiles at least one policy.
+pub(crate) fn compiled(policies: &[PolicySource], mesh_data: &Json) -> Result<Compiled, Vec<Diagnostic>> {
     let mut faults = gates(policies, mesh_data);
     if !faults.is_empty() {
         return Err(faults);
     }
     let mut policies: Vec<&PolicySource> = policies.iter().collect();
     policies.sort_by(|a, b| a.name.cmp(&b.name));
-    if policies.is_empty() {
-        return Ok(PolicySet {
-            digest: digest(&policies, mesh_data).into(),
-            ..PolicySet::empty()
-        });
-    }
-    let original = build(&policies).map_err(|fault| vec![fault])?;
-    let analysis = program::analyse(&original);
+    let built = build(&policies).map_err(|fault| vec![fault])?;
+    let analysis = program::analyse(&built);
     faults.extend(analysis.faults.iter().map(|fault| {
         let diagnostic = Diagnostic::new(file_of(&fault.origin, &policies), fault.reason, &*fault.message);
         fault
@@ -46,10 +60,9 @@ pub(super) fn compile(policies: &[PolicySource], mesh_data: &Json) -> Result<Pol
     }));
     let members: Vec<Member> = policies
         .iter()
-        .map(|policy| member(policy, &original, &analysis, &mut faults))
+        .map(|policy| member(policy, &built, &analysis, &mut faults))
         .collect();
-    let original = hoisted(&original);
-    let repaired = assigned(&original).and_then(|original| {
+    let repaired = assigned(&hoisted(&built)).and_then(|original| {
         let guarded = guard::guarded(&original)?;
         Some((original, guarded))
     });
@@ -69,7 +82,7 @@ pub(super) fn compile(policies: &[PolicySource], mesh_data: &Json) -> Result<Pol
     }
     let mut reads = Reads::default();
     members.iter().for_each(|member| reads.join(&member.reads));
-    Ok(PolicySet {
+    let set = PolicySet {
         digest: digest(&policies, mesh_data).into(),
         original: Arc::new(original),
         guarded: Arc::new(guarded),
@@ -77,6 +90,11 @@ pub(super) fn compile(policies: &[PolicySource], mesh_data: &Json) -> Result<Pol
         cacheable: !reads.touches("budget") && !members.iter().any(|member| member.volatile),
         reads: ReadSet { reads },
         members,
+    };
+    Ok(Compiled {
+        set,
+        program: built,
+        analysis,
     })
 }
 

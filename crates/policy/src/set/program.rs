@@ -34,12 +34,17 @@ pub(crate) struct Fault {
     pub(crate) line: Option<(u32, u32)>,
 }
 
+/// Line and column, where the compiler kept them.
+pub(crate) type Place = Option<(u32, u32)>;
+
 /// One rule, or one function, with all its definitions.
 #[derive(Debug)]
 pub(crate) struct RuleUse {
     pub(crate) name: String,
     pub(crate) origin: Origin,
     pub(crate) reads: Reads,
+    /// The same reads one by one, and where each of them is.
+    pub(crate) read_at: Vec<(Vec<String>, Place)>,
     pub(crate) calls: BTreeSet<usize>,
     pub(crate) builtins: BTreeSet<usize>,
     line: Option<(u32, u32)>,
@@ -118,6 +123,7 @@ fn analyse_rule(program: &Program, rule: usize, faults: &mut Vec<Fault>) -> Rule
         name: info.name.clone(),
         origin: known.clone().unwrap_or(Origin::Entry),
         reads: Reads::default(),
+        read_at: Vec::new(),
         calls: BTreeSet::new(),
         builtins: BTreeSet::new(),
         line: units(program, rule).first().and_then(|unit| line(program, unit.start)),
@@ -199,7 +205,9 @@ impl RuleUse {
             };
             for register in &operands {
                 if inputs.contains(register) {
-                    self.reads.add(&path_from(program, instruction, *register));
+                    let path = path_from(program, instruction, *register);
+                    self.reads.add(&path);
+                    self.read_at.push((path, line(program, *pc)));
                 }
                 if datas.contains(register) {
                     let path = path_from(program, instruction, *register);
@@ -357,7 +365,8 @@ impl Analysis {
     }
 }
 
-fn line(program: &Program, pc: usize) -> Option<(u32, u32)> {
+/// Line and column of an instruction, where the compiler kept them.
+pub(crate) fn line(program: &Program, pc: usize) -> Option<(u32, u32)> {
     let span = program.instruction_spans.get(pc)?.as_ref()?;
     match (u32::try_from(span.line), u32::try_from(span.column)) {
         (Ok(line), Ok(column)) if line > 0 => Some((line, column)),
