@@ -7,8 +7,8 @@ use aip_control_plane::admin::admission::SUBCOMMAND;
 use aip_control_plane::bootstrap;
 use aip_control_plane::server::ControlPlane;
 use aip_control_plane::settings::Flags;
+use aip_runtime::settings::{MISTAKE, Said, SettingsError};
 use anyhow::Context as _;
-use clap::Parser as _;
 
 /// Largest request of a policy check: a policy with data and tests, as JSON.
 const MAX_REQUEST: u64 = 4 * 1024 * 1024;
@@ -28,9 +28,11 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Before logs are set up, and for whoever looks at the terminal.
-            eprintln!("aip-control-plane: {}", with_causes(&error));
-            ExitCode::FAILURE
+            aip_runtime::telemetry::last_words("aip-control-plane", &with_causes(&error));
+            match error.downcast_ref::<SettingsError>() {
+                Some(mistake) if mistake.is_mistake() => ExitCode::from(MISTAKE),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -50,7 +52,8 @@ fn with_causes(error: &anyhow::Error) -> String {
 /// `aip-control-plane reset-admin --data DIR [--key-file FILE]`.
 fn reset_admin() -> anyhow::Result<()> {
     let program_and_flags = std::env::args_os().enumerate().filter(|(at, _)| *at != 1);
-    let settings = Flags::parse_from(program_and_flags.map(|(_, arg)| arg)).resolve()?;
+    let (flags, said) = Said::parse::<Flags>(program_and_flags.map(|(_, argument)| argument));
+    let settings = flags.resolve(said)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(bootstrap::reset_admin(&settings))?;
     let file = settings.data.join(bootstrap::ADMIN_TOKEN_FILE);
@@ -80,9 +83,9 @@ fn admit() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
-    let flags = Flags::parse();
+    let (flags, said) = Said::parse::<Flags>(std::env::args_os());
     let lifeline = flags.lifeline;
-    let settings = flags.resolve()?;
+    let settings = flags.resolve(said)?;
     aip_runtime::telemetry::init_logs(settings.log_format, &settings.log);
     if lifeline {
         aip_runtime::shutdown::follow_standard_input().context("--lifeline")?;

@@ -8,7 +8,7 @@ use aip_api::TrustDomain;
 use aip_api::name::DEFAULT_TRUST_DOMAIN;
 use aip_api::problem::FieldError;
 use aip_api::resource::MeshMode;
-use aip_runtime::settings::SettingsError;
+use aip_runtime::settings::{self, Said, SettingsError, Text, parsed};
 use aip_runtime::telemetry::LogFormat;
 use clap::Parser;
 use serde::Deserialize;
@@ -40,16 +40,16 @@ pub struct Flags {
     pub data: Option<PathBuf>,
     /// dev or prod; from the mesh's creation [default: dev]
     #[arg(long, env = "AIP_MODE")]
-    pub mode: Option<String>,
+    pub mode: Option<Text>,
     /// The trust domain; from the mesh's creation [default: aip.internal]
     #[arg(long, env = "AIP_TRUST_DOMAIN")]
-    pub trust_domain: Option<String>,
+    pub trust_domain: Option<Text>,
     /// Where sidecars connect, gRPC over TLS [default: 127.0.0.1:15012]
     #[arg(long, value_name = "IP:PORT", env = "AIP_MESH_LISTEN")]
-    pub mesh_listen: Option<String>,
+    pub mesh_listen: Option<Text>,
     /// The admin API and metrics; TLS beyond loopback [default: 127.0.0.1:15014]
     #[arg(long, value_name = "IP:PORT", env = "AIP_ADMIN_LISTEN")]
-    pub admin_listen: Option<String>,
+    pub admin_listen: Option<Text>,
     /// The admin API's Unix socket [default: admin.sock in the data directory]
     #[arg(long, value_name = "PATH", env = "AIP_ADMIN_SOCKET")]
     pub admin_socket: Option<PathBuf>,
@@ -58,7 +58,7 @@ pub struct Flags {
     pub key_file: Option<PathBuf>,
     /// json or text [default: json]
     #[arg(long, env = "AIP_LOG_FORMAT")]
-    pub log_format: Option<String>,
+    pub log_format: Option<Text>,
     /// What is logged, as `tracing` filter [default: info]
     #[arg(long, value_name = "FILTER", env = "AIP_LOG")]
     pub log: Option<String>,
@@ -114,89 +114,81 @@ impl Settings {
 }
 
 impl Flags {
-    /// Adds what the file says, and checks everything; all mistakes come at once.
+    /// Adds what the file says, and checks everything; all mistakes come at once, each with its place.
     ///
     /// # Errors
     /// The file can't be read, or settings can't be used.
-    pub fn resolve(self) -> Result<Settings, SettingsError> {
-        let mut unread = Vec::new();
+    pub fn resolve(self, mut said: Said) -> Result<Settings, SettingsError> {
+        let mut mistakes = Vec::new();
         let file = match &self.config {
-            Some(path) => aip_runtime::settings::load::<Self>(path, &mut unread)?,
+            Some(path) => settings::load::<Self>(path, &mut said, &mut mistakes)?,
             None => Self::default(),
         };
-        let mut mistakes = Vec::new();
-        let listen_default = |text: &str| text.to_owned();
-        let settings = Settings {
-            data: self.data.or(file.data).unwrap_or_else(|| {
-                mistakes.push(FieldError::new("data", "name the data directory: --data DIR"));
-                PathBuf::new()
-            }),
-            mode: parsed(&mut mistakes, "mode", self.mode.or(file.mode), |text| match text {
-                "dev" => Ok(MeshMode::Dev),
-                "prod" => Ok(MeshMode::Prod),
-                _ => Err("dev or prod".to_owned()),
-            }),
-            trust_domain: parsed(
-                &mut mistakes,
-                "trust_domain",
-                self.trust_domain.or(file.trust_domain),
-                |text| text.parse().map_err(|e: aip_api::name::NameError| e.to_string()),
-            ),
-            mesh_listen: address(
-                &mut mistakes,
-                "mesh_listen",
-                self.mesh_listen
-                    .or(file.mesh_listen)
-                    .unwrap_or_else(|| listen_default(MESH_LISTEN)),
-            ),
-            admin_listen: address(
-                &mut mistakes,
-                "admin_listen",
-                self.admin_listen
-                    .or(file.admin_listen)
-                    .unwrap_or_else(|| listen_default(ADMIN_LISTEN)),
-            ),
+        let mut found = Vec::new();
+        let settings = self.over(file).check(&mut found);
+        said.add(&mut mistakes, found);
+        if mistakes.is_empty() {
+            Ok(settings)
+        } else {
+            Err(SettingsError::Invalid(mistakes))
+        }
+    }
+
+    fn over(self, file: Self) -> Self {
+        Self {
+            config: self.config,
+            lifeline: self.lifeline,
+            data: self.data.or(file.data),
+            mode: self.mode.or(file.mode),
+            trust_domain: self.trust_domain.or(file.trust_domain),
+            mesh_listen: self.mesh_listen.or(file.mesh_listen),
+            admin_listen: self.admin_listen.or(file.admin_listen),
             admin_socket: self.admin_socket.or(file.admin_socket),
             key_file: self.key_file.or(file.key_file),
-            log_format: parsed(
-                &mut mistakes,
-                "log_format",
-                self.log_format.or(file.log_format),
-                str::parse,
-            )
-            .unwrap_or_default(),
-            log: self.log.or(file.log).unwrap_or_else(|| "info".into()),
+            log_format: self.log_format.or(file.log_format),
+            log: self.log.or(file.log),
+        }
+    }
+
+    /// The settings, which are to be used only where nothing was found.
+    fn check(self, found: &mut Vec<FieldError>) -> Settings {
+        let mode = parsed(found, "mode", self.mode.as_ref(), "dev or prod", |text| match text {
+            "dev" => Some(MeshMode::Dev),
+            "prod" => Some(MeshMode::Prod),
+            _ => None,
+        });
+        let domain = "a trust domain: DNS labels of a-z, 0-9 and '-', separated by dots, at most 255 bytes";
+        let read = |text: &str| text.parse().ok();
+        let trust_domain = parsed(found, "trust_domain", self.trust_domain.as_ref(), domain, read);
+        let mesh_listen = address(found, "mesh_listen", self.mesh_listen, MESH_LISTEN);
+        let admin_listen = address(found, "admin_listen", self.admin_listen, ADMIN_LISTEN);
+        let read = |text: &str| text.parse().ok();
+        let log_format = parsed(found, "log_format", self.log_format.as_ref(), "json or text", read);
+        if self.data.is_none() {
+            let message = "is missing: name the data directory with --data, AIP_DATA or `data` in the file";
+            found.push(FieldError::new("data", message));
+        }
+        Settings {
+            data: self.data.unwrap_or_default(),
+            mode,
+            trust_domain,
+            mesh_listen,
+            admin_listen,
+            admin_socket: self.admin_socket,
+            key_file: self.key_file,
+            log_format: log_format.unwrap_or_default(),
+            log: self.log.unwrap_or_else(|| "info".into()),
             program: std::env::current_exe().unwrap_or_default(),
             lease_grace: LEASE_GRACE,
             limits: Limits::default(),
-        };
-        aip_runtime::settings::add_mistakes(&mut unread, mistakes);
-        if unread.is_empty() {
-            Ok(settings)
-        } else {
-            Err(SettingsError::Invalid(unread))
         }
     }
 }
 
-fn parsed<T>(
-    mistakes: &mut Vec<FieldError>,
-    field: &str,
-    text: Option<String>,
-    parse: impl Fn(&str) -> Result<T, String>,
-) -> Option<T> {
-    match parse(text.as_deref()?) {
-        Ok(value) => Some(value),
-        Err(message) => {
-            mistakes.push(FieldError::new(field, message));
-            None
-        }
-    }
-}
-
-fn address(mistakes: &mut Vec<FieldError>, field: &str, text: String) -> SocketAddr {
-    let read = |text: &str| text.parse().map_err(|_| format!("{text:?} is not ip:port"));
-    parsed(mistakes, field, Some(text), read).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
+fn address(found: &mut Vec<FieldError>, field: &str, text: Option<Text>, default: &str) -> SocketAddr {
+    let text = text.unwrap_or_else(|| default.into());
+    let read = |text: &str| text.parse().ok();
+    parsed(found, field, Some(&text), "IP:PORT", read).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
 }
 
 /// The trust domain of a new mesh that was not told another.
@@ -221,7 +213,7 @@ mod tests {
             mode: Some("dev".into()),
             ..Flags::default()
         };
-        let settings = flags.resolve().unwrap();
+        let settings = flags.resolve(Said::default()).unwrap();
         assert_eq!(settings.data, PathBuf::from("/from/file"));
         assert_eq!(settings.mode, Some(MeshMode::Dev));
         assert_eq!(settings.mesh_listen.port(), 1);
@@ -231,7 +223,7 @@ mod tests {
             admin_listen: Some("here".into()),
             ..Flags::default()
         };
-        let text = flags.resolve().unwrap_err().to_string();
+        let text = flags.resolve(Said::default()).unwrap_err().to_string();
         for field in ["data", "mode", "admin_listen"] {
             assert!(text.contains(field), "{field} is missing from: {text}");
         }
@@ -242,7 +234,7 @@ mod tests {
         };
         assert!(
             flags
-                .resolve()
+                .resolve(Said::default())
                 .unwrap_err()
                 .to_string()
                 .contains("dta: line 1: unknown field")

@@ -1,6 +1,7 @@
-//! What this sidecar is told at start: flags, or the same names in a YAML file. Flags win. Every mistake is reported at
-//! once, by field.
+//! What this sidecar is told at start: flags, variables, or the same names in a YAML file, and flags win, then
+//! variables. Every mistake is reported at once, with the place where it was made.
 
+mod check;
 mod flags;
 
 use std::net::SocketAddr;
@@ -8,12 +9,12 @@ use std::path::PathBuf;
 
 use aip_api::AgentName;
 use aip_runtime::telemetry::LogFormat;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 pub use flags::Flags;
 
 /// Where the private key lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Keys {
     /// Sealed in the runtime directory.

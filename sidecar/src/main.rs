@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
+use aip_runtime::settings::{MISTAKE, Said};
 use aip_runtime::{shutdown, telemetry};
 use aip_sidecar::{app, config::Flags};
-use clap::Parser as _;
 
 /// Requests are many small allocations that live for a moment, on threads that share none of them: a tenth of the CPU
 /// time of a hop under the C library's allocator. Without huge pages, which would double the memory.
@@ -16,16 +16,16 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const CONTROL_THREADS: usize = 2;
 
 fn main() -> ExitCode {
-    let flags = Flags::parse();
+    let (flags, said) = Said::parse::<Flags>(std::env::args_os());
     if flags.measure {
-        return measure(&flags);
+        return measure(&flags, &said);
     }
     let lifeline = flags.lifeline;
-    let config = match flags.resolve() {
+    let config = match flags.resolve(said) {
         Ok(config) => config,
         Err(error) => {
             eprintln!("aip-sidecar: {error}");
-            return ExitCode::from(2);
+            return ExitCode::from(MISTAKE);
         }
     };
     telemetry::init_logs(config.log_format, &config.log);
@@ -47,19 +47,17 @@ fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Both: the log for machines, and a line for whoever typed the command.
-            let why = aip_runtime::why(error.as_ref());
-            tracing::error!(error = why, "ended");
-            eprintln!("aip-sidecar: {why}");
+            telemetry::last_words("aip-sidecar", &aip_runtime::why(error.as_ref()));
             ExitCode::FAILURE
         }
     }
 }
 
 /// Prints what would be measured: `aip attest measure` shows it, so that one code measures everywhere.
-fn measure(flags: &Flags) -> ExitCode {
-    let mut errors = Vec::new();
-    let declared = flags.measured(&mut errors);
+fn measure(flags: &Flags, said: &Said) -> ExitCode {
+    let (mut errors, mut found) = (Vec::new(), Vec::new());
+    let declared = flags.measured(&mut found);
+    said.add(&mut errors, found);
     for error in &errors {
         eprintln!("aip-sidecar: {error}");
     }
@@ -72,7 +70,7 @@ fn measure(flags: &Flags) -> ExitCode {
             println!("{text}");
             ExitCode::SUCCESS
         }
-        Ok(_) => ExitCode::from(2),
+        Ok(_) => ExitCode::from(MISTAKE),
         Err(error) => {
             eprintln!("aip-sidecar: {error}");
             ExitCode::FAILURE

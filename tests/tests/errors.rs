@@ -26,7 +26,12 @@ use tempfile::TempDir;
 const ANY: &str = "127.0.0.1:0";
 
 /// Runs a command that must end by itself, with a failure.
-async fn fails(mut command: Command) -> String {
+async fn fails(command: Command) -> String {
+    ended(command).await.0
+}
+
+/// What a command that must fail said, and its exit code.
+async fn ended(mut command: Command) -> (String, Option<i32>) {
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -36,7 +41,10 @@ async fn fails(mut command: Command) -> String {
     let ended = tokio::time::timeout(wait::DEADLINE, child.wait_with_output()).await;
     let output: Output = ended.unwrap_or_else(|_| panic!("{command:?} did not end")).unwrap();
     assert!(!output.status.success(), "{command:?} succeeded");
-    String::from_utf8_lossy(&output.stderr).into_owned()
+    (
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+        output.status.code(),
+    )
 }
 
 /// A control plane on `data`, with free ports where `flags` don't say otherwise.
@@ -206,7 +214,7 @@ async fn every_config_mistake_is_reported_at_once_by_field() {
         "workers: line 2: ",
         "agent: line 3: ",
         "nmae: line 4: unknown field",
-        "drain_seconds: 100000 is out of bounds",
+        "drain_seconds: line 5: \"100000\" is not a whole number from 0 to 3600",
         "code: line 6: ",
         "control_plane: is missing",
         "data: is missing",
@@ -222,13 +230,89 @@ async fn every_config_mistake_is_reported_at_once_by_field() {
     command.arg("--config").arg(&file);
     let error = fails(command).await;
     for field in [
-        "mode: ",
-        "trust_domain: ",
+        "mode: line 1: \"staging\" is not dev or prod",
+        "trust_domain: line 2: \"Not A Domain\" is not ",
         "mesh_listen: line 3: ",
         "lgo: line 4: unknown field",
     ] {
         assert!(error.contains(field), "{field} is missing: {error}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mistakes_in_flags_and_variables_are_reported_at_once_by_their_names() {
+    let mut sidecar = Command::new(binary("aip-sidecar"));
+    sidecar.args([
+        "--name",
+        "BAD_NAME",
+        "--control-plane",
+        "xx",
+        "--agent",
+        "y",
+        "--inbound",
+        "z",
+    ]);
+    sidecar.args(["--agent-uid", "root", "--keys", "golden", "--proxy-open=maybe"]);
+    sidecar
+        .env("AIP_SIDECAR_WORKERS", "many")
+        .env("AIP_SIDECAR_LOG_FORMAT", "loud");
+    let mut control_plane = Command::new(binary("aip-control-plane"));
+    control_plane.args(["--mode", "test", "--trust-domain", "A B", "--mesh-listen", "here"]);
+    control_plane
+        .env("AIP_ADMIN_LISTEN", "there")
+        .env("AIP_LOG_FORMAT", "loud");
+    let expected: [(Command, &[&str]); 2] = [
+        (
+            sidecar,
+            &[
+                "--name: \"BAD_NAME\" is not an agent name",
+                "--control-plane: \"xx\" is not IP:PORT",
+                "--agent: \"y\" is not IP:PORT",
+                "--inbound: \"z\" is not IP:PORT",
+                "--agent-uid: \"root\" is not the number of a user",
+                "--keys: \"golden\" is not sealed or memory",
+                "--proxy-open: \"maybe\" is not true or false",
+                "AIP_SIDECAR_WORKERS: \"many\" is not a whole number from 1 to 64",
+                "AIP_SIDECAR_LOG_FORMAT: \"loud\" is not json or text",
+                "data: is missing: give --data, AIP_SIDECAR_DATA, or data in the file",
+            ],
+        ),
+        (
+            control_plane,
+            &[
+                "--mode: \"test\" is not dev or prod",
+                "--trust-domain: \"A B\" is not a trust domain",
+                "--mesh-listen: \"here\" is not IP:PORT",
+                "AIP_ADMIN_LISTEN: \"there\" is not IP:PORT",
+                "AIP_LOG_FORMAT: \"loud\" is not json or text",
+                "data: is missing",
+            ],
+        ),
+    ];
+    for (command, mistakes) in expected {
+        let (error, code) = ended(command).await;
+        assert_eq!(code, Some(2), "{error}");
+        for mistake in mistakes {
+            assert!(error.contains(mistake), "{mistake} is missing: {error}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_variable_stands_for_its_flag_and_help_does_not_show_it() {
+    let mut command = Command::new(binary("aip-sidecar"));
+    command
+        .env("AIP_SIDECAR_ARGV", "[\"serve\", \"hidden-value\"]")
+        .arg("--measure");
+    let output = command.output().unwrap();
+    let measured = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(measured.contains("hidden-value"), "{measured}");
+    command.arg("--help");
+    let help = String::from_utf8_lossy(&command.output().unwrap().stdout).into_owned();
+    assert!(
+        help.contains("AIP_SIDECAR_ARGV") && !help.contains("hidden-value"),
+        "{help}"
+    );
 }
 
 /// A joining sidecar, by hand.
@@ -390,8 +474,35 @@ async fn a_sidecar_with_a_useless_token_ends_and_says_why() {
     };
     let error = fails(Sidecar::command(&wrong, &mesh.dir("wrong"))).await;
     assert!(error.contains("token_wrong_agent"), "{error}");
-    let first = Sidecar::start(spec.clone(), &mesh.dir("first")).await;
+    assert!(
+        error.contains("for one") && error.contains("aip token create two"),
+        "{error}"
+    );
+    let said: Vec<&str> = error
+        .lines()
+        .filter(|line| line.contains("token_wrong_agent"))
+        .collect();
+    assert_eq!(said.len(), 1, "said once: {error}");
+    for line in error.lines() {
+        assert!(
+            serde_json::from_str::<serde_json::Value>(line).is_ok(),
+            "no log line: {line}"
+        );
+    }
+    let mut first = Sidecar::start(spec.clone(), &mesh.dir("first")).await;
     let error = fails(Sidecar::command(&spec, &mesh.dir("second"))).await;
-    assert!(error.contains("token_other_key"), "{error}");
-    first.ready().await;
+    assert!(
+        error.contains("token_other_key") && error.contains("aip token create one"),
+        "{error}"
+    );
+    first.spec.flags = ["--join-token-file", "/nowhere/token"].map(String::from).into();
+    first.restart().await;
+    // A file that is not there is named, and only where it is needed: not by who has kept an identity.
+    let mut needs_it = Sidecar::command(&spec, &mesh.dir("third"));
+    needs_it.args(["--join-token-file", "/nowhere/token"]);
+    let error = fails(needs_it).await;
+    assert!(
+        error.contains("token_file_unreadable") && error.contains("/nowhere/token"),
+        "{error}"
+    );
 }

@@ -56,7 +56,14 @@ impl Credential {
                 at: now,
                 answers: 1,
             },
-            Some(spent) if spent.jkt != jkt => return Err(Reason::TokenOtherKey.into()),
+            Some(spent) if spent.jkt != jkt => {
+                let agent = &held.value.agent;
+                let detail = format!(
+                    "another sidecar of {agent} has used this join token: each takes one of its own, which `aip token create \
+                     {agent}` makes"
+                );
+                return Err(Refusal::new(Reason::TokenOtherKey, detail));
+            }
             Some(spent) if spent.answers >= MAX_ANSWERS => return Err(Reason::TokenReused.into()),
             Some(spent) => Spent {
                 answers: spent.answers + 1,
@@ -90,7 +97,13 @@ pub(super) async fn token(registry: &Registry, agent: &AgentName, text: &str) ->
         ));
     }
     if held.value.agent != *agent {
-        return Err(Reason::TokenWrongAgent.into());
+        // Who has the secret was given it for this name.
+        let named = &held.value.agent;
+        let detail = format!(
+            "the join token is for {named}, and a sidecar of {agent} shows it: name the sidecar {named}, or give it a token \
+             of its own, which `aip token create {agent}` makes"
+        );
+        return Err(Refusal::new(Reason::TokenWrongAgent, detail));
     }
     Ok(Credential::Token { id, held })
 }

@@ -215,9 +215,20 @@ fn tail_from(path: &Path, from: u64) -> String {
     last_words(&read().unwrap_or_default())
 }
 
-/// What a log ends in. Our programs log JSON, and say at their end in plain words why: then that is all there is to show.
+/// What a log ends in. Our programs say at their end why, in plain words or as the error of a log line: then that is all
+/// there is to show.
 fn last_words(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
+    let logged = lines
+        .last()
+        .and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    if let Some(why) = logged
+        .as_ref()
+        .filter(|l| l["level"] == "ERROR")
+        .and_then(|l| l["error"].as_str())
+    {
+        return why.to_owned();
+    }
     let said = lines.iter().rev().take_while(|line| !line.starts_with('{')).count();
     let shown = if said == 0 { TAIL_LINES } else { said.min(TAIL_LINES) };
     lines[lines.len().saturating_sub(shown)..].join("\n")
@@ -260,6 +271,8 @@ mod tests {
         );
         assert_eq!(last_words("{\"a\":1}\n{\"b\":2}\n"), "{\"a\":1}\n{\"b\":2}");
         assert_eq!(last_words(""), "");
+        let logged = "{\"level\":\"INFO\"}\n{\"level\":\"ERROR\",\"error\":\"the port is taken\"}\n";
+        assert_eq!(last_words(logged), "the port is taken");
     }
 
     #[tokio::test]

@@ -1,5 +1,7 @@
 //! Settings: one YAML file, and listening sockets that say which flag is wrong.
 
+mod said;
+
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -8,8 +10,14 @@ use aip_api::problem::FieldError;
 use serde::de::DeserializeOwned;
 use serde_yaml::{Mapping, Value};
 
+pub use said::{Said, Text, parsed};
+
 /// Largest settings file. Real ones are a page; the YAML parser's work grows with nesting.
 const MAX_BYTES: u64 = 1024 * 1024;
+
+/// The exit code of a process whose settings can't be used, as of one whose flags can't be read: starting it again
+/// changes nothing.
+pub const MISTAKE: u8 = 2;
 
 /// Why a process can't start with its settings.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +73,14 @@ fn list(errors: &[FieldError]) -> String {
 }
 
 impl SettingsError {
+    /// Whether somebody wrote something that can't be, and has to change it; else the machine is in the way.
+    pub const fn is_mistake(&self) -> bool {
+        match self {
+            Self::File { .. } | Self::TooLarge(_) | Self::Syntax { .. } | Self::Invalid(_) => true,
+            Self::PortTaken { .. } | Self::Listen { .. } => false,
+        }
+    }
+
     /// The stable reason.
     pub const fn reason(&self) -> &'static str {
         match self {
@@ -80,10 +96,15 @@ impl SettingsError {
 
 /// Reads a YAML file of settings: a mapping from their names. Values that can't be used go to `mistakes`, each by its
 /// name and line, and are as if they were not there: so all of them are reported at once, and with what else is wrong.
+/// The lines of the others go to `said`.
 ///
 /// # Errors
 /// Unreadable, too large, or no YAML mapping.
-pub fn load<T: DeserializeOwned>(path: &Path, mistakes: &mut Vec<FieldError>) -> Result<T, SettingsError> {
+pub fn load<T: DeserializeOwned>(
+    path: &Path,
+    said: &mut Said,
+    mistakes: &mut Vec<FieldError>,
+) -> Result<T, SettingsError> {
     let failed = |source| SettingsError::File {
         path: path.to_owned(),
         source,
@@ -92,14 +113,14 @@ pub fn load<T: DeserializeOwned>(path: &Path, mistakes: &mut Vec<FieldError>) ->
         return Err(SettingsError::TooLarge(path.to_owned()));
     }
     let text = std::fs::read_to_string(path).map_err(failed)?;
-    read(&text, mistakes).map_err(|message| SettingsError::Syntax {
+    read(&text, said, mistakes).map_err(|message| SettingsError::Syntax {
         path: path.to_owned(),
         message,
     })
 }
 
 /// The settings in `text`. The error is the parser's, with line and column where it knows them.
-fn read<T: DeserializeOwned>(text: &str, mistakes: &mut Vec<FieldError>) -> Result<T, String> {
+fn read<T: DeserializeOwned>(text: &str, said: &mut Said, mistakes: &mut Vec<FieldError>) -> Result<T, String> {
     let whole = match serde_yaml::from_str(text).map_err(|e: serde_yaml::Error| e.to_string())? {
         Value::Mapping(whole) => whole,
         Value::Null => Mapping::new(),
@@ -111,6 +132,10 @@ fn read<T: DeserializeOwned>(text: &str, mistakes: &mut Vec<FieldError>) -> Resu
         let alone = Mapping::from_iter([(name.clone(), value.clone())]);
         match serde_yaml::from_value::<T>(Value::Mapping(alone)) {
             Ok(_) => {
+                let named = name
+                    .as_str()
+                    .and_then(|name| Some((name.to_owned(), line_of(text, name)?)));
+                said.lines.extend(named);
                 good.insert(name, value);
             }
             Err(error) => mistakes.push(mistake(text, &name, &error)),
@@ -127,11 +152,7 @@ fn mistake(text: &str, name: &Value, error: &serde_yaml::Error) -> FieldError {
     let said = error.to_string();
     // The parser's own path begins with the name.
     let said = said.strip_prefix(&format!("{name}: ")).unwrap_or(&said);
-    let message = match line_of(text, &name) {
-        Some(line) => format!("line {line}: {said}"),
-        None => said.to_owned(),
-    };
-    FieldError::new(name, message)
+    said::at_line(line_of(text, &name).as_ref(), name, said)
 }
 
 /// The line on which a top-level name stands, where each has a line of its own.
@@ -142,13 +163,6 @@ fn line_of(text: &str, name: &str) -> Option<usize> {
         after.is_some_and(|rest| rest.trim_start().starts_with(':'))
     };
     text.lines().position(is_it).map(|index| index + 1)
-}
-
-/// Adds what checks found, but for settings of which `mistakes` has spoken already: a value that can't be read is not
-/// also missing.
-pub fn add_mistakes(mistakes: &mut Vec<FieldError>, found: Vec<FieldError>) {
-    let known: Vec<String> = mistakes.iter().map(|mistake| mistake.field.clone()).collect();
-    mistakes.extend(found.into_iter().filter(|mistake| !known.contains(&mistake.field)));
 }
 
 /// Listens; `what` and `flag` stand in the error.
@@ -191,7 +205,7 @@ mod tests {
 
     fn read_some(text: &str) -> (Result<Some, String>, Vec<String>) {
         let mut mistakes = Vec::new();
-        let read = read(text, &mut mistakes);
+        let read = read(text, &mut Said::default(), &mut mistakes);
         (read, mistakes.iter().map(ToString::to_string).collect())
     }
 
@@ -227,17 +241,5 @@ mod tests {
             read_some("name: a\nname: b\n").0.unwrap_err().contains("name"),
             "twice the same"
         );
-    }
-
-    #[test]
-    fn a_setting_is_complained_of_once() {
-        let mut mistakes = vec![FieldError::new("agent", "no address")];
-        let found = vec![
-            FieldError::new("agent", "is missing"),
-            FieldError::new("data", "is missing"),
-        ];
-        add_mistakes(&mut mistakes, found);
-        assert_eq!(mistakes.len(), 2);
-        assert_eq!(mistakes[1].field, "data");
     }
 }

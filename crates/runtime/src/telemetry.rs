@@ -1,5 +1,6 @@
 //! Logs and metrics.
 
+use std::io::IsTerminal as _;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -40,6 +41,16 @@ pub fn init_logs(format: LogFormat, filter: &str) {
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).try_init(),
         LogFormat::Text => builder.with_target(false).try_init(),
     };
+}
+
+/// Says once why the process ends: in plain words to a person at a terminal, and where there is no log yet; else as the
+/// last line of the log, so that who collects it gets one error, in the format of all others.
+pub fn last_words(program: &str, why: &str) {
+    if std::io::stderr().is_terminal() || !tracing::enabled!(tracing::Level::ERROR) {
+        eprintln!("{program}: {why}");
+    } else {
+        tracing::error!(error = why, "{program} ended");
+    }
 }
 
 /// The process's metrics.

@@ -1,19 +1,12 @@
-//! Flags and file, and how settings come of them.
+//! Flags, variables and file: what was said, as it was written. `check` makes settings of it.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use aip_api::problem::FieldError;
-use aip_runtime::settings::{self, SettingsError};
-use aip_runtime::telemetry::LogFormat;
+use aip_runtime::settings::{self, Said, SettingsError, Text};
 use clap::Parser;
 use serde::Deserialize;
 
-use super::{Access, Config, Keys, Measured};
-
-const fn loopback(port: u16) -> SocketAddr {
-    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
-}
+use super::Config;
 
 /// The AIP data plane: one sidecar beside each agent.
 #[derive(Debug, Clone, Default, Parser, Deserialize)]
@@ -21,7 +14,7 @@ const fn loopback(port: u16) -> SocketAddr {
 #[serde(deny_unknown_fields, default)]
 pub struct Flags {
     /// YAML file with these settings, by the same names with '_' for '-'
-    #[arg(long)]
+    #[arg(long, env = "AIP_SIDECAR_CONFIG")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
     /// Print what --root, --code, --config-file and --executable measure as JSON, and end
@@ -33,111 +26,100 @@ pub struct Flags {
     #[serde(skip)]
     pub lifeline: bool,
     /// The agent's name: a DNS label
-    #[arg(long)]
-    pub name: Option<String>,
+    #[arg(long, env = "AIP_SIDECAR_NAME")]
+    pub name: Option<Text>,
     /// The control plane's mesh port
-    #[arg(long, value_name = "IP:PORT")]
-    pub control_plane: Option<SocketAddr>,
+    #[arg(long, value_name = "IP:PORT", env = "AIP_SIDECAR_CONTROL_PLANE")]
+    pub control_plane: Option<Text>,
     /// File that holds the join token (or the variable AIP_JOIN_TOKEN)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "AIP_SIDECAR_JOIN_TOKEN_FILE")]
     pub join_token_file: Option<PathBuf>,
     /// Where the agent itself serves
-    #[arg(long, value_name = "IP:PORT")]
-    pub agent: Option<SocketAddr>,
+    #[arg(long, value_name = "IP:PORT", env = "AIP_SIDECAR_AGENT")]
+    pub agent: Option<Text>,
     /// Where peers' sidecars reach this one (mTLS)
-    #[arg(long, value_name = "IP:PORT")]
-    pub inbound: Option<SocketAddr>,
+    #[arg(long, value_name = "IP:PORT", env = "AIP_SIDECAR_INBOUND")]
+    pub inbound: Option<Text>,
     /// The address that is told to peers, where it differs from --inbound
-    #[arg(long, value_name = "IP:PORT")]
-    pub advertise: Option<SocketAddr>,
+    #[arg(long, value_name = "IP:PORT", env = "AIP_SIDECAR_ADVERTISE")]
+    pub advertise: Option<Text>,
     /// Where the agent sends its own calls (loopback)
-    #[arg(long, value_name = "IP:PORT")]
-    pub outbound: Option<SocketAddr>,
+    #[arg(long, value_name = "IP:PORT", env = "AIP_SIDECAR_OUTBOUND")]
+    pub outbound: Option<Text>,
     /// Read-only admin and metrics (loopback)
-    #[arg(long, value_name = "IP:PORT")]
-    pub admin: Option<SocketAddr>,
+    #[arg(long, value_name = "IP:PORT", env = "AIP_SIDECAR_ADMIN")]
+    pub admin: Option<Text>,
     /// Liveness and readiness
-    #[arg(long, value_name = "IP:PORT")]
-    pub probes: Option<SocketAddr>,
+    #[arg(long, value_name = "IP:PORT", env = "AIP_SIDECAR_PROBES")]
+    pub probes: Option<Text>,
     /// Directory for the signed cache
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = "AIP_SIDECAR_DATA")]
     pub data: Option<PathBuf>,
     /// Directory for the sealed key; a tmpfs where there is one
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = "AIP_SIDECAR_RUNTIME_DIR")]
     pub runtime_dir: Option<PathBuf>,
     /// `sealed` (restart without a control plane works) or `memory`
-    #[arg(long, value_name = "sealed|memory")]
-    pub keys: Option<Keys>,
+    #[arg(long, value_name = "sealed|memory", env = "AIP_SIDECAR_KEYS")]
+    pub keys: Option<Text>,
     /// File with the sealing key (or the variable AIP_DATA_KEY); made in the runtime directory if neither is given
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "AIP_SIDECAR_KEY_FILE")]
     pub key_file: Option<PathBuf>,
     /// Directory below which declared files lie
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = "AIP_SIDECAR_ROOT")]
     pub root: Option<PathBuf>,
     /// Declared code: globs below the root; repeatable
-    #[arg(long, value_name = "GLOB")]
+    #[arg(long, value_name = "GLOB", env = "AIP_SIDECAR_CODE")]
     pub code: Vec<String>,
     /// Declared configuration: files below the root; repeatable
-    #[arg(long = "config-file", value_name = "FILE")]
+    #[arg(long = "config-file", value_name = "FILE", env = "AIP_SIDECAR_CONFIG_FILE")]
     pub config_file: Vec<String>,
     /// The agent's executable, where a supervisor started it
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "AIP_SIDECAR_EXECUTABLE")]
     pub executable: Option<PathBuf>,
     /// The agent's command line as a JSON array, where a supervisor started it
-    #[arg(long, value_name = "JSON")]
-    #[serde(default)]
-    pub argv: Option<String>,
+    #[arg(long, value_name = "JSON", env = "AIP_SIDECAR_ARGV")]
+    pub argv: Option<Text>,
     /// File with the secret that the agent must show at the outbound port [default: proxy-secret in the runtime
     /// directory, made if it is absent]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "AIP_SIDECAR_PROXY_SECRET_FILE")]
     pub proxy_secret_file: Option<PathBuf>,
     /// The user that the agent runs as, by number: the outbound port then takes its connections only
-    #[arg(long, value_name = "UID")]
-    pub agent_uid: Option<u32>,
+    #[arg(long, value_name = "UID", env = "AIP_SIDECAR_AGENT_UID")]
+    pub agent_uid: Option<Text>,
     /// Let every process that reaches the outbound port speak as the agent, with neither a secret nor a user
-    #[arg(long)]
-    pub proxy_open: bool,
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "AIP_SIDECAR_PROXY_OPEN")]
+    pub proxy_open: Option<Text>,
     /// Whether the agent can go around: `cooperative` or `captured`
-    #[arg(long, value_name = "cooperative|captured")]
-    pub enforcement: Option<String>,
+    #[arg(long, value_name = "cooperative|captured", env = "AIP_SIDECAR_ENFORCEMENT")]
+    pub enforcement: Option<Text>,
     /// Worker threads of the data path
-    #[arg(long)]
-    pub workers: Option<usize>,
+    #[arg(long, env = "AIP_SIDECAR_WORKERS")]
+    pub workers: Option<Text>,
     /// Seconds that a drain may take
-    #[arg(long)]
-    pub drain_seconds: Option<u64>,
+    #[arg(long, env = "AIP_SIDECAR_DRAIN_SECONDS")]
+    pub drain_seconds: Option<Text>,
     /// `json` or `text`
-    #[arg(long)]
-    pub log_format: Option<LogFormat>,
+    #[arg(long, env = "AIP_SIDECAR_LOG_FORMAT")]
+    pub log_format: Option<Text>,
     /// Log filter, as in RUST_LOG
-    #[arg(long)]
+    #[arg(long, env = "AIP_SIDECAR_LOG")]
     pub log: Option<String>,
 }
 
-/// The sidecar's own work is bounded by the agent's, so more than this only costs memory.
-const DEFAULT_WORKERS: usize = 2;
-/// Kubernetes gives 30 s between SIGTERM and SIGKILL; this leaves time to flush.
-const DEFAULT_DRAIN_SECONDS: u64 = 20;
-
-/// More threads than any machine gives one sidecar of many.
-const MAX_WORKERS: usize = 64;
-/// Past an hour, whatever waits for the end has long ended it.
-const MAX_DRAIN_SECONDS: u64 = 3_600;
-
 impl Flags {
-    /// Flags over file over defaults, checked.
+    /// Flags over variables over file over defaults, checked.
     ///
     /// # Errors
-    /// The file can't be read, or any setting can't be used: all of them.
-    pub fn resolve(self) -> Result<Config, SettingsError> {
+    /// The file can't be read, or any setting can't be used: all of them, each with the place where it was said.
+    pub fn resolve(self, mut said: Said) -> Result<Config, SettingsError> {
         let mut mistakes = Vec::new();
         let file: Self = match &self.config {
-            Some(path) => settings::load(path, &mut mistakes)?,
+            Some(path) => settings::load(path, &mut said, &mut mistakes)?,
             None => Self::default(),
         };
         let mut found = Vec::new();
         let config = self.over(file).check(&mut found);
-        settings::add_mistakes(&mut mistakes, found);
+        said.add(&mut mistakes, found);
         match config {
             Some(config) if mistakes.is_empty() => Ok(config),
             _ => Err(SettingsError::Invalid(mistakes)),
@@ -170,7 +152,7 @@ impl Flags {
             argv: self.argv.or(file.argv),
             proxy_secret_file: self.proxy_secret_file.or(file.proxy_secret_file),
             agent_uid: self.agent_uid.or(file.agent_uid),
-            proxy_open: self.proxy_open || file.proxy_open,
+            proxy_open: self.proxy_open.or(file.proxy_open),
             enforcement: self.enforcement.or(file.enforcement),
             workers: self.workers.or(file.workers),
             drain_seconds: self.drain_seconds.or(file.drain_seconds),
@@ -178,147 +160,24 @@ impl Flags {
             log: self.log.or(file.log),
         }
     }
-
-    fn check(self, errors: &mut Vec<FieldError>) -> Option<Config> {
-        let measured = self.measured(errors);
-        let mut local = |field: &str, address: Option<SocketAddr>, port: u16| {
-            let address = address.unwrap_or(loopback(port));
-            if !address.ip().is_loopback() {
-                errors.push(FieldError::new(
-                    field,
-                    format!("{address} is not a loopback address: it is for this machine only"),
-                ));
-            }
-            address
-        };
-        let outbound = local("outbound", self.outbound, 15001);
-        let admin = local("admin", self.admin, 15000);
-        let name = required(errors, "name", self.name.as_deref());
-        let name = name.and_then(|name| {
-            let refused = |e: aip_api::name::NameError| errors.push(FieldError::new("name", e.to_string()));
-            name.parse().map_err(refused).ok()
-        });
-        let control_plane = required(errors, "control_plane", self.control_plane);
-        let agent = required(errors, "agent", self.agent);
-        let data = required(errors, "data", self.data.clone());
-        let workers = bounded(
-            errors,
-            "workers",
-            self.workers.unwrap_or(DEFAULT_WORKERS),
-            1..=MAX_WORKERS,
-        );
-        let drain_seconds = self.drain_seconds.unwrap_or(DEFAULT_DRAIN_SECONDS);
-        let drain_seconds = bounded(errors, "drain_seconds", drain_seconds, 0..=MAX_DRAIN_SECONDS);
-        let runtime_dir = self.runtime_dir.clone();
-        let runtime_dir = runtime_dir.or_else(|| data.as_ref().map(|data| data.join("runtime")));
-        let access = self.access(runtime_dir.as_deref(), errors);
-        let (data, runtime_dir) = (data?, runtime_dir?);
-        Some(Config {
-            name: name?,
-            control_plane: control_plane?,
-            join_token_file: self.join_token_file,
-            agent: agent?,
-            inbound: self.inbound.unwrap_or(loopback(15006)),
-            advertise: self.advertise,
-            outbound,
-            admin,
-            probes: self.probes.unwrap_or(loopback(15021)),
-            runtime_dir,
-            data,
-            keys: self.keys.unwrap_or_default(),
-            key_file: self.key_file,
-            measured,
-            access,
-            workers,
-            drain_seconds,
-            log_format: self.log_format.unwrap_or_default(),
-            log: self.log.unwrap_or_else(|| "info".into()),
-        })
-    }
-
-    /// Closed, unless it is said in so many words that it is to be open.
-    fn access(&self, runtime_dir: Option<&Path>, errors: &mut Vec<FieldError>) -> Access {
-        let given = self.proxy_secret_file.is_some() || self.agent_uid.is_some();
-        if self.proxy_open && given {
-            let message = "contradicts proxy_secret_file and agent_uid: leave it out, or them";
-            errors.push(FieldError::new("proxy_open", message));
-        }
-        let makes_secret = !self.proxy_open && !given;
-        let made = runtime_dir.filter(|_| makes_secret).map(|dir| dir.join("proxy-secret"));
-        Access {
-            proxy_secret_file: self.proxy_secret_file.clone().or(made),
-            makes_secret,
-            agent_uid: self.agent_uid,
-        }
-    }
-
-    /// What is declared for measuring.
-    pub fn measured(&self, errors: &mut Vec<FieldError>) -> Measured {
-        use aip_api::evidence::Enforcement;
-        let enforcement = match self.enforcement.as_deref() {
-            None | Some("cooperative") => Enforcement::Cooperative,
-            Some("captured") => Enforcement::Captured,
-            Some(other) => {
-                let message = format!("{other:?} is neither cooperative nor captured");
-                errors.push(FieldError::new("enforcement", message));
-                Enforcement::Cooperative
-            }
-        };
-        let argv = self.argv.as_deref().and_then(|text| {
-            let parsed = serde_json::from_str(text);
-            parsed
-                .map_err(|e| errors.push(FieldError::new("argv", format!("not a JSON array of strings: {e}"))))
-                .ok()
-        });
-        Measured {
-            root: self.root.clone().unwrap_or_else(|| PathBuf::from(".")),
-            code: self.code.clone(),
-            config: self.config_file.clone(),
-            executable: self.executable.clone(),
-            argv,
-            port: self.agent.map(|agent| agent.port()),
-            enforcement,
-        }
-    }
-}
-
-fn bounded<T: Copy + PartialOrd + std::fmt::Display>(
-    errors: &mut Vec<FieldError>,
-    field: &str,
-    value: T,
-    bounds: std::ops::RangeInclusive<T>,
-) -> T {
-    if !bounds.contains(&value) {
-        let message = format!("{value} is out of bounds: {} to {}", bounds.start(), bounds.end());
-        errors.push(FieldError::new(field, message));
-    }
-    value
-}
-
-fn required<T>(errors: &mut Vec<FieldError>, field: &str, value: Option<T>) -> Option<T> {
-    if value.is_none() {
-        errors.push(FieldError::new(
-            field,
-            format!("is missing: give --{} or set it in the file", field.replace('_', "-")),
-        ));
-    }
-    value
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
     fn every_mistake_is_reported_at_once() {
         let flags = Flags {
             name: Some("Not A Name".into()),
-            outbound: Some("0.0.0.0:15001".parse().unwrap()),
+            outbound: Some("0.0.0.0:15001".into()),
             enforcement: Some("strong".into()),
-            workers: Some(0),
+            workers: Some("0".into()),
             ..Flags::default()
         };
-        let error = flags.resolve().unwrap_err().to_string();
+        let error = flags.resolve(Said::default()).unwrap_err().to_string();
         for field in [
             "name",
             "control_plane",
@@ -339,12 +198,12 @@ mod tests {
     fn the_outbound_port_is_closed_unless_it_is_said_to_be_open() {
         let flags = || Flags {
             name: Some("ledger".into()),
-            control_plane: Some(loopback(1)),
-            agent: Some(loopback(2)),
+            control_plane: Some("127.0.0.1:1".into()),
+            agent: Some("127.0.0.1:2".into()),
             data: Some("here".into()),
             ..Flags::default()
         };
-        let access = |flags: Flags| flags.resolve().map(|config| config.access);
+        let access = |flags: Flags| flags.resolve(Said::default()).map(|config| config.access);
         let closed = access(flags()).unwrap();
         assert!(closed.makes_secret);
         assert_eq!(
@@ -352,20 +211,20 @@ mod tests {
             Some(Path::new("here/runtime/proxy-secret"))
         );
         let by_user = access(Flags {
-            agent_uid: Some(7),
+            agent_uid: Some("7".into()),
             ..flags()
         })
         .unwrap();
         assert_eq!((by_user.proxy_secret_file, by_user.agent_uid), (None, Some(7)));
         let open = access(Flags {
-            proxy_open: true,
+            proxy_open: Some("true".into()),
             ..flags()
         })
         .unwrap();
         assert!(open.proxy_secret_file.is_none() && open.agent_uid.is_none() && !open.makes_secret);
         let both = Flags {
-            proxy_open: true,
-            agent_uid: Some(7),
+            proxy_open: Some("true".into()),
+            agent_uid: Some("7".into()),
             ..flags()
         };
         assert!(
@@ -384,17 +243,17 @@ mod tests {
         std::fs::write(&file, text).unwrap();
         let flags = Flags {
             config: Some(file.clone()),
-            workers: Some(1),
+            workers: Some("1".into()),
             ..Flags::default()
         };
-        let config = flags.resolve().unwrap();
+        let config = flags.resolve(Said::default()).unwrap();
         assert_eq!((config.name.as_str(), config.workers), ("ledger", 1));
         std::fs::write(&file, format!("{text}nmae: x\n")).unwrap();
         let error = Flags {
             config: Some(file),
             ..Flags::default()
         }
-        .resolve()
+        .resolve(Said::default())
         .unwrap_err()
         .to_string();
         assert!(error.contains("nmae"), "{error}");

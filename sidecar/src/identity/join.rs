@@ -1,6 +1,8 @@
 //! Nonce, evidence, SVID: one issuance, with a join token or with the current SVID.
 
+use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use aip_api::evidence::{EVIDENCE_TYP, Evidence};
@@ -64,6 +66,16 @@ pub enum JoinError {
     /// No token, no SVID.
     #[error("there is no credential: give --join-token-file or AIP_JOIN_TOKEN (`aip token create {0}` makes one)")]
     NoCredential(AgentName),
+    /// The token's file can't be read.
+    #[error("the join token's file {path} can't be read: {source}; `aip token create {agent}` makes a token")]
+    TokenFile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+        /// For whom a token is needed.
+        agent: AgentName,
+    },
     /// The root that the token names is not the one that answered.
     #[error("the control plane's root is not the one that the join token names: another mesh, or somebody in between")]
     WrongRoot,
@@ -81,6 +93,7 @@ impl JoinError {
             Self::Tls(e) => e.reason(),
             Self::Evidence(_) => "evidence_signing",
             Self::NoCredential(_) => "no_credential",
+            Self::TokenFile { .. } => "token_file_unreadable",
             Self::WrongRoot => "wrong_root",
         }
     }
@@ -92,7 +105,7 @@ impl JoinError {
             Self::Unreachable { .. } | Self::Handshake { .. } => true,
             Self::Refused { retryable, .. } => *retryable,
             Self::Measure(_) | Self::Answer(_) | Self::Tls(_) | Self::Evidence(_) => false,
-            Self::NoCredential(_) | Self::WrongRoot => false,
+            Self::NoCredential(_) | Self::TokenFile { .. } | Self::WrongRoot => false,
         }
     }
 }

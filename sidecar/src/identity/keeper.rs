@@ -253,12 +253,17 @@ async fn measured(declared: &Measured) -> Result<Measurement, JoinError> {
 
 /// The token, from its file or `AIP_JOIN_TOKEN`.
 fn join_token(config: &Config) -> Result<JoinToken, JoinError> {
-    let missing = || JoinError::NoCredential(config.name.clone());
+    let agent = || config.name.clone();
     let text = match &config.join_token_file {
-        Some(path) => Zeroizing::new(std::fs::read_to_string(path).map_err(|_| missing())?),
-        None => Zeroizing::new(std::env::var("AIP_JOIN_TOKEN").map_err(|_| missing())?),
+        Some(path) => std::fs::read_to_string(path).map_err(|source| JoinError::TokenFile {
+            path: path.clone(),
+            source,
+            agent: agent(),
+        })?,
+        None => std::env::var("AIP_JOIN_TOKEN").map_err(|_| JoinError::NoCredential(agent()))?,
     };
-    text.parse()
+    Zeroizing::new(text)
+        .parse()
         .map_err(|error: aip_api::token::TokenError| JoinError::Refused {
             reason: "token_malformed".into(),
             detail: error.to_string(),
