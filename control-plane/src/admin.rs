@@ -14,7 +14,6 @@ pub mod roles;
 mod routes;
 pub mod serve;
 pub mod socket;
-mod stall;
 
 use std::path::PathBuf;
 use std::sync::Arc;

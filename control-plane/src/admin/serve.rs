@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use aip_runtime::admin::{self, Stalling};
 use aip_runtime::door::{Bounds, Door, Place};
 use aip_runtime::drain::DrainWatch;
 use aip_runtime::tls::{self, Clients, ServerConfig};
@@ -13,13 +14,12 @@ use axum::Router;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::service::{Service as _, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
-use super::stall::{Stalling, WRITE_DEADLINE};
 use crate::ca::{Ca, CaError};
 
 /// Connections at once, of each listener: people, dashboards, scrapers, watches.
@@ -39,12 +39,6 @@ const BEYOND: Bounds = Bounds {
 };
 /// How long the head of the first request may take: who connects has something to ask.
 const FIRST_HEAD: Duration = Duration::from_secs(5);
-/// How long the head of a later one may take, and how long a connection may be idle between two: what stalls here stalls
-/// on purpose.
-const HEAD_DEADLINE: Duration = Duration::from_secs(15);
-/// Headers of a request, and their bytes.
-const MAX_HEADERS: usize = 64;
-const MAX_HEAD_BYTES: usize = 32 * 1024;
 /// Out of descriptors: accepting again at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -193,12 +187,7 @@ where
         request.extensions_mut().insert(asks.clone());
         router.call(request)
     });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_DEADLINE)
-        .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(Stalling::new(io, WRITE_DEADLINE)), service);
+    let connection = admin::http1().serve_connection(TokioIo::new(Stalling::new(io)), service);
     let mut connection = std::pin::pin!(connection);
     let mut must_leave = std::pin::pin!(visitor.must_leave());
     tokio::select! {

@@ -9,10 +9,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 /// How long a client may take nothing of an answer: a bad line stutters for seconds, a held connection for good.
-pub(super) const WRITE_DEADLINE: Duration = Duration::from_secs(30);
+const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A stream whose writes end when none makes progress for a while.
-pub(super) struct Stalling<IO> {
+#[derive(Debug)]
+pub struct Stalling<IO> {
     io: IO,
     limit: Duration,
     // Armed while a write waits.
@@ -20,7 +21,12 @@ pub(super) struct Stalling<IO> {
 }
 
 impl<IO> Stalling<IO> {
-    pub(super) fn new(io: IO, limit: Duration) -> Self {
+    /// A stream that nobody who takes nothing keeps for long.
+    pub fn new(io: IO) -> Self {
+        Self::within(io, WRITE_DEADLINE)
+    }
+
+    fn within(io: IO, limit: Duration) -> Self {
         Self {
             io,
             limit,
@@ -89,7 +95,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_write_ends_when_nobody_takes_it_and_only_then() {
         let (near, mut far) = tokio::io::duplex(8);
-        let mut io = Stalling::new(near, Duration::from_secs(30));
+        let mut io = Stalling::within(near, Duration::from_secs(30));
         let writing = tokio::spawn(async move {
             let slow = io.write_all(&[0; 24]).await;
             (slow, io.write_all(&[0; 24]).await)
