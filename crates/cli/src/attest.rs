@@ -53,6 +53,7 @@ pub(crate) struct Which {
     /// The agent
     agent: AgentName,
     /// The measurement's fingerprint, or as many first digits as are unique
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     fingerprint: String,
 }
 
@@ -162,6 +163,16 @@ impl Measure {
     }
 }
 
+/// The digest of declared code, and in words where no file is declared: approving that approves no code.
+fn code(digest: &str) -> String {
+    let of_nothing = aip_api::evidence::code_digest(&[]).is_ok_and(|nothing| nothing.to_string() == digest);
+    if of_nothing {
+        "none".into()
+    } else {
+        short(digest).to_owned()
+    }
+}
+
 impl List {
     async fn perform(self, globals: &Globals, admin: &Admin) -> anyhow::Result<()> {
         let pending = measurements(admin, "pending", self.agent.as_ref()).await?;
@@ -169,6 +180,10 @@ impl List {
             true => Vec::new(),
             false => measurements(admin, "approved", self.agent.as_ref()).await?,
         };
+        if let (Some(agent), true, true) = (&self.agent, pending.is_empty(), approved.is_empty()) {
+            // An agent that is not there has none either; that is another answer.
+            admin.get(&format!("/v1/agents/{agent}")).await?;
+        }
         if globals.json() {
             output::json(&json!({ "pending": pending, "approved": approved }));
             return Ok(());
@@ -194,7 +209,7 @@ impl List {
                     short(&cell(&entry["fingerprint"])).to_owned(),
                     state.to_owned(),
                     cell(&m["attestor"]),
-                    short(&cell(&m["code"])).to_owned(),
+                    code(&cell(&m["code"])),
                     short(&cell(&m["executable"])).to_owned(),
                     when.map_or("-".into(), timestamp),
                     cell(&m["approved_by"]),
@@ -203,5 +218,18 @@ impl List {
         }
         table.print("no measurements; sidecars bring them when they join");
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_no_code_is_declared_is_said_in_words() {
+        let nothing = aip_api::evidence::code_digest(&[]).unwrap().to_string();
+        assert_eq!(code(&nothing), "none");
+        let some = aip_api::Digest::sha256(b"something").to_string();
+        assert_eq!(code(&some), some[..code(&some).len()]);
     }
 }

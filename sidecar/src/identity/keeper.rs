@@ -73,6 +73,12 @@ impl Keeper {
                 reason = "nothing_measured",
                 "neither --code nor --executable is given: the attestation says nothing about what this agent runs"
             );
+        } else if measured.is_of_foreign_program(&self.config.measured) {
+            tracing::warn!(
+                reason = "only_program_measured",
+                "no file is measured, only a program that lies outside the root, as interpreters do, and its command \
+                 line: any code that it loads is attested alike; declare that code with --code"
+            );
         }
         if let Some(origin) = self.kept(&measured).await? {
             return Ok(origin);

@@ -103,6 +103,16 @@ impl Measurement {
         self.files.is_empty() && self.executable.is_none()
     }
 
+    /// Whether all that was measured of what runs is a program from elsewhere, which an interpreter is: then an approval
+    /// says nothing about what it interprets, but for what stands in the command line itself.
+    pub fn is_of_foreign_program(&self, declared: &Measured) -> bool {
+        let below_root = |path: &PathBuf| {
+            let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+            real(path).starts_with(real(&declared.root))
+        };
+        self.files.is_empty() && declared.executable.as_ref().is_some_and(|path| !below_root(path))
+    }
+
     /// One digest over everything that an approval can name: equal exactly when the same approval fits.
     pub fn fingerprint(&self, agent: &aip_api::AgentName) -> Digest {
         let approvable = aip_api::resource::Measurement {
@@ -374,6 +384,23 @@ mod tests {
         };
         assert!(!measure(&program).unwrap().is_of_nothing());
         assert!(!measure(&declared(dir.path(), &["main.py"])).unwrap().is_of_nothing());
+    }
+
+    #[test]
+    fn a_program_from_elsewhere_alone_is_known_as_such() {
+        let dir = tree();
+        let foreign = |code: &[&str], program: PathBuf| {
+            let declared = Measured {
+                executable: Some(program),
+                ..declared(dir.path(), code)
+            };
+            measure(&declared).unwrap().is_of_foreign_program(&declared)
+        };
+        assert!(foreign(&[], "/bin/sh".into()));
+        assert!(!foreign(&["main.py"], "/bin/sh".into()), "its script is measured");
+        assert!(!foreign(&[], dir.path().join("main.py")), "it is the agent's own");
+        let nothing = declared(dir.path(), &[]);
+        assert!(!measure(&nothing).unwrap().is_of_foreign_program(&nothing));
     }
 
     #[test]

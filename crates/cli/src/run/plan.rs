@@ -91,6 +91,11 @@ impl Plan {
     }
 
     /// The sidecar's log.
+    /// Whether nothing is measured but a program from elsewhere, as an interpreter is, and its command line.
+    pub(super) fn measures_no_code(&self) -> bool {
+        self.code.is_empty() && !self.executable.starts_with(&self.root)
+    }
+
     pub(super) fn log(&self) -> PathBuf {
         self.dir.join("sidecar.log")
     }

@@ -125,6 +125,13 @@ async fn begin(
             list.join(", ")
         ));
     }
+    if plan.measures_no_code() {
+        note(format!(
+            "aip: no file of {} is measured, only {} and its arguments: name its code with --code",
+            run.name,
+            plan.executable.display()
+        ));
+    }
     note(format!(
         "aip: {} serves behind its sidecar; others reach it at {}",
         run.name, running.ports.inbound
