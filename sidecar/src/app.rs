@@ -170,7 +170,11 @@ impl Shared {
         let Some(vault) = &self.vault else {
             return (world, None);
         };
-        let cache = Arc::new(Cache::new(&self.config.data, vault.key.clone()));
+        let cache = Arc::new(Cache::new(
+            &self.config.data,
+            &self.config.runtime_dir,
+            vault.key.clone(),
+        ));
         match cache.load() {
             Ok((revision, resources)) => {
                 let push = aip_api::wire::ConfigResponse {

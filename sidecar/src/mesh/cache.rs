@@ -1,5 +1,9 @@
-//! The last good configuration on disk: the signed resources as they came, and beside them a sealed note of their
-//! digest and of the highest revision ever applied. A copy that is older, cut or mixed does not load.
+//! The last good configuration on disk: the signed resources as they came, in the data directory, and a sealed note of
+//! their digest and of the highest revision ever applied, in the runtime directory beside the identity.
+//!
+//! What loads is what was written last, as the note says. A cache that is older, cut or mixed does not load, nor does a
+//! copy of the data directory that was made without the runtime directory in it. Whoever can write the runtime directory
+//! can put back an older note, too, and with it what held then: no clock is signed that would tell.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -44,11 +48,11 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// A cache in `dir`.
-    pub fn new(dir: &Path, key: std::sync::Arc<SealingKey>) -> Self {
+    /// A cache in `data`, with its note in `runtime`, which is never backed up.
+    pub fn new(data: &Path, runtime: &Path, key: std::sync::Arc<SealingKey>) -> Self {
         Self {
-            resources: dir.join("config.cache"),
-            floor: dir.join("config.floor"),
+            resources: data.join("config.cache"),
+            floor: runtime.join("config.floor"),
             key,
         }
     }
@@ -110,16 +114,20 @@ impl Cache {
 mod tests {
     use super::*;
 
-    #[test]
-    fn only_what_was_written_last_loads() {
-        let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::new(dir.path(), std::sync::Arc::new(SealingKey::generate().unwrap()));
-        assert!(matches!(cache.load(), Err(CacheError::Absent)));
-        let resource = |name: &str| wire::Resource {
+    fn resource(name: &str) -> wire::Resource {
+        wire::Resource {
             name: name.into(),
             revision: 3,
             ..Default::default()
-        };
+        }
+    }
+
+    #[test]
+    fn only_what_was_written_last_loads() {
+        let (data, runtime) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let key = std::sync::Arc::new(SealingKey::generate().unwrap());
+        let cache = Cache::new(data.path(), runtime.path(), key);
+        assert!(matches!(cache.load(), Err(CacheError::Absent)));
         let (old, new) = ([resource("a")], [resource("a"), resource("b")]);
         cache.store(3, old.iter()).unwrap();
         let old_file = std::fs::read(&cache.resources).unwrap();
@@ -130,5 +138,27 @@ mod tests {
             std::fs::write(&cache.resources, bad).unwrap();
             assert!(matches!(cache.load(), Err(CacheError::Altered(_))));
         }
+    }
+
+    #[test]
+    fn a_copy_of_the_whole_data_directory_does_not_bring_back_what_was_revoked() {
+        let (data, runtime) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let key = std::sync::Arc::new(SealingKey::generate().unwrap());
+        let cache = Cache::new(data.path(), runtime.path(), key.clone());
+        cache.store(3, [resource("before")].iter()).unwrap();
+        let copied = std::fs::read_dir(data.path()).unwrap().map(|e| e.unwrap().path());
+        let copied: Vec<_> = copied
+            .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+            .collect();
+        cache.store(4, [resource("revoked")].iter()).unwrap();
+        for (path, bytes) in copied {
+            std::fs::write(path, bytes).unwrap();
+        }
+        assert!(matches!(cache.load(), Err(CacheError::Altered(_))));
+
+        // Nor does it load where there is no note: on another machine, or after the identity is gone.
+        let elsewhere = tempfile::tempdir().unwrap();
+        let cache = Cache::new(data.path(), elsewhere.path(), key);
+        assert!(matches!(cache.load(), Err(CacheError::Absent)));
     }
 }

@@ -31,6 +31,10 @@ pub const INBOUND: Bounds = Bounds {
     anonymous: 0,
 };
 
+/// Connections of one verified peer, wherever they come from: [`MAX_PEER_CONNECTIONS`] of more than a hundred instances
+/// of an agent. Past it they are closed after the handshake, so that whoever has one certificate leaves places to others.
+pub const MAX_CONNECTIONS_OF_PEER: usize = 512;
+
 /// HTTP/2 streams of one connection. A peer with more in flight opens another connection.
 pub const MAX_STREAMS: u32 = 512;
 /// Bytes of a head, as HTTP/2 counts them. Above what servers accept by default (8 to 16 KiB), so that the agent's own
@@ -42,6 +46,9 @@ pub const MAX_HTTP1_BUFFER: usize = 128 * 1024;
 pub const STREAM_WINDOW: u32 = 1024 * 1024;
 /// Flow-control window of a connection: what a slow agent can make this process hold for one peer.
 pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Bytes of an answer that wait, in each stream, for a client that does not read, whatever windows it grants: 64 MiB in
+/// all [`MAX_STREAMS`] of a connection, and some frames each, so that a stream that flows is not held up.
+pub const MAX_SEND_BUFFER: usize = 128 * 1024;
 /// Streams that a peer may open and reset before we have looked at them (CVE-2023-44487, rapid reset).
 pub const MAX_PENDING_RESETS: usize = 20;
 /// Streams that we may have reset because of a peer's errors before its connection is closed.

@@ -1,6 +1,7 @@
 //! One process: in a group of its own, logging to files, ended with the test whatever happens to the test.
 
 use std::fs::File;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -168,9 +169,20 @@ impl Drop for Process {
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago, and that no outgoing connection takes meanwhile: below the kernel's own (ip(7)).
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let first: u64 = range
+        .split_whitespace()
+        .next()
+        .map_or(0, |first| first.parse().unwrap());
+    let lowest = 20_000;
+    let start = RandomState::new().build_hasher().finish();
+    let ports = (0..first.saturating_sub(lowest)).map(|i| lowest + start.wrapping_add(i) % (first - lowest));
+    // Any, where there are none below.
+    let ports = ports.map(|port| u16::try_from(port).unwrap()).chain([0]);
+    let mut free = ports.filter_map(|port| TcpListener::bind(("127.0.0.1", port)).ok());
+    free.next().unwrap().local_addr().unwrap().port()
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What is run, what of it is measured, and where its files lie.
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Component, Path, PathBuf};
 
@@ -90,12 +91,12 @@ impl Plan {
         })
     }
 
-    /// The sidecar's log.
     /// Whether nothing is measured but a program from elsewhere, as an interpreter is, and its command line.
     pub(super) fn measures_no_code(&self) -> bool {
         self.code.is_empty() && !self.executable.starts_with(&self.root)
     }
 
+    /// The sidecar's log.
     pub(super) fn log(&self) -> PathBuf {
         self.dir.join("sidecar.log")
     }
@@ -167,12 +168,35 @@ fn common(dir: &Path, file: &Path) -> PathBuf {
         .collect()
 }
 
-/// A port that nobody listens on now. The command binds it a moment later; on a collision it says so itself.
+/// The kernel's range of ports for outgoing connections (ip(7)).
+const EPHEMERAL: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+/// The lowest port that is chosen: above those that programs are known by, this one's (15000 to 15021) among them.
+const LOWEST: u16 = 20_000;
+/// Ports that are tried. Nearly all are free.
+const TRIES: u64 = 64;
+
+/// A port that nobody listens on now, and that the kernel gives to no outgoing connection meanwhile. The command binds it
+/// a moment later; on a collision it says so itself.
 pub(super) fn free_port() -> Result<u16, Failure> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .and_then(|l| l.local_addr())
-        .map(|a| a.port())
+    let range = std::fs::read_to_string(EPHEMERAL).unwrap_or_default();
+    let ports = LOWEST..first_ephemeral(&range);
+    let free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).and_then(|l| l.local_addr());
+    let start = RandomState::new().build_hasher().finish() % u64::from(u16::MAX);
+    let size = u64::try_from(ports.len()).unwrap_or_default();
+    let tried = (0..TRIES.min(size)).filter_map(|i| u16::try_from((start + i) % size).ok());
+    if let Some(address) = tried.map(|i| LOWEST + i).find_map(|port| free(port).ok()) {
+        return Ok(address.port());
+    }
+    // No such ports here: any.
+    free(0)
+        .map(|address| address.port())
         .map_err(|e| Failure::new(Exit::Failed, "no port is free").why(e.to_string()))
+}
+
+/// The first of the kernel's ports; 0 where it does not say.
+fn first_ephemeral(range: &str) -> u16 {
+    let first = range.split_whitespace().next();
+    first.and_then(|first| first.parse().ok()).unwrap_or_default()
 }
 
 /// The port that was asked for, if nobody listens there: else whoever does would be taken for the command.
@@ -190,6 +214,18 @@ fn untaken(port: u16) -> Result<u16, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_is_chosen_that_no_outgoing_connection_takes() {
+        assert_eq!(first_ephemeral("32768\t60999\n"), 32_768);
+        assert_eq!(first_ephemeral(""), 0);
+        let first = first_ephemeral(&std::fs::read_to_string(EPHEMERAL).unwrap_or_default());
+        if first > LOWEST {
+            for _ in 0..100 {
+                assert!((LOWEST..first).contains(&free_port().unwrap()));
+            }
+        }
+    }
 
     #[test]
     fn arguments_that_are_files_are_code_and_the_root_holds_them() {
