@@ -104,7 +104,7 @@ pub const PURE: &[&str] = &[
 ];
 
 /// Builtins whose result changes by itself. `input.time` and `input.trace.id` serve most policies better: a decision on
-/// them can be cached, and replayed from the audit log.
+/// them can be cached, and made again from the same facts.
 pub const VOLATILE: &[&str] = &["rand.intn", "time.now_ns"];
 
 pub(crate) fn class(name: &str) -> Class {

@@ -51,7 +51,7 @@ impl Evaluator {
         self.decide_with(set, facts, true)
     }
 
-    /// Decides without looking into the cache or adding to it: for replays, explanations and tests.
+    /// Decides without looking into the cache or adding to it: for explanations and tests.
     pub fn decide_uncached(&mut self, set: &Arc<PolicySet>, facts: &Facts) -> Decision {
         self.decide_with(set, facts, false)
     }

@@ -29,7 +29,7 @@ pub const INPUT_VERSION: u64 = 1;
 pub enum Fact<T> {
     /// Known; also used with the neutral value where it doesn't apply.
     Known(T),
-    /// Applies, but could not be established; why, as a stable word (`body_truncated`, `registry_unreachable`).
+    /// Applies, but could not be established; why, as a stable word (`body_truncated`, `not_in_this_version`).
     Unestablished(&'static str),
 }
 
@@ -70,7 +70,7 @@ impl<T: Serialize + Default> Serialize for Fact<T> {
     }
 }
 
-/// Facts come back from audit records as they were rendered: what was not established is listed beside them.
+/// Facts come back as they were rendered: what was not established is listed beside them.
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Fact<T> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         T::deserialize(deserializer).map(Self::Known)
@@ -141,11 +141,12 @@ pub struct Facts {
     pub request: RequestFacts,
     /// The call inside the request.
     pub protocol: ProtocolFacts,
-    /// What content scanners found.
+    /// What content scanners found; there are none in this version.
     pub content: ContentFacts,
-    /// On whose behalf the caller acts.
+    /// On whose behalf the caller acts. Never established in this version.
     pub delegation: Fact<DelegationFacts>,
-    /// Budgets that this call counts against, by name. A program that reads them is never cached.
+    /// Budgets that this call counts against, by name. Never established in this version. A program that reads them is never
+    /// cached.
     #[schemars(extend("x-aip-volatility" = "uncached"))]
     pub budget: Fact<std::collections::BTreeMap<String, BudgetFacts>>,
     /// Where the call stands in its trace.
@@ -193,7 +194,7 @@ fields!(Facts {
 });
 
 impl Facts {
-    /// The whole input document, for explanations, audit records and tests. What is not established has its neutral
+    /// The whole input document, for explanations and tests. What is not established has its neutral
     /// value and is listed in `unestablished`.
     pub fn to_json(&self) -> serde_json::Value {
         crate::input::to_json(self)

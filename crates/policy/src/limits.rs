@@ -69,7 +69,7 @@ pub const MAX_FIRED_RULES: usize = 64;
 /// Bytes of a rule id.
 pub const MAX_RULE_ID_BYTES: usize = 128;
 
-/// Bytes of a reason; longer ones are cut. It travels in a header-sized problem document and in every audit record.
+/// Bytes of a reason; longer ones are cut. It travels in a header-sized problem document and in the access log.
 pub const MAX_REASON_BYTES: usize = 512;
 
 /// Entries in each list of an obligation.

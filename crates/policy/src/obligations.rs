@@ -1,4 +1,5 @@
-//! What a decision obliges the sidecar to, besides letting the request through or not.
+//! What a decision obliges the sidecar to, besides letting the request through or not. Only what
+//! [`Obligations::IN_THIS_VERSION`] names is accepted by this version's sidecars; with anything else the request is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -57,7 +58,7 @@ pub struct Obligations {
     /// JSON pointers (RFC 6901) into `protocol.arguments` of fields that are replaced, and the text they get.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub replace: BTreeMap<String, String>,
-    /// Words that go into the audit record and the metrics of this request.
+    /// Words for the record of this request. Accepted; nothing writes them down yet.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub tags: BTreeSet<String>,
 }

@@ -16,13 +16,13 @@ use crate::obligations::Obligations;
 pub enum Verdict {
     /// Refused.
     Deny,
-    /// To be held open for a human. Not in this version: admission refuses it, and a sidecar refuses the request.
+    /// To be held open for a human, and refused if nobody approves.
     Escalate,
-    /// To be refused until the caller holds an approval. Not in this version, as [`Verdict::Escalate`].
+    /// To be refused until the caller holds an approval.
     Warn,
-    /// To be let through within limits. Not in this version, as [`Verdict::Escalate`].
+    /// To be let through within the limits of the obligations.
     Restrict,
-    /// To be let through after fields were redacted or replaced. Not in this version, as [`Verdict::Escalate`].
+    /// To be let through after fields were redacted or replaced, if the result is then allowed.
     Transform,
     /// Let through.
     Allow,

@@ -7,8 +7,9 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use aip_policy::admission::NEVER_ESTABLISHED;
 use aip_policy::source::REASONS;
-use aip_policy::{Facts, Obligations, PolicySource, admission, builtins, limits, verdict};
+use aip_policy::{Facts, Obligations, PolicySource, Verdict, admission, builtins, limits, verdict};
 use serde_json::Value as Json;
 
 /// The schema with its keys in order, whatever order the workspace's features give JSON objects.
@@ -57,6 +58,7 @@ fn the_schema_is_the_types() {
 fn the_tables_are_the_types_and_the_constants() {
     let mut page = fs::read_to_string(docs("policy.md")).unwrap();
     for (name, text) in [
+        ("verdicts", verdicts_table()),
         ("input", input_table()),
         ("obligations", obligations_table()),
         ("limits", limits_table()),
@@ -89,6 +91,27 @@ fn the_example_of_the_page_is_admitted() {
         tests: Some(find("package aip.policy.billing_only_test\n").to_owned()),
     };
     assert_eq!(admission::admit(&policy).unwrap().tests_passed, 2);
+}
+
+#[test]
+fn every_link_of_the_page_leads_to_a_page() {
+    let page = fs::read_to_string(docs("policy.md")).unwrap();
+    let links = page
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split([')', '#']).next());
+    let missing: Vec<&str> = links
+        .filter(|link| link.ends_with(".md") && !docs(link).exists())
+        .collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn an_obligation_of_this_version_is_one() {
+    let schema = schema_of::<Obligations>();
+    for key in Obligations::IN_THIS_VERSION {
+        assert!(schema["properties"][*key].is_object(), "{key}");
+    }
 }
 
 fn with_section(page: &str, name: &str, text: &str) -> String {
@@ -150,7 +173,11 @@ fn rows(root: &Json, schema: &Json, prefix: &str, neutral: &Json, volatility: &s
             .as_str()
             .or(target["description"].as_str())
             .unwrap_or_default();
-        let fact = if property["x-aip-fact"] == true { "yes" } else { "" };
+        let fact = match property["x-aip-fact"] == true {
+            true if NEVER_ESTABLISHED.contains(&path.as_str()) => "never there",
+            true => "yes",
+            false => "",
+        };
         let value = &neutral[name];
         let nested = target["properties"].is_object() && !value.is_null();
         let shown = if nested { String::new() } else { format!("`{value}`") };
@@ -191,13 +218,39 @@ fn input_table() -> String {
     out
 }
 
+fn in_this_version(there: bool) -> &'static str {
+    if there { "yes" } else { "no: refused" }
+}
+
+fn verdicts_table() -> String {
+    let schema = schema_of::<Verdict>();
+    let mut out = "| verdict, strictest first | in this version | the request |\n|---|---|---|\n".to_owned();
+    for verdict in Verdict::ALL {
+        let described = schema["oneOf"].as_array().unwrap();
+        let described = described.iter().find(|word| word["const"] == verdict.as_str()).unwrap();
+        let about = cell(described["description"].as_str().unwrap());
+        let there = in_this_version(verdict.in_this_version());
+        writeln!(out, "| `{verdict}` | {there} | {about} |").unwrap();
+    }
+    out
+}
+
+fn accepted(obligation: &str) -> &'static str {
+    if Obligations::IN_THIS_VERSION.contains(&obligation) {
+        "accepted"
+    } else {
+        in_this_version(false)
+    }
+}
+
 fn obligations_table() -> String {
     let schema = schema_of::<Obligations>();
-    let mut out = "| key | |\n|---|---|\n".to_owned();
+    let mut out = "| key | in this version | |\n|---|---|---|\n".to_owned();
     for (name, property) in schema["properties"].as_object().unwrap() {
         writeln!(
             out,
-            "| `{name}` | {} |",
+            "| `{name}` | {} | {} |",
+            accepted(name),
             cell(property["description"].as_str().unwrap())
         )
         .unwrap();

@@ -51,7 +51,7 @@ words!(
         Unknown = "unknown",
         /// The peer proved what it runs, with the key of this connection.
         Valid = "valid",
-        /// What runs is no longer what was approved.
+        /// What runs is no longer what was approved. No peer is told to be, in this version: it loses its identity.
         Drifted = "drifted",
     }
 );
@@ -117,7 +117,7 @@ pub struct PeerFacts {
     pub capabilities: Vec<String>,
     /// What the agent proved to run.
     pub attestation: Fact<AttestationFacts>,
-    /// How it behaved so far.
+    /// How it behaved so far. Never established of agents in this version.
     pub reputation: Fact<ReputationFacts>,
     /// The agent's manifest, as an object; `{}` where there is none.
     pub manifest: Fact<serde_json::Map<String, serde_json::Value>>,

@@ -1,4 +1,4 @@
-//! Facts from their rendering: out of an audit record, or out of a test case.
+//! Facts from their rendering, as test cases have them.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ pub enum FactsError {
     Unestablished(String),
 }
 
-/// Why a replayed fact is not established: the record says that, not why.
+/// Why a rendered fact is not established: the rendering says that, not why.
 const RECORDED: &str = "recorded";
 
 impl Facts {

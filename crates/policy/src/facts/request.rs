@@ -41,7 +41,7 @@ fields!(RequestFacts {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProtocolFacts {
-    /// `mcp`, `a2a`, `acp`, `jsonrpc`, `grpc`, `websocket`, `tunnel` or `http`.
+    /// `mcp`, `a2a`, `jsonrpc`, `grpc`, `websocket`, `tunnel` or `http`; `acp` is for later versions.
     pub name: String,
     /// Version the peers speak.
     pub version: String,
@@ -55,7 +55,7 @@ pub struct ProtocolFacts {
     pub resource: Fact<String>,
     /// Prompt it gets.
     pub prompt: Fact<String>,
-    /// Skill it asks for.
+    /// Skill it asks for; always empty in this version.
     pub skill: Fact<String>,
     /// Task it belongs to.
     pub task: Fact<String>,
@@ -101,7 +101,7 @@ fields!(ProtocolFacts {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ContentFacts {
-    /// What was found; not established where a scanner that applies gave no answer.
+    /// What was found. Never established in this version.
     pub findings: Fact<Vec<Finding>>,
 }
 
