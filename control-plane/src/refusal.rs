@@ -116,7 +116,7 @@ reasons! {
     Conflict "conflict" 409 Aborted Caller YES "It was changed meanwhile, or is not at the expected revision."
     Invalid "invalid" 422 InvalidArgument Caller NO "The document has mistakes; all are listed."
     Malformed "malformed" 400 InvalidArgument Caller NO "The request can't be read."
-    TooLarge "too_large" 413 InvalidArgument Caller NO "The body is larger than is read."
+    TooLarge "too_large" 413 InvalidArgument Caller NO "The body is larger than the 1 MiB (1048576 bytes) that are read."
     Immutable "immutable" 409 FailedPrecondition Caller NO "Fixed when the mesh was created."
     LimitReached "limit_reached" 409 ResourceExhausted Caller NO "As many of these as there may be."
     PolicyRefused "policy_refused" 422 InvalidArgument Caller NO "The policy was not admitted; the diagnostics say where and why."

@@ -46,7 +46,7 @@ pub(crate) struct Secret {
 #[derive(Debug, Args)]
 pub(crate) struct Issue {
     /// Whose it is; two tokens of one name are one person
-    #[arg(value_name = "PERSON")]
+    #[arg(value_name = "PERSON", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     sub: String,
     /// What they may; `aip admin list` and docs/admin-api.md show what each role may
     #[arg(long, value_parser = ["admin", "operator", "approver", "auditor", "verifier", "viewer"])]
@@ -75,6 +75,7 @@ pub(crate) struct Claim {
 #[derive(Debug, Args)]
 pub(crate) struct Revoke {
     /// Its id, as `aip admin list` shows it
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     id: String,
 }
 

@@ -24,6 +24,7 @@ pub(crate) enum ApprovalsVerb {
 #[derive(Debug, Args)]
 pub(crate) struct Which {
     /// Its id, as `aip approvals list` shows it
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     id: String,
 }
 

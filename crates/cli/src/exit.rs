@@ -1,5 +1,7 @@
 //! How `aip` fails: one error type that says what failed, why, and what to do next, and the exit code it ends with.
 
+mod step;
+
 use std::fmt;
 
 use aip_api::problem::{FieldError, Problem};
@@ -93,7 +95,7 @@ impl Failure {
             403 if problem.decision_id.is_some() => Exit::Refused,
             403 => Exit::NotAuthorized,
             404 => Exit::NotFound,
-            400 | 422 => Exit::Invalid,
+            400 | 413 | 422 => Exit::Invalid,
             408 | 504 => Exit::TimedOut,
             _ => Exit::Failed,
         };
@@ -105,22 +107,9 @@ impl Failure {
         if let Some(id) = &problem.decision_id {
             failure.why.push(format!("decision: {id}"));
         }
-        failure.next = next_step(problem.status, &problem.reason).map(str::to_owned);
+        failure.next = step::next(&problem.reason).map(str::to_owned);
         failure
     }
-}
-
-/// What helps for the failures that a user of the command meets most.
-fn next_step(status: u16, reason: &str) -> Option<&'static str> {
-    Some(match (status, reason) {
-        (401, _) => "pass the admin token's file with --token-file, or set AIP_TOKEN_FILE; it expires",
-        (403, "second_person_required" | "self_approval") => "ask a second person with the approver role",
-        (403, "socket_required") => "use the socket on the control plane's machine: --admin unix:PATH, or AIP_ADMIN",
-        (_, "name_taken" | "already_exists") => "choose another name, or delete the old one first",
-        (404, "agent_unknown" | "agent_not_found") => "list the agents with `aip agent list`",
-        (404, _) => "check the name; the `list` verb of the same group shows what exists",
-        _ => return None,
-    })
 }
 
 impl fmt::Display for Failure {
@@ -183,6 +172,7 @@ mod tests {
             (refused, 3),
             (Problem::new(401, "token_expired", ""), 8),
             (Problem::new(404, "x", ""), 5),
+            (Problem::new(413, "too_large", ""), 6),
         ];
         for (problem, code) in cases {
             assert_eq!(render(&Failure::of_problem("x", &problem).into()).1, code);

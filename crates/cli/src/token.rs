@@ -40,6 +40,7 @@ pub(crate) struct Create {
 #[derive(Debug, Args)]
 pub(crate) struct Revoke {
     /// Its id, as `aip token list` shows it
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     id: String,
 }
 

@@ -120,11 +120,14 @@ fn beside(rego: &Path, ending: &str) -> Option<PathBuf> {
 fn package(text: &str) -> Option<String> {
     let line = text.lines().map(str::trim).find_map(|l| l.strip_prefix("package "))?;
     let name = line.split_whitespace().next()?.strip_prefix("aip.policy.")?;
+    if name.is_empty() {
+        return None;
+    }
     Some(name.replace('_', "-"))
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
-    let fail = |why: String| Failure::new(Exit::Usage, format!("{} can't be read", path.display())).why(why);
+    let fail = |why: String| Failure::new(Exit::Invalid, format!("{} can't be read", path.display())).why(why);
     let meta = std::fs::metadata(path).map_err(|e| fail(e.to_string()))?;
     if meta.len() > MAX_FILE {
         return Err(fail(format!("{} bytes; at most {MAX_FILE} are read", meta.len())));
