@@ -60,7 +60,6 @@ async fn limit_the_ledger(mesh: &Mesh, board: &mut Board) -> anyhow::Result<()> 
         "policies/ledger_limits.rego",
         "--attach",
         "agent=ledger",
-        "--wait",
     ];
     let printed = mesh.aip(&apply).await?;
     let said = format!("{}\n{}", printed.stdout, printed.stderr);

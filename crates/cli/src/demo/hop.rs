@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use serde_json::json;
 
 use super::board::{Board, Promise};
@@ -31,8 +32,8 @@ pub(super) const PROMISES: [Promise; 4] = [
 
 /// A hop through two sidecars on one machine, the agent's own work included.
 const HOP_TARGET: Duration = Duration::from_millis(10);
-/// Calls of which the fastest counts: the first one makes connections, and the demo shares its machine.
-const CALLS: usize = 5;
+/// Calls of which the median counts; odd, so that it is one of them.
+const CALLS: usize = 11;
 /// Events that are watched.
 const EVENTS: u32 = 8;
 /// The researcher waits 150 ms between events; a proxy that gathers them delivers several at once.
@@ -75,21 +76,45 @@ pub(super) async fn show(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<(
     let same = ours["hop"] == theirs["hop"] && ours["hop"].is_string() && ours["trace"] == theirs["trace"];
     board.decide("recorded", same, "one hop id and one trace id in both logs");
 
-    let mut fastest = f64::MAX;
+    let mut times = Vec::with_capacity(CALLS);
     for _ in 0..CALLS {
         let made = calls::mcp(mesh, "researcher", "search", json!({ "query": "shore" })).await?;
         anyhow::ensure!(made.went_through(), "a repeated call was not allowed: {made:?}");
         let (ours, _) = calls::recorded(&made, &planner.sidecar_log, &researcher.sidecar_log).await?;
-        fastest = fastest.min(ours["ms"].as_f64().unwrap_or(f64::MAX));
+        times.push(ours["ms"].as_f64().context("the access log names no time")?);
     }
-    anyhow::ensure!(fastest < f64::MAX, "the access log names no time");
-    let hop = Duration::from_secs_f64(fastest / 1_000.0);
+    let (hop, worst) = middle_and_worst(times).context("nothing was timed")?;
     board.fact(
         "hop time",
-        format!("{} at the caller's sidecar, the best of {CALLS}", millis(hop)),
+        format!(
+            "{} at the caller's sidecar, the median of {CALLS}; the worst {}",
+            millis(hop),
+            millis(worst)
+        ),
     );
-    board.timed("time", hop, HOP_TARGET, "sidecars and agent: ");
+    let text = format!(
+        "median {}, worst {} (target {})",
+        millis(hop),
+        millis(worst),
+        millis(HOP_TARGET)
+    );
+    board.decide("time", hop <= HOP_TARGET, text);
     stream(mesh, board).await
+}
+
+/// The median and the longest of some times in milliseconds.
+fn middle_and_worst(mut times: Vec<f64>) -> Option<(Duration, Duration)> {
+    times.sort_by(f64::total_cmp);
+    let of = |ms: &f64| Duration::from_secs_f64(ms.max(0.0) / 1_000.0);
+    Some((of(times.get(times.len() / 2)?), of(times.last()?)))
+}
+
+#[test]
+fn the_hop_is_judged_by_its_median_and_its_worst_is_shown() {
+    let times = vec![9.0, 1.0, 3.0, 2.0, 40.0];
+    let (middle, worst) = middle_and_worst(times).unwrap_or_default();
+    assert_eq!((middle, worst), (Duration::from_millis(3), Duration::from_millis(40)));
+    assert_eq!(middle_and_worst(vec![]), None);
 }
 
 async fn stream(mesh: &Mesh, board: &mut Board) -> anyhow::Result<()> {

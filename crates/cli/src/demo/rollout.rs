@@ -60,7 +60,6 @@ async fn applied(mesh: &Mesh, board: &mut Board) -> anyhow::Result<()> {
         "policies/research_hours.rego",
         "--attach",
         "mesh",
-        "--wait",
         "--output",
         "json",
     ];
