@@ -20,6 +20,8 @@ mod calls;
 mod connect;
 #[path = "data_path/cut.rs"]
 mod cut;
+#[path = "data_path/disguise.rs"]
+mod disguise;
 #[path = "data_path/docs.rs"]
 mod docs;
 #[path = "data_path/expect.rs"]

@@ -9,7 +9,7 @@ use aip_api::resource::Traffic;
 use dashmap::DashMap;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
-use super::limits::SWEEP;
+use super::limits::{MAX_CONNECTIONS_OF_PEER, SWEEP};
 
 /// One peer's rate.
 #[derive(Debug)]
@@ -84,9 +84,27 @@ impl Gates {
 pub(crate) struct Share {
     in_flight: AtomicU32,
     held: AtomicUsize,
+    connections: AtomicUsize,
+}
+
+/// One of a peer's connections, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct OfPeer(Arc<Share>);
+
+impl Drop for OfPeer {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Share {
+    /// One more connection of this peer, where it has fewer than [`MAX_CONNECTIONS_OF_PEER`].
+    pub(crate) fn connect(self: &Arc<Self>) -> Option<OfPeer> {
+        // Counted first, and taken back by the drop.
+        let before = self.connections.fetch_add(1, Ordering::AcqRel);
+        Some(OfPeer(self.clone())).filter(|_| before < MAX_CONNECTIONS_OF_PEER)
+    }
+
     /// Notes that `bytes` more of this peer's bodies are held; how many that are.
     pub(crate) fn holds_more(&self, bytes: usize) -> usize {
         self.held.fetch_add(bytes, Ordering::AcqRel) + bytes
@@ -182,6 +200,18 @@ mod tests {
             ..traffic
         };
         assert!(gates.of(&one, &raised).passes(), "a changed limit holds at once");
+    }
+
+    #[test]
+    fn a_peer_has_a_bounded_number_of_connections() {
+        let shares = Shares::default();
+        let (one, other) = (shares.of(&"one".parse().unwrap()), shares.of(&"other".parse().unwrap()));
+        let mut open: Vec<_> = (0..MAX_CONNECTIONS_OF_PEER).filter_map(|_| one.connect()).collect();
+        assert_eq!(open.len(), MAX_CONNECTIONS_OF_PEER);
+        assert!(one.connect().is_none() && one.connect().is_none());
+        assert!(other.connect().is_some(), "others have their own");
+        open.pop();
+        assert!(one.connect().is_some(), "a refused one was not counted");
     }
 
     #[test]

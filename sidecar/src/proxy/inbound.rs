@@ -61,6 +61,12 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let Some(own) = proxy.svid.current() else { return };
+    let share = proxy.shares.of(&peer.id.agent);
+    let Some(_connection) = share.connect() else {
+        metrics::handshake_failed("peer_connections");
+        tracing::debug!(peer = %peer.id, "as many connections of this peer are open as may be");
+        return;
+    };
     let registered = Connections::register(&proxy, peer, Direction::Inbound, own.identity.not_after);
     let live = registered.live.clone();
     let agent = &live.peer.id.agent;
@@ -69,7 +75,7 @@ where
     let from = From::Peer(Peer {
         live: live.clone(),
         gate: ArcSwap::new(gate),
-        share: proxy.shares.of(agent),
+        share,
         seen,
     });
     let via = Arc::new(Via {

@@ -1,6 +1,6 @@
 //! Requests in flight: what was counted of them, what cuts them, and what they were decided on.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -23,6 +23,8 @@ pub(crate) struct Exchange {
     /// Milliseconds after `started` at which a byte last moved.
     moved: AtomicU64,
     cut: AtomicU8,
+    /// Its body called itself gRPC, and was not.
+    pub(crate) is_no_grpc: AtomicBool,
     request: AtomicWaker,
     response: AtomicWaker,
     /// What it was decided on, once it was.
@@ -39,6 +41,7 @@ impl Exchange {
             sent: AtomicU64::new(0),
             moved: AtomicU64::new(0),
             cut: AtomicU8::new(0),
+            is_no_grpc: AtomicBool::new(false),
             request: AtomicWaker::new(),
             response: AtomicWaker::new(),
             decided: OnceLock::new(),

@@ -29,6 +29,9 @@ pub(crate) enum BodyError {
     /// It was cut.
     #[error("cut: {}", .0.reason())]
     Cut(Cut),
+    /// It calls itself gRPC and is not.
+    #[error("it calls itself gRPC, and does not begin as a message of it")]
+    NotGrpc,
 }
 
 /// A body, of a request or of a response.
@@ -36,6 +39,8 @@ pub(crate) enum BodyError {
 pub(crate) struct Body {
     source: Source,
     watched: Option<Watched>,
+    /// What it begins with is yet to be looked at.
+    grpc: bool,
 }
 
 #[derive(Debug, Default)]
@@ -87,13 +92,36 @@ impl Body {
         Self::default()
     }
 
+    fn of(source: Source) -> Self {
+        Self {
+            source,
+            watched: None,
+            grpc: false,
+        }
+    }
+
+    /// As a body that calls itself gRPC. Nobody waits for its first byte, since a stream may send that late, or never:
+    /// it is looked at when it comes, and nothing goes on of what does not begin as a message.
+    pub(crate) fn of_grpc(mut self) -> Self {
+        self.grpc = true;
+        self
+    }
+
+    /// Whether what has come is no gRPC, though it calls itself so.
+    pub(crate) fn is_no_grpc(&self) -> bool {
+        let first = match &self.source {
+            Source::Begun(Some(Ok(first)), _) => first.data_ref(),
+            _ => None,
+        };
+        self.grpc && first.is_some_and(|data| !begins_as_grpc(data))
+    }
+
     pub(crate) fn whole(bytes: Bytes) -> Self {
-        let source = if bytes.is_empty() {
+        Self::of(if bytes.is_empty() {
             Source::Empty
         } else {
             Source::Whole(bytes)
-        };
-        Self { source, watched: None }
+        })
     }
 
     /// A whole body, with what came after its data.
@@ -101,39 +129,34 @@ impl Body {
         let Some(trailers) = trailers else {
             return Self::whole(bytes);
         };
-        Self {
-            source: Source::Trailed(Box::new((bytes, trailers))),
-            watched: None,
-        }
+        Self::of(Source::Trailed(Box::new((bytes, trailers))))
     }
 
     pub(crate) fn stream(incoming: Incoming) -> Self {
-        let source = if incoming.is_end_stream() {
+        Self::of(if incoming.is_end_stream() {
             Source::Empty
         } else {
             Source::Stream(incoming)
-        };
-        Self { source, watched: None }
+        })
     }
 
     pub(crate) fn rest(bytes: Bytes, held: Option<Held>, incoming: Incoming) -> Self {
-        Self {
-            source: Source::Rest(Box::new(Front { bytes, held }), incoming),
-            watched: None,
-        }
+        Self::of(Source::Rest(Box::new(Front { bytes, held }), incoming))
+    }
+
+    /// One that broke while it was looked at.
+    pub(crate) fn broken(error: hyper::Error, incoming: Incoming) -> Self {
+        Self::of(Source::Begun(Some(Err(error)), incoming))
     }
 
     pub(crate) fn events(first: EndpointEvent, incoming: Incoming) -> Self {
-        Self {
-            source: Source::Events(Box::new(first), incoming),
-            watched: None,
-        }
+        Self::of(Source::Events(Box::new(first), incoming))
     }
 
     /// Takes what came together with the head, so that it goes on together with the head: one write and one TLS record
     /// instead of two, here and at each end that follows. Does not wait for what is yet to come.
-    pub(crate) async fn begun(self) -> Self {
-        let Source::Stream(mut incoming) = self.source else {
+    pub(crate) async fn begun(mut self) -> Self {
+        let Some(mut incoming) = self.take_stream() else {
             return self;
         };
         let mut asked = false;
@@ -150,7 +173,7 @@ impl Body {
         let first = first.await;
         Self {
             source: Source::Begun(first, incoming),
-            watched: self.watched,
+            ..self
         }
     }
 
@@ -289,6 +312,11 @@ impl Source {
     }
 }
 
+/// Whether a message of gRPC begins so: with the flag that says whether it is compressed. No text does.
+fn begins_as_grpc(data: &[u8]) -> bool {
+    data.first().is_none_or(|flag| *flag <= 1)
+}
+
 /// What is left: `before`, and what has yet to come.
 fn after(before: usize, incoming: &Incoming) -> SizeHint {
     let (before, rest) = (before as u64, incoming.size_hint());
@@ -311,9 +339,18 @@ impl HttpBody for Body {
         let mut frame = ready!(self.source.poll(cx));
         match &mut frame {
             Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref().filter(|data| self.grpc && !data.is_empty()) {
+                    if !begins_as_grpc(data) {
+                        if let Some(Watched::Request(exchange)) = &self.watched {
+                            exchange.is_no_grpc.store(true, Ordering::Release);
+                        }
+                        return Poll::Ready(Some(Err(BodyError::NotGrpc)));
+                    }
+                    self.grpc = false;
+                }
                 self.passed(frame.data_ref().map_or(0, Bytes::len));
                 if let Some(trailers) = frame.trailers_mut() {
-                    headers::remove_ours(trailers);
+                    headers::clean_trailers(trailers);
                     // Nothing comes after trailers.
                     self.source = Source::Empty;
                 }

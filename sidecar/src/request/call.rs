@@ -2,16 +2,20 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use aip_api::AgentName;
 use aip_api::resource::{AgentProtocol, HostHeader};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::header::{ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, ORIGIN, TE, UPGRADE};
+use http::header::{
+    ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, ORIGIN, TE, TRANSFER_ENCODING, UPGRADE,
+};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri, Version};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::ext::Protocol;
@@ -91,18 +95,31 @@ pub(crate) async fn call(
     }
     let downstream = arrived.head.extensions.remove::<OnUpgrade>();
     let upgrade = classified.upgrade.clone().zip(downstream);
+    if carrier == "grpc"
+        && let Some(body) = arrived.body.take()
+    {
+        arrived.body = Some(body.of_grpc());
+    }
     // Asking for the body tells a client to send it, which is the callee's to say where the client waits for that.
     if !arrived.head.headers.contains_key(EXPECT)
         && let Some(body) = arrived.body.take()
     {
         arrived.body = Some(body.begun().await);
     }
-    let (response, returning, flight) = tokio::select! {
+    if arrived.body.as_ref().is_some_and(Body::is_no_grpc) {
+        return Err(no_grpc());
+    }
+    let sent = tokio::select! {
         cut = exchange.ended() => return Err(Refusal::of_cut(cut).because(cut.reason())),
         sent = tokio::time::timeout(limits.response, send(arrived, classified, &route, carrier)) => {
-            sent.map_err(|_| Refusal::ResponseTimeout)??
+            sent.map_err(|_| Refusal::ResponseTimeout)?
         }
     };
+    let late = |error| match exchange.is_no_grpc.load(Ordering::Acquire) {
+        true => no_grpc(),
+        false => error,
+    };
+    let (response, returning, flight) = sent.map_err(late)?;
     Ok(Answer::Sent(Box::new(Sent {
         response,
         returning,
@@ -110,6 +127,10 @@ pub(crate) async fn call(
         permit: limits.permit,
         upgrade,
     })))
+}
+
+fn no_grpc() -> Refused {
+    Refusal::InvalidContent.because("it calls itself gRPC, and does not begin as a message of it")
 }
 
 async fn send(
@@ -207,8 +228,11 @@ async fn to_agent(arrived: &mut Arrived, classified: &Classified, carrier: &str)
     }
     if let Some(protocol) = &classified.upgrade {
         switch(&mut request, protocol, classified);
-    } else if !http2 && request.headers().contains_key(TE) {
-        request.headers_mut().insert(CONNECTION, HeaderValue::from_static("te"));
+    } else if !http2 {
+        if request.headers().contains_key(TE) {
+            request.headers_mut().insert(CONNECTION, HeaderValue::from_static("te"));
+        }
+        frame(&mut request);
     }
     if http2 {
         let response = AgentPool::send_http2(&proxy, request).await?;
@@ -216,6 +240,15 @@ async fn to_agent(arrived: &mut Arrived, classified: &Classified, carrier: &str)
     }
     let (response, returning) = AgentPool::send_http1(&proxy, request).await?;
     Ok((response, Some(returning), None))
+}
+
+/// Says how a body of unknown length ends. hyper takes one of GET for none, and policy has read it.
+fn frame(request: &mut Request<Body>) {
+    let unknown = !request.body().is_end_stream() && request.body().size_hint().exact().is_none();
+    if unknown && !request.headers().contains_key(CONTENT_LENGTH) {
+        let chunked = HeaderValue::from_static("chunked");
+        request.headers_mut().insert(TRANSFER_ENCODING, chunked);
+    }
 }
 
 /// Asks for the switch in HTTP/1.1. A caller that came by RFC 8441 sent no key: the accept that answers ours is dropped
@@ -365,8 +398,9 @@ async fn to_outside(arrived: &mut Arrived, classified: &Classified, host: &str, 
     let mut request = onwards(arrived, Uri::from(path), Version::HTTP_11);
     // Nothing of the mesh goes out.
     request.headers_mut().insert(HOST, authority);
-    if let Some(protocol) = &classified.upgrade {
-        switch(&mut request, protocol, classified);
+    match &classified.upgrade {
+        Some(protocol) => switch(&mut request, protocol, classified),
+        None => frame(&mut request),
     }
     let response = sender.send_request(request).await.map_err(broken)?;
     Ok((response, None, None))

@@ -6,6 +6,7 @@ pub(crate) mod content;
 pub(crate) mod headers;
 pub(crate) mod held;
 pub(crate) mod json;
+mod members;
 pub(crate) mod path;
 pub(crate) mod protocol;
 mod target;
@@ -18,6 +19,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use aip_api::AgentName;
 use aip_api::id::HopId;
+use aip_api::resource::AgentProtocol;
 use aip_policy::{Direction, TraceFacts};
 use aip_runtime::svid::Svid;
 use aip_runtime::unix_now;
@@ -95,7 +97,7 @@ pub(crate) async fn classify(arrived: &mut Arrived) -> Result<Classified, Refuse
         From::Peer(peer) => inbound(arrived, peer).await?,
         From::Agent | From::Tunnel(_) => outbound(arrived).await?,
     };
-    clean(arrived);
+    clean(arrived)?;
     let now = unix_now();
     let (pair, end, connection) = ends(arrived, &meant, &own, now).await?;
     arrived.record.ends = Ends::Pair(pair.clone());
@@ -181,11 +183,15 @@ fn carrier(headers: &HeaderMap, upgrade: Option<&HeaderValue>) -> &'static str {
     }
 }
 
-fn clean(arrived: &mut Arrived) {
+fn clean(arrived: &mut Arrived) -> Result<(), Refused> {
     let direction = arrived.record.direction;
     headers::remove_ours(&mut arrived.head.headers);
     headers::end_hop(&mut arrived.head.headers);
     headers::end_proxy(&mut arrived.head.headers, direction);
+    if headers::one_length(&mut arrived.head.headers) {
+        return Ok(());
+    }
+    Err(Refusal::InvalidContent.because("Content-Length stands twice, and differs"))
 }
 
 /// What nobody may send, whatever policy says; and what a peer says of its own way here goes.
@@ -196,7 +202,14 @@ fn check_head(arrived: &mut Arrived, pair: &Pair, end: &End) -> Result<(), Refus
         End::Outside(..) => None,
     };
     let ambiguous_allowed = destination.is_some_and(|agent| agent.allow_ambiguous_paths);
+    let http1 = destination.is_some_and(|agent| agent.protocol == AgentProtocol::Http1);
     let head = &mut arrived.head;
+    if !head.uri.path().starts_with('/') && head.method != Method::OPTIONS {
+        return Err(Refusal::UnsupportedTarget.because("`*` is for OPTIONS"));
+    }
+    if http1 && content::is_grpc(&head.headers) {
+        return Err(Refusal::InvalidContent.because("this agent speaks HTTP/1.1, and gRPC is HTTP/2"));
+    }
     if let Err(why) = path::check(head.uri.path())
         && !ambiguous_allowed
     {

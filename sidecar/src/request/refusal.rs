@@ -111,6 +111,9 @@ refusals! {
         "the path has dot segments, empty segments, ';', '\\', NUL, or encoded slashes, dots or percent signs");
     /// A transfer coding that we would have to undo.
     TransferCoding = ("transfer_coding", 400, Caller, false, "the only transfer coding that is understood is chunked");
+    /// A body that two readers take for two things.
+    InvalidContent = ("invalid_content", 400, Caller, false,
+        "Content-Type or Content-Length is contradicted: by another line, by the body, or by what the agent speaks");
     /// A header that makes servers see another method or URL than policy did.
     OverrideHeader = ("override_header", 400, Caller, false, "headers that override the method or the URL are refused");
     /// The mesh's own headers are missing or malformed.

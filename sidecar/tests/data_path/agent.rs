@@ -164,12 +164,17 @@ fn plain(path: &str, shared: &Arc<Shared>, body: Bytes) -> Response<Body> {
         "/trailers" => {
             let mut trailers = HeaderMap::new();
             trailers.insert("x-checksum", "abc".parse().unwrap());
-            trailers.insert("x-aip-decision", "forged".parse().unwrap());
+            for forged in ["x-aip-decision", "x-forwarded-for", "x_http_method_override"] {
+                trailers.insert(forged, "forged".parse().unwrap());
+            }
             let frames = [
                 Ok(Frame::data(Bytes::from("with trailers"))),
                 Ok(Frame::trailers(trailers)),
             ];
-            let response = Response::builder().header("trailer", "x-checksum, x-aip-decision");
+            let response = Response::builder().header(
+                "trailer",
+                "x-checksum, x-aip-decision, x-forwarded-for, x_http_method_override",
+            );
             response
                 .body(StreamBody::new(stream::iter(frames)).boxed_unsync())
                 .unwrap()

@@ -120,7 +120,14 @@ async fn verdicts_and_obligations_of_later_versions_are_refused_honestly() {
 async fn paths_headers_and_hosts_that_are_read_differently_are_refused() {
     let agent = Agent::start().await;
     let pair = Pair::start(agent.address).await;
-    for path in ["/a/../b", "/a//b", "/a%2fb", "/a;b", "/a%252fb"] {
+    for path in [
+        "/a/../b",
+        "/a//b",
+        "/a%2fb",
+        "/a;b",
+        "/a%252fb",
+        "/a/%25%32%65%25%32%65/admin",
+    ] {
         let text = format!(
             "GET http://ledger.aip.internal{path} HTTP/1.1\r\nhost: ledger.aip.internal\r\nconnection: close\r\n\r\n"
         );
@@ -139,6 +146,14 @@ async fn paths_headers_and_hosts_that_are_read_differently_are_refused() {
         ("", "invalid_host"),
         (
             "host: ledger.aip.internal\r\nX-HTTP-Method-Override: DELETE\r\n",
+            "override_header",
+        ),
+        (
+            "host: ledger.aip.internal\r\nX_HTTP_Method_Override: DELETE\r\n",
+            "override_header",
+        ),
+        (
+            "host: ledger.aip.internal\r\nX_Original_URL: /admin\r\n",
             "override_header",
         ),
         ("host: x.y.aip.internal\r\n", "unknown_agent"),
@@ -166,6 +181,39 @@ async fn paths_headers_and_hosts_that_are_read_differently_are_refused() {
         side.push(|world| world.agent("ledger").allow_ambiguous_paths = true);
     }
     assert_eq!(send(pair.caller.outbound, get("/a;b//c")).await.status, StatusCode::OK);
+}
+
+/// `*` stands for the server, and only OPTIONS asks for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_without_a_path_is_refused() {
+    let agent = Agent::start().await;
+    let pair = Pair::start(agent.address).await;
+    let asked = |method: &str| format!("{method} * HTTP/1.1\r\nhost: ledger.aip.internal\r\nconnection: close\r\n\r\n");
+    for method in ["GET", "POST", "DELETE"] {
+        let answer = raw(pair.caller.outbound, asked(method).as_bytes(), "").await;
+        assert!(
+            answer.starts_with("HTTP/1.1 400") && answer.contains("unsupported_target"),
+            "{answer}"
+        );
+    }
+    assert!(agent.seen().is_empty());
+    let answer = raw(pair.caller.outbound, asked("OPTIONS").as_bytes(), "").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_length_that_stands_twice_goes_on_once() {
+    let agent = Agent::start().await;
+    let pair = Pair::start(agent.address).await;
+    let text = "POST /x HTTP/1.1\r\nhost: ledger.aip.internal\r\ncontent-length: 2\r\ncontent-length: 2\r\n\
+                connection: close\r\n\r\nhi";
+    let answer = raw(pair.caller.outbound, text.as_bytes(), "").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let seen = agent.only();
+    assert_eq!(
+        (seen.headers.get_all("content-length").iter().count(), &seen.body[..]),
+        (1, &b"hi"[..])
+    );
 }
 
 /// Chunks beside a length: one message in, one message out, framed once.

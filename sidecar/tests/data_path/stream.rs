@@ -70,6 +70,14 @@ async fn both_directions_are_live_at_once() {
     );
 }
 
+/// Trailers of which one is the caller's to send.
+const FORGED: &str = "x-sum, x-aip-forged, x-forwarded-for, x_forwarded_for, x_http_method_override, x-original-url";
+
+fn forged() -> HeaderMap {
+    let name = |name: &str| name.parse::<http::HeaderName>().unwrap();
+    FORGED.split(", ").map(|n| (name(n), "1".parse().unwrap())).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn trailers_pass_both_ways() {
     let agent = Agent::start().await;
@@ -77,15 +85,12 @@ async fn trailers_pass_both_ways() {
     let (frames, body) = channel();
     let request = to_ledger("POST", "/trailers")
         .header("te", "trailers")
-        .header("trailer", "x-sum, x-aip-forged")
+        .header("trailer", FORGED)
         .body(body)
         .unwrap();
     let sending = tokio::spawn(async move {
         frames.send(Frame::data(Bytes::from("body"))).await.unwrap();
-        let mut trailers = HeaderMap::new();
-        trailers.insert("x-sum", "1".parse().unwrap());
-        trailers.insert("x-aip-forged", "1".parse().unwrap());
-        frames.send(Frame::trailers(trailers)).await.unwrap();
+        frames.send(Frame::trailers(forged())).await.unwrap();
     });
     let answer = send(pair.caller.outbound, request).await;
     sending.await.unwrap();
@@ -114,15 +119,12 @@ async fn trailers_of_a_body_that_policy_reads_pass_too() {
         let request = to_ledger("POST", "/trailers")
             .header("content-type", "application/json")
             .header("te", "trailers")
-            .header("trailer", "x-sum, x-aip-forged");
+            .header("trailer", FORGED);
         let sending = tokio::spawn(async move {
             if !data.is_empty() {
                 frames.send(Frame::data(Bytes::from_static(data))).await.unwrap();
             }
-            let mut trailers = HeaderMap::new();
-            trailers.insert("x-sum", "1".parse().unwrap());
-            trailers.insert("x-aip-forged", "1".parse().unwrap());
-            frames.send(Frame::trailers(trailers)).await.unwrap();
+            frames.send(Frame::trailers(forged())).await.unwrap();
         });
         let answer = match over_http2 {
             false => send(pair.caller.outbound, request.body(body).unwrap()).await,
@@ -298,7 +300,7 @@ async fn http2_trailers_and_empty_bodies_of_grpc_pass() {
     let request = Request::post("http://ledger.aip.internal/trailers")
         .header("content-type", "application/grpc")
         .header("te", "trailers")
-        .body(Full::new(Bytes::from("x")))
+        .body(Full::new(Bytes::from("\0\0\0\0\x01x")))
         .unwrap();
     let answer = collect(begin_h2(pair.caller.outbound, request).await).await;
     assert_eq!(answer.trailers.expect("trailers")["x-checksum"], "abc");

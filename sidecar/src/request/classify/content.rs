@@ -149,7 +149,11 @@ fn unreadable(headers: &HeaderMap, declares_json: bool) -> Option<&'static str> 
 /// asked about what nobody knows.
 pub(crate) async fn read(arrived: &mut Arrived) -> Result<Read, Refused> {
     let headers = &arrived.head.headers;
+    if headers.get_all(CONTENT_TYPE).iter().count() > 1 {
+        return Err(Refusal::InvalidContent.because("Content-Type stands more than once"));
+    }
     if is_grpc(headers) {
+        // Held to what it says when it goes on.
         return Ok(Read::nothing());
     }
     let declares_json = headers.contains_key(CONTENT_TYPE) && may_be_json(headers);
@@ -188,16 +192,59 @@ pub(crate) async fn read(arrived: &mut Arrived) -> Result<Read, Refused> {
     }
 }
 
-/// Whether the body begins as JSON does in an encoding that lenient readers detect: a byte order mark, or the zero bytes
-/// of UTF-16 and UTF-32 before a brace, a bracket or a blank (RFC 4627 section 3). A beginning that is cut short counts.
-fn in_another_encoding(data: &[u8]) -> bool {
-    let marks: [&[u8]; 4] = [b"\xef\xbb\xbf", b"\xfe\xff", b"\xff\xfe", b"\x00\x00"];
+/// What lenient readers take for blanks, beside those of JSON: control characters, and Unicode's in UTF-8 and Latin-1.
+const BLANKS: [&[u8]; 10] = [
+    b"\x0b",
+    b"\x85",
+    b"\xa0",
+    b"\xc2\x85",
+    b"\xc2\xa0",
+    b"\xe1\x9a\x80",
+    b"\xe1\xa0\x8e",
+    b"\xe3\x80\x80",
+    b"\xef\xbb\xbf",
+    b"\x7f",
+];
+
+/// Whether the body begins as JSON does for lenient readers: with a byte order mark, or the zero bytes of UTF-16 and
+/// UTF-32 before a brace, a bracket or a blank (RFC 4627 section 3); with blanks that are none of JSON's, a comment, or
+/// `)]}'`, with which servers keep scripts from reading theirs. A beginning that is cut short counts.
+fn may_begin_json(data: &[u8]) -> bool {
+    const MARKS: [&[u8]; 7] = [
+        b"\xef\xbb\xbf",
+        b"\xfe\xff",
+        b"\xff\xfe",
+        b"\x00\x00",
+        b"/*",
+        b"//",
+        b")]}",
+    ];
     let start = data.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(0);
-    let data = &data[start..];
-    let wide = matches!(data, [0, b'{' | b'[' | b' ' | b'\t' | b'\r' | b'\n', ..]);
-    wide || marks
-        .iter()
-        .any(|mark| data.starts_with(mark) || mark.starts_with(data))
+    let mut data = &data[start..];
+    loop {
+        let wide = matches!(data, [0, b'{' | b'[' | b' ' | b'\t' | b'\r' | b'\n', ..]);
+        let marked = || {
+            MARKS
+                .iter()
+                .any(|mark| data.starts_with(mark) || mark.starts_with(data))
+        };
+        if wide || matches!(data, [] | [b'{' | b'[', ..]) || marked() {
+            return true;
+        }
+        data = match data {
+            [0x01..=0x20, rest @ ..] => rest,
+            // General punctuation: blanks of all widths, and what has none.
+            [0xe2, 0x80 | 0x81, _, rest @ ..] => rest,
+            [0xe2] | [0xe2, 0x80 | 0x81] => return true,
+            _ => match BLANKS
+                .iter()
+                .find(|blank| data.starts_with(blank) || blank.starts_with(data))
+            {
+                Some(blank) => data.get(blank.len()..).unwrap_or_default(),
+                None => return false,
+            },
+        };
+    }
 }
 
 /// How a body came.
@@ -231,7 +278,7 @@ async fn hold(mut incoming: Incoming, declares_json: bool, mut held: Held) -> Re
         if !looks_like_json && let Some(first) = data.iter().find(|b| !b.is_ascii_whitespace()) {
             looks_like_json = matches!(first, b'{' | b'[');
             if !looks_like_json {
-                let unread = in_another_encoding(&data).then_some("body_encoding");
+                let unread = may_begin_json(&data).then_some("body_encoding");
                 let read = match bytes.is_empty() {
                     true => data,
                     false => extended(bytes, &data, &mut held)?.into(),
@@ -266,4 +313,42 @@ fn extended(mut bytes: Vec<u8>, data: &[u8], held: &mut Held) -> Result<Vec<u8>,
     bytes.extend_from_slice(data);
     held.body(bytes.capacity())?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lenient_readers_skip_hides_no_json() {
+        for text in [
+            "\u{b}{\"a\":1}",
+            "\u{a0}{}",
+            " \n\u{a0}\u{2003}\u{feff}[1]",
+            "\u{1f} {}",
+            "/*x*/{}",
+            "// x\n{}",
+            ")]}'\n{}",
+            "\u{b}",
+            "\u{3000}{",
+        ] {
+            assert!(may_begin_json(text.as_bytes()), "{text:?}");
+        }
+        for bytes in [&b"\xc2"[..], b"\xe2\x80", b"\xa0{", b"\x00{", b"\xff\xfe{", b"/", b")"] {
+            assert!(may_begin_json(bytes), "{bytes:?}");
+        }
+        for bytes in [
+            &b"hello {}"[..],
+            b"/a/path",
+            b"# Title",
+            b"\x1f\x8b\x08\x00",
+            b"\x89PNG",
+            b"\xff\xd8\xff\xe0",
+            b"PK\x03\x04",
+            "\u{201c}hello\u{201d}".as_bytes(),
+            b"--boundary",
+        ] {
+            assert!(!may_begin_json(bytes), "{bytes:?}");
+        }
+    }
 }

@@ -2,8 +2,8 @@
 
 use aip_policy::Direction;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING,
-    UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, COOKIE, EXPECT, HOST,
+    HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderValue};
 
@@ -41,9 +41,43 @@ const ORIGINS: [&str; 8] = [
 ];
 const FORWARDED_FAMILY: &[u8] = b"x-forwarded";
 
-/// A header that overrides method or URL, if there is one.
+/// What trailers are never: framing, routing, credentials and what says how to read the content (RFC 9110 section
+/// 6.5.1). Some servers merge them into the head.
+const NOT_IN_TRAILERS: [HeaderName; 13] = [
+    AUTHORIZATION,
+    CONNECTION,
+    CONTENT_ENCODING,
+    CONTENT_LENGTH,
+    CONTENT_RANGE,
+    CONTENT_TYPE,
+    COOKIE,
+    EXPECT,
+    HOST,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    SET_COOKIE,
+    TRAILER,
+];
+
+/// A header that overrides method or URL, if there is one, however it is spelled: servers fold `_` to `-` (CGI, WSGI).
 pub(crate) fn overriding(headers: &HeaderMap) -> Option<&'static str> {
-    OVERRIDES.into_iter().find(|name| headers.contains_key(*name))
+    headers.keys().find_map(overrides)
+}
+
+fn overrides(name: &HeaderName) -> Option<&'static str> {
+    let bytes = name.as_str().as_bytes();
+    if bytes.first() != Some(&b'x') {
+        return None;
+    }
+    OVERRIDES
+        .into_iter()
+        .find(|known| bytes.len() == known.len() && folds_to(bytes, known.as_bytes()))
+}
+
+/// Whether `name` begins as `known`, with `_` for `-` or not.
+fn folds_to(name: &[u8], known: &[u8]) -> bool {
+    let fold = |b: &u8| if *b == b'_' { b'-' } else { *b };
+    name.len() >= known.len() && name.iter().zip(known).all(|(b, k)| fold(b) == *k)
 }
 
 /// Whether the name is the mesh's, however it is spelled: servers fold `_` to `-` (CGI, WSGI).
@@ -55,13 +89,33 @@ pub(crate) fn is_ours(name: &HeaderName) -> bool {
 
 /// Removes every header that folds to `x-aip-*`.
 pub(crate) fn remove_ours(headers: &mut HeaderMap) {
-    if !headers.keys().any(is_ours) {
+    remove(headers, is_ours);
+}
+
+fn remove(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
+    if !headers.keys().any(&goes) {
         return;
     }
-    let ours: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name)).cloned().collect();
-    for name in ours {
+    let going: Vec<HeaderName> = headers.keys().filter(|name| goes(name)).cloned().collect();
+    for name in going {
         headers.remove(name);
     }
+}
+
+/// What of trailers goes on: nothing that the head would not have been let through with, and nothing that belongs there
+/// alone.
+pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
+    let dashed = |name: &HeaderName, known: &HeaderName| {
+        let (name, known) = (name.as_str().as_bytes(), known.as_str().as_bytes());
+        name.len() == known.len() && folds_to(name, known)
+    };
+    remove(trailers, |name| {
+        let belongs_to_head = NOT_IN_TRAILERS
+            .iter()
+            .chain(&HOP_BY_HOP)
+            .any(|known| dashed(name, known));
+        belongs_to_head || is_ours(name) || is_origin(name) || overrides(name).is_some()
+    });
 }
 
 /// Whether the name says where a request came from, however it is spelled.
@@ -70,28 +124,31 @@ fn is_origin(name: &HeaderName) -> bool {
     if !matches!(bytes.first(), Some(b'x' | b'f' | b't' | b'c')) {
         return false;
     }
-    let folds_to = |known: &[u8]| {
-        let fold = |b: &u8| if *b == b'_' { b'-' } else { *b };
-        bytes.len() >= known.len() && bytes.iter().zip(known).all(|(b, k)| fold(b) == *k)
-    };
-    let family = folds_to(FORWARDED_FAMILY) && matches!(bytes.get(FORWARDED_FAMILY.len()), None | Some(b'-' | b'_'));
+    let family =
+        folds_to(bytes, FORWARDED_FAMILY) && matches!(bytes.get(FORWARDED_FAMILY.len()), None | Some(b'-' | b'_'));
     family
         || ORIGINS
             .iter()
-            .any(|known| bytes.len() == known.len() && folds_to(known.as_bytes()))
+            .any(|known| bytes.len() == known.len() && folds_to(bytes, known.as_bytes()))
 }
 
 /// Removes what a peer says of a request's way before it. Servers believe their own machine in this (uvicorn takes
 /// address and scheme from `X-Forwarded-*` of 127.0.0.1 by default), and to the agent every call comes from there. Who
 /// calls is in `x-aip-source`.
 pub(crate) fn remove_origins(headers: &mut HeaderMap) {
-    if !headers.keys().any(is_origin) {
-        return;
-    }
-    let said: Vec<HeaderName> = headers.keys().filter(|name| is_origin(name)).cloned().collect();
-    for name in said {
-        headers.remove(name);
-    }
+    remove(headers, is_origin);
+}
+
+/// Leaves one line of a length that stands more than once. Whether they all are the same.
+pub(crate) fn one_length(headers: &mut HeaderMap) -> bool {
+    let mut all = headers.get_all(CONTENT_LENGTH).iter();
+    let (Some(first), Some(_)) = (all.next(), all.next()) else {
+        return true;
+    };
+    let first = first.clone();
+    let same = headers.get_all(CONTENT_LENGTH).iter().all(|length| *length == first);
+    headers.insert(CONTENT_LENGTH, first);
+    same
 }
 
 /// A transfer coding other than chunked: the parser undoes chunks only, so the rest would lose its name on the way.
@@ -137,11 +194,14 @@ pub(crate) fn end_proxy(headers: &mut HeaderMap, direction: Direction) {
     headers.remove(PROXY_AUTHENTICATE);
 }
 
-/// Bytes of names and values.
+/// Bytes that a header takes beside its name and value: its place in the table, which is half empty, and the index.
+const ENTRY: usize = 128;
+
+/// Bytes of memory that they take.
 pub(crate) fn size(headers: &HeaderMap) -> usize {
     headers
         .iter()
-        .map(|(name, value)| name.as_str().len() + value.len())
+        .map(|(name, value)| ENTRY + name.as_str().len() + value.len())
         .sum()
 }
 
@@ -214,6 +274,55 @@ mod tests {
         ] {
             assert!(!is_origin(&name.parse().unwrap()), "{name}");
         }
+    }
+
+    #[test]
+    fn overrides_are_known_in_every_spelling() {
+        for name in [
+            "X-HTTP-Method-Override",
+            "X_HTTP_Method_Override",
+            "x_original-url",
+            "X-Rewrite_URL",
+        ] {
+            assert!(overriding(&map(&[("accept", "*/*"), (name, "x")])).is_some(), "{name}");
+        }
+        assert!(overriding(&map(&[("x-http-methods", "x"), ("x-original-urls", "x")])).is_none());
+    }
+
+    #[test]
+    fn trailers_have_nothing_that_is_the_head_s() {
+        let mut trailers = map(&[
+            ("x-checksum", "1"),
+            ("grpc-status", "0"),
+            ("x-aip-source", "a"),
+            ("X_Forwarded_For", "a"),
+            ("x-real-ip", "a"),
+            ("x_http_method_override", "a"),
+            ("authorization", "a"),
+            ("cookie", "a"),
+            ("set-cookie", "a"),
+            ("host", "a"),
+            ("content-length", "9"),
+            ("content_length", "9"),
+            ("content-type", "a"),
+            ("transfer-encoding", "chunked"),
+            ("connection", "close"),
+            ("te", "trailers"),
+        ]);
+        clean_trailers(&mut trailers);
+        assert_eq!(trailers, map(&[("x-checksum", "1"), ("grpc-status", "0")]));
+    }
+
+    #[test]
+    fn a_length_stands_once() {
+        let mut twice = map(&[("content-length", "3"), ("content-length", "3")]);
+        assert!(one_length(&mut twice));
+        assert_eq!(twice, map(&[("content-length", "3")]));
+        assert!(!one_length(&mut map(&[
+            ("content-length", "3"),
+            ("content-length", "4")
+        ])));
+        assert!(one_length(&mut map(&[("content-length", "3")])) && one_length(&mut map(&[])));
     }
 
     #[test]

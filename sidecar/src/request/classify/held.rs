@@ -47,7 +47,12 @@ impl Held {
     /// The peer, or this sidecar, holds as much as it may. What was taken is given back with the rest.
     pub(crate) fn waiting(arrived: &Arrived) -> Result<Self, Refused> {
         let mut held = Self::nothing(arrived);
-        held.head = headers::size(&arrived.head.headers) + arrived.head.uri.path().len();
+        let target = arrived
+            .head
+            .uri
+            .path_and_query()
+            .map_or(0, |target| target.as_str().len());
+        held.head = headers::size(&arrived.head.headers) + target;
         held.take(held.head + WAITING_REQUEST)?;
         Ok(held)
     }

@@ -4,12 +4,14 @@
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::response::Parts;
+use http_body::Body as HttpBody;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::Value;
+use tokio::time::{Instant, timeout_at};
 
 use crate::proxy::Proxy;
-use crate::proxy::limits::MAX_CARD;
+use crate::proxy::limits::{CARD_READ_TIMEOUT, MAX_CARD};
 use crate::request::body::Body;
 
 /// Where cards are (A2A 1.0 section 8.2, and 0.2).
@@ -81,19 +83,44 @@ enum Read {
 }
 
 async fn read(mut incoming: Incoming) -> Read {
+    let (bytes, came) = gather(&mut incoming).await;
+    match came {
+        Came::Whole => match serde_json::from_slice(&bytes) {
+            Ok(card) => Read::Card(bytes, card),
+            Err(_) => Read::Other(Body::whole(bytes)),
+        },
+        // As it comes: whoever waits for it has a deadline of its own.
+        Came::Part => Read::Other(Body::rest(bytes, None, incoming)),
+        Came::Broken(error) => Read::Other(Body::broken(error, incoming)),
+    }
+}
+
+/// How a body came.
+enum Came<E> {
+    Whole,
+    /// Too much of it, or too slowly.
+    Part,
+    Broken(E),
+}
+
+/// What comes of a body within [`MAX_CARD`] and [`CARD_READ_TIMEOUT`].
+async fn gather<B: HttpBody<Data = Bytes> + Unpin>(incoming: &mut B) -> (Bytes, Came<B::Error>) {
     let mut bytes = Vec::new();
-    while let Some(Ok(frame)) = incoming.frame().await {
+    let deadline = Instant::now() + CARD_READ_TIMEOUT;
+    let came = loop {
+        let frame = match timeout_at(deadline, incoming.frame()).await {
+            Err(_) => break Came::Part,
+            Ok(None) => break Came::Whole,
+            Ok(Some(Err(error))) => break Came::Broken(error),
+            Ok(Some(Ok(frame))) => frame,
+        };
         let Ok(data) = frame.into_data() else { continue };
         bytes.extend_from_slice(&data);
         if bytes.len() > MAX_CARD {
-            return Read::Other(Body::rest(bytes.into(), None, incoming));
+            break Came::Part;
         }
-    }
-    let bytes = Bytes::from(bytes);
-    match serde_json::from_slice(&bytes) {
-        Ok(card) => Read::Card(bytes, card),
-        Err(_) => Read::Other(Body::whole(bytes)),
-    }
+    };
+    (bytes.into(), came)
 }
 
 /// At the callee: the card with the mesh's addresses, unless it is signed.
@@ -187,5 +214,36 @@ mod tests {
             "http://researcher.aip.internal/rpc"
         );
         assert_eq!(card["supportedInterfaces"][1]["url"], "https://example.com");
+    }
+
+    /// An agent that begins a card and doesn't end it: what came goes on, and the rest when it comes.
+    #[tokio::test(start_paused = true)]
+    async fn a_card_that_does_not_end_is_not_waited_for() {
+        use futures_util::{StreamExt as _, stream};
+        use http_body::Frame;
+        use http_body_util::StreamBody;
+        let begun = Instant::now();
+        let first = stream::once(async { Ok::<_, std::io::Error>(Frame::data(Bytes::from("{\"name\":"))) });
+        // A byte a second, so that it is never silent for long.
+        let drip = stream::unfold((), |()| async {
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            Some((Ok(Frame::data(Bytes::from(" "))), ()))
+        });
+        let mut body = StreamBody::new(first.chain(drip).boxed());
+        let (bytes, came) = gather(&mut body).await;
+        assert!(matches!(came, Came::Part) && bytes.starts_with(b"{\"name\":"));
+        assert_eq!(begun.elapsed().as_secs(), CARD_READ_TIMEOUT.as_secs());
+
+        let broken = stream::iter([
+            Ok(Frame::data(Bytes::from("{}"))),
+            Err(std::io::Error::other("it broke")),
+        ]);
+        let (_, came) = gather(&mut StreamBody::new(broken)).await;
+        assert!(matches!(came, Came::Broken(_)), "what ended early is not whole");
+        let large = stream::iter([Ok::<_, std::io::Error>(Frame::data(Bytes::from(vec![
+            b' ';
+            MAX_CARD + 1
+        ])))]);
+        assert!(matches!(gather(&mut StreamBody::new(large)).await.1, Came::Part));
     }
 }
