@@ -162,7 +162,8 @@ async fn who_shows_no_secret_is_not_waited_for() {
         .sidecar_with("one", Agent::start().address, dir.path(), &flags)
         .await;
     let shown = STANDARD.encode(format!("aip:{secret}"));
-    let request = format!("GET {URL} HTTP/1.1\r\nhost: nobody\r\nproxy-authorization: Basic {shown}\r\n\r\n");
+    let request =
+        format!("GET {URL} HTTP/1.1\r\nhost: nobody.aip.internal\r\nproxy-authorization: Basic {shown}\r\n\r\n");
     let mut agent = TcpStream::connect(sidecar.outbound).await.unwrap();
     agent.write_all(request.as_bytes()).await.unwrap();
     let told = |answer: &[u8]| answer.windows(13).any(|w| w == b"unknown_agent");
