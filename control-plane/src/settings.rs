@@ -9,7 +9,7 @@ use aip_api::name::DEFAULT_TRUST_DOMAIN;
 use aip_api::problem::FieldError;
 use aip_api::resource::MeshMode;
 use aip_runtime::settings::{self, Said, SettingsError, Text, parsed};
-use aip_runtime::telemetry::LogFormat;
+use aip_runtime::telemetry::{self, LogFormat};
 use clap::Parser;
 use serde::Deserialize;
 
@@ -61,7 +61,7 @@ pub struct Flags {
     pub log_format: Option<Text>,
     /// What is logged, as `tracing` filter [default: info]
     #[arg(long, value_name = "FILTER", env = "AIP_LOG")]
-    pub log: Option<String>,
+    pub log: Option<Text>,
 }
 
 /// Settings that were checked.
@@ -164,6 +164,8 @@ impl Flags {
         let admin_listen = address(found, "admin_listen", self.admin_listen, ADMIN_LISTEN);
         let read = |text: &str| text.parse().ok();
         let log_format = parsed(found, "log_format", self.log_format.as_ref(), "json or text", read);
+        let read_filter = |text: &str| telemetry::is_filter(text).then(|| text.to_owned());
+        let log = parsed(found, "log", self.log.as_ref(), telemetry::A_FILTER, read_filter);
         if self.data.is_none() {
             let message = "is missing: name the data directory with --data, AIP_DATA or `data` in the file";
             found.push(FieldError::new("data", message));
@@ -177,7 +179,7 @@ impl Flags {
             admin_socket: self.admin_socket,
             key_file: self.key_file,
             log_format: log_format.unwrap_or_default(),
-            log: self.log.unwrap_or_else(|| "info".into()),
+            log: log.unwrap_or_else(|| "info".into()),
             program: std::env::current_exe().unwrap_or_default(),
             lease_grace: LEASE_GRACE,
             limits: Limits::default(),

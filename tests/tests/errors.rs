@@ -252,7 +252,15 @@ async fn mistakes_in_flags_and_variables_are_reported_at_once_by_their_names() {
         "--inbound",
         "z",
     ]);
-    sidecar.args(["--agent-uid", "root", "--keys", "golden", "--proxy-open=maybe"]);
+    sidecar.args([
+        "--agent-uid",
+        "root",
+        "--keys",
+        "golden",
+        "--proxy-open=maybe",
+        "--log",
+        "info,x=loud",
+    ]);
     sidecar
         .env("AIP_SIDECAR_WORKERS", "many")
         .env("AIP_SIDECAR_LOG_FORMAT", "loud");
@@ -273,6 +281,7 @@ async fn mistakes_in_flags_and_variables_are_reported_at_once_by_their_names() {
                 "--keys: \"golden\" is not sealed or memory",
                 "--proxy-open: \"maybe\" is not true or false",
                 "AIP_SIDECAR_WORKERS: \"many\" is not a whole number from 1 to 64",
+                "--log: \"info,x=loud\" is not a log filter",
                 "AIP_SIDECAR_LOG_FORMAT: \"loud\" is not json or text",
                 "data: is missing: give --data, AIP_SIDECAR_DATA, or data in the file",
             ],

@@ -29,6 +29,14 @@ impl std::str::FromStr for LogFormat {
     }
 }
 
+/// Whether `text` is a filter that [`init_logs`] takes.
+pub fn is_filter(text: &str) -> bool {
+    EnvFilter::try_new(text).is_ok()
+}
+
+/// What a filter is, for who wrote none.
+pub const A_FILTER: &str = "a log filter: a level, or levels by module as in info,aip_sidecar=debug";
+
 /// Sends log lines to standard error. `filter` is a `tracing` filter such as `info` or `aip_sidecar=debug,info`.
 /// A second call in one process changes nothing (tests run several meshes in one).
 pub fn init_logs(format: LogFormat, filter: &str) {

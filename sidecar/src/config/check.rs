@@ -10,6 +10,7 @@ use aip_api::AgentName;
 use aip_api::evidence::Enforcement;
 use aip_api::problem::FieldError;
 use aip_runtime::settings::{Text, parsed};
+use aip_runtime::telemetry;
 
 use super::{Access, Config, Flags, Measured};
 
@@ -48,6 +49,8 @@ impl Flags {
         let bounds = 0..=MAX_DRAIN_SECONDS;
         let drain_seconds = bounded(errors, "drain_seconds", seconds, DEFAULT_DRAIN_SECONDS, bounds);
         let log_format = parsed(errors, "log_format", self.log_format.as_ref(), "json or text", read);
+        let read_filter = |text: &str| telemetry::is_filter(text).then(|| text.to_owned());
+        let log = parsed(errors, "log", self.log.as_ref(), telemetry::A_FILTER, read_filter);
         let data = required(errors, "data", self.data.clone());
         let runtime_dir = self.runtime_dir.clone();
         let runtime_dir = runtime_dir.or_else(|| data.as_ref().map(|data| data.join("runtime")));
@@ -71,7 +74,7 @@ impl Flags {
             workers,
             drain_seconds,
             log_format: log_format.unwrap_or_default(),
-            log: self.log.unwrap_or_else(|| "info".into()),
+            log: log.unwrap_or_else(|| "info".into()),
         })
     }
 

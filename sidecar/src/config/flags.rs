@@ -103,7 +103,7 @@ pub struct Flags {
     pub log_format: Option<Text>,
     /// Log filter, as in RUST_LOG
     #[arg(long, env = "AIP_SIDECAR_LOG")]
-    pub log: Option<String>,
+    pub log: Option<Text>,
 }
 
 impl Flags {

@@ -44,7 +44,7 @@ impl<'de> Deserialize<'de> for Text {
 
 struct OneValue;
 
-impl Visitor<'_> for OneValue {
+impl<'de> Visitor<'de> for OneValue {
     type Value = Text;
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("one value")
@@ -60,6 +60,9 @@ impl Visitor<'_> for OneValue {
     }
     fn visit_i64<E: de::Error>(self, value: i64) -> Result<Text, E> {
         Ok(Text(value.to_string()))
+    }
+    fn visit_enum<A: de::EnumAccess<'de>>(self, _: A) -> Result<Text, A::Error> {
+        Err(de::Error::custom("a tag (`!…`) stands before it; expected one value"))
     }
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Text, E> {
         Ok(Text(value.to_string()))
@@ -191,7 +194,7 @@ mod tests {
         ] {
             assert_eq!(serde_yaml::from_str::<Text>(yaml).unwrap(), Text::from(text));
         }
-        for no_value in ["[1]", "{a: b}"] {
+        for no_value in ["[1]", "{a: b}", "!tag a"] {
             let error = serde_yaml::from_str::<Text>(no_value).unwrap_err().to_string();
             assert!(error.contains("expected one value"), "{error}");
         }
