@@ -190,7 +190,12 @@ pub(crate) fn decision(
 /// Why an open request must not go on in this version of the world, if it must not.
 pub(crate) fn recheck(proxy: &Proxy, snapshot: &Arc<Snapshot>, exchange: &Exchange) -> Option<Cut> {
     let decided = exchange.decided()?;
-    if let Some(cut) = exchange.live().and_then(|live| live.is_cut()) {
+    // What was revoked is cut in a moment; until then nothing goes on.
+    let revoked = |live: &Live| proxy.trust.load().revoked(&live.peer).map(Cut::of_revocation);
+    if let Some(cut) = exchange
+        .live()
+        .and_then(|live| live.is_cut().or_else(|| revoked(&live)))
+    {
         return Some(cut);
     }
     if decided

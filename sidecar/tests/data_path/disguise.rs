@@ -223,6 +223,9 @@ async fn a_call_is_not_hidden_by_how_its_keys_are_written() {
     }
 }
 
+/// Names of headers, and their values.
+type Lines = &'static [(&'static str, &'static str)];
+
 /// A caller adds any header it likes.
 #[tokio::test(flavor = "multi_thread")]
 async fn headers_don_t_turn_a2a_into_mcp() {
@@ -236,7 +239,7 @@ async fn headers_don_t_turn_a2a_into_mcp() {
             .fold(request, |request, (name, value)| request.header(*name, *value));
         request.body(Full::new(Bytes::from(body))).unwrap()
     };
-    let cases: [(&str, &[(&str, &str)], &str); 5] = [
+    let cases: [(&str, Lines, &str); 5] = [
         ("message/send", &[], "no_a2a"),
         (
             "message/send",
@@ -262,7 +265,7 @@ async fn headers_don_t_turn_a2a_into_mcp() {
     }
     assert!(agent.seen().is_empty());
     let good = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "good"}}).to_string();
-    let named: [&[(&str, &str)]; 3] = [
+    let named: [Lines; 3] = [
         &[("mcp-method", "tools/call"), ("mcp-name", "good")],
         &[("mcp-method", "tools/call"), ("mcp-name", "=?base64?Z29vZA==?=")],
         &[("mcp-session-id", "x")],
