@@ -5,6 +5,7 @@ mod check;
 pub(crate) mod diagnostics;
 mod file;
 pub(crate) mod rollout;
+mod told;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,6 +1,7 @@
 //! Admission on this machine: the same pipeline as the control plane's, in a child that may hang or die.
 
 use std::io::{Read as _, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use serde_json::json;
 use super::Check;
 use super::diagnostics::{self, Place};
 use super::file::{self, PolicyFiles};
+use super::told;
 use crate::Globals;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Table};
@@ -46,14 +48,20 @@ pub(super) async fn perform(verb: &Check, globals: &Globals, must_have_tests: bo
             .into());
     }
     let mut table = Table::new(["POLICY", "READS", "CACHE", "INSTRUCTIONS", "TESTS"]);
-    let (mut documents, mut broken) = (Vec::new(), 0_usize);
+    let (mut documents, mut said, mut broken) = (Vec::new(), Vec::new(), 0_usize);
     for file in &modules {
-        let files = PolicyFiles::read(file, None, verb.data.as_deref(), verb.tests.as_deref())?;
-        if must_have_tests && files.source.tests.is_none() {
-            return Err(Failure::new(Exit::Usage, format!("{} has no tests", file.display()))
-                .next("write them beside it as STEM_test.rego, or pass --tests")
-                .into());
-        }
+        let files = match read(verb, file, must_have_tests) {
+            Ok(files) => files,
+            // The others are checked all the same.
+            Err(unusable) => {
+                broken += 1;
+                if !globals.json() {
+                    output::note(unusable.to_string());
+                }
+                documents.push(json!({ "file": file, "error": unusable.to_string() }));
+                continue;
+            }
+        };
         let name = files.source.name.clone();
         match run(&files).await? {
             Ok(admission) => {
@@ -68,6 +76,10 @@ pub(super) async fn perform(verb: &Check, globals: &Globals, must_have_tests: bo
                     admission.instructions.to_string(),
                     admission.tests_passed.to_string(),
                 ]);
+                if !globals.json() {
+                    told::warn(&admission, &Place::of(&files));
+                }
+                said.push(told::of(&name, &admission));
                 documents.push(json!({ "policy": name, "file": file, "admission": admission }));
             }
             Err(diagnostics) => {
@@ -82,7 +94,13 @@ pub(super) async fn perform(verb: &Check, globals: &Globals, must_have_tests: bo
     if globals.json() {
         output::json(&documents);
     } else if broken < modules.len() {
-        output::line(table.render());
+        let table = table.render();
+        output::line(format!(
+            "{}\n\n{}\n{}",
+            table.trim_end(),
+            said.join("\n"),
+            told::COVERED
+        ));
     }
     if broken > 0 {
         let what = format!("{broken} of {} policies would not be admitted", modules.len());
@@ -91,7 +109,16 @@ pub(super) async fn perform(verb: &Check, globals: &Globals, must_have_tests: bo
     Ok(ExitCode::SUCCESS)
 }
 
-/// A handful of fact paths; the whole list is in the JSON.
+fn read(verb: &Check, file: &Path, must_have_tests: bool) -> Result<PolicyFiles, Failure> {
+    let files = PolicyFiles::read(file, None, verb.data.as_deref(), verb.tests.as_deref())?;
+    if must_have_tests && files.source.tests.is_none() {
+        return Err(Failure::new(Exit::Invalid, format!("{} has no tests", file.display()))
+            .next("write them beside it as STEM_test.rego, or pass --tests"));
+    }
+    Ok(files)
+}
+
+/// A handful of fact paths; the whole list is below the table.
 fn shorten(reads: &[String]) -> String {
     const SHOWN: usize = 3;
     match reads.len() {
