@@ -27,6 +27,9 @@ fn usage_mistakes_end_with_2() {
         &["agent", "create", "Not A Name"],
         &["agent", "create"],
         &["agent", "observe", "a", "--for", "0"],
+        &["token", "revoke", ""],
+        &["approvals", "approve", ""],
+        &["up", "--mode", "prod"],
         &["agent", "observe", "a", "--for", "604801"],
         &["agent", "observe", "a", "--for", "999999999999"],
         &["run", "--name", "a"],
@@ -97,7 +100,7 @@ fn the_demos_policies_are_admitted_and_their_tests_pass() {
             .success()
     );
     let untested = aip(home.path(), &["policy", "test", hours.to_str().unwrap()]);
-    assert_eq!(untested.status.code(), Some(2), "{}", said(&untested));
+    assert_eq!(untested.status.code(), Some(6), "{}", said(&untested));
 }
 
 /// A directory, what a shell makes of `*.rego`, and one file: the tests that lie beside run, each policy once.
@@ -130,6 +133,61 @@ fn checking_runs_the_tests_that_lie_beside() {
     for path in [&lonely, home.path()] {
         let output = aip(home.path(), &["policy", "check", path.to_str().unwrap()]);
         assert_eq!(output.status.code(), Some(2), "{path:?}: {}", said(&output));
+    }
+}
+
+/// One file that can't be read, or names no policy, is a mistake of its own: the others are checked.
+#[test]
+fn an_unusable_file_ends_with_6_and_does_not_stop_the_check() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("policies");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("a.rego"), [0xff, 0xfe]).unwrap();
+    std::fs::write(dir.join("b.rego"), "package aip.policy.\n").unwrap();
+    std::fs::write(dir.join("c.rego"), "package aip.policy.c\n\nrules contains {").unwrap();
+    let output = aip(home.path(), &["policy", "check", dir.to_str().unwrap()]);
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(6), "{text}");
+    for part in [
+        "a.rego can't be read",
+        "b.rego names no policy",
+        "c.rego:3",
+        "3 of 3 policies",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    let absent = aip(home.path(), &["policy", "check", "absent.rego"]);
+    assert_eq!(absent.status.code(), Some(6), "{}", said(&absent));
+}
+
+#[test]
+fn every_mistake_of_up_is_said_at_once() {
+    let home = tempfile::tempdir().unwrap();
+    let wrong = [
+        "up",
+        "--mode",
+        "test",
+        "--mesh-listen",
+        "x",
+        "--admin-listen",
+        "y",
+        "--trust-domain",
+        "A B",
+    ];
+    let output = aip(home.path(), &wrong);
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    for flag in ["--mode: ", "--mesh-listen: ", "--admin-listen: ", "--trust-domain: "] {
+        assert!(text.contains(flag), "{text}");
+    }
+    let beside = home.path().join("key");
+    for arguments in [
+        &["up", "--mode", "prod"][..],
+        &["up", "--mode", "prod", "--key-file", beside.to_str().unwrap()],
+    ] {
+        let output = aip(home.path(), arguments);
+        assert!(said(&output).contains("--key-file: "), "{}", said(&output));
+        assert!(!beside.exists());
     }
 }
 
