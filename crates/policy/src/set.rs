@@ -4,6 +4,7 @@ mod ambiguity;
 mod amplification;
 mod assigned;
 mod compile;
+mod definitions;
 mod hoist;
 pub(crate) mod insert;
 mod operands;

@@ -1,7 +1,8 @@
-//! A repair of the compiler's code: `x := …` of nothing doesn't hold.
+//! A repair of the compiler's code: `x := …` of nothing doesn't hold, and a comprehension has no element that is nothing.
 //!
 //! The compiler copies the value and goes on, also where there is none. A rule that allows when `x := input.a` and
 //! `not x == "bad"` would then allow whoever sends no `a`, and one that denies by way of `not helper` would not fire.
+//! `[x.id | some x in xs]` would be as long as `xs`, whoever of them has an `id`.
 
 use std::collections::BTreeMap;
 
@@ -17,8 +18,8 @@ use super::structure::{Open, walk};
 pub(crate) struct Assigned {
     /// Registers to look at behind the instruction that fills them.
     after: Vec<(usize, u8)>,
-    /// Registers to look at before the first instruction of a loop: the machine can't leave a comprehension, but it can
-    /// leave each turn of the loop in it.
+    /// Registers to look at before the first instruction of a loop, or before it yields: the machine can't leave a
+    /// comprehension, but it can leave each turn of the loop in it.
     before: Vec<(usize, u8)>,
     /// Comprehensions that yield without a loop what may be nothing: where they yield.
     pub(crate) unguarded: Vec<usize>,
@@ -60,6 +61,7 @@ pub(crate) fn assignments(program: &Program, rule: usize, code: &[(usize, Instru
         let certain = writers.get(&src).is_some_and(|how| how.times == 1 && how.certain);
         dest != result && !guarded && !certain && writers.get(&dest).is_some_and(|how| how.times == 1)
     };
+    let yields_nothing = |instruction: &Instruction| yielded(instruction).any(|register| !is_value(&writers, register));
     let mut found = Assigned::default();
     // Registers that wait for the loop of the comprehension that is this deep.
     let mut waiting: Vec<(usize, u8)> = Vec::new();
@@ -82,27 +84,65 @@ pub(crate) fn assignments(program: &Program, rule: usize, code: &[(usize, Instru
                     found.before.extend(mine.map(|(_, register)| (first, *register)));
                 }
             }
-            Instruction::ComprehensionYield { .. } if mine.count() > 0 => found.unguarded.push(pc),
+            Instruction::ComprehensionYield { .. } if !in_comprehension => {
+                found.before.extend(yielded(instruction).map(|register| (pc, register)));
+            }
+            Instruction::ComprehensionYield { .. } if mine.count() > 0 || yields_nothing(instruction) => {
+                found.unguarded.push(pc);
+            }
             _ => {}
         }
     });
     found
 }
 
+/// The registers of what a comprehension is given.
+fn yielded(instruction: &Instruction) -> impl Iterator<Item = u8> {
+    let registers = match *instruction {
+        Instruction::ComprehensionYield { value_reg, key_reg } => [Some(value_reg), key_reg],
+        _ => [None, None],
+    };
+    registers.into_iter().flatten()
+}
+
+/// Whether a register holds a value in any case, its own or one that was copied.
+fn is_value(writers: &BTreeMap<u8, Filled>, mut register: u8) -> bool {
+    // A chain of copies is no longer than there are registers; a longer one is a circle.
+    for _ in 0..=writers.len() {
+        match writers.get(&register) {
+            Some(Filled {
+                times: 1,
+                certain: true,
+                ..
+            }) => return true,
+            Some(Filled {
+                times: 1,
+                copied: Some(source),
+                ..
+            }) => register = *source,
+            _ => return false,
+        }
+    }
+    false
+}
+
 /// How a register is filled in a body.
 #[derive(Debug, Default)]
 struct Filled {
     times: usize,
+    /// What the last of them copies.
+    copied: Option<u8>,
     /// Whether what the last of them puts there is a value in any case.
     certain: bool,
 }
 
 fn writers(program: &Program, code: &[(usize, Instruction)]) -> BTreeMap<u8, Filled> {
     let mut writers: BTreeMap<u8, Filled> = BTreeMap::new();
-    let mut write = |register: u8, certain: bool| {
+    let mut fill = |register: u8, certain: bool, copied: Option<u8>| {
         let filled = writers.entry(register).or_default();
         filled.times += 1;
         filled.certain = certain;
+        filled.copied = copied;
     };
     for (_, instruction) in code {
         match *instruction {
@@ -112,23 +152,25 @@ fn writers(program: &Program, code: &[(usize, Instruction)]) -> BTreeMap<u8, Fil
             | Instruction::LoadNull { dest }
             | Instruction::LoadBool { dest, .. }
             | Instruction::LoadInput { dest }
-            | Instruction::LoadData { dest } => write(dest, true),
+            | Instruction::LoadData { dest } => fill(dest, true, None),
             Instruction::ComprehensionBegin { params_index } => {
                 let params = program.instruction_data.get_comprehension_begin_params(params_index);
-                params.into_iter().for_each(|params| write(params.result_reg, true));
+                params
+                    .into_iter()
+                    .for_each(|params| fill(params.result_reg, true, None));
             }
             Instruction::LoopStart { params_index } => {
                 let params = program.instruction_data.get_loop_params(params_index);
-                params.into_iter().for_each(|params| write(params.value_reg, true));
+                params.into_iter().for_each(|params| fill(params.value_reg, true, None));
             }
-            Instruction::Move { dest, .. } => write(dest, false),
+            Instruction::Move { dest, src } => fill(dest, false, Some(src)),
             Instruction::FunctionCall { params_index } => {
                 let params = program.instruction_data.get_function_call_params(params_index);
-                params.into_iter().for_each(|params| write(params.dest, false));
+                params.into_iter().for_each(|params| fill(params.dest, false, None));
             }
             Instruction::BuiltinCall { params_index } => {
                 let params = program.instruction_data.get_builtin_call_params(params_index);
-                params.into_iter().for_each(|params| write(params.dest, false));
+                params.into_iter().for_each(|params| fill(params.dest, false, None));
             }
             _ => {}
         }

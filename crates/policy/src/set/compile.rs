@@ -10,6 +10,7 @@ use regorus::rvm::program::RuleType;
 use serde_json::Value as Json;
 
 use super::assigned::assigned;
+use super::definitions::all_definitions;
 use super::hoist::hoisted;
 use super::program::{Analysis, Origin};
 use super::{Member, PolicySet, program};
@@ -62,7 +63,7 @@ pub(crate) fn compiled(policies: &[PolicySource], mesh_data: &Json) -> Result<Co
         .iter()
         .map(|policy| member(policy, &built, &analysis, &mut faults))
         .collect();
-    let repaired = assigned(&hoisted(&built)).and_then(|original| {
+    let repaired = assigned(&hoisted(&all_definitions(built.clone()))).and_then(|original| {
         let guarded = guard::guarded(&original)?;
         Some((original, guarded))
     });

@@ -75,6 +75,66 @@ fn an_assignment_of_nothing_doesnt_hold() {
 }
 
 #[test]
+fn an_error_denies_in_whichever_definition_it_is() {
+    // The machine stops at the first that holds, and a caller could see to it that one does.
+    let fails = "{ some v in input.direction; v == \"secret\" }";
+    for rules in [
+        format!("f(x) if true\n\nf(\"a\") if {fails}"),
+        format!("f(\"a\") if {fails}\n\nf(x) if true"),
+        "f(x) if true\n\nf(\"a\") if not input.request.path + 1".to_owned(),
+        format!("f(x) := 7 if true\n\nf(x) := 7 if {fails}"),
+        format!("f(x) if helper\n\nhelper if true\n\nhelper if {fails}"),
+    ] {
+        assert_denied_by("evaluation_error", denying("not f(\"a\")", &rules));
+    }
+    let ordinary = "f(\"a\") if true\n\nf(x) if x == \"b\"\n\nf(x) if x in [\"b\", \"c\"]\n\n\
+                    g(x) := 1 if f(x) else := 2 if x == \"d\" else := 3";
+    for (called, verdict) in [
+        ("f(\"a\")", Verdict::Deny),
+        ("f(\"b\")", Verdict::Deny),
+        ("f(\"d\")", Verdict::Allow),
+        ("g(\"c\") == 1", Verdict::Deny),
+        ("g(\"d\") == 2", Verdict::Deny),
+        ("g(\"e\") == 3", Verdict::Deny),
+    ] {
+        assert_eq!(decided(denying(called, ordinary)).0, verdict, "{called}");
+    }
+}
+
+#[test]
+fn a_comprehension_has_no_element_that_is_nothing() {
+    // The machine adds it: a list of who has a label would be as long as the list of who was asked.
+    let rules = "nothing := input.source.labels.team\n\nf(x) if true";
+    for body in [
+        "[input.source.labels.team | some x in [1, 2]] == []",
+        "[nothing | some x in [1, 2]] == []",
+        "[[x, nothing] | some x in [1, 2]] == []",
+        "[{\"a\": [x, f(nothing)]} | some x in [1, 2]] == []",
+        "[[x, f(nothing)] | some [x, _] in [[1, 2]]] == []",
+        "count([x.id | some x in [{\"id\": 1}, {}]]) == 1",
+        "count({x.id | some x in [{\"id\": 1}, {}]}) == 1",
+        "{x: x.id | some x in [{\"id\": 1}, {}]} == {{\"id\": 1}: 1}",
+        "[[z.id | some z in x] | some x in [[{}], [{\"id\": 1}]]] == [[], [1]]",
+        "some y in [1, 2]\ncount([nothing | some x in [y]]) == 0\ny == 2",
+        "[y | y := 1] == [1]",
+        "[x | some [x, _] in [[1, 2], [3, 4], 5]] == [1, 3]",
+        "[x | some x in [false, null]] == [false, null]",
+    ] {
+        assert_denied_by("no", denying(body, rules));
+    }
+    for without_loop in [
+        "count([nothing | y := 1]) == 0",
+        "{1: x.id | x := {\"id\": 1}} == {1: 1}",
+    ] {
+        assert_eq!(
+            refused(denying(without_loop, rules)),
+            "comprehension_condition",
+            "{without_loop}"
+        );
+    }
+}
+
+#[test]
 fn a_rule_that_fires_and_has_nothing_to_say_denies() {
     // In Rego it would not fire, and a caller would only have to leave out what the reason names.
     let rule = |head: &str, condition: &str| denying("false", &format!("rules contains {head} if {condition}"));
