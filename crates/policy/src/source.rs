@@ -73,7 +73,10 @@ pub const REASONS: &[(&str, &str)] = &[
     ),
     ("else_after_loop", "the condition before an `else` loops"),
     ("every_loop", "the body of an `every` loops"),
-    ("comprehension_condition", "a comprehension doesn't begin with its loop"),
+    (
+        "comprehension_condition",
+        "a comprehension doesn't begin with its loop, or has none and may have no value",
+    ),
     ("amplification", "a rule repeats values inside values too often"),
     ("builtin", "a builtin is called that policies may not call"),
     ("too_many_builtins", "the set calls too many different builtins"),
