@@ -58,7 +58,7 @@ pub struct Obligations {
     /// JSON pointers (RFC 6901) into `protocol.arguments` of fields that are replaced, and the text they get.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub replace: BTreeMap<String, String>,
-    /// Words for the record of this request. Accepted; nothing writes them down yet.
+    /// Words for the record of this request: `tags` of its access log lines.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub tags: BTreeSet<String>,
 }

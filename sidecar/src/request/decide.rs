@@ -19,6 +19,7 @@ pub(crate) fn decide(arrived: &mut Arrived, classified: &mut Classified) -> Resu
     record.verdict = decision.verdict.as_str();
     record.rule = decision.rule().to_owned();
     record.cached = decision.cached;
+    record.tags.clone_from(&decision.obligations.tags);
     record.protocol = said;
     let Some(refused) = refusal(&decision) else {
         return Ok(());

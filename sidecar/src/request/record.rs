@@ -1,6 +1,7 @@
 //! Phase 9, record: when a request is over, however it ended, its record drops: metrics and one access log line.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
@@ -39,6 +40,8 @@ pub(crate) struct Record {
     /// What is known beside the reason.
     detail: Option<String>,
     pub(crate) cached: bool,
+    /// Words that policy put on the record.
+    pub(crate) tags: BTreeSet<String>,
     /// Whether a refusal of policy was only recorded.
     pub(crate) observed: bool,
     pub(crate) connect: bool,
@@ -136,6 +139,8 @@ struct Line<'a> {
     end: &'static str,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     cached: bool,
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    tags: &'a BTreeSet<String>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     observed: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -175,6 +180,7 @@ impl Record {
             reason: String::new(),
             detail: None,
             cached: false,
+            tags: BTreeSet::new(),
             observed: false,
             connect: false,
             callee: None,
@@ -273,6 +279,7 @@ impl Record {
             ms: (self.exchange.elapsed().as_secs_f64() * 1e6).round() / 1e3,
             end,
             cached: self.cached,
+            tags: &self.tags,
             observed: self.observed,
             connect: self.connect,
             blame: self.refusal.map(|r| r.nature().blame.as_str()),

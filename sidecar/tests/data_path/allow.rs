@@ -231,3 +231,26 @@ async fn endpoints_take_turns_whatever_policy_reads() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policy_puts_words_on_the_record_of_what_it_decided() {
+    let agent = Agent::start().await;
+    let mut world = World::of(&["planner", "ledger"]);
+    world.policies = vec![(
+        "baseline".into(),
+        r#"package aip.policy.baseline
+rules contains {"rule": "tagged", "verdict": "allow", "reason": "a test", "obligations": {"tags": ["billing", "pii"]}} if {
+	input.request.path[0] == "tagged"
+}
+rules contains {"rule": "plain", "verdict": "allow", "reason": "a test"} if input.request.path[0] == "plain"
+"#
+        .into(),
+    )];
+    for (path, tags) in [("/tagged", json!(["billing", "pii"])), ("/plain", json!(null))] {
+        let pair = Pair::in_world(agent.address, world.clone()).await;
+        assert_eq!(send(pair.caller.outbound, get(path)).await.status, StatusCode::OK);
+        for side in [&pair.caller, &pair.callee] {
+            assert_eq!(side.line().await["tags"], tags, "{path}");
+        }
+    }
+}
