@@ -81,8 +81,8 @@ mod tests {
         File::create(&path).unwrap().set_len(MAX_TOTAL_BYTES).unwrap();
         let before = peak();
         of_program(&path).unwrap();
-        // Other tests of this process have some, too.
-        assert!(peak() - before < MAX_TOTAL_BYTES / 2, "it was held whole");
+        // Other tests of this process have some, too; and the kernel counts in batches, so that a peak may seem to fall.
+        assert!(peak().saturating_sub(before) < MAX_TOTAL_BYTES / 2, "it was held whole");
     }
 
     #[test]
