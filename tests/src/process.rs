@@ -12,7 +12,7 @@ pub use access::{Record, Records, pairs};
 pub use admin::Admin;
 pub use binaries::binary;
 pub(crate) use binaries::repository;
-pub use child::{Process, free_port};
+pub use child::{Process, ended_badly, fails, free_port};
 pub(crate) use mesh::sweep_after_us;
 pub use mesh::{ControlPlane, Mesh};
 pub use run::RunAgent;

@@ -5,13 +5,13 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
 use aip_api::token::JoinToken;
 use aip_runtime::tls;
 use aip_tests::agent::Agent;
 use aip_tests::pki::{LeafSpec, Pki};
-use aip_tests::process::{FREE, Sidecar, SidecarSpec, binary};
+use aip_tests::process::{FREE, Sidecar, SidecarSpec, binary, fails};
 use aip_tests::scripted::Scripted;
 use aip_tests::wait;
 use aip_tests::wire::Listener;
@@ -45,15 +45,6 @@ async fn says_why(spec: SidecarSpec, dir: &Path, reason: &str) {
         if log.contains(&expected) { Ok(()) } else { Err(log) }
     })
     .await;
-}
-
-/// How a process ended that had to fail.
-async fn fails(command: Command) -> String {
-    let mut command = tokio::process::Command::from(command);
-    let ended = tokio::time::timeout(wait::DEADLINE, command.kill_on_drop(true).output()).await;
-    let output: Output = ended.expect("it ends").unwrap();
-    assert!(!output.status.success(), "{output:?}");
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// Every agent's certificate chains to the mesh's root. Who knows the root alone must look at the name, too, or every

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
@@ -167,6 +167,28 @@ impl Drop for Process {
         // What is left of the group ends with the leash.
         drop(self.leash.take());
     }
+}
+
+/// Runs a command that must end by itself, with a failure.
+pub async fn fails(command: Command) -> String {
+    ended_badly(command).await.0
+}
+
+/// What a command that must fail said, and its exit code.
+pub async fn ended_badly(mut command: Command) -> (String, Option<i32>) {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut command = tokio::process::Command::from(command);
+    let child = command.kill_on_drop(true).spawn().unwrap();
+    let ended = tokio::time::timeout(wait::DEADLINE, child.wait_with_output()).await;
+    let output: Output = ended.unwrap_or_else(|_| panic!("{command:?} did not end")).unwrap();
+    assert!(!output.status.success(), "{command:?} succeeded");
+    (
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+        output.status.code(),
+    )
 }
 
 /// A port that was free a moment ago, and that no outgoing connection takes meanwhile: below the kernel's own (ip(7)).
