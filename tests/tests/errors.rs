@@ -2,14 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
 use aip_tests::agent::Agent;
-use aip_tests::process::{ControlPlane, binary, ended_badly, fails};
-use aip_tests::wait;
-use serde_json::json;
+use aip_tests::process::{ControlPlane, Mesh, binary, ended_badly, fails};
 use tempfile::TempDir;
 
 const ANY: &str = "127.0.0.1:0";
