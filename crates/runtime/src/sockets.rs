@@ -176,7 +176,10 @@ mod tests {
     async fn a_connection_that_was_reset_is_nobody_s() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let to = listener.local_addr().unwrap();
-        let first = TcpStream::connect(to).await.unwrap();
+        // From an address of its own, so that no other connection of this machine takes the port in between.
+        let first = TcpSocket::new_v4().unwrap();
+        first.bind("127.0.0.186:0".parse().unwrap()).unwrap();
+        let first = first.connect(to).await.unwrap();
         let from = first.local_addr().unwrap();
         let (accepted, _) = listener.accept().await.unwrap();
         rustix::net::sockopt::set_socket_linger(&first, Some(std::time::Duration::ZERO)).unwrap();
