@@ -9,6 +9,7 @@ use serde::Serialize;
 pub(crate) struct Machine {
     pub(crate) cpu: String,
     pub(crate) cores: usize,
+    /// Its version, without what a distribution adds.
     pub(crate) kernel: String,
     /// Name and version of each program that was measured.
     pub(crate) versions: Vec<String>,
@@ -24,6 +25,9 @@ impl Machine {
             cpu: model.map_or("unknown", |(_, name)| name.trim()).to_owned(),
             cores: std::thread::available_parallelism().map_or(0, usize::from),
             kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")
+                .unwrap_or_default()
+                .split('-')
+                .next()
                 .unwrap_or_default()
                 .trim()
                 .to_owned(),
