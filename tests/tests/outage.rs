@@ -79,15 +79,8 @@ async fn the_mesh_outlives_its_control_plane() {
     assert_eq!(after["revision"], before["revision"], "nothing lost");
     let policy = mesh.admin().get("/v1/policies/extra").await;
     assert_eq!(policy["revision"].as_u64(), Some(revision), "{policy}");
-    wait::until_ok("both sidecars come again, with their endpoints", async || {
-        let answer = caller.get(URL).await;
-        if answer.status == 200 {
-            Ok(())
-        } else {
-            Err(answer.text())
-        }
-    })
-    .await;
+    // Both sidecars come again, with their endpoints.
+    reaches(&caller).await;
     // And new changes reach everybody.
     mesh.admin().ok(Method::DELETE, "/v1/policies/extra", None).await;
     wait::until_ok("the removal arrives", async || {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::process::Command;
 
 use aip_tests::agent::Agent;
@@ -123,18 +124,23 @@ async fn another_user_takes_no_places_from_the_agent() {
     assert_eq!(answer, "404", "the agent is served meanwhile");
 }
 
+/// What [`with_secret`] asks for.
+const SECRET: &str = "0123456789abcdef0123456789";
+
+/// A sidecar whose outbound port asks for [`SECRET`].
+async fn with_secret(scripted: &Scripted, dir: &Path) -> Sidecar {
+    let file = dir.join("secret");
+    std::fs::write(&file, SECRET).unwrap();
+    let flags = ["--proxy-secret-file", file.to_str().unwrap()];
+    scripted.sidecar_with("one", Agent::start().address, dir, &flags).await
+}
+
 /// Nor does who has no secret to show, and says nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_say_nothing_keep_the_agent_out_for_no_time() {
     let (scripted, dir) = (Scripted::start(), TempDir::new().unwrap());
-    let file = dir.path().join("secret");
-    let secret = "0123456789abcdef0123456789";
-    std::fs::write(&file, secret).unwrap();
-    let flags = ["--proxy-secret-file", file.to_str().unwrap()];
-    let sidecar = scripted
-        .sidecar_with("one", Agent::start().address, dir.path(), &flags)
-        .await;
-    let shown = format!("Basic {}", STANDARD.encode(format!("aip:{secret}")));
+    let sidecar = with_secret(&scripted, dir.path()).await;
+    let shown = format!("Basic {}", STANDARD.encode(format!("aip:{SECRET}")));
     let call = async || {
         let request = Request::get(URL).header("proxy-authorization", &shown);
         sidecar.call(request, "").await.reason()
@@ -154,14 +160,8 @@ async fn connections_that_say_nothing_keep_the_agent_out_for_no_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_shows_no_secret_is_not_waited_for() {
     let (scripted, dir) = (Scripted::start(), TempDir::new().unwrap());
-    let file = dir.path().join("secret");
-    let secret = "0123456789abcdef0123456789";
-    std::fs::write(&file, secret).unwrap();
-    let flags = ["--proxy-secret-file", file.to_str().unwrap()];
-    let sidecar = scripted
-        .sidecar_with("one", Agent::start().address, dir.path(), &flags)
-        .await;
-    let shown = STANDARD.encode(format!("aip:{secret}"));
+    let sidecar = with_secret(&scripted, dir.path()).await;
+    let shown = STANDARD.encode(format!("aip:{SECRET}"));
     let request =
         format!("GET {URL} HTTP/1.1\r\nhost: nobody.aip.internal\r\nproxy-authorization: Basic {shown}\r\n\r\n");
     let mut agent = TcpStream::connect(sidecar.outbound).await.unwrap();
