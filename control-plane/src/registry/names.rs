@@ -49,6 +49,8 @@ impl Registry {
             let wanted = after.contains(key);
             let held = self.record::<AliasRecord>(key.clone()).await?;
             draft = match held {
+                // Taken since it was free: the transaction fails, and its next try says whose it is.
+                Some(held) if held.value.agent != *agent && wanted => draft.check(key, Expect::Absent),
                 Some(held) if held.value.agent != *agent => draft,
                 Some(held) if wanted => draft.check(key, Expect::At(held.revision)),
                 Some(held) => draft.delete(key, Expect::At(held.revision)),
