@@ -11,7 +11,7 @@ fn root() -> PathBuf {
 /// Generates into `out`: messages for `aip-api`, and stubs that use them for `aip-runtime`.
 fn generate(out: &Path) {
     let proto = root().join("crates/api/proto");
-    let files = ["aip/mesh/v1/identity.proto", "aip/mesh/v1/config.proto"];
+    let files = ["identity", "config", "kill", "audit"].map(|name| format!("aip/mesh/v1/{name}.proto"));
     let descriptors = protox::compile(files, [&proto]).unwrap();
     for dir in ["api", "runtime"] {
         std::fs::create_dir_all(out.join(dir)).unwrap();

@@ -286,3 +286,31 @@ mod tests {
         }
     }
 }
+
+/// The `typ` of a drift report's JWS.
+pub const DRIFT_TYP: &str = "aip-drift+jwt";
+/// Most changed files that a drift report names; of more it says how many there are.
+pub const MAX_DRIFTED_NAMED: usize = 20;
+
+/// What a sidecar states when what its agent runs is no longer what was approved: a JWS, ES256, by its SVID's key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drift {
+    /// Version of this statement: 1.
+    pub v: u32,
+    /// Which agent.
+    pub agent: AgentName,
+    /// The generation that it ran under.
+    pub generation: u64,
+    /// The digest that was approved.
+    pub was: Digest,
+    /// The digest that was found; none where it can't be measured any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<Digest>,
+    /// Paths that changed, the first [`MAX_DRIFTED_NAMED`] of them.
+    pub paths: Vec<String>,
+    /// How many changed.
+    pub changed: u64,
+    /// Found at, Unix seconds.
+    pub at: u64,
+}

@@ -12,6 +12,7 @@
 //! | [`digest`], [`evidence`] | what the sidecar measured, and the statement it makes of it |
 //! | [`attestation`] | the signed result that an SVID carries |
 //! | [`resource`] | the kinds of configuration, and the signed envelope they travel in |
+//! | [`kill`] | orders to stop, and the heartbeat |
 //! | [`id`] | hop and decision ids |
 //! | [`problem`] | RFC 9457 problem documents and the stable reasons in them |
 //! | [`wire`] | the protobuf messages of `aip.mesh.v1` (generated, checked in) |
@@ -22,6 +23,7 @@ pub mod attestation;
 pub mod digest;
 pub mod evidence;
 pub mod id;
+pub mod kill;
 pub mod name;
 pub mod problem;
 pub mod resource;

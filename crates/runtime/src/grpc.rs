@@ -19,7 +19,10 @@ use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 pub use incoming::{Incoming, PeerInfo, incoming};
-pub use stubs::{config_client, config_server, identity_client, identity_server};
+pub use stubs::{
+    audit_client, audit_server, config_client, config_server, identity_client, identity_server, kill_client,
+    kill_server,
+};
 
 use crate::tls::{self, TlsError};
 

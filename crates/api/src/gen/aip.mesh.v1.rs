@@ -59,6 +59,18 @@ pub struct IssueResponse {
     #[prost(string, tag = "4")]
     pub result: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DriftReport {
+    /// JWS, ES256 by the SVID's key: aip_api::evidence::Drift.
+    #[prost(string, tag = "1")]
+    pub statement: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DriftAnswer {
+    /// The agent's generation from now on; SVIDs of earlier ones are revoked.
+    #[prost(uint64, tag = "1")]
+    pub generation: u64,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ConfigRequest {
     #[prost(oneof = "config_request::Message", tags = "1, 2, 3, 4, 5")]
@@ -200,7 +212,7 @@ pub enum Kind {
     Endpoint = 3,
     Policy = 4,
     Measurement = 5,
-    /// 6 is reserved for Reputation.
+    Reputation = 6,
     TrustBundle = 7,
     SigningKey = 8,
     Revocation = 9,
@@ -219,6 +231,7 @@ impl Kind {
             Self::Endpoint => "KIND_ENDPOINT",
             Self::Policy => "KIND_POLICY",
             Self::Measurement => "KIND_MEASUREMENT",
+            Self::Reputation => "KIND_REPUTATION",
             Self::TrustBundle => "KIND_TRUST_BUNDLE",
             Self::SigningKey => "KIND_SIGNING_KEY",
             Self::Revocation => "KIND_REVOCATION",
@@ -234,6 +247,7 @@ impl Kind {
             "KIND_ENDPOINT" => Some(Self::Endpoint),
             "KIND_POLICY" => Some(Self::Policy),
             "KIND_MEASUREMENT" => Some(Self::Measurement),
+            "KIND_REPUTATION" => Some(Self::Reputation),
             "KIND_TRUST_BUNDLE" => Some(Self::TrustBundle),
             "KIND_SIGNING_KEY" => Some(Self::SigningKey),
             "KIND_REVOCATION" => Some(Self::Revocation),
@@ -241,4 +255,209 @@ impl Kind {
             _ => None,
         }
     }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KillRequest {
+    #[prost(oneof = "kill_request::Message", tags = "1, 2, 3")]
+    pub message: ::core::option::Option<kill_request::Message>,
+}
+/// Nested message and enum types in `KillRequest`.
+pub mod kill_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Message {
+        /// MUST be the first message of a stream, and only the first.
+        #[prost(message, tag = "1")]
+        Hello(super::KillHello),
+        #[prost(message, tag = "2")]
+        Ack(super::KillAck),
+        /// Asks for a heartbeat. The lease that the answer grants counts from when this was sent.
+        #[prost(message, tag = "3")]
+        Beat(super::Beat),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KillHello {
+    /// This process: the UUID of its Config stream.
+    #[prost(string, tag = "1")]
+    pub instance: ::prost::alloc::string::String,
+    /// The kill set that it holds, if any: a control plane that knows only an older one was restored from a copy.
+    #[prost(message, optional, tag = "2")]
+    pub held: ::core::option::Option<SignedKillSet>,
+}
+/// This set is persisted and enforced: nothing that it stops is running any more.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KillAck {
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// Stable, snake_case; empty where the set was taken.
+    #[prost(string, tag = "3")]
+    pub rejected: ::prost::alloc::string::String,
+    /// For people.
+    #[prost(string, tag = "4")]
+    pub detail: ::prost::alloc::string::String,
+    /// What was cut for it.
+    #[prost(uint64, tag = "5")]
+    pub connections_cut: u64,
+    #[prost(uint64, tag = "6")]
+    pub streams_cut: u64,
+    /// Microseconds from the set's arrival until it was enforced and persisted.
+    #[prost(uint64, tag = "7")]
+    pub enforced_micros: u64,
+    /// With `rejected` "fork" or "stale": the set that this sidecar holds.
+    #[prost(message, optional, tag = "8")]
+    pub held: ::core::option::Option<SignedKillSet>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Beat {
+    /// Rises by one with each on a stream.
+    #[prost(uint64, tag = "1")]
+    pub sequence: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KillResponse {
+    #[prost(oneof = "kill_response::Message", tags = "1, 2")]
+    pub message: ::core::option::Option<kill_response::Message>,
+}
+/// Nested message and enum types in `KillResponse`.
+pub mod kill_response {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Message {
+        #[prost(message, tag = "1")]
+        KillSet(super::SignedKillSet),
+        #[prost(message, tag = "2")]
+        Heartbeat(super::SignedHeartbeat),
+    }
+}
+/// All orders in force (aip_api::kill::KillSet), signed by a kill key over aip_api::kill::set_signing_bytes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignedKillSet {
+    /// The document, JSON, exactly as signed.
+    #[prost(bytes = "vec", tag = "1")]
+    pub payload: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, tag = "2")]
+    pub kid: ::prost::alloc::string::String,
+    /// Ed25519, 64 bytes.
+    #[prost(bytes = "vec", tag = "3")]
+    pub signature: ::prost::alloc::vec::Vec<u8>,
+}
+/// aip_api::kill::Heartbeat, signed by a kill key over aip_api::kill::heartbeat_signing_bytes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignedHeartbeat {
+    #[prost(bytes = "vec", tag = "1")]
+    pub payload: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, tag = "2")]
+    pub kid: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", tag = "3")]
+    pub signature: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AuditRequest {
+    #[prost(oneof = "audit_request::Message", tags = "1, 2, 3")]
+    pub message: ::core::option::Option<audit_request::Message>,
+}
+/// Nested message and enum types in `AuditRequest`.
+pub mod audit_request {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Message {
+        /// MUST be the first message of a stream, and only the first.
+        #[prost(message, tag = "1")]
+        Hello(super::AuditHello),
+        #[prost(message, tag = "2")]
+        Checkpoint(super::SignedCheckpoint),
+        #[prost(message, tag = "3")]
+        Chunk(super::SegmentChunk),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AuditHello {
+    /// This process: the UUID of its Config stream.
+    #[prost(string, tag = "1")]
+    pub instance: ::prost::alloc::string::String,
+    /// Logs that this sidecar holds: its own, and those of earlier lives that were not all sent.
+    #[prost(message, repeated, tag = "2")]
+    pub logs: ::prost::alloc::vec::Vec<HeldLog>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeldLog {
+    /// A UUID, made with the log's directory.
+    #[prost(string, tag = "1")]
+    pub log: ::prost::alloc::string::String,
+    /// Records in it.
+    #[prost(uint64, tag = "2")]
+    pub size: u64,
+}
+/// A JWS, ES256 by the key of the SVID under which the log was written: aip_audit::Checkpoint.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignedCheckpoint {
+    #[prost(string, tag = "1")]
+    pub statement: ::prost::alloc::string::String,
+    /// DER, the chain of that SVID, leaf first: whoever verifies years later has nothing else.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub chain: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SegmentChunk {
+    #[prost(string, tag = "1")]
+    pub log: ::prost::alloc::string::String,
+    /// The segment's number.
+    #[prost(uint64, tag = "2")]
+    pub segment: u64,
+    /// Where in the file this begins; a chunk that is not at the end of what was received is refused.
+    #[prost(uint64, tag = "3")]
+    pub offset: u64,
+    #[prost(bytes = "vec", tag = "4")]
+    pub data: ::prost::alloc::vec::Vec<u8>,
+    /// The segment is closed and this is its end.
+    #[prost(bool, tag = "5")]
+    pub last: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuditResponse {
+    #[prost(oneof = "audit_response::Message", tags = "1, 2, 3")]
+    pub message: ::core::option::Option<audit_response::Message>,
+}
+/// Nested message and enum types in `AuditResponse`.
+pub mod audit_response {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Message {
+        /// Answers the hello and each chunk: send from here on.
+        #[prost(message, tag = "1")]
+        Resume(super::Resume),
+        #[prost(message, tag = "2")]
+        Checkpoint(super::CheckpointTaken),
+        #[prost(message, tag = "3")]
+        Refused(super::AuditRefused),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Resume {
+    #[prost(string, tag = "1")]
+    pub log: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub segment: u64,
+    #[prost(uint64, tag = "3")]
+    pub offset: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CheckpointTaken {
+    #[prost(string, tag = "1")]
+    pub log: ::prost::alloc::string::String,
+    /// Records that it covers.
+    #[prost(uint64, tag = "2")]
+    pub size: u64,
+    /// Its place in the control plane's own log.
+    #[prost(uint64, tag = "3")]
+    pub index: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuditRefused {
+    #[prost(string, tag = "1")]
+    pub log: ::prost::alloc::string::String,
+    /// Stable, snake_case.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub detail: ::prost::alloc::string::String,
 }

@@ -1,0 +1,14 @@
+//! The audit trail of a sidecar: what it decided and how each request ended, in files that show every later change.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`record`] | what one line says |
+//! | [`checkpoint`] | what a sidecar signs: so many records, with this root, at this time |
+//!
+//! Standard I/O only: no runtime, no network. Signatures are the caller's, who has the keys.
+
+pub mod checkpoint;
+pub mod record;
+
+pub use checkpoint::{Checkpoint, Closing};
+pub use record::{Record, RecordError};

@@ -1,0 +1,330 @@
+//! What one line of a segment says: a decision before the agent heard anything, and how the request ended.
+//!
+//! A record's bytes are its JSON, compact, in the order of the fields here, without a line end. Those bytes are what is
+//! hashed: a reader that writes what it read must get the same bytes again, or the line is not a record.
+
+use aip_api::Digest;
+use aip_api::id::{DecisionId, HopId};
+use serde::{Deserialize, Serialize};
+
+/// Version of the records that are written.
+pub const RECORD_VERSION: u32 = 1;
+/// Longest record, in bytes: kept facts may hold a whole body's arguments.
+pub const MAX_RECORD_BYTES: usize = 512 * 1024;
+
+/// A line that is not a record.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// Not JSON of this shape.
+    #[error("not a record: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// Of a version that this program does not know.
+    #[error("a record of version {0}; this program knows {RECORD_VERSION}")]
+    Version(u32),
+    /// Longer than a record may be.
+    #[error("{0} bytes; a record has at most {MAX_RECORD_BYTES}")]
+    TooLong(usize),
+    /// It is not written the way in which records are.
+    #[error("not in canonical form")]
+    NotCanonical,
+}
+
+/// One line. A key that is not known here is lost in reading, and so refused as not canonical.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`RECORD_VERSION`].
+    pub v: u32,
+    /// Its place in the log, from 0.
+    pub seq: u64,
+    /// SHA-256 of the line before, without its end; of the log's name for the first.
+    pub prev: Digest,
+    /// Unix milliseconds.
+    pub at: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Event {
+    /// A request was decided; its agent has heard nothing yet.
+    Decision(Box<Decision>),
+    /// A request is over.
+    End(Box<End>),
+    /// Refusals of parties that never showed who they are: counted, with samples by their own quota.
+    Strangers(Strangers),
+    /// Records that could not be written, where the durability lets traffic go on.
+    Gap(Gap),
+}
+
+/// Which way the request went, seen from the sidecar that recorded it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// To the recording sidecar's agent.
+    Inbound,
+    /// From it.
+    Outbound,
+}
+
+/// One end of a hop.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Party {
+    /// SPIFFE ID, or an outside host with its port.
+    pub id: String,
+    /// Serial of the certificate that it showed; empty where there was none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub serial: String,
+}
+
+/// A policy that took part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyRef {
+    /// Its name.
+    pub name: String,
+    /// The revision that it was pushed at.
+    pub revision: u64,
+}
+
+/// What was decided, and on what.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Decision {
+    /// The decision's id: also in `x-aip-decision`, the access log and the answer.
+    pub id: DecisionId,
+    /// The hop, equal at both ends; none for what never became one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hop: Option<HopId>,
+    /// The trace id, 32 hex digits.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub trace: String,
+    /// Which way.
+    pub direction: Direction,
+    /// Who asked.
+    pub source: Party,
+    /// Who was asked.
+    pub destination: Party,
+    /// HTTP method.
+    pub method: String,
+    /// Path as it came, clipped; without the query, which may hold secrets.
+    pub path: String,
+    /// `http`, `mcp`, `a2a`, `grpc`, …
+    pub protocol: String,
+    /// The protocol's own method.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub call: String,
+    /// The tool that was called.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub tool: String,
+    /// The verdict.
+    pub verdict: String,
+    /// The stable reason of a refusal.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// The rule that decided.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub rule: String,
+    /// Words that policy put on it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// The refusal was only recorded: the agent is observed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub observed: bool,
+    /// The policies that took part.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<PolicyRef>,
+    /// The revision of the mesh's settings, which policies read.
+    pub mesh_revision: u64,
+    /// The revision of the world that the request saw.
+    pub revision: u64,
+    /// The facts that policy read.
+    #[serde(default, skip_serializing_if = "Facts::is_empty")]
+    pub facts: Facts,
+}
+
+/// The facts that policy could read, so far as they may be kept.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Facts {
+    /// As the input document has them; what was not established is listed there.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub kept: serde_json::Value,
+    /// Paths of facts that policy could read and that are not kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dropped: Vec<String>,
+    /// Further facts, sealed to the auditor's key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<Sealed>,
+}
+
+impl Facts {
+    /// Whether there is nothing to say.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Facts that only the auditor can read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sealed {
+    /// Which of the auditor's keys: the first 16 hex digits of its SHA-256.
+    pub key: String,
+    /// The sealed document, base64.
+    pub data: String,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct End {
+    /// The decision that it ends.
+    pub id: DecisionId,
+    /// The hop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hop: Option<HopId>,
+    /// Which way.
+    pub direction: Direction,
+    /// The status that the caller was given; 0 where none was.
+    pub status: u16,
+    /// `complete`, `aborted`, or the stable reason of a cut.
+    pub end: String,
+    /// Whose doing a failure was: `caller`, `callee`, `mesh`, `policy`, …; empty where nothing failed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub blame: String,
+    /// The other end's decision, where it said one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub other: String,
+    /// Milliseconds from the request's head to its end.
+    pub ms: u64,
+    /// Salt of the digests, made by the caller's sidecar for this hop, 32 hex digits; none where no body was.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub salt: String,
+    /// The request's body as this side received it.
+    pub request_in: Passed,
+    /// The request's body as this side sent it on.
+    pub request_out: Passed,
+    /// The response's body as this side received it.
+    pub response_in: Passed,
+    /// The response's body as this side sent it on.
+    pub response_out: Passed,
+}
+
+/// A body that passed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Passed {
+    /// Bytes of data, without framing and trailers.
+    pub bytes: u64,
+    /// SHA-256 over the salt and these bytes; none where there were none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
+}
+
+/// Refusals before anybody showed who they are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Strangers {
+    /// The stable reason.
+    pub reason: String,
+    /// How many since the record before of this reason.
+    pub count: u64,
+    /// An address of one of them, as a sample.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub sample: String,
+}
+
+/// Records that are missing by this sidecar's own word.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gap {
+    /// How many.
+    pub lost: u64,
+    /// Why: `disk_full`, `io`, `quota`.
+    pub reason: String,
+}
+
+impl Record {
+    /// Its bytes.
+    ///
+    /// # Errors
+    /// Longer than a record may be.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, RecordError> {
+        let bytes = serde_json::to_vec(self)?;
+        match bytes.len() {
+            length if length > MAX_RECORD_BYTES => Err(RecordError::TooLong(length)),
+            _ => Ok(bytes),
+        }
+    }
+
+    /// Reads a line, without its end.
+    ///
+    /// # Errors
+    /// Not a record, of another version, or not in canonical form.
+    pub fn from_bytes(line: &[u8]) -> Result<Self, RecordError> {
+        if line.len() > MAX_RECORD_BYTES {
+            return Err(RecordError::TooLong(line.len()));
+        }
+        let record: Self = serde_json::from_slice(line)?;
+        if record.v != RECORD_VERSION {
+            return Err(RecordError::Version(record.v));
+        }
+        if record.to_bytes()? != line {
+            return Err(RecordError::NotCanonical);
+        }
+        Ok(record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end() -> Record {
+        Record {
+            v: RECORD_VERSION,
+            seq: 7,
+            prev: Digest::sha256(b"before"),
+            at: 1_700_000_000_000,
+            event: Event::End(Box::new(End {
+                id: DecisionId::fresh(),
+                hop: Some(HopId::fresh()),
+                direction: Direction::Inbound,
+                status: 200,
+                end: "complete".into(),
+                blame: String::new(),
+                other: String::new(),
+                ms: 3,
+                salt: String::new(),
+                request_in: Passed::default(),
+                request_out: Passed::default(),
+                response_in: Passed::default(),
+                response_out: Passed {
+                    bytes: 2,
+                    digest: Some(Digest::sha256(b"ok")),
+                },
+            })),
+        }
+    }
+
+    #[test]
+    fn a_record_is_read_back_and_has_one_spelling() {
+        let record = end();
+        let bytes = record.to_bytes().unwrap();
+        assert_eq!(Record::from_bytes(&bytes).unwrap(), record);
+        let spaced = String::from_utf8(bytes.clone()).unwrap().replacen(':', ": ", 1);
+        assert!(matches!(
+            Record::from_bytes(spaced.as_bytes()),
+            Err(RecordError::NotCanonical)
+        ));
+        let later = String::from_utf8(bytes).unwrap().replacen("\"v\":1", "\"v\":2", 1);
+        assert!(matches!(
+            Record::from_bytes(later.as_bytes()),
+            Err(RecordError::Version(2))
+        ));
+    }
+}
