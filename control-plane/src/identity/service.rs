@@ -99,6 +99,13 @@ fn refused(agent: &str, refusal: &Refusal) -> Status {
 
 #[tonic::async_trait]
 impl Identity for IdentityService {
+    async fn report_drift(
+        &self,
+        _: Request<aip_api::wire::DriftReport>,
+    ) -> Result<Response<aip_api::wire::DriftAnswer>, Status> {
+        Err(Status::unimplemented("drift reports are not taken yet"))
+    }
+
     async fn challenge(&self, request: Request<ChallengeRequest>) -> Result<Response<ChallengeResponse>, Status> {
         let made = agent_name(&request.get_ref().agent)
             .and_then(|agent| self.nonces.challenge(&agent, self.registry.clock.now()));

@@ -33,6 +33,13 @@ pub(super) async fn serve(incoming: Incoming, scripted: Scripted) {
 
 #[tonic::async_trait]
 impl Identity for Scripted {
+    async fn report_drift(
+        &self,
+        _: Request<aip_api::wire::DriftReport>,
+    ) -> Result<Response<aip_api::wire::DriftAnswer>, Status> {
+        Err(Status::unimplemented("drift reports are not taken yet"))
+    }
+
     async fn challenge(&self, _: Request<ChallengeRequest>) -> Result<Response<ChallengeResponse>, Status> {
         Ok(Response::new(ChallengeResponse {
             nonce: vec![7; 32],
