@@ -10,6 +10,7 @@
 //! | [`ca`] | root, intermediates, purpose keys; SVIDs with their attestation result |
 //! | [`identity`] | gRPC `Identity`: nonce, credential, evidence, measurement, SVID |
 //! | [`config`] | gRPC `Config`: what each sidecar holds, pushed and acknowledged |
+//! | [`audit`] | what sidecars recorded: checkpoints, segments, both ends of each hop |
 //! | [`admin`] | REST under `/v1`: roles, approvals, policies, status, watch |
 //! | [`refusal`] | every refusal with its reason and status |
 //! | [`metrics`], [`clock`], `quota` | what is measured; the time; places that are shared fairly |
@@ -17,6 +18,7 @@
 //! Not here: the request pipeline (`aip-sidecar`), Rego (`aip-policy`, in a child process), TLS (`aip-runtime`).
 
 pub mod admin;
+pub mod audit;
 pub mod bootstrap;
 pub mod ca;
 pub mod clock;

@@ -163,6 +163,34 @@ pub(super) struct MeshConfig {
     /// Lifetime of an SVID: 60 to 86,400.
     #[schema(required = false)]
     svid_ttl_seconds: u64,
+    #[schema(required = false)]
+    audit: AuditConfig,
+}
+
+/// What is recorded of every request, and for how long.
+#[derive(ToSchema)]
+pub(super) struct AuditConfig {
+    /// `buffered`, `grouped` or `required`: what an agent waits for.
+    #[schema(required = false)]
+    durability: String,
+    /// Milliseconds that a written record may wait for the disk: 10 to 10,000.
+    #[schema(required = false)]
+    flush_ms: u64,
+    #[schema(required = false)]
+    retention: Retention,
+    /// X25519 public key, 32 bytes in base64, to which sensitive facts are sealed; absent: they are not kept.
+    auditor_key: Option<String>,
+}
+
+/// How long records are kept of each agent: whichever bound is met first.
+#[derive(ToSchema)]
+pub(super) struct Retention {
+    /// 1 to 3,650.
+    #[schema(required = false)]
+    days: u32,
+    /// Of one agent's segments: 16 MiB to 1 TiB.
+    #[schema(required = false)]
+    bytes: u64,
 }
 
 /// What a peer must show before policy is asked.

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use aip_api::evidence::{Assurance, Enforcement};
 use aip_api::problem::{FieldError, Problem};
 use aip_api::resource::{
-    Agent, AgentProtocol, Attach, EgressRule, HostHeader, Manifest, Measurement, MeshConfig, MeshMode, Mode, Policy,
-    Require, Traffic,
+    Agent, AgentProtocol, Attach, AuditConfig, EgressRule, HostHeader, Manifest, Measurement, MeshConfig, MeshMode,
+    Mode, Policy, Require, Retention, Traffic,
 };
 use aip_api::{Digest, TrustDomain};
 use serde::Serialize;
@@ -76,7 +76,7 @@ fn measurement() -> (&'static str, Value) {
     whole("Measurement", &measurement)
 }
 
-fn mesh_config() -> [(&'static str, Value); 3] {
+fn mesh_config() -> [(&'static str, Value); 5] {
     let trust_domain: TrustDomain = "aip.internal".parse().unwrap();
     let require = Require {
         assurance: Assurance::Declared,
@@ -93,11 +93,17 @@ fn mesh_config() -> [(&'static str, Value); 3] {
         require,
         egress: vec![rule.clone()],
         svid_ttl_seconds: 60,
+        audit: AuditConfig {
+            auditor_key: Some("CQkJ".into()),
+            ..AuditConfig::default()
+        },
     };
     [
         whole("MeshConfig", &config),
         whole("Require", &require),
         whole("EgressRule", &rule),
+        whole("AuditConfig", &config.audit),
+        whole("Retention", &Retention::default()),
     ]
 }
 

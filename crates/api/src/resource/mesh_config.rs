@@ -1,6 +1,10 @@
 //! `MeshConfig`: what holds for the whole mesh. Policies read it as `data.mesh`.
 
+mod audit;
+
 use serde::{Deserialize, Serialize};
+
+pub use audit::{AuditConfig, Durability, Retention};
 
 use super::{Kind, Resource};
 use crate::TrustDomain;
@@ -27,6 +31,9 @@ pub struct MeshConfig {
     /// Lifetime of an SVID, in seconds: 60 to 86,400.
     #[serde(default = "default_svid_ttl")]
     pub svid_ttl_seconds: u64,
+    /// What is recorded of every request, and for how long.
+    #[serde(default)]
+    pub audit: AuditConfig,
 }
 
 const fn default_svid_ttl() -> u64 {
@@ -45,6 +52,7 @@ impl MeshConfig {
             require: Require::default(),
             egress: Vec::new(),
             svid_ttl_seconds: default_svid_ttl(),
+            audit: AuditConfig::default(),
         }
     }
 }
@@ -93,7 +101,7 @@ impl Resource for MeshConfig {
         Self::NAME.into()
     }
     fn validate(&self) -> Vec<FieldError> {
-        let mut errors = Vec::new();
+        let mut errors = self.audit.validate();
         if !(60..=86_400).contains(&self.svid_ttl_seconds) {
             let message = format!("{} is out of bounds: 60 to 86400 seconds", self.svid_ttl_seconds);
             errors.push(FieldError::new("svid_ttl_seconds", message));

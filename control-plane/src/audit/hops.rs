@@ -1,0 +1,54 @@
+//! Hops whose both ends have been heard: what the caller's sidecar and the callee's say of the same request.
+
+use std::sync::Arc;
+
+use aip_api::AgentName;
+use aip_api::id::HopId;
+use aip_audit::record::End;
+use tokio::sync::broadcast;
+
+/// Matched hops that a slow subscriber may be behind: seconds of a busy mesh. Who falls further behind is told how many
+/// it missed (`Lagged`), and nobody waits for it.
+pub const SUBSCRIBER_LAG: usize = 16_384;
+
+/// A hop whose both ends have been heard.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Matched {
+    /// The hop, equal at both ends.
+    pub hop: HopId,
+    /// Whose sidecar sent the request: the one to whose log the record belongs, by the key that signed it.
+    pub caller: AgentName,
+    /// Whose sidecar took it, likewise.
+    pub callee: AgentName,
+    /// What the caller's sidecar recorded.
+    pub caller_end: End,
+    /// What the callee's sidecar recorded.
+    pub callee_end: End,
+    /// Whether both saw the same bytes go over and come back.
+    pub agreed: bool,
+    /// When the later of the two records was made, in Unix milliseconds by its sidecar's clock.
+    pub at: u64,
+}
+
+/// Tells matched hops to whoever subscribes.
+#[derive(Debug, Clone)]
+pub struct Hops(broadcast::Sender<Arc<Matched>>);
+
+impl Default for Hops {
+    fn default() -> Self {
+        Self(broadcast::Sender::new(SUBSCRIBER_LAG))
+    }
+}
+
+impl Hops {
+    /// Matched hops from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Matched>> {
+        self.0.subscribe()
+    }
+
+    /// Tells of one.
+    pub fn tell(&self, matched: Matched) {
+        // An error says only that nobody listens.
+        let _ = self.0.send(Arc::new(matched));
+    }
+}
