@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
+use aip_runtime::fault;
 use bytes::Bytes;
 use redb::{
     Builder, Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition, WriteTransaction,
@@ -70,7 +71,9 @@ fn make(path: &Path) -> Result<(), StoreError> {
     prepare(&database)?;
     drop(database);
     File::open(&unfinished).and_then(|file| file.sync_all()).map_err(io)?;
+    fault::point(|| "store:made".into());
     fs::rename(&unfinished, path).map_err(io)?;
+    fault::point(|| "store:renamed".into());
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
@@ -259,7 +262,9 @@ impl Backend for DiskStore {
             let write = database.begin_write().map_err(failed)?;
             // An error drops `write`, and with it everything done so far.
             let revision = change(&write, transaction, self.keep)?;
+            fault::point(|| "store:changed".into());
             write.commit().map_err(failed)?;
+            fault::point(|| "store:committed".into());
             Ok(revision)
         })
     }

@@ -5,6 +5,8 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use crate::fault;
+
 /// Why a directory can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FilesError {
@@ -77,6 +79,7 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let name = path
         .file_name()
         .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let at = |step: &str| fault::point(|| format!("{}:{step}", name.to_string_lossy()));
     let temp = dir.join(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
     let written = (|| {
         // A leftover of a crash may carry other permissions.
@@ -87,9 +90,14 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
             .mode(0o600)
             .open(&temp)?;
         file.write_all(bytes)?;
+        at("written");
         file.sync_all()?;
+        at("synced");
         fs::rename(&temp, path)?;
-        File::open(dir)?.sync_all()
+        at("renamed");
+        File::open(dir)?.sync_all()?;
+        at("kept");
+        Ok(())
     })();
     if written.is_err() {
         let _ = fs::remove_file(&temp);

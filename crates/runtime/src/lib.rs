@@ -3,7 +3,7 @@
 //!
 //! | for | modules |
 //! |---|---|
-//! | being a process | [`settings`], [`telemetry`], [`shutdown`], [`drain`], [`ready`], [`admin`], [`backoff`], [`files`] |
+//! | being a process | [`settings`], [`telemetry`], [`shutdown`], [`drain`], [`ready`], [`admin`], [`backoff`], [`files`], [`fault`] |
 //! | keys and statements | [`signing`], [`jws`], [`signed`], [`sealing`] |
 //! | identity | [`x509`], [`trust`], [`svid`] |
 //! | the wire | [`sockets`], [`door`], [`tls`], [`grpc`] |
@@ -18,6 +18,7 @@ pub mod admission;
 pub mod backoff;
 pub mod door;
 pub mod drain;
+pub mod fault;
 pub mod files;
 pub mod grpc;
 pub mod jws;

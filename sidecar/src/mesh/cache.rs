@@ -37,12 +37,16 @@ pub enum CacheError {
 struct Floor {
     revision: u64,
     digest: Digest,
+    /// Which of the two files it is the digest of.
+    #[serde(default)]
+    slot: usize,
 }
 
 /// Where the cache lies, and the key of its note.
 #[derive(Debug)]
 pub struct Cache {
-    resources: PathBuf,
+    /// Written in turn, so that a crash between a file and its note leaves the earlier pair whole.
+    resources: [PathBuf; 2],
     floor: PathBuf,
     key: std::sync::Arc<SealingKey>,
 }
@@ -51,14 +55,14 @@ impl Cache {
     /// A cache in `data`, with its note in `runtime`, which is never backed up.
     pub fn new(data: &Path, runtime: &Path, key: std::sync::Arc<SealingKey>) -> Self {
         Self {
-            resources: data.join("config.cache"),
+            resources: ["config.cache", "config.cache.1"].map(|name| data.join(name)),
             floor: runtime.join("config.floor"),
             key,
         }
     }
 
-    /// Writes what is held. Readers see the old cache or the new one: the note names the file's digest, and is written
-    /// after it.
+    /// Writes what is held. Readers see the old cache or the new one: the note names the file and its digest, is written
+    /// after it, and the file of the note before is not touched.
     ///
     /// # Errors
     /// The disk.
@@ -71,13 +75,15 @@ impl Cache {
         for resource in resources {
             resource.encode_length_delimited(&mut bytes).map_err(io::Error::other)?;
         }
+        let slot = self.note().map_or(0, |note| 1 - note.slot.min(1));
         let note = Floor {
             revision,
             digest: Digest::sha256(&bytes),
+            slot,
         };
         let note = serde_json::to_vec(&note).map_err(io::Error::other)?;
         let sealed = self.key.seal(LABEL, &note).map_err(io::Error::other)?;
-        files::write_private(&self.resources, &bytes)?;
+        files::write_private(&self.resources[slot], &bytes)?;
         files::write_private(&self.floor, &sealed)?;
         Ok(())
     }
@@ -87,16 +93,13 @@ impl Cache {
     /// # Errors
     /// Absent, unreadable, or not what was written last.
     pub fn load(&self) -> Result<(u64, Vec<wire::Resource>), CacheError> {
-        if !self.floor.exists() {
-            return Err(CacheError::Absent);
-        }
-        let note = self.key.open(LABEL, &std::fs::read(&self.floor)?);
-        let note = note.map_err(|_| CacheError::Altered("its note can't be opened"))?;
-        let floor: Floor = serde_json::from_slice(&note).map_err(|_| CacheError::Altered("its note can't be read"))?;
-        if std::fs::metadata(&self.resources)?.len() > MAX_BYTES {
+        let floor = self.note()?;
+        let path = self.resources.get(floor.slot);
+        let path = path.ok_or(CacheError::Altered("its note names no file"))?;
+        if std::fs::metadata(path)?.len() > MAX_BYTES {
             return Err(CacheError::Altered("it is too large"));
         }
-        let bytes = std::fs::read(&self.resources)?;
+        let bytes = std::fs::read(path)?;
         if Digest::sha256(&bytes) != floor.digest {
             return Err(CacheError::Altered("its digest is another"));
         }
@@ -107,6 +110,15 @@ impl Cache {
             resources.push(resource.map_err(|_| CacheError::Altered("it can't be decoded"))?);
         }
         Ok((floor.revision, resources))
+    }
+
+    fn note(&self) -> Result<Floor, CacheError> {
+        if !self.floor.exists() {
+            return Err(CacheError::Absent);
+        }
+        let note = self.key.open(LABEL, &std::fs::read(&self.floor)?);
+        let note = note.map_err(|_| CacheError::Altered("its note can't be opened"))?;
+        serde_json::from_slice(&note).map_err(|_| CacheError::Altered("its note can't be read"))
     }
 }
 
@@ -130,13 +142,32 @@ mod tests {
         assert!(matches!(cache.load(), Err(CacheError::Absent)));
         let (old, new) = ([resource("a")], [resource("a"), resource("b")]);
         cache.store(3, old.iter()).unwrap();
-        let old_file = std::fs::read(&cache.resources).unwrap();
+        let old_file = std::fs::read(&cache.resources[0]).unwrap();
         cache.store(4, new.iter()).unwrap();
         assert_eq!(cache.load().unwrap(), (4, new.to_vec()));
-        let new_file = std::fs::read(&cache.resources).unwrap();
+        let new_file = std::fs::read(&cache.resources[1]).unwrap();
         for bad in [old_file, new_file[..new_file.len() - 1].to_vec(), vec![]] {
-            std::fs::write(&cache.resources, bad).unwrap();
+            std::fs::write(&cache.resources[1], bad).unwrap();
             assert!(matches!(cache.load(), Err(CacheError::Altered(_))));
+        }
+    }
+
+    #[test]
+    fn a_file_without_its_note_leaves_the_earlier_cache() {
+        let (data, runtime) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let key = std::sync::Arc::new(SealingKey::generate().unwrap());
+        let cache = Cache::new(data.path(), runtime.path(), key);
+        for revision in 3..6 {
+            let note = std::fs::read(&cache.floor).ok();
+            cache.store(revision, [resource("a")].iter()).unwrap();
+            // As after a crash between the two.
+            if let Some(note) = note {
+                let newer = std::fs::read(&cache.floor).unwrap();
+                std::fs::write(&cache.floor, note).unwrap();
+                assert_eq!(cache.load().unwrap().0, revision - 1);
+                std::fs::write(&cache.floor, newer).unwrap();
+            }
+            assert_eq!(cache.load().unwrap().0, revision);
         }
     }
 
@@ -151,10 +182,19 @@ mod tests {
             .map(|path| (path.clone(), std::fs::read(path).unwrap()))
             .collect();
         cache.store(4, [resource("revoked")].iter()).unwrap();
+        // Beside what is there, and in its place.
+        for (path, bytes) in &copied {
+            std::fs::write(path, bytes).unwrap();
+        }
+        assert_eq!(cache.load().unwrap().0, 4);
+        std::fs::remove_dir_all(data.path()).unwrap();
+        std::fs::create_dir(data.path()).unwrap();
         for (path, bytes) in copied {
             std::fs::write(path, bytes).unwrap();
         }
-        assert!(matches!(cache.load(), Err(CacheError::Altered(_))));
+        assert!(cache.load().is_err());
+        cache.store(5, [resource("next")].iter()).unwrap();
+        assert_eq!(cache.load().unwrap().0, 5);
 
         // Nor does it load where there is no note: on another machine, or after the identity is gone.
         let elsewhere = tempfile::tempdir().unwrap();

@@ -1,0 +1,119 @@
+//! Places at which a test ends the process: before and after each step that makes something durable. Not in release
+//! builds, where [`point`] is nothing.
+//!
+//! `AIP_FAULT=<point>` or `AIP_FAULT=<point>#<n>` kills the process, as SIGKILL does, when it comes to that point for the
+//! first or the n-th time. `AIP_FAULT_SEEN=<file>` writes down each point that the process comes to, a line each: a test
+//! learns from that which there are.
+
+/// Comes to a point named `<what>:<where>`. The name is only made where somebody asks for it.
+#[cfg(debug_assertions)]
+pub fn point(name: impl FnOnce() -> String) {
+    armed::point(name);
+}
+
+/// Comes to a point: nothing, in a release build.
+#[cfg(not(debug_assertions))]
+pub fn point(_: impl FnOnce() -> String) {}
+
+#[cfg(debug_assertions)]
+mod armed {
+    use std::collections::HashSet;
+    use std::fs::OpenOptions;
+    use std::io::Write as _;
+    use std::path::PathBuf;
+    use std::sync::{Mutex, OnceLock, PoisonError};
+
+    use rustix::process::{Signal, getpid, kill_process};
+
+    #[derive(Debug)]
+    struct Armed {
+        at: Option<String>,
+        /// Passages that are still let through.
+        left: Mutex<u32>,
+        seen: Option<PathBuf>,
+        written: Mutex<HashSet<String>>,
+    }
+
+    impl Armed {
+        fn of(fault: Option<String>, seen: Option<PathBuf>) -> Option<Self> {
+            if fault.is_none() && seen.is_none() {
+                return None;
+            }
+            let (at, nth) = match &fault {
+                Some(fault) => match fault.split_once('#') {
+                    Some((at, nth)) => (Some(at.to_owned()), nth.parse().unwrap_or(1)),
+                    None => (Some(fault.clone()), 1),
+                },
+                None => (None, 1),
+            };
+            Some(Self {
+                at,
+                left: Mutex::new(nth),
+                seen,
+                written: Mutex::default(),
+            })
+        }
+
+        fn note(&self, name: &str) {
+            let Some(path) = &self.seen else { return };
+            let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+            if written.insert(name.to_owned()) {
+                let file = OpenOptions::new().create(true).append(true).open(path);
+                // A test that reads it finds the line missing.
+                let _ = file.and_then(|mut file| writeln!(file, "{name}"));
+            }
+        }
+
+        /// Whether this is the passage at which the process ends.
+        fn is_due(&self, name: &str) -> bool {
+            if self.at.as_deref() != Some(name) {
+                return false;
+            }
+            let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+            let last = *left == 1;
+            *left = left.saturating_sub(1);
+            last
+        }
+    }
+
+    pub(super) fn point(name: impl FnOnce() -> String) {
+        static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
+        let armed = ARMED.get_or_init(|| {
+            let fault = std::env::var("AIP_FAULT").ok();
+            Armed::of(fault, std::env::var_os("AIP_FAULT_SEEN").map(PathBuf::from))
+        });
+        let Some(armed) = armed else { return };
+        let name = name();
+        armed.note(&name);
+        if armed.is_due(&name) {
+            let _ = kill_process(getpid(), Signal::KILL);
+            // The signal may take a moment; nothing more is to happen meanwhile.
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn the_passage_that_was_asked_for_is_the_last() {
+            let dir = tempfile::tempdir().unwrap();
+            let seen = dir.path().join("seen");
+            let armed = Armed::of(Some("file:renamed#2".into()), Some(seen.clone())).unwrap();
+            for (name, due) in [
+                ("file:synced", false),
+                ("file:renamed", false),
+                ("file:renamed", true),
+                ("file:renamed", false),
+            ] {
+                armed.note(name);
+                assert_eq!(armed.is_due(name), due, "{name}");
+            }
+            assert_eq!(std::fs::read_to_string(seen).unwrap(), "file:synced\nfile:renamed\n");
+            assert!(Armed::of(None, None).is_none());
+        }
+    }
+}
