@@ -3,11 +3,15 @@
 //! | module | what |
 //! |---|---|
 //! | [`record`] | what one line says |
+//! | [`log`] | the files that lines are appended to, read from, and dropped by quota |
+//! | [`merkle`] | tree heads over lines, inclusion and consistency proofs |
 //! | [`checkpoint`] | what a sidecar signs: so many records, with this root, at this time |
 //!
 //! Standard I/O only: no runtime, no network. Signatures are the caller's, who has the keys.
 
 pub mod checkpoint;
+pub mod log;
+pub mod merkle;
 pub mod record;
 
 pub use checkpoint::{Checkpoint, Closing};

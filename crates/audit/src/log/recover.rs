@@ -1,0 +1,237 @@
+//! Opening a log that is there: what of it can be gone on with, and what a crash left half written.
+
+use std::fs::{self, OpenOptions};
+use std::path::Path;
+
+use aip_api::Digest;
+
+use super::{Closed, LONGEST, Lines, LogError, Manifest, checkpoints, first_prev, segment_path, segments};
+use crate::checkpoint::Closing;
+use crate::merkle::{self, Tree};
+use crate::record::Record;
+
+/// What was found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Records in the log.
+    pub records: u64,
+    /// Records that the last kept checkpoint covers.
+    pub signed: u64,
+    /// The log was closed in order: the last checkpoint says so and covers everything.
+    pub clean: bool,
+    /// Bytes at the end that were no records and were cut off: what was being written when the process or machine died.
+    pub cut_bytes: u64,
+    /// Line ends among them: whole lines that can't be what was written. Zero after a crash of the process alone.
+    pub cut_lines: u64,
+}
+
+/// Where a log goes on.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) manifest: Manifest,
+    pub(super) open: Open,
+    pub(super) tree: Tree,
+    pub(super) recovered: Recovered,
+}
+
+/// The segment that is being written.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Open {
+    pub(super) number: u64,
+    pub(super) first: u64,
+    /// Time of its first record.
+    pub(super) since: Option<u64>,
+    /// Time of its last record.
+    pub(super) at: u64,
+    /// Digest of the last line of the log.
+    pub(super) last: Digest,
+}
+
+pub(super) fn recover(dir: &Path, log: &str) -> Result<Found, LogError> {
+    let mut manifest = Manifest::read(dir)?;
+    let (signed, closed) = signed(dir, log)?;
+    let begins = manifest.begins();
+    for number in segments(dir)?.into_iter().filter(|n| *n < begins) {
+        // A quota took it, and the process died before the file was gone.
+        let path = segment_path(dir, number);
+        fs::remove_file(&path).map_err(|e| LogError::io(&path, e))?;
+    }
+    let present = segments(dir)?;
+    whole(dir, &manifest, &present)?;
+    let mut place = Place::after(manifest.closed.last(), log);
+    let mut recovered = Recovered::default();
+    let next = place.open.number;
+    for number in present.iter().copied().filter(|n| *n >= next) {
+        if number != place.open.number {
+            let path = segment_path(dir, place.open.number);
+            return Err(LogError::damaged(
+                &path,
+                0,
+                Some(place.tree.size()),
+                "this segment is missing",
+            ));
+        }
+        let path = segment_path(dir, number);
+        let bytes = place.read(&path, signed, present.last() == Some(&number), &mut recovered)?;
+        if present.last() != Some(&number) {
+            let closed = place.close(bytes);
+            place = Place::after(Some(&closed), log);
+            manifest.closed.push(closed);
+        }
+    }
+    if place.tree.size() < signed {
+        let path = segment_path(dir, place.open.number);
+        let why = format!("it ends here, but {signed} records were signed");
+        return Err(LogError::damaged(&path, 0, Some(place.tree.size()), why));
+    }
+    recovered.records = place.tree.size();
+    recovered.signed = signed;
+    recovered.clean = closed && signed == recovered.records;
+    Ok(Found {
+        manifest,
+        open: place.open,
+        tree: place.tree,
+        recovered,
+    })
+}
+
+/// Records that the last kept checkpoint covers, and whether it closed the log.
+fn signed(dir: &Path, log: &str) -> Result<(u64, bool), LogError> {
+    let claims = checkpoints::kept(dir)?
+        .into_iter()
+        .filter_map(|k| checkpoints::claims_of(&k.statement));
+    Ok(claims.filter(|c| c.log == log).fold((0, false), |(size, _), c| {
+        (size.max(c.size), c.closing == Closing::Close)
+    }))
+}
+
+/// The closed segments are there, each as long as it was.
+fn whole(dir: &Path, manifest: &Manifest, present: &[u64]) -> Result<(), LogError> {
+    let begins = manifest.begins();
+    for closed in manifest.closed.iter().filter(|c| c.segment >= begins) {
+        let path = segment_path(dir, closed.segment);
+        if !present.contains(&closed.segment) {
+            return Err(LogError::damaged(
+                &path,
+                0,
+                Some(closed.first),
+                "this segment is missing",
+            ));
+        }
+        let bytes = fs::metadata(&path).map_err(|e| LogError::io(&path, e))?.len();
+        if bytes != closed.bytes {
+            let why = format!("{bytes} bytes; it was closed with {}", closed.bytes);
+            return Err(LogError::damaged(&path, 0, Some(closed.first), why));
+        }
+    }
+    Ok(())
+}
+
+struct Place {
+    open: Open,
+    tree: Tree,
+}
+
+impl Place {
+    fn after(closed: Option<&Closed>, log: &str) -> Self {
+        let (number, last, at) = closed.map_or((0, first_prev(log), 0), |c| (c.segment + 1, c.last, c.at));
+        let tree = closed.and_then(Closed::tree).unwrap_or_default();
+        let open = Open {
+            number,
+            first: tree.size(),
+            since: None,
+            at,
+            last,
+        };
+        Self { open, tree }
+    }
+
+    /// Reads a segment; of the last one, a tail that was never signed is cut where it stops being records.
+    fn read(&mut self, path: &Path, signed: u64, last: bool, recovered: &mut Recovered) -> Result<u64, LogError> {
+        let length = fs::metadata(path).map_err(|e| LogError::io(path, e))?.len();
+        for line in Lines::open(path, LONGEST)? {
+            let (offset, why) = match line {
+                Ok(line) => match self.take(&line.bytes, line.ended) {
+                    Ok(()) => continue,
+                    Err(why) => (line.offset, why),
+                },
+                // A tail of zeros, as some file systems leave after a power loss, is one endless line.
+                Err(LogError::Damaged { why, .. }) => (self.bytes_read(path)?, why),
+                Err(e) => return Err(e),
+            };
+            let seq = self.tree.size();
+            if !last || seq < signed {
+                return Err(LogError::damaged(path, seq - self.open.first + 1, Some(seq), why));
+            }
+            let file = OpenOptions::new().read(true).write(true).open(path);
+            let file = file.map_err(|e| LogError::io(path, e))?;
+            recovered.cut_bytes = length - offset;
+            recovered.cut_lines = line_ends(path, offset)?;
+            file.set_len(offset)
+                .and_then(|()| file.sync_all())
+                .map_err(|e| LogError::io(path, e))?;
+            return Ok(offset);
+        }
+        Ok(length)
+    }
+
+    /// Where the records that were taken from this file end.
+    fn bytes_read(&self, path: &Path) -> Result<u64, LogError> {
+        let mut end = 0;
+        for line in Lines::open(path, LONGEST)?.take((self.tree.size() - self.open.first) as usize) {
+            let line = line?;
+            end = line.offset + line.bytes.len() as u64 + 1;
+        }
+        Ok(end)
+    }
+
+    fn take(&mut self, line: &[u8], ended: bool) -> Result<(), String> {
+        if !ended {
+            return Err("the line has no end".into());
+        }
+        let record = Record::from_bytes(line).map_err(|e| e.to_string())?;
+        if record.seq != self.tree.size() {
+            return Err(format!("record {} where {} belongs", record.seq, self.tree.size()));
+        }
+        if record.prev != self.open.last {
+            return Err("it does not name the line before it".into());
+        }
+        self.open.last = Digest::sha256(line);
+        self.open.at = record.at;
+        self.open.since = self.open.since.or(Some(record.at));
+        self.tree.append(merkle::leaf(line));
+        Ok(())
+    }
+
+    fn close(&self, bytes: u64) -> Closed {
+        closed(&self.open, &self.tree, bytes)
+    }
+}
+
+/// How a segment ends that is closed now.
+pub(super) fn closed(open: &Open, tree: &Tree, bytes: u64) -> Closed {
+    Closed {
+        segment: open.number,
+        first: open.first,
+        records: tree.size() - open.first,
+        bytes,
+        at: open.at,
+        last: open.last,
+        subtrees: tree.peaks().to_vec(),
+    }
+}
+
+fn line_ends(path: &Path, offset: u64) -> Result<u64, LogError> {
+    use std::io::{Read as _, Seek as _, SeekFrom};
+    let failed = |e| LogError::io(path, e);
+    let mut file = fs::File::open(path).map_err(failed)?;
+    file.seek(SeekFrom::Start(offset)).map_err(failed)?;
+    let mut buffer = vec![0; 64 * 1024];
+    let mut ends = 0;
+    loop {
+        match file.read(&mut buffer).map_err(failed)? {
+            0 => return Ok(ends),
+            read => ends += buffer[..read].iter().filter(|b| **b == b'\n').count() as u64,
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! The one that appends.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aip_api::{Digest, SpiffeId};
+
+use super::disk::{Appender, Disk, SyncHandle};
+use super::manifest::line_of_closed;
+use super::recover::{self, Open, Recovered};
+use super::{Dropped, Head, LogError, Manifest, Options, checkpoints, name_of, segment_path};
+use crate::checkpoint::{Checkpoint, Closing};
+use crate::merkle::{self, Tree};
+use crate::record::{Event, RECORD_VERSION, Record};
+
+/// Appends to a log.
+#[derive(Debug)]
+pub struct Writer {
+    dir: PathBuf,
+    log: String,
+    options: Options,
+    disk: Arc<Disk>,
+    manifest: Manifest,
+    book: Appender,
+    statements: Appender,
+    segment: Appender,
+    open: Open,
+    tree: Tree,
+    /// Bytes of the closed segments that are there.
+    closed_bytes: u64,
+    /// Records that the last kept checkpoint covers.
+    signed: u64,
+}
+
+impl Writer {
+    /// Makes the log in `dir`, whose name is a UUID, or goes on with it. A line that a crash cut off is cut away.
+    ///
+    /// # Errors
+    /// The directory's name or the disk does not allow it; or what is there is not what was written and signed, and then
+    /// nothing is changed: keep it for the auditor and open a new log.
+    pub fn open(dir: &Path, options: Options) -> Result<(Self, Recovered), LogError> {
+        let log = name_of(dir)?;
+        let failed = |e| LogError::io(dir, e);
+        if !dir.exists() {
+            fs::create_dir_all(dir).map_err(failed)?;
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+            dir.parent().map_or(Ok(()), super::disk::sync_dir)?;
+        }
+        let found = recover::recover(dir, &log)?;
+        found.manifest.write(dir)?;
+        let begins = found.manifest.begins();
+        let live = found.manifest.closed.iter().filter(|c| c.segment >= begins);
+        let closed_bytes = live.map(|c| c.bytes).sum();
+        let disk = Arc::new(Disk::new(dir, found.tree.size()));
+        let segment = Appender::open(segment_path(dir, found.open.number))?;
+        // What an earlier process wrote may not be on disk yet.
+        disk.wrote(&segment.path, &segment.file, found.tree.size());
+        let writer = Self {
+            book: Appender::open(Manifest::path(dir))?,
+            statements: Self::statements(dir)?,
+            dir: dir.to_owned(),
+            log,
+            options,
+            disk,
+            segment,
+            open: found.open,
+            tree: found.tree,
+            closed_bytes,
+            signed: found.recovered.signed,
+            manifest: found.manifest,
+        };
+        Ok((writer, found.recovered))
+    }
+
+    /// `checkpoints.jsonl`, without a last line that was cut off.
+    fn statements(dir: &Path) -> Result<Appender, LogError> {
+        let path = checkpoints::path(dir);
+        let mut statements = Appender::open(path.clone())?;
+        let failed = |e| LogError::io(&path, e);
+        let held = fs::read(&path).map_err(failed)?;
+        let whole = held.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+        if whole < held.len() {
+            statements.bytes = whole as u64;
+            statements.file.set_len(statements.bytes).map_err(failed)?;
+        }
+        Ok(statements)
+    }
+
+    /// The log's name.
+    pub fn log(&self) -> &str {
+        &self.log
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Records so far.
+    pub const fn size(&self) -> u64 {
+        self.tree.size()
+    }
+
+    /// The segment that is being written, and its length in bytes.
+    pub const fn segment(&self) -> (u64, u64) {
+        (self.open.number, self.segment.bytes)
+    }
+
+    /// Bytes of all segments that are there.
+    pub const fn bytes(&self) -> u64 {
+        self.closed_bytes + self.segment.bytes
+    }
+
+    /// Appends a record, at `at` Unix milliseconds, and answers its sequence number. One write has been made when this
+    /// returns: a crash of this process does not lose it.
+    ///
+    /// # Errors
+    /// The quota or the disk does not allow it; the log is then as it was before.
+    pub fn append(&mut self, event: Event, at: u64) -> Result<u64, LogError> {
+        if self.disk.poisoned() {
+            return Err(LogError::Poisoned);
+        }
+        let seq = self.tree.size();
+        let record = Record {
+            v: RECORD_VERSION,
+            seq,
+            prev: self.open.last,
+            at,
+            event,
+        };
+        let mut line = record.to_bytes()?;
+        let (digest, leaf) = (Digest::sha256(&line), merkle::leaf(&line));
+        line.push(b'\n');
+        let length = line.len() as u64;
+        if self.bytes() + length > self.options.total_bytes {
+            return Err(LogError::Quota {
+                held: self.bytes(),
+                most: self.options.total_bytes,
+            });
+        }
+        if self.due(at, length) {
+            self.rotate()?;
+        }
+        self.segment.add(&line, &self.disk)?;
+        self.open.last = digest;
+        self.open.at = at;
+        self.open.since = self.open.since.or(Some(at));
+        self.tree.append(leaf);
+        self.disk
+            .wrote(&self.segment.path, &self.segment.file, self.tree.size());
+        Ok(seq)
+    }
+
+    fn due(&self, at: u64, length: u64) -> bool {
+        let Some(since) = self.open.since else {
+            return false;
+        };
+        self.segment.bytes + length > self.options.segment_bytes
+            || at.saturating_sub(since) >= self.options.segment_millis
+    }
+
+    /// Whether the segment is old enough to be closed though nothing is appended.
+    pub fn is_due(&self, at: u64) -> bool {
+        self.due(at, 0)
+    }
+
+    /// Closes the segment and begins the next one; nothing where the segment is empty.
+    ///
+    /// # Errors
+    /// The disk does not allow it; the log is then as it was before.
+    pub fn rotate(&mut self) -> Result<(), LogError> {
+        if self.disk.poisoned() {
+            return Err(LogError::Poisoned);
+        }
+        if self.open.since.is_none() {
+            return Ok(());
+        }
+        let next = Appender::open(segment_path(&self.dir, self.open.number + 1))?;
+        let closed = recover::closed(&self.open, &self.tree, self.segment.bytes);
+        if let Err(e) = self.book.add(&line_of_closed(&closed), &self.disk) {
+            let _ = fs::remove_file(&next.path);
+            return Err(e);
+        }
+        self.disk.made();
+        self.disk.wrote(&self.book.path, &self.book.file, self.tree.size());
+        self.closed_bytes += self.segment.bytes;
+        self.manifest.closed.push(closed);
+        self.segment = next;
+        self.open.number += 1;
+        self.open.first = self.tree.size();
+        self.open.since = None;
+        Ok(())
+    }
+
+    /// A handle by which another thread syncs what was appended.
+    pub fn sync_handle(&self) -> SyncHandle {
+        SyncHandle(self.disk.clone())
+    }
+
+    /// How far the log reaches.
+    pub fn head(&self) -> Head {
+        Head {
+            log: self.log.clone(),
+            size: self.tree.size(),
+            root: self.tree.root(),
+        }
+    }
+
+    /// What is to be signed about it now.
+    pub fn unsigned(&self, agent: &SpiffeId, closing: Closing, at: u64) -> Checkpoint {
+        Checkpoint {
+            v: 1,
+            log: self.log.clone(),
+            agent: agent.clone(),
+            size: self.tree.size(),
+            root: self.tree.root(),
+            at,
+            closing,
+        }
+    }
+
+    /// Keeps a signed checkpoint, with the chain (DER, leaf first) of the certificate whose key signed it.
+    ///
+    /// # Errors
+    /// It is not of this log, or the disk does not allow it.
+    pub fn keep(&mut self, statement: &str, chain: &[Vec<u8>]) -> Result<(), LogError> {
+        let claims = checkpoints::claims_of(statement);
+        let claims = claims.filter(|c| c.log == self.log && c.size <= self.tree.size());
+        let claims =
+            claims.ok_or_else(|| LogError::damaged(&self.statements.path, 0, None, "not a checkpoint of this log"))?;
+        self.statements.add(&checkpoints::line(statement, chain), &self.disk)?;
+        self.disk
+            .wrote(&self.statements.path, &self.statements.file, self.tree.size());
+        self.signed = self.signed.max(claims.size);
+        Ok(())
+    }
+
+    /// Records that the last kept checkpoint covers.
+    pub const fn signed(&self) -> u64 {
+        self.signed
+    }
+
+    /// Drops the oldest closed segments that a quota asks for: only those before segment `sent`, which somebody else
+    /// holds, and only what a kept checkpoint covers. Answers what is gone. Room is made for one more segment, so that
+    /// appending goes on meanwhile.
+    ///
+    /// # Errors
+    /// The disk does not allow it.
+    pub fn sweep(&mut self, sent: u64, now: u64) -> Result<Option<Dropped>, LogError> {
+        let begins = self.manifest.begins();
+        let mut dropped = None;
+        let (mut held, mut gone) = (self.bytes(), Vec::new());
+        for closed in self.manifest.closed.iter().filter(|c| c.segment >= begins) {
+            let full = held + self.options.segment_bytes > self.options.total_bytes;
+            let old = now.saturating_sub(closed.at) > self.options.total_millis;
+            if closed.segment >= sent || closed.end() > self.signed || !(full || old) {
+                break;
+            }
+            held -= closed.bytes;
+            gone.push(closed.segment);
+            dropped = Some(Dropped {
+                through: closed.segment,
+                at: now,
+                quota: if full { "size" } else { "age" }.to_owned(),
+            });
+        }
+        let Some(last) = dropped else {
+            return Ok(None);
+        };
+        // The manifest is on disk before a file is gone: a missing file that it does not name is an attack.
+        self.manifest.dropped = Some(last.clone());
+        self.manifest.closed.retain(|c| c.segment >= last.through);
+        self.manifest.write(&self.dir)?;
+        self.book = Appender::open(Manifest::path(&self.dir))?;
+        self.closed_bytes = held - self.segment.bytes;
+        for number in gone {
+            let path = segment_path(&self.dir, number);
+            fs::remove_file(&path).map_err(|e| LogError::io(&path, e))?;
+        }
+        Ok(Some(last))
+    }
+}
