@@ -1,6 +1,8 @@
 //! Certificates: what a verified chain says about a peer. Chains are checked by webpki, names by us (SPIFFE IDs are
 //! URIs, and X.509 name constraints on URIs have a history of bugs).
 
+mod signer;
+
 use std::sync::Arc;
 
 use aip_api::attestation::{AttestationResult, MAX_RESULT_BYTES, RESULT_OID, RESULT_TYP};
@@ -12,6 +14,8 @@ use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::der_parser::Oid;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer as _;
+
+pub use signer::{SvidSigner, svid_signer};
 
 use crate::jws;
 use crate::signing::VerifyingKey;
