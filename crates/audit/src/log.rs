@@ -13,6 +13,7 @@ mod disk;
 mod lines;
 mod manifest;
 mod reader;
+mod receive;
 mod recover;
 mod writer;
 
@@ -24,6 +25,7 @@ pub use disk::SyncHandle;
 pub use lines::{Line, Lines};
 pub use manifest::{Closed, Dropped, Manifest};
 pub use reader::{Entry, Reader};
+pub use receive::{ChainError, Staged};
 pub use recover::Recovered;
 pub use writer::Writer;
 

@@ -5,9 +5,11 @@
 
 mod levels;
 mod proof;
+mod subtrees;
 
 pub use levels::Levels;
 pub use proof::{verify_consistency, verify_inclusion};
+pub use subtrees::Subtrees;
 
 use aip_api::Digest;
 

@@ -20,14 +20,14 @@ use crate::record::{Event, RECORD_VERSION, Record};
 pub struct Writer {
     dir: PathBuf,
     log: String,
-    options: Options,
-    disk: Arc<Disk>,
-    manifest: Manifest,
+    pub(super) options: Options,
+    pub(super) disk: Arc<Disk>,
+    pub(super) manifest: Manifest,
     book: Appender,
     statements: Appender,
-    segment: Appender,
-    open: Open,
-    tree: Tree,
+    pub(super) segment: Appender,
+    pub(super) open: Open,
+    pub(super) tree: Tree,
     /// Bytes of the closed segments that are there.
     closed_bytes: u64,
     /// Records that the last kept checkpoint covers.

@@ -46,7 +46,10 @@ pub fn svid_signer(chain: &[Vec<u8>], state: &TrustState, at: u64) -> Result<Svi
     let certificate = parse(leaf)?;
     let seconds = |at: i64| u64::try_from(at).unwrap_or(0);
     let validity = certificate.validity();
-    let (not_before, not_after) = (seconds(validity.not_before.timestamp()), seconds(validity.not_after.timestamp()));
+    let (not_before, not_after) = (
+        seconds(validity.not_before.timestamp()),
+        seconds(validity.not_after.timestamp()),
+    );
     if at.saturating_add(SKEW_SECONDS) < not_before {
         return Err(IdentityError::NotYetValid);
     }
