@@ -33,12 +33,25 @@ pub(super) struct Agent {
     /// DNS names outside the mesh whose calls, over plain HTTP, go to this agent; at most 8.
     #[schema(required = false)]
     aliases: Vec<String>,
+    #[schema(required = false)]
+    lease: Lease,
     /// What it claims of itself at `/.well-known/agent-manifest`.
     #[schema(required = false, value_type = Object)]
     manifest: (),
     /// The control plane's: what is sent is not taken.
     #[schema(required = false)]
     generation: u64,
+}
+
+/// For how long the agent's sidecars may go on without hearing from the control plane, and what they do then.
+#[derive(ToSchema)]
+pub(super) struct Lease {
+    /// 5 to 86,400.
+    #[schema(required = false)]
+    seconds: u64,
+    /// `continue` (until the SVID ends) or `deny`.
+    #[schema(required = false)]
+    on_lost: String,
 }
 
 /// Whether refusals are enforced.
@@ -165,6 +178,18 @@ pub(super) struct MeshConfig {
     svid_ttl_seconds: u64,
     #[schema(required = false)]
     audit: AuditConfig,
+    #[schema(required = false)]
+    kill: KillSettings,
+}
+
+/// How orders to stop are given.
+#[derive(ToSchema)]
+pub(super) struct KillSettings {
+    /// In a `prod` mesh: orders that stop more than one agent wait for a second person.
+    #[schema(required = false)]
+    second_approver: bool,
+    /// Where it is posted that an order was given or taken back: `https://`, or `http://` to a loopback address.
+    webhook: Option<String>,
 }
 
 /// What is recorded of every request, and for how long.

@@ -17,6 +17,10 @@ pub const MAX_REASON_BYTES: usize = 500;
 pub const MAX_ISSUERS: usize = 4;
 /// Most labels of a selector.
 pub const MAX_SELECTOR_LABELS: usize = 8;
+/// Longest name of a tool or skill, in bytes.
+pub const MAX_TOOL_BYTES: usize = 256;
+/// Largest heartbeat, in bytes as JSON.
+pub const MAX_HEARTBEAT_BYTES: usize = 4 * 1024;
 
 /// All orders in force. A sidecar takes one only if its (term, epoch) is higher than what it holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,7 +98,7 @@ pub enum Scope {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Requests are answered 503 with Retry-After; may end by itself.
+    /// New requests are answered 503 with Retry-After, and what is open goes on; may end by itself.
     Pause,
     /// Connections and streams are cut too, and the agent's processes are ended by their supervisor.
     Kill,
@@ -118,6 +122,57 @@ pub struct Heartbeat {
     pub instance: String,
     /// The `sequence` of the `Beat` that it answers.
     pub sequence: u64,
+    /// What it grants, counted from when that `Beat` was sent.
+    pub lease: Lease,
+}
+
+/// For how long a sidecar may go on without hearing from the control plane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Lease {
+    /// Its length.
+    pub seconds: u64,
+    /// What happens at its end.
+    pub on_lost: OnLost,
+}
+
+/// What a sidecar does when its lease has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum OnLost {
+    /// It goes on with the orders that it holds, until its SVID ends.
+    #[default]
+    Continue,
+    /// It refuses everything and cuts what is open, until it hears again.
+    Deny,
+}
+
+/// Shortest lease, in seconds: three beats of a second and what a busy machine adds.
+pub const MIN_LEASE_SECONDS: u64 = 5;
+/// Longest lease, in seconds: an SVID's longest life.
+pub const MAX_LEASE_SECONDS: u64 = 86_400;
+
+impl Default for Lease {
+    fn default() -> Self {
+        Self {
+            seconds: 30,
+            on_lost: OnLost::Continue,
+        }
+    }
+}
+
+impl Lease {
+    /// Every mistake in it, by field path below `at`.
+    pub fn validate(&self, at: &str) -> Vec<FieldError> {
+        if (MIN_LEASE_SECONDS..=MAX_LEASE_SECONDS).contains(&self.seconds) {
+            return Vec::new();
+        }
+        let message = format!(
+            "{} is out of bounds: {MIN_LEASE_SECONDS} to {MAX_LEASE_SECONDS} seconds",
+            self.seconds
+        );
+        vec![FieldError::new(format!("{at}.seconds"), message)]
+    }
 }
 
 impl KillSet {
@@ -143,6 +198,10 @@ impl KillSet {
         let mut errors = Vec::new();
         if self.v != 1 {
             errors.push(FieldError::new("v", "this program knows version 1"));
+        }
+        let ids: std::collections::BTreeSet<&str> = self.orders.iter().map(|order| order.id.as_str()).collect();
+        if ids.len() != self.orders.len() {
+            errors.push(FieldError::new("orders", "two orders have the same id"));
         }
         if self.orders.len() > MAX_ORDERS {
             let message = format!("{} orders; at most {MAX_ORDERS}", self.orders.len());
@@ -178,8 +237,8 @@ impl Order {
             Scope::Selector { labels } if labels.is_empty() || labels.len() > MAX_SELECTOR_LABELS => {
                 wrong("scope.labels", format!("1 to {MAX_SELECTOR_LABELS} labels"));
             }
-            Scope::Tool { tool, .. } if tool.is_empty() || tool.len() > 256 => {
-                wrong("scope.tool", "1 to 256 bytes".into());
+            Scope::Tool { tool, .. } if tool.is_empty() || tool.len() > MAX_TOOL_BYTES => {
+                wrong("scope.tool", format!("1 to {MAX_TOOL_BYTES} bytes"));
             }
             Scope::Pair { source, destination } if source == destination => {
                 wrong("scope.destination", "the same agent as the source".into());
@@ -191,6 +250,45 @@ impl Order {
     /// Whether it is in force at `now` (Unix seconds).
     pub fn in_force(&self, now: u64) -> bool {
         self.expires.is_none_or(|expires| now < expires)
+    }
+}
+
+impl Scope {
+    /// Whether it stops more than one agent.
+    pub const fn is_broad(&self) -> bool {
+        match self {
+            Self::Mesh {} | Self::Selector { .. } | Self::Tool { agent: None, .. } => true,
+            Self::Agent { .. } | Self::Tool { agent: Some(_), .. } | Self::Pair { .. } => false,
+        }
+    }
+}
+
+impl std::fmt::Display for Scope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Mesh {} => f.write_str("the mesh"),
+            Self::Selector { labels } => {
+                let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+                write!(f, "agents with {}", labels.join(","))
+            }
+            Self::Agent { agent } => write!(f, "agent {agent}"),
+            Self::Tool { agent: None, tool } => write!(f, "tool {tool}"),
+            Self::Tool {
+                agent: Some(agent),
+                tool,
+            } => write!(f, "tool {tool} of {agent}"),
+            Self::Pair { source, destination } => write!(f, "{source} to {destination}"),
+        }
+    }
+}
+
+impl Mode {
+    /// The word in documents and output.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Kill => "kill",
+        }
     }
 }
 

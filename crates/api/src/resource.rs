@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use agent::{Agent, AgentProtocol, Endpoint, HostHeader, Manifest, ManifestCapabilities, Mode, PrivacyContract};
 pub use measurement::Measurement;
-pub use mesh_config::{AuditConfig, Durability, EgressRule, MeshConfig, MeshMode, Require, Retention};
+pub use mesh_config::{AuditConfig, Durability, EgressRule, KillSettings, MeshConfig, MeshMode, Require, Retention};
 pub use policy::{Attach, MAX_POLICY_BYTES, MAX_POLICY_DATA_BYTES, Policy, PolicyName};
 pub use revocation::Revocation;
 pub use traffic::Traffic;

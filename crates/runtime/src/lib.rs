@@ -4,7 +4,7 @@
 //! | for | modules |
 //! |---|---|
 //! | being a process | [`settings`], [`telemetry`], [`shutdown`], [`drain`], [`ready`], [`admin`], [`backoff`], [`files`], [`fault`] |
-//! | keys and statements | [`signing`], [`jws`], [`signed`], [`sealing`] |
+//! | keys and statements | [`signing`], [`jws`], [`signed`], [`kill`], [`sealing`] |
 //! | identity | [`x509`], [`trust`], [`svid`] |
 //! | the wire | [`sockets`], [`door`], [`tls`], [`grpc`] |
 //! | policy admission in a child that may die | [`admission`] |
@@ -22,6 +22,7 @@ pub mod fault;
 pub mod files;
 pub mod grpc;
 pub mod jws;
+pub mod kill;
 pub mod ready;
 pub mod sealing;
 pub mod settings;
@@ -55,6 +56,14 @@ pub fn unix_now() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |d| d.as_secs())
+}
+
+/// Time since this machine began to run, counting while it sleeps: nobody sets this clock, and a machine that was
+/// suspended does not wake up with a lease that ended meanwhile.
+pub fn boottime() -> std::time::Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    std::time::Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 
 use aip_api::evidence::{Assurance, Enforcement};
+use aip_api::kill::Lease;
 use aip_api::problem::{FieldError, Problem};
 use aip_api::resource::{
-    Agent, AgentProtocol, Attach, AuditConfig, EgressRule, HostHeader, Manifest, Measurement, MeshConfig, MeshMode,
-    Mode, Policy, Require, Retention, Traffic,
+    Agent, AgentProtocol, Attach, AuditConfig, EgressRule, HostHeader, KillSettings, Manifest, Measurement, MeshConfig,
+    MeshMode, Mode, Policy, Require, Retention, Traffic,
 };
 use aip_api::{Digest, TrustDomain};
 use serde::Serialize;
@@ -30,6 +31,7 @@ fn agent() -> (&'static str, Value) {
         host: HostHeader::Original,
         allow_ambiguous_paths: true,
         aliases: vec!["research.example.com".into()],
+        lease: Lease::default(),
         manifest: Manifest::default(),
         generation: 1,
     };
@@ -76,7 +78,7 @@ fn measurement() -> (&'static str, Value) {
     whole("Measurement", &measurement)
 }
 
-fn mesh_config() -> [(&'static str, Value); 5] {
+fn mesh_config() -> [(&'static str, Value); 7] {
     let trust_domain: TrustDomain = "aip.internal".parse().unwrap();
     let require = Require {
         assurance: Assurance::Declared,
@@ -97,6 +99,10 @@ fn mesh_config() -> [(&'static str, Value); 5] {
             auditor_key: Some("CQkJ".into()),
             ..AuditConfig::default()
         },
+        kill: KillSettings {
+            second_approver: true,
+            webhook: Some("https://ops.example/kill".into()),
+        },
     };
     [
         whole("MeshConfig", &config),
@@ -104,6 +110,8 @@ fn mesh_config() -> [(&'static str, Value); 5] {
         whole("EgressRule", &rule),
         whole("AuditConfig", &config.audit),
         whole("Retention", &Retention::default()),
+        whole("KillSettings", &config.kill),
+        whole("Lease", &Lease::default()),
     ]
 }
 

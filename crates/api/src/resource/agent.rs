@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Kind, Resource};
 use crate::AgentName;
+use crate::kill::Lease;
 use crate::problem::FieldError;
 
 /// Most labels of an agent, and most capabilities, scopes: they travel in every certificate.
@@ -50,6 +51,9 @@ pub struct Agent {
     /// machine. Calls to them from the mesh, over plain HTTP, go to this agent; they hold for sidecars that hold the agent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
+    /// For how long its sidecars may go on without hearing from the control plane, and what they do then.
+    #[serde(default)]
+    pub lease: Lease,
     /// What it claims of itself at `/.well-known/agent-manifest`. Claims: never a fact for a decision by default.
     #[serde(default)]
     pub manifest: Manifest,
@@ -75,6 +79,7 @@ impl Agent {
             host: HostHeader::Local,
             allow_ambiguous_paths: false,
             aliases: Vec::new(),
+            lease: Lease::default(),
             manifest: Manifest::default(),
             generation: 1,
         }
@@ -286,6 +291,7 @@ impl Resource for Agent {
         }
         check_list(&mut errors, "capabilities", &self.capabilities);
         check_aliases(&mut errors, &self.aliases);
+        errors.extend(self.lease.validate("lease"));
         check_list(&mut errors, "manifest.scopes", &self.manifest.scopes);
         let manifest = &self.manifest;
         let levels = ["verified_partner", "trusted", "standard", "unknown", "untrusted"];

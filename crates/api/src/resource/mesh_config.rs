@@ -1,10 +1,12 @@
 //! `MeshConfig`: what holds for the whole mesh. Policies read it as `data.mesh`.
 
 mod audit;
+mod kill;
 
 use serde::{Deserialize, Serialize};
 
 pub use audit::{AuditConfig, Durability, Retention};
+pub use kill::KillSettings;
 
 use super::{Kind, Resource};
 use crate::TrustDomain;
@@ -34,6 +36,9 @@ pub struct MeshConfig {
     /// What is recorded of every request, and for how long.
     #[serde(default)]
     pub audit: AuditConfig,
+    /// Orders to stop.
+    #[serde(default)]
+    pub kill: KillSettings,
 }
 
 const fn default_svid_ttl() -> u64 {
@@ -53,6 +58,7 @@ impl MeshConfig {
             egress: Vec::new(),
             svid_ttl_seconds: default_svid_ttl(),
             audit: AuditConfig::default(),
+            kill: KillSettings::default(),
         }
     }
 }
@@ -112,6 +118,7 @@ impl Resource for MeshConfig {
                 format!("{} rules; at most {MAX_EGRESS}", self.egress.len()),
             ));
         }
+        self.kill.validate(&mut errors);
         for (i, rule) in self.egress.iter().enumerate() {
             let host = rule.host.strip_prefix("*.").unwrap_or(&rule.host);
             let named = host.parse::<TrustDomain>().is_ok() && !self.trust_domain.owns_host(host);
