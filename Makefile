@@ -14,7 +14,7 @@ ENVOY := 1.40.0
 BENCH_PROFILE ?= release
 BENCH_FLAGS ?=
 
-.PHONY: help build demo demo-stay test clients lint fmt doc proto tools bench bench-check bench-build bench-peers
+.PHONY: help build demo demo-stay test soak clients lint fmt doc proto tools bench bench-check bench-build bench-peers
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -33,6 +33,9 @@ demo-stay: build ## the same, and the mesh stays up to be played with
 # cargo's own runner, not nextest: tests of one file share a mesh, which a process for each test would start anew.
 test: build clients ## every test
 	$(CARGO) test --workspace --no-fail-fast
+
+soak: build ## processes killed at 300 random moments
+	AIP_CRASHES=300 $(CARGO) test -p aip-tests --test crash random -- --nocapture
 
 clients: ## the real agents and clients that the tests drive (Python, Node, curl)
 	sh tests/clients/setup.sh

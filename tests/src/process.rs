@@ -14,6 +14,6 @@ pub use binaries::binary;
 pub(crate) use binaries::repository;
 pub use child::{Process, ended_badly, fails, free_port};
 pub(crate) use mesh::sweep_after_us;
-pub use mesh::{ControlPlane, Mesh};
+pub use mesh::{ControlPlane, DEV, Mesh};
 pub use run::RunAgent;
 pub use sidecar::{FREE, OPEN, Sidecar, SidecarSpec};

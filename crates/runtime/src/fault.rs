@@ -2,8 +2,11 @@
 //! builds, where [`point`] is nothing.
 //!
 //! `AIP_FAULT=<point>` or `AIP_FAULT=<point>#<n>` kills the process, as SIGKILL does, when it comes to that point for the
-//! first or the n-th time. `AIP_FAULT_SEEN=<file>` writes down each point that the process comes to, a line each: a test
-//! learns from that which there are.
+//! first or the n-th time. `AIP_FAULT_SEEN=<file>` writes down each point that the process comes to, as `<point>#<n>`, the
+//! first [`NOTED`] times: a test learns from that which there are.
+
+/// Passages of one point that are written down.
+pub const NOTED: u32 = 2;
 
 /// Comes to a point named `<what>:<where>`. The name is only made where somebody asks for it.
 #[cfg(debug_assertions)]
@@ -17,7 +20,7 @@ pub fn point(_: impl FnOnce() -> String) {}
 
 #[cfg(debug_assertions)]
 mod armed {
-    use std::collections::HashSet;
+    use std::collections::HashMap;
     use std::fs::OpenOptions;
     use std::io::Write as _;
     use std::path::PathBuf;
@@ -31,7 +34,7 @@ mod armed {
         /// Passages that are still let through.
         left: Mutex<u32>,
         seen: Option<PathBuf>,
-        written: Mutex<HashSet<String>>,
+        passed: Mutex<HashMap<String, u32>>,
     }
 
     impl Armed {
@@ -50,17 +53,19 @@ mod armed {
                 at,
                 left: Mutex::new(nth),
                 seen,
-                written: Mutex::default(),
+                passed: Mutex::default(),
             })
         }
 
         fn note(&self, name: &str) {
             let Some(path) = &self.seen else { return };
-            let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-            if written.insert(name.to_owned()) {
+            let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+            let times = passed.entry(name.to_owned()).or_default();
+            *times += 1;
+            if *times <= super::NOTED {
                 let file = OpenOptions::new().create(true).append(true).open(path);
                 // A test that reads it finds the line missing.
-                let _ = file.and_then(|mut file| writeln!(file, "{name}"));
+                let _ = file.and_then(|mut file| writeln!(file, "{name}#{times}"));
             }
         }
 
@@ -112,7 +117,10 @@ mod armed {
                 armed.note(name);
                 assert_eq!(armed.is_due(name), due, "{name}");
             }
-            assert_eq!(std::fs::read_to_string(seen).unwrap(), "file:synced\nfile:renamed\n");
+            assert_eq!(
+                std::fs::read_to_string(seen).unwrap(),
+                "file:synced#1\nfile:renamed#1\nfile:renamed#2\n"
+            );
             assert!(Armed::of(None, None).is_none());
         }
     }

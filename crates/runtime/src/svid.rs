@@ -6,7 +6,7 @@ use aip_api::SpiffeId;
 use aip_api::attestation::AttestationResult;
 use arc_swap::ArcSwapOption;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
@@ -37,11 +37,24 @@ impl PendingKey {
     /// # Errors
     /// The system gives no randomness.
     pub fn generate() -> Result<Self, IdentityError> {
-        let failed = |e: rcgen::Error| IdentityError::Malformed(e.to_string());
-        let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
+        let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(malformed)?;
+        Self::of(&pair)
+    }
+
+    /// A key that was made before, with a CSR anew.
+    ///
+    /// # Errors
+    /// It is not such a key.
+    pub fn from_pkcs8(pkcs8: Zeroizing<Vec<u8>>) -> Result<Self, IdentityError> {
+        let der = PrivatePkcs8KeyDer::from(pkcs8.as_slice());
+        let pair = KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256).map_err(malformed)?;
+        Self::of(&pair)
+    }
+
+    fn of(pair: &KeyPair) -> Result<Self, IdentityError> {
         let csr = CertificateParams::default()
-            .serialize_request(&pair)
-            .map_err(failed)?
+            .serialize_request(pair)
+            .map_err(malformed)?
             .der()
             .to_vec();
         let key = x509::csr_key(&csr)?;
@@ -51,6 +64,10 @@ impl PendingKey {
             key,
         })
     }
+}
+
+fn malformed(error: rcgen::Error) -> IdentityError {
+    IdentityError::Malformed(error.to_string())
 }
 
 /// A usable SVID.

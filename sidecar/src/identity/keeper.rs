@@ -84,7 +84,10 @@ impl Keeper {
             return Ok(origin);
         }
         let token = join_token(&self.config)?;
-        let key = PendingKey::generate()?;
+        let key = match &self.vault {
+            Some(vault) => vault.pending_key(&token.id_text())?,
+            None => PendingKey::generate()?,
+        };
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
             // One key for all attempts: a reply that got lost can be had again with the same key only.
@@ -161,11 +164,14 @@ impl Keeper {
 
     fn adopt(&self, joined: Joined, measured: Digest) -> Result<Origin, aip_runtime::tls::TlsError> {
         let Joined { svid, origin } = joined;
-        if let Some(vault) = &self.vault
-            && let Err(error) = vault.store(&svid, &origin, measured)
-        {
-            // Serving goes on: only a restart without a control plane is lost.
-            tracing::error!(reason = "identity_not_kept", %error, "a restart will need the control plane");
+        if let Some(vault) = &self.vault {
+            match vault.store(&svid, &origin, measured) {
+                Ok(()) => vault.forget_pending_key(),
+                // Serving goes on: only a restart without a control plane is lost.
+                Err(error) => {
+                    tracing::error!(reason = "identity_not_kept", %error, "a restart will need the control plane");
+                }
+            }
         }
         tracing::info!(
             id = %svid.id(), serial = svid.identity.serial, not_after = svid.identity.not_after,

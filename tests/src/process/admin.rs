@@ -20,6 +20,11 @@ pub struct Admin {
 impl Admin {
     /// One call; any answer.
     pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Answer {
+        self.attempt(method, path, body).await.expect("the admin API answers")
+    }
+
+    /// One call, of a control plane that may end meanwhile.
+    pub async fn attempt(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer, String> {
         let bytes = body.map(|b| Bytes::from(b.to_string())).unwrap_or_default();
         let request = Request::builder()
             .method(method)
@@ -29,7 +34,7 @@ impl Admin {
             .header("content-type", "application/json")
             .body(Full::new(bytes))
             .unwrap();
-        http::send(self.address, request).await.expect("the admin API answers")
+        http::send(self.address, request).await
     }
 
     /// One call that succeeds; its JSON.

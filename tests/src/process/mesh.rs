@@ -38,11 +38,28 @@ impl ControlPlane {
     }
 
     async fn start_at(dir: &Path, mesh: SocketAddr, admin: SocketAddr, flags: &[&str]) -> Self {
-        let data = dir.join("data");
+        let command = Self::command(&Self::data(dir), mesh, admin, flags);
+        let mut process = Self::begin(dir, &command);
+        let run = read_run(&Self::data(dir).join("run.json"), &mut process).await;
+        Self::of(process, dir, &run)
+    }
+
+    /// Where its data lies.
+    pub fn data(dir: &Path) -> PathBuf {
+        dir.join("data")
+    }
+
+    /// Starts it by this command, made from [`Self::command`], and waits for nothing.
+    pub fn begin(dir: &Path, command: &Command) -> Process {
+        let data = Self::data(dir);
         std::fs::create_dir_all(&data).unwrap();
         let _ = std::fs::remove_file(data.join("run.json"));
-        let mut process = Process::start("control-plane", &Self::command(&data, mesh, admin, flags), dir);
-        let run = read_run(&data.join("run.json"), &mut process).await;
+        Process::start("control-plane", command, dir)
+    }
+
+    /// The running one that says of itself what `run` has.
+    pub fn of(process: Process, dir: &Path, run: &Value) -> Self {
+        let data = Self::data(dir);
         let port = |field: &str| {
             run[field]
                 .as_str()
@@ -76,7 +93,7 @@ impl ControlPlane {
 }
 
 /// Flags of every control plane that the tests start.
-const DEV: &[&str] = &["--mode", "dev", "--log-format", "json"];
+pub const DEV: &[&str] = &["--mode", "dev", "--log-format", "json"];
 
 /// A mesh.
 #[derive(Debug)]
