@@ -6,13 +6,17 @@
 //! | [`log`] | the files that lines are appended to, read from, and dropped by quota |
 //! | [`merkle`] | tree heads over lines, inclusion and consistency proofs |
 //! | [`checkpoint`] | what a sidecar signs: so many records, with this root, at this time |
+//! | [`hop`] | what the two ends of a hop say of it, compared |
+//! | [`seal`] | facts that only an auditor can read |
 //!
 //! Standard I/O only: no runtime, no network. Signatures are the caller's, who has the keys.
 
 pub mod checkpoint;
+pub mod hop;
 pub mod log;
 pub mod merkle;
 pub mod record;
+pub mod seal;
 
 pub use checkpoint::{Checkpoint, Closing};
 pub use record::{Record, RecordError};
