@@ -8,6 +8,7 @@
 //! | [`checkpoint`] | what a sidecar signs: so many records, with this root, at this time |
 //! | [`hop`] | what the two ends of a hop say of it, compared |
 //! | [`seal`] | facts that only an auditor can read |
+//! | [`verify`] | all of it checked from the files alone, and the ends of hops against each other |
 //!
 //! Standard I/O only: no runtime, no network. Signatures are the caller's, who has the keys.
 
@@ -17,6 +18,7 @@ pub mod log;
 pub mod merkle;
 pub mod record;
 pub mod seal;
+pub mod verify;
 
 pub use checkpoint::{Checkpoint, Closing};
 pub use record::{Record, RecordError};

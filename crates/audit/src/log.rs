@@ -20,7 +20,7 @@ mod writer;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use checkpoints::{Kept, claims_of, kept};
+pub use checkpoints::{Kept, claims_of, kept, read_checkpoints};
 pub use disk::SyncHandle;
 pub use lines::{Line, Lines};
 pub use manifest::{Closed, Dropped, Manifest};
@@ -212,7 +212,7 @@ pub fn segments(dir: &Path) -> Result<Vec<u64>, LogError> {
 }
 
 /// The longest line of a segment, without its end.
-const LONGEST: usize = MAX_RECORD_BYTES;
+pub(crate) const LONGEST: usize = MAX_RECORD_BYTES;
 
 #[cfg(test)]
 mod tests;

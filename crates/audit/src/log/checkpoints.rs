@@ -50,16 +50,25 @@ pub(super) fn line(statement: &str, chain: &[Vec<u8>]) -> Vec<u8> {
 /// The file can't be read, or a line in it is no checkpoint.
 pub fn kept(dir: &Path) -> Result<Vec<Kept>, LogError> {
     let path = path(dir);
-    if !path.exists() {
-        return Ok(Vec::new());
+    if path.exists() {
+        read_checkpoints(&path)
+    } else {
+        Ok(Vec::new())
     }
+}
+
+/// The same, of a file of any name.
+///
+/// # Errors
+/// The file can't be read, or a line in it is no checkpoint.
+pub fn read_checkpoints(path: &Path) -> Result<Vec<Kept>, LogError> {
     let mut all = Vec::new();
-    for line in Lines::open(&path, MAX_CHECKPOINT_BYTES)? {
+    for line in Lines::open(path, MAX_CHECKPOINT_BYTES)? {
         let line = line?;
         if !line.ended {
             break;
         }
-        let bad = |why: String| LogError::damaged(&path, line.number, None, why);
+        let bad = |why: String| LogError::damaged(path, line.number, None, why);
         let text: Text = serde_json::from_slice(&line.bytes).map_err(|e| bad(format!("not a kept checkpoint: {e}")))?;
         let chain: Result<Vec<_>, _> = text.chain.iter().map(|der| STANDARD.decode(der)).collect();
         all.push(Kept {

@@ -1,0 +1,141 @@
+//! Verifies logs from their files alone: that nothing was changed, left out, cut or told twice since it was signed, and
+//! that the two ends of each hop say the same.
+//!
+//! | step | file |
+//! |---|---|
+//! | find logs in a folder | `sources` |
+//! | signatures of checkpoints, and that they tell one history | `signed` |
+//! | lines: form, order, chain, borders, roots at each signed size | `walk` |
+//! | the control plane's log of checkpoints | `ledger` |
+//! | both ends of each hop | `pair` |
+
+mod fault;
+mod ledger;
+mod pair;
+mod signed;
+mod sources;
+mod walk;
+
+use aip_api::SpiffeId;
+use serde::{Deserialize, Serialize};
+
+pub use fault::{Fault, Kind, MAX_FAULTS};
+pub use ledger::LedgerReport;
+pub use pair::Hops;
+pub use sources::{LEDGER_DIR, Ledger, Source, Sources};
+
+use crate::checkpoint::{Checkpoint, TreeHead};
+use crate::log::{Kept, LogError};
+use fault::Found;
+use pair::Pairing;
+
+/// Who knows the keys.
+pub trait Keys {
+    /// The claims of a checkpoint and whose key signed it, if the certificates led to a root when it was signed.
+    ///
+    /// # Errors
+    /// Why it is not believed.
+    fn checkpoint(&self, kept: &Kept) -> Result<(Checkpoint, SpiffeId), String>;
+
+    /// The claims of a tree head, if an audit key of the mesh signed it.
+    ///
+    /// # Errors
+    /// Why it is not believed.
+    fn tree_head(&self, statement: &str) -> Result<TreeHead, String>;
+}
+
+/// How far verification is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes read.
+    pub done: u64,
+    /// Bytes to read.
+    pub all: u64,
+}
+
+/// What one log is worth.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogReport {
+    /// Its name.
+    pub log: String,
+    /// Where it was read.
+    pub dir: String,
+    /// Whose, as its checkpoints say.
+    pub agent: Option<String>,
+    /// Records up to its end, also those that a quota took.
+    pub records: u64,
+    /// Of them, those whose lines a quota took: only their subtrees are here.
+    pub dropped: u64,
+    /// Segments that are here.
+    pub segments: u64,
+    /// Checkpoints whose signature holds.
+    pub checkpoints: u64,
+    /// Of them, those made after a crash.
+    pub recoveries: u64,
+    /// Records that a checkpoint with the right root covers.
+    pub signed: u64,
+    /// When that checkpoint was made, Unix milliseconds: what happened later is pending.
+    pub signed_at: Option<u64>,
+    /// Records that could not be written, by the sidecar's own word.
+    pub gaps: u64,
+    /// Bytes after the last whole line: being written, or what a crash left.
+    pub torn_bytes: u64,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Each log.
+    pub logs: Vec<LogReport>,
+    /// Both ends of hops.
+    pub hops: Hops,
+    /// The control plane's log of checkpoints, where it was there.
+    pub ledger: Option<LedgerReport>,
+    /// What does not hold.
+    pub faults: Vec<Fault>,
+    /// Faults beyond [`MAX_FAULTS`], which are only counted.
+    pub more_faults: u64,
+}
+
+impl Report {
+    /// Nothing was found wrong, in at least one log.
+    pub fn intact(&self) -> bool {
+        self.faults.is_empty() && !self.logs.is_empty()
+    }
+}
+
+/// Verifies `sources`.
+///
+/// # Errors
+/// A file can't be read. What is wrong *in* a file is a fault of the report.
+pub fn verify(sources: &Sources, keys: &dyn Keys, progress: &mut dyn FnMut(Progress)) -> Result<Report, LogError> {
+    let mut found = Found::default();
+    let mut pairing = Pairing::default();
+    let mut report = Report::default();
+    let ledger = match &sources.ledger {
+        Some(ledger) => Some(ledger::read(ledger, keys, &mut found)?),
+        None => None,
+    };
+    let all = sources.bytes()?;
+    let mut done = 0;
+    for source in &sources.logs {
+        let listed = ledger.as_ref().map(|l| l.of(&source.log)).unwrap_or_default();
+        let signed = signed::read(source, listed, keys, &mut found)?;
+        let mut step = |bytes: u64| {
+            done += bytes;
+            progress(Progress { done, all });
+        };
+        report
+            .logs
+            .push(walk::walk(source, &signed, &mut found, &mut pairing, &mut step)?);
+    }
+    if let Some(ledger) = ledger {
+        report.ledger = Some(ledger.close(&report.logs, &mut found));
+    }
+    report.hops = pairing.close(&report.logs, &mut found);
+    (report.faults, report.more_faults) = found.close();
+    Ok(report)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,123 @@
+//! The control plane's log of checkpoints: that what it signed is what is here, and that each log is as long as it knows.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+
+use aip_api::Digest;
+use serde::{Deserialize, Serialize};
+
+use super::fault::{At, Found, Kind};
+use super::{Keys, Ledger, LogReport, signed};
+use crate::checkpoint::Checkpoint;
+use crate::log::{Kept, Lines, LogError, MAX_CHECKPOINT_BYTES, read_checkpoints};
+use crate::merkle::{self, Tree};
+
+/// The name under which faults of this log go.
+const NAME: &str = "control plane";
+
+/// What the control plane's log of checkpoints is worth.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerReport {
+    /// Checkpoints in it.
+    pub checkpoints: u64,
+    /// Of them, those that a signed tree head covers.
+    pub covered: u64,
+    /// Tree heads whose signature and root hold.
+    pub heads: u64,
+    /// Logs that it speaks of.
+    pub logs: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Read {
+    report: LedgerReport,
+    path: PathBuf,
+    by_log: HashMap<String, Vec<Checkpoint>>,
+}
+
+/// Reads it: signatures of all checkpoints and heads, and the root at the size of each head. A root over all of them shows
+/// each of them to be included, and each smaller head to be a beginning of the larger.
+pub(super) fn read(ledger: &Ledger, keys: &dyn Keys, found: &mut Found) -> Result<Read, LogError> {
+    let mut read = Read {
+        path: ledger.checkpoints.clone(),
+        ..Read::default()
+    };
+    let at = At::file(NAME, &ledger.checkpoints);
+    let all = read_checkpoints(&ledger.checkpoints)?;
+    let heads = heads(ledger, keys, found)?;
+    let wanted: HashMap<u64, Digest> = heads.iter().map(|(_, size, root)| (*size, *root)).collect();
+    let mut tree = Tree::default();
+    let mut roots = HashMap::from([(0, tree.root())]);
+    for kept in &all {
+        read.take(kept, keys, at, found);
+        tree.append(merkle::leaf(kept.statement.as_bytes()));
+        if wanted.contains_key(&tree.size()) {
+            roots.insert(tree.size(), tree.root());
+        }
+    }
+    read.report.checkpoints = tree.size();
+    read.report.logs = read.by_log.len() as u64;
+    for (line, size, root) in heads {
+        let at = At::file(NAME, &ledger.heads).line(line);
+        match roots.get(&size) {
+            Some(ours) if *ours == root => {
+                read.report.heads += 1;
+                read.report.covered = read.report.covered.max(size);
+            }
+            Some(ours) => {
+                let detail = format!("{size} checkpoints have the root {ours}; signed was {root}");
+                found.add(Kind::TreeHeadDiffers, at, detail);
+            }
+            None => {
+                let detail = format!("{size} checkpoints were signed; {} are here", tree.size());
+                found.add(Kind::TreeHeadDiffers, at, detail);
+            }
+        }
+    }
+    Ok(read)
+}
+
+fn heads(ledger: &Ledger, keys: &dyn Keys, found: &mut Found) -> Result<Vec<(u64, u64, Digest)>, LogError> {
+    let mut heads = Vec::new();
+    if !ledger.heads.is_file() {
+        return Ok(heads);
+    }
+    for line in Lines::open(&ledger.heads, MAX_CHECKPOINT_BYTES)? {
+        let line = line?;
+        let read = std::str::from_utf8(&line.bytes).map_err(|_| "not text".to_owned());
+        match read.and_then(|statement| keys.tree_head(statement.trim())) {
+            Ok(head) => heads.push((line.number, head.size, head.root)),
+            Err(why) => found.add(
+                Kind::TreeHeadInvalid,
+                At::file(NAME, &ledger.heads).line(line.number),
+                why,
+            ),
+        }
+    }
+    Ok(heads)
+}
+
+impl Read {
+    fn take(&mut self, kept: &Kept, keys: &dyn Keys, at: At<'_>, found: &mut Found) {
+        match signed::verified(keys, kept) {
+            Ok(claims) => self.by_log.entry(claims.log.clone()).or_default().push(claims),
+            Err(why) => found.add(Kind::CheckpointInvalid, at.line(kept.line), why),
+        }
+    }
+
+    /// What it knows of a log.
+    pub(super) fn of(&self, log: &str) -> Vec<Checkpoint> {
+        self.by_log.get(log).cloned().unwrap_or_default()
+    }
+
+    /// Looks for logs that it knows and that are not here.
+    pub(super) fn close(self, logs: &[LogReport], found: &mut Found) -> LedgerReport {
+        let here: HashSet<&str> = logs.iter().map(|l| l.log.as_str()).collect();
+        for (log, checkpoints) in self.by_log.iter().filter(|(log, _)| !here.contains(log.as_str())) {
+            let most = checkpoints.iter().max_by_key(|c| c.size);
+            let detail = most.map_or_else(String::new, |c| format!("{} records of {}", c.size, c.agent));
+            found.add(Kind::LogMissing, At::file(log, &self.path), detail);
+        }
+        self.report
+    }
+}

@@ -1,0 +1,89 @@
+//! What was signed about a log.
+
+use std::collections::BTreeMap;
+
+use aip_api::{Digest, SpiffeId};
+
+use super::fault::{At, Found, Kind};
+use super::{Keys, Source};
+use crate::checkpoint::{Checkpoint, Closing};
+use crate::log::{Kept, LogError, kept};
+
+/// The checkpoints of a log whose signatures hold.
+#[derive(Debug, Default)]
+pub(super) struct Signed {
+    /// By the records that they cover; the first of each size.
+    pub(super) roots: BTreeMap<u64, (Digest, u64)>,
+    pub(super) agent: Option<SpiffeId>,
+    pub(super) count: u64,
+    pub(super) recoveries: u64,
+}
+
+/// Reads the checkpoints beside the log, and `listed`: those that the control plane's log has of it.
+pub(super) fn read(
+    source: &Source,
+    listed: Vec<Checkpoint>,
+    keys: &dyn Keys,
+    found: &mut Found,
+) -> Result<Signed, LogError> {
+    let mut signed = Signed::default();
+    let path = source.dir.join("checkpoints.jsonl");
+    let at = At::file(&source.log, &path);
+    let own = match kept(&source.dir) {
+        Err(LogError::Damaged { line, why, .. }) => {
+            found.add(Kind::CheckpointInvalid, at.line(line), why);
+            Vec::new()
+        }
+        other => other?,
+    };
+    for one in &own {
+        let at = at.line(one.line);
+        match keys.checkpoint(one) {
+            Err(why) => found.add(Kind::CheckpointInvalid, at, why),
+            Ok((claims, by)) if belongs(&claims, &by, source, &signed) => signed.take(&claims, at, found),
+            Ok((claims, by)) => {
+                let detail = format!("it speaks of log {} of {}, signed by {by}", claims.log, claims.agent);
+                found.add(Kind::CheckpointOfAnother, at, detail);
+            }
+        }
+    }
+    for claims in listed {
+        signed.take(&claims, at, found);
+    }
+    Ok(signed)
+}
+
+fn belongs(claims: &Checkpoint, by: &SpiffeId, source: &Source, signed: &Signed) -> bool {
+    claims.v == 1
+        && claims.log == source.log
+        && claims.agent == *by
+        && signed.agent.as_ref().is_none_or(|agent| agent == by)
+}
+
+impl Signed {
+    fn take(&mut self, claims: &Checkpoint, at: At<'_>, found: &mut Found) {
+        self.count += 1;
+        self.recoveries += u64::from(claims.closing == Closing::Recovery);
+        self.agent.get_or_insert_with(|| claims.agent.clone());
+        let (root, time) = self.roots.entry(claims.size).or_insert((claims.root, claims.at));
+        if *root == claims.root {
+            *time = (*time).max(claims.at);
+            return;
+        }
+        let detail = format!(
+            "{} records are signed with the root {root}, and with {}",
+            claims.size, claims.root
+        );
+        found.add(Kind::Forked, at, detail);
+    }
+}
+
+/// A line of a checkpoint's file as the control plane lists it.
+pub(super) fn verified(keys: &dyn Keys, kept: &Kept) -> Result<Checkpoint, String> {
+    let (claims, by) = keys.checkpoint(kept)?;
+    if claims.agent == by {
+        Ok(claims)
+    } else {
+        Err(format!("it speaks of {}, signed by {by}", claims.agent))
+    }
+}

@@ -1,0 +1,358 @@
+//! One log, line by line.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use aip_api::Digest;
+use aip_api::id::DecisionId;
+
+use super::fault::{At, Found, Kind};
+use super::pair::{Pairing, Place};
+use super::signed::Signed;
+use super::{LogReport, Source};
+use crate::log::{Closed, LONGEST, Line, Lines, LogError, Manifest, first_prev, segment_path, segments};
+use crate::merkle::{self, Tree};
+use crate::record::{Direction, Event, Record};
+
+/// Bytes between two words about progress.
+const STEP: u64 = 4 * 1024 * 1024;
+
+struct Walk<'a> {
+    source: &'a Source,
+    signed: &'a Signed,
+    found: &'a mut Found,
+    pairing: &'a mut Pairing,
+    report: LogReport,
+    /// Sequence number of the next record.
+    next: u64,
+    /// Digest of the line before; none where it is not known.
+    prev: Option<Digest>,
+    tree: Tree,
+    /// The tree can be compared: no records are known to be missing from it.
+    whole: bool,
+    /// A wrong root was reported: the later ones are wrong for the same reason.
+    rewritten: bool,
+    agent: Option<String>,
+    /// Where each segment begins.
+    begins: Vec<(u64, PathBuf)>,
+    /// Decisions whose requests are under way.
+    open: HashSet<DecisionId>,
+}
+
+/// Walks through a log and says what it is worth.
+pub(super) fn walk(
+    source: &Source,
+    signed: &Signed,
+    found: &mut Found,
+    pairing: &mut Pairing,
+    progress: &mut dyn FnMut(u64),
+) -> Result<LogReport, LogError> {
+    let manifest = Manifest::read(&source.dir)?;
+    let agent = signed.agent.as_ref().map(ToString::to_string);
+    let mut walk = Walk {
+        source,
+        signed,
+        found,
+        pairing,
+        report: LogReport {
+            log: source.log.clone(),
+            dir: source.dir.display().to_string(),
+            agent: agent.clone(),
+            checkpoints: signed.count,
+            recoveries: signed.recoveries,
+            ..LogReport::default()
+        },
+        next: 0,
+        prev: Some(first_prev(&source.log)),
+        tree: Tree::default(),
+        whole: true,
+        rewritten: false,
+        agent,
+        begins: Vec::new(),
+        open: HashSet::new(),
+    };
+    walk.skip_dropped(&manifest);
+    let mut present = segments(&source.dir)?;
+    present.retain(|number| *number >= manifest.begins());
+    let mut expected = manifest.begins();
+    for (index, number) in present.iter().copied().enumerate() {
+        if number != expected {
+            walk.missing(expected, number, &manifest);
+        }
+        walk.segment(number, index + 1 == present.len(), progress)?;
+        walk.compare(manifest.of(number));
+        expected = number.saturating_add(1);
+    }
+    Ok(walk.close())
+}
+
+impl Walk<'_> {
+    fn fault(&mut self, kind: Kind, at: At<'_>, detail: impl Into<String>) {
+        let log = self.source.log.as_str();
+        self.found.add(kind, At { log, ..at }, detail);
+    }
+
+    /// Goes on after the segments that a quota took. What the manifest says of them is shown by the next signed root.
+    fn skip_dropped(&mut self, manifest: &Manifest) {
+        let last = manifest.begins().checked_sub(1).and_then(|last| manifest.of(last));
+        if let Some((closed, tree)) = last.and_then(|c| Some((c, c.tree()?))) {
+            self.next = closed.end();
+            self.prev = Some(closed.last);
+            self.tree = tree;
+            self.report.dropped = closed.end();
+        } else if manifest.begins() > 0 {
+            self.next = 0;
+            self.lose();
+        }
+        self.check_root();
+    }
+
+    /// From here on nothing is known about what came before.
+    fn lose(&mut self) {
+        self.whole = false;
+        self.prev = None;
+    }
+
+    fn missing(&mut self, from: u64, to: u64, manifest: &Manifest) {
+        let path = segment_path(&self.source.dir, from);
+        let at = At::file("", &path).seq(self.next);
+        let detail = format!("segments {from} to {} are not here", to - 1);
+        self.fault(Kind::SegmentMissing, at, detail);
+        match manifest.of(to - 1).and_then(|c| Some((c, c.tree()?))) {
+            Some((closed, tree)) => {
+                self.next = closed.end();
+                self.prev = Some(closed.last);
+                self.tree = tree;
+            }
+            None => self.lose(),
+        }
+    }
+
+    fn segment(&mut self, number: u64, last: bool, progress: &mut dyn FnMut(u64)) -> Result<(), LogError> {
+        let path = segment_path(&self.source.dir, number);
+        self.begins.push((self.next, path.clone()));
+        self.report.segments += 1;
+        let mut told = 0;
+        let mut reached = 0;
+        for line in Lines::open(&path, LONGEST)? {
+            let line = match line {
+                Err(LogError::Damaged { line, why, .. }) => {
+                    let at = At::file("", &path).line(line).seq(self.next);
+                    self.fault(Kind::NotARecord, at, why);
+                    self.lose();
+                    break;
+                }
+                line => line?,
+            };
+            reached = line.offset + line.bytes.len() as u64 + u64::from(line.ended);
+            if reached - told >= STEP {
+                progress(reached - told);
+                told = reached;
+            }
+            if !line.ended && last {
+                self.report.torn_bytes = line.bytes.len() as u64;
+                break;
+            }
+            self.line(&path, &line);
+        }
+        progress(reached - told);
+        Ok(())
+    }
+
+    fn line(&mut self, path: &Path, line: &Line) {
+        let at = At::file("", path).line(line.number).seq(self.next);
+        let digest = Digest::sha256(&line.bytes);
+        match Record::from_bytes(&line.bytes) {
+            Err(why) => {
+                // The line still has its place; whether its bytes are those that were written, the next one says.
+                self.fault(Kind::NotARecord, at, why.to_string());
+                self.count(digest, &line.bytes);
+            }
+            Ok(record) => {
+                self.order(at, &record);
+                self.chain(at, &record, line.number == 1);
+                self.count(digest, &line.bytes);
+                let place = Place {
+                    log: self.report.log.clone(),
+                    file: path.display().to_string(),
+                    line: line.number,
+                    seq: record.seq,
+                };
+                self.content(at.seq(record.seq), record, place);
+            }
+        }
+        self.check_root();
+    }
+
+    fn count(&mut self, digest: Digest, bytes: &[u8]) {
+        self.prev = Some(digest);
+        self.tree.append(merkle::leaf(bytes));
+        self.next += 1;
+    }
+
+    fn order(&mut self, at: At<'_>, record: &Record) {
+        let decision = decision_of(&record.event).map(|d| d.to_string());
+        let at = at.decision(decision.as_deref());
+        if record.seq == self.next {
+            return;
+        }
+        if self.prev.is_none() {
+            self.next = record.seq;
+        } else if record.seq > self.next {
+            let detail = format!(
+                "records {} to {} are not here; the line is record {}",
+                self.next,
+                record.seq - 1,
+                record.seq
+            );
+            self.fault(Kind::RecordsMissing, at, detail);
+            self.next = record.seq;
+            // The chain fails here for the same reason, and the tree from here on.
+            self.lose();
+        } else {
+            let detail = format!("the line is record {}; {} belongs here", record.seq, self.next);
+            self.fault(Kind::OutOfOrder, at, detail);
+            self.next = record.seq;
+            self.lose();
+        }
+    }
+
+    fn chain(&mut self, at: At<'_>, record: &Record, first: bool) {
+        let Some(prev) = self.prev.filter(|prev| *prev != record.prev) else {
+            return;
+        };
+        let decision = decision_of(&record.event).map(|d| d.to_string());
+        let at = at.decision(decision.as_deref());
+        let detail = format!(
+            "it was written after a line of SHA-256 {}; the line before has {prev}",
+            record.prev
+        );
+        self.fault(if first { Kind::SegmentBorder } else { Kind::ChainBroken }, at, detail);
+    }
+
+    fn check_root(&mut self) {
+        let size = self.next;
+        let Some((root, at)) = self.signed.roots.get(&size).copied() else {
+            return;
+        };
+        if self.whole && self.tree.size() == size && self.tree.root() == root {
+            self.report.signed = size;
+            self.report.signed_at = Some(self.report.signed_at.unwrap_or(0).max(at));
+            return;
+        }
+        if std::mem::replace(&mut self.rewritten, true) {
+            return;
+        }
+        let from = self.report.signed;
+        let mut files = Vec::new();
+        for (n, (begin, path)) in self.begins.iter().enumerate() {
+            let end = self.begins.get(n + 1).map_or(size, |(begin, _)| *begin);
+            if *begin < size && end > from {
+                files.push(path.clone());
+            }
+        }
+        let names: Vec<_> = files
+            .iter()
+            .filter_map(|p| p.file_name()?.to_str().map(str::to_owned))
+            .collect();
+        let detail = format!(
+            "records {from} to {} in {} are not those that were signed at {at} with the root {root}",
+            size.saturating_sub(1),
+            names.join(", "),
+        );
+        let file = files.first().cloned().unwrap_or_else(|| self.source.dir.clone());
+        let at = At::file("", &file).seq(from);
+        self.fault(Kind::Rewritten, at, detail);
+    }
+
+    fn content(&mut self, at: At<'_>, record: Record, place: Place) {
+        match record.event {
+            Event::Decision(decision) => {
+                let id = decision.id.to_string();
+                let at = at.decision(Some(&id));
+                if !self.open.insert(decision.id) {
+                    self.fault(Kind::DecisionTwice, at, "it was decided before");
+                }
+                let own = match decision.direction {
+                    Direction::Inbound => &decision.destination.id,
+                    Direction::Outbound => &decision.source.id,
+                };
+                match &self.agent {
+                    None => self.agent = Some(own.clone()),
+                    Some(agent) if agent == own => {}
+                    Some(agent) => {
+                        let detail = format!("it speaks for {own}; the log is of {agent}");
+                        self.fault(Kind::AgentDiffers, at, detail);
+                    }
+                }
+                self.pairing.decision(record.at, *decision, place, self.found);
+            }
+            Event::End(end) => {
+                let known = self.open.remove(&end.id);
+                // Its decision may be among what a quota took, or what is missing.
+                if !known && self.report.dropped == 0 && self.whole {
+                    let id = end.id.to_string();
+                    let at = at.decision(Some(&id));
+                    self.fault(Kind::EndWithoutDecision, at, "no decision of this id stands before it");
+                }
+                self.pairing.end(record.at, *end);
+            }
+            Event::Gap(gap) => self.report.gaps = self.report.gaps.saturating_add(gap.lost),
+            Event::Strangers(_) => {}
+        }
+    }
+
+    /// Whether the segment is as its manifest says.
+    fn compare(&mut self, closed: Option<&Closed>) {
+        let Some(closed) = closed.filter(|_| self.whole && !self.rewritten) else {
+            return;
+        };
+        if closed.end() == self.next && Some(closed.last) == self.prev && closed.subtrees == self.tree.peaks() {
+            return;
+        }
+        let path = segment_path(&self.source.dir, closed.segment);
+        let at = At::file("", &path).seq(closed.first);
+        let detail = format!(
+            "it was closed with records {} to {}",
+            closed.first,
+            closed.end().saturating_sub(1)
+        );
+        self.fault(Kind::ManifestDiffers, at, detail);
+    }
+
+    fn close(mut self) -> LogReport {
+        self.report.records = self.next;
+        let file = self
+            .begins
+            .last()
+            .map_or_else(|| self.source.dir.clone(), |(_, path)| path.clone());
+        let most = self.signed.roots.last_key_value().map(|(size, (_, at))| (*size, *at));
+        match most {
+            Some((size, at)) if size > self.next => {
+                let detail = format!(
+                    "it ends before record {}; {size} records were signed at {at}",
+                    self.next
+                );
+                let at = At::file("", &file).seq(self.next);
+                self.fault(Kind::Truncated, at, detail);
+            }
+            None if self.next > 0 => {
+                let at = At::file("", &file);
+                self.fault(Kind::Unsigned, at, format!("{} records and no checkpoint", self.next));
+            }
+            _ => {}
+        }
+        if let Some(agent) = &self.agent {
+            self.report.agent.get_or_insert_with(|| agent.clone());
+        }
+        self.report
+    }
+}
+
+fn decision_of(event: &Event) -> Option<DecisionId> {
+    match event {
+        Event::Decision(decision) => Some(decision.id),
+        Event::End(end) => Some(end.id),
+        Event::Strangers(_) | Event::Gap(_) => None,
+    }
+}
