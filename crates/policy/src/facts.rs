@@ -4,6 +4,7 @@
 //! `protocol.name`). What applies but could not be found out is [`Fact::Unestablished`]: a program that can read it is
 //! not run, and the request is denied. Negation can't turn ignorance into permission.
 
+mod kept;
 mod peer;
 mod replay;
 mod request;
@@ -13,6 +14,8 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
+pub(crate) use kept::may_be_named;
+pub use kept::{Kept, SENSITIVE_FACTS};
 pub use peer::{
     Assurance, AttestationFacts, AttestationStatus, Enforcement, PeerFacts, PeerKind, ReputationFacts, ReputationStatus,
 };

@@ -204,7 +204,7 @@ pub(crate) fn to_json(facts: &Facts) -> Json {
     node_json(view.root())
 }
 
-fn node_json(node: Node<'_>) -> Json {
+pub(crate) fn node_json(node: Node<'_>) -> Json {
     match node.settled() {
         Node::Int(number) => number.into(),
         Node::Bool(flag) => flag.into(),

@@ -36,8 +36,8 @@ pub use admission::Admission;
 pub use evaluate::{Evaluator, with_evaluator};
 pub use facts::{
     Assurance, AttestationFacts, AttestationStatus, BudgetFacts, ContentFacts, DelegationFacts, Direction, Enforcement,
-    Fact, Facts, Finding, INPUT_VERSION, PeerFacts, PeerKind, ProtocolFacts, ReputationFacts, ReputationStatus,
-    RequestFacts, TraceFacts,
+    Fact, Facts, Finding, INPUT_VERSION, Kept, PeerFacts, PeerKind, ProtocolFacts, ReputationFacts, ReputationStatus,
+    RequestFacts, SENSITIVE_FACTS, TraceFacts,
 };
 pub use obligations::{Durability, Obligations};
 pub use reads::ReadSet;

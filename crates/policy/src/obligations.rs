@@ -66,7 +66,7 @@ pub struct Obligations {
 impl Obligations {
     /// The keys that this version honours. A sidecar refuses a request that is allowed with another one, and admission
     /// refuses a policy that asks for another one in so many words.
-    pub const IN_THIS_VERSION: &[&str] = &["tags"];
+    pub const IN_THIS_VERSION: &[&str] = &["audit", "tags"];
 
     /// Whether nothing is asked for.
     pub fn is_empty(&self) -> bool {

@@ -23,6 +23,14 @@ impl Reads {
         self.whole
     }
 
+    /// What can be read of this child.
+    pub(crate) fn child(&self, name: &str) -> Option<&Self> {
+        match self.whole {
+            true => Some(self),
+            false => self.children.get(name).map(|(_, below)| below),
+        }
+    }
+
     /// The engine's key, the name and the rest of each child.
     pub(crate) fn children(&self) -> impl Iterator<Item = (&Value, &str, &Self)> {
         self.children.iter().map(|(name, (key, below))| (key, &**name, below))

@@ -34,6 +34,8 @@ pub struct PolicySet {
     pub(crate) reads: ReadSet,
     pub(crate) members: Vec<Member>,
     pub(crate) cacheable: bool,
+    /// Sensitive facts that some policy says to keep.
+    pub(crate) keep: Vec<String>,
 }
 
 /// One policy of a set.
@@ -43,6 +45,8 @@ pub(crate) struct Member {
     pub(crate) reads: Reads,
     /// Facts that the policy may be run without.
     pub(crate) optional: Vec<String>,
+    /// Sensitive facts that it says to keep for the audit.
+    pub(crate) keep: Vec<String>,
     /// Whether it calls builtins whose result changes by itself.
     pub(crate) volatile: bool,
 }
@@ -70,6 +74,7 @@ impl PolicySet {
             reads: ReadSet::default(),
             members: Vec::new(),
             cacheable: false,
+            keep: Vec::new(),
         }
     }
 

@@ -160,12 +160,12 @@ fn verdicts_and_obligations_that_nobody_carries_out_are_refused() {
         "{\"rate_per_minute\": 5}",
         "{\"redact\": [\"/a\"]}",
         "{\"tgas\": [\"x\"]}",
-        "{\"tags\": [\"x\"], \"audit\": \"required\"}",
+        "{\"audit\": \"required\", \"timeout_ms\": 5}",
     ] {
         let fault = fault(&ruling("\"allow\"", &format!(",\n\t\"obligations\": {obligations}")));
         assert_eq!(fault.reason, "unsupported_obligation", "{fault}");
         assert!(
-            fault.line.is_some() && fault.message.ends_with("it honours `tags`"),
+            fault.line.is_some() && fault.message.ends_with("it honours `audit`, `tags`"),
             "{fault}"
         );
     }

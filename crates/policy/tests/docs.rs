@@ -68,6 +68,7 @@ fn the_tables_are_the_types_and_the_constants() {
         ),
         ("rules", list(&verdict::builtin::ALL)),
         ("optional", list(aip_policy::admission::OPTIONAL_FACTS)),
+        ("sensitive", list(aip_policy::SENSITIVE_FACTS)),
         ("reasons", reasons_table()),
     ] {
         page = with_section(&page, name, &text);

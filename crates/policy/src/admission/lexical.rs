@@ -2,6 +2,7 @@
 
 use super::lexer::{Kind, Token, tokens};
 use super::{membership, names};
+use crate::facts::may_be_named;
 use crate::limits::{MAX_BRACKET_DEPTH, MAX_EXPRESSION_CHAIN, MAX_MODULE_BYTES, MAX_PARSER_WORK};
 use crate::source::Diagnostic;
 
@@ -33,6 +34,8 @@ pub const OPTIONAL_FACTS: &[&str] = &[
 pub(crate) struct Hints {
     /// `# aip:optional <fact> …`: the policy may be run without these.
     pub(crate) optional: Vec<String>,
+    /// `# aip:keep <path> …`: sensitive facts, or parts of them, that the audit keeps.
+    pub(crate) keep: Vec<String>,
     /// `# aip:volatile`: the policy may call builtins whose result changes by itself.
     pub(crate) volatile: bool,
 }
@@ -222,7 +225,11 @@ fn check_hints(file: &str, tokens: &[Token<'_>]) -> Result<(), Diagnostic> {
                 .iter()
                 .find(|fact| !OPTIONAL_FACTS.contains(*fact))
                 .map(|fact| format!("`{fact}` is not a fact that can be optional")),
-            _ => Some("`# aip:` is followed by `optional <fact> …` or by `volatile`".to_owned()),
+            Some((&"keep", paths)) if !paths.is_empty() => paths
+                .iter()
+                .find(|path| !may_be_named(path))
+                .map(|path| format!("`{path}` is none of the facts that are kept only where a policy says so")),
+            _ => Some("`# aip:` is followed by `optional <fact> …`, `keep <path> …` or `volatile`".to_owned()),
         };
         if let Some(message) = fault {
             return Err(Diagnostic::new(file, "hint", message).at(token.line, token.column));
@@ -238,6 +245,7 @@ pub(crate) fn hints(rego: &str) -> Hints {
     for (_, words) in hint_words(&tokens) {
         match words.split_first() {
             Some((&"optional", facts)) => hints.optional.extend(facts.iter().map(|fact| (*fact).to_owned())),
+            Some((&"keep", paths)) => hints.keep.extend(paths.iter().map(|path| (*path).to_owned())),
             Some((&"volatile", _)) => hints.volatile = true,
             _ => {}
         }

@@ -90,6 +90,7 @@ pub(crate) fn compiled(policies: &[PolicySource], mesh_data: &Json) -> Result<Co
         data: json_value(&data_document(&policies, mesh_data)),
         cacheable: !reads.touches("budget") && !members.iter().any(|member| member.volatile),
         reads: ReadSet { reads },
+        keep: members.iter().flat_map(|member| member.keep.clone()).collect(),
         members,
     };
     Ok(Compiled {
@@ -227,6 +228,7 @@ fn member(policy: &PolicySource, program: &Program, analysis: &Analysis, faults:
         name: policy.name.clone(),
         reads,
         optional: hints.optional,
+        keep: hints.keep,
         volatile,
     }
 }

@@ -1,0 +1,330 @@
+//! The facts of a decision that are kept for a replay: what the policies could read, and of what may hold secrets only
+//! what a policy says to keep (`# aip:keep <path> …`).
+
+use serde_json::{Map, Value as Json};
+
+use super::Facts;
+use crate::input::{self, View};
+use crate::node::{Node, multi};
+use crate::reads::Reads;
+use crate::set::PolicySet;
+
+/// Facts that are what a caller wrote, and may be secrets: not kept unless a policy says so, or sealed.
+pub const SENSITIVE_FACTS: &[&str] = &[
+    "protocol.arguments",
+    "protocol.session",
+    "request.headers",
+    "request.query",
+    "content",
+];
+
+/// What of a request's facts is kept, and what isn't.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Kept {
+    /// A part of the input document, from which [`Facts::from_json`] makes facts that decide alike as far as nothing was
+    /// dropped.
+    pub kept: Json,
+    /// Sensitive facts, as the input document has them; null where there are none.
+    pub sensitive: Json,
+    /// Where `sensitive` begins: dotted paths, sorted.
+    pub dropped: Vec<String>,
+}
+
+/// Whether a path of `# aip:keep` is one of a sensitive fact, or of a part of one.
+pub(crate) fn may_be_named(path: &str) -> bool {
+    SENSITIVE_FACTS.iter().any(|fact| is_at_or_below(fact, path)) && !path.split('.').any(str::is_empty)
+}
+
+impl PolicySet {
+    /// The facts that its policies can read, divided into what may be kept and what may not.
+    pub fn kept(&self, facts: &Facts) -> Kept {
+        let unestablished: Vec<_> = input::unestablished(facts)
+            .into_iter()
+            .filter(|(path, _)| self.reads.needs(path) || self.reads.needs("unestablished"))
+            .collect();
+        let view = View::new(facts, &unestablished);
+        let mut walk = Walk {
+            keep: &self.keep,
+            path: Vec::new(),
+            dropped: Vec::new(),
+        };
+        let (kept, sensitive) = walk.divide(view.root(), &self.reads.reads);
+        let mut kept = kept.unwrap_or_else(|| Json::Object(Map::new()));
+        if !unestablished.is_empty()
+            && let Json::Object(document) = &mut kept
+        {
+            let paths = unestablished.into_iter().map(|(path, _)| path).collect();
+            document.insert("unestablished".to_owned(), paths);
+        }
+        walk.dropped.sort();
+        Kept {
+            kept,
+            sensitive: sensitive.unwrap_or_default(),
+            dropped: walk.dropped,
+        }
+    }
+}
+
+struct Walk<'a> {
+    keep: &'a [String],
+    path: Vec<&'a str>,
+    dropped: Vec<String>,
+}
+
+type Divided = (Option<Json>, Option<Json>);
+
+impl<'a> Walk<'a> {
+    /// What is at a node, as far as it is read: what may be kept of it, and what may not.
+    fn divide(&mut self, node: Node<'a>, reads: &'a Reads) -> Divided {
+        let path = || self.path.join(".");
+        // Most of the document is above all that is sensitive, or beside it.
+        if self.path.len() >= 2 || self.path.first() == Some(&"content") {
+            let here = path();
+            match self.standing(&here) {
+                Standing::Plain => return (Some(partial(node, reads)), None),
+                Standing::Sensitive => {
+                    let found = Some(partial(node, reads)).filter(says_something);
+                    if found.is_some() {
+                        self.dropped.push(here);
+                    }
+                    return (None, found);
+                }
+                Standing::Both => {}
+            }
+        }
+        let node = node.settled();
+        let (mut kept, mut sensitive) = (Map::new(), Map::new());
+        let mut add = |walk: &mut Self, name: &'a str, child: Option<Node<'a>>, below: &'a Reads| {
+            let Some(child) = child else { return };
+            walk.path.push(name);
+            let (plain, secret) = walk.divide(child, below);
+            walk.path.pop();
+            kept.extend(plain.map(|value| (name.to_owned(), value)));
+            sensitive.extend(secret.map(|value| (name.to_owned(), value)));
+        };
+        match node {
+            Node::Object(object) if reads.is_whole() => {
+                for (index, name) in object.names().iter().enumerate() {
+                    add(self, name, Some(object.field(index)), reads);
+                }
+            }
+            Node::JsonObject(map) if reads.is_whole() => {
+                map.iter()
+                    .for_each(|(name, value)| add(self, name, Some(Node::Json(value)), reads));
+            }
+            Node::Json(Json::Object(map)) if reads.is_whole() => {
+                map.iter()
+                    .for_each(|(name, value)| add(self, name, Some(Node::Json(value)), reads));
+            }
+            Node::Multi(pairs) => {
+                let mut names: Vec<&str> = pairs.iter().map(|(name, _)| name.as_str()).collect();
+                names.sort_unstable();
+                names.dedup();
+                for name in names.into_iter().filter(|name| reads.child(name).is_some()) {
+                    let values: Json = multi(pairs, name).collect();
+                    self.path.push(name);
+                    let here = self.path.join(".");
+                    self.path.pop();
+                    match self.standing(&here) {
+                        Standing::Plain => kept.insert(name.to_owned(), values),
+                        _ => {
+                            self.dropped.push(here);
+                            sensitive.insert(name.to_owned(), values)
+                        }
+                    };
+                }
+            }
+            node if node.is_object() => {
+                for (_, name, below) in reads.children() {
+                    add(self, name, node.child(name), below);
+                }
+            }
+            // A value where a policy reads a part of one.
+            node => match self.standing(&self.path.join(".")) {
+                Standing::Plain => return (Some(partial(node, reads)), None),
+                _ => {
+                    let found = Some(partial(node, reads)).filter(says_something);
+                    if found.is_some() {
+                        self.dropped.push(self.path.join("."));
+                    }
+                    return (None, found);
+                }
+            },
+        }
+        let some = |map: Map<String, Json>| Some(map).filter(|map| !map.is_empty()).map(Json::Object);
+        (some(kept), some(sensitive))
+    }
+
+    fn standing(&self, path: &str) -> Standing {
+        if self.keep.iter().any(|kept| is_at_or_below(kept, path)) {
+            return Standing::Plain;
+        }
+        let some_kept_below = self.keep.iter().any(|kept| is_at_or_below(path, kept));
+        if SENSITIVE_FACTS.iter().any(|fact| is_at_or_below(fact, path)) {
+            if some_kept_below {
+                Standing::Both
+            } else {
+                Standing::Sensitive
+            }
+        } else if SENSITIVE_FACTS.iter().any(|fact| is_at_or_below(path, fact)) {
+            Standing::Both
+        } else {
+            Standing::Plain
+        }
+    }
+}
+
+fn is_at_or_below(top: &str, path: &str) -> bool {
+    path.strip_prefix(top)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+/// How a path stands to what is sensitive.
+enum Standing {
+    Plain,
+    Sensitive,
+    /// Parts of it are, and parts are not.
+    Both,
+}
+
+/// Whether a value is another one than what stands for nothing: then a replay without it may decide otherwise.
+fn says_something(value: &Json) -> bool {
+    match value {
+        Json::Null => false,
+        Json::String(text) => !text.is_empty(),
+        Json::Array(items) => !items.is_empty(),
+        Json::Object(map) => map.values().any(says_something),
+        Json::Bool(_) | Json::Number(_) => true,
+    }
+}
+
+/// What of a node is read.
+fn partial(node: Node<'_>, reads: &Reads) -> Json {
+    let node = node.settled();
+    if reads.is_whole() || !node.is_object() {
+        return input::node_json(node);
+    }
+    let mut object = Map::new();
+    for (_, name, below) in reads.children() {
+        if let Node::Multi(pairs) = node {
+            let values: Vec<Json> = multi(pairs, name).map(Json::from).collect();
+            if !values.is_empty() {
+                object.insert(name.to_owned(), values.into());
+            }
+        } else if let Some(child) = node.child(name) {
+            object.insert(name.to_owned(), partial(child, below));
+        }
+    }
+    Json::Object(object)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::{Evaluator, Fact, PolicySource};
+
+    fn set(hint: &str, condition: &str) -> Arc<PolicySet> {
+        let rego = format!(
+            "package aip.policy.p\n{hint}\nrules contains {{\"rule\": \"r\", \"verdict\": \"allow\", \"reason\": \"r\"}} if {{\n{condition}\n}}\n"
+        );
+        let source = PolicySource {
+            name: "p".into(),
+            rego,
+            data: None,
+            tests: None,
+        };
+        Arc::new(PolicySet::compile(&[source], &Json::Null).unwrap())
+    }
+
+    fn facts() -> Facts {
+        let mut facts = Facts::default();
+        facts.request.method = "POST".into();
+        facts.request.headers = vec![
+            ("x-team".into(), "red".into()),
+            ("authorization".into(), "secret".into()),
+        ];
+        facts.protocol.name = "mcp".into();
+        facts.protocol.tool = Fact::Known("transfer".into());
+        let arguments = json!({"path": "/a", "password": "secret"});
+        facts.protocol.arguments = Fact::Known(arguments.as_object().unwrap().clone());
+        facts.delegation = Fact::Unestablished("not_in_this_version");
+        facts
+    }
+
+    #[test]
+    fn what_is_read_is_kept_and_what_a_caller_wrote_is_not() {
+        let set = set(
+            "",
+            "input.protocol.tool == \"transfer\"\ninput.protocol.arguments.path == \"/a\"\ninput.request.headers[\"x-team\"][_] == \"red\"",
+        );
+        let kept = set.kept(&facts());
+        assert_eq!(kept.kept, json!({"protocol": {"tool": "transfer"}}));
+        assert_eq!(kept.dropped, ["protocol.arguments.path", "request.headers.x-team"]);
+        let sensitive = json!({"protocol": {"arguments": {"path": "/a"}}, "request": {"headers": {"x-team": ["red"]}}});
+        assert_eq!(kept.sensitive, sensitive);
+        // With both, a replay decides alike; without, it can't.
+        let mut both = kept.kept.clone();
+        both["protocol"]["arguments"] = sensitive["protocol"]["arguments"].clone();
+        both["request"] = sensitive["request"].clone();
+        let mut evaluator = Evaluator::new();
+        let mut verdict = |document: &Json| {
+            let facts = Facts::from_json(document.clone()).unwrap();
+            evaluator.decide_uncached(&set, &facts).verdict
+        };
+        assert_eq!(verdict(&both), crate::Verdict::Allow);
+        assert_eq!(verdict(&kept.kept), crate::Verdict::Deny);
+    }
+
+    #[test]
+    fn a_policy_says_what_to_keep_of_it() {
+        let hint = "# aip:keep protocol.arguments.path request.headers.x-team";
+        let set = set(
+            hint,
+            "some k\ninput.protocol.arguments[k] == \"/a\"\ninput.request.headers[k][_]",
+        );
+        let kept = set.kept(&facts());
+        assert_eq!(kept.kept["protocol"]["arguments"], json!({"path": "/a"}));
+        assert_eq!(kept.kept["request"]["headers"], json!({"x-team": ["red"]}));
+        assert_eq!(
+            kept.dropped,
+            ["protocol.arguments.password", "request.headers.authorization"]
+        );
+        assert!(!kept.kept.to_string().contains("secret"));
+    }
+
+    #[test]
+    fn what_was_not_there_is_not_missed() {
+        let set = set(
+            "",
+            "input.protocol.arguments.path == \"/a\"\ninput.request.query.q[_] == \"x\"",
+        );
+        let kept = set.kept(&Facts::default());
+        assert_eq!((kept.kept, kept.dropped.len()), (json!({}), 0));
+    }
+
+    #[test]
+    fn what_could_not_be_found_out_is_said_where_it_is_read() {
+        let set = set("# aip:optional request.size", "input.request.size < 5");
+        let mut facts = facts();
+        facts.request.size = Fact::Unestablished("body_streams");
+        let kept = set.kept(&facts);
+        assert_eq!(kept.kept["unestablished"], json!(["request.size"]), "{}", kept.kept);
+        let again = Facts::from_json(kept.kept).unwrap();
+        assert!(again.request.size.known().is_none());
+    }
+
+    #[test]
+    fn everything_that_is_read_as_a_whole_is_divided_too() {
+        let set = set("", "count(input) > 0\ninput.protocol.name == \"mcp\"");
+        if set.reads().paths() != ["input"] {
+            return;
+        }
+        let kept = set.kept(&facts());
+        assert!(!kept.kept.to_string().contains("secret"), "{}", kept.kept);
+        assert_eq!(kept.dropped, ["protocol.arguments", "request.headers"]);
+    }
+}
