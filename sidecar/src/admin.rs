@@ -51,6 +51,10 @@ pub fn router(config: Arc<Config>, mesh: Mesh, svid: SvidSource, proxy: Arc<Prox
             "/connections",
             get(async |State(s): State<Sources>| Json(s.proxy.connections())),
         )
+        .route(
+            "/audit",
+            get(async |State(s): State<Sources>| Json(s.proxy.settings.audit.page())),
+        )
         .with_state(sources)
         .merge(aip_runtime::admin::metrics(metrics))
         .layer(from_fn(local_only))

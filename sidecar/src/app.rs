@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aip_audit::log::Options;
 use aip_runtime::files::{self, DirLock};
 use aip_runtime::ready::Readiness;
 use aip_runtime::svid::SvidSource;
@@ -19,6 +20,7 @@ use anyhow::Context as _;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::audit::{Audit, checkpoint, stream};
 use crate::config::Config;
 use crate::identity::keeper::Keeper;
 use crate::identity::{JoinError, Vault};
@@ -44,6 +46,9 @@ struct Shared {
     trust: Trust,
     ready: Readiness,
     vault: Option<Vault>,
+    audit: Audit,
+    /// This process, on its streams.
+    instance: String,
 }
 
 /// Runs a sidecar until a signal ends it.
@@ -61,6 +66,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         trust: TrustState::new(aip_api::name::DEFAULT_TRUST_DOMAIN.parse()?, Vec::new()).shared(),
         ready: Readiness::new(&GATES),
         vault: Vault::open(&config)?,
+        audit: Audit::open(&config.data.join("audit"), Options::default()).context("no thread for the audit")?,
+        instance: uuid::Uuid::now_v7().to_string(),
         config: Arc::new(config),
     };
     let metrics = telemetry::init_metrics();
@@ -81,10 +88,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (send_lease, lease) = watch::channel(None);
     let (mesh, followed) = shared.follow_mesh(origin, origins, lease);
     tokio::spawn(keeper.keep());
+    let audit = shared.follow_audit(&mesh);
 
     let workers = Workers::start(shared.config.workers).context("no threads to serve connections")?;
     let settings = ProxySettings::new(shared.config.agent, secret)
         .served_by(workers)
+        .recording_to(shared.audit.clone())
         .of_user(shared.config.access.agent_uid)
         .reserving([shared.config.control_plane, addresses.admin, addresses.probes]);
     let proxy = shared.proxy(&mesh, settings);
@@ -97,6 +106,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         lease: shared.config.advertise.unwrap_or(addresses.inbound),
         send_lease,
         followed,
+        audit,
     };
     serve(&shared, &mesh, serving).await
 }
@@ -154,7 +164,7 @@ impl Shared {
             svid: self.svid.clone(),
             trust: self.trust.clone(),
             ready: self.ready.clone(),
-            instance: uuid::Uuid::now_v7().to_string(),
+            instance: self.instance.clone(),
             cache,
             lease,
             origins,
@@ -197,6 +207,33 @@ impl Shared {
         (world, Some(cache))
     }
 
+    /// The log is signed every few seconds, and sent.
+    fn follow_audit(&self, mesh: &Mesh) -> AuditTasks {
+        let (closing, closed) = watch::channel(false);
+        let client = stream::Client {
+            control_plane: self.config.control_plane,
+            svid: self.svid.clone(),
+            trust: self.trust.clone(),
+            instance: self.instance.clone(),
+            audit: self.audit.clone(),
+            closing: closed,
+        };
+        AuditTasks {
+            signing: tokio::spawn(checkpoint::run(self.audit.clone(), self.svid.clone(), mesh.clone())),
+            sending: tokio::spawn(stream::run(client)),
+            closing,
+        }
+    }
+
+    /// Ends the log in order, and sends the rest.
+    async fn end_audit(&self, tasks: AuditTasks) {
+        tasks.signing.abort();
+        checkpoint::close(&self.audit, &self.svid).await;
+        tasks.closing.send_replace(true);
+        // What it does not get now it gets from the next life.
+        let _ = tokio::time::timeout(GOODBYE, tasks.sending).await;
+    }
+
     fn proxy(&self, mesh: &Mesh, settings: ProxySettings) -> Arc<Proxy> {
         let wellknown = WellKnown::new(self.svid.clone());
         Proxy::new(mesh.clone(), self.svid.clone(), self.trust.clone(), settings, wellknown)
@@ -215,6 +252,14 @@ struct Serving {
     lease: SocketAddr,
     send_lease: watch::Sender<Option<SocketAddr>>,
     followed: JoinHandle<()>,
+    audit: AuditTasks,
+}
+
+/// What sees to the audit.
+struct AuditTasks {
+    signing: JoinHandle<()>,
+    sending: JoinHandle<()>,
+    closing: watch::Sender<bool>,
 }
 
 async fn serve(shared: &Shared, mesh: &Mesh, serving: Serving) -> anyhow::Result<()> {
@@ -228,7 +273,7 @@ async fn serve(shared: &Shared, mesh: &Mesh, serving: Serving) -> anyhow::Result
         return Err(shared.into());
     }
     tokio::spawn(proxy::serve_inbound(inbound, serving.proxy.clone(), watch.clone()));
-    tokio::spawn(proxy::serve_outbound(outbound, serving.proxy, watch));
+    tokio::spawn(proxy::serve_outbound(outbound, serving.proxy.clone(), watch));
     shared.ready.set("listeners", true);
     let (send_lease, lease) = (serving.send_lease, serving.lease);
     // Peers are told of this endpoint only once it can answer them.
@@ -249,8 +294,12 @@ async fn serve(shared: &Shared, mesh: &Mesh, serving: Serving) -> anyhow::Result
     send_lease.send_replace(None);
     drain.start();
     let idle = drain.idle(Duration::from_secs(seconds)).await;
+    serving.proxy.end_streams().await;
     drop(send_lease);
-    let _ = tokio::time::timeout(GOODBYE, serving.followed).await;
+    tokio::join!(
+        async { drop(tokio::time::timeout(GOODBYE, serving.followed).await) },
+        shared.end_audit(serving.audit),
+    );
     tracing::info!(idle, "ended");
     Ok(())
 }

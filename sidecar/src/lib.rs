@@ -24,6 +24,7 @@
 //! | [`snapshot`] | one version of the world; a request sees exactly one |
 //! | [`proxy`] | what both listeners share, and the accept loops |
 //! | [`request`] | the phases |
+//! | [`audit`] | what is recorded of requests, so that every later change shows |
 //! | [`metrics`] | every metric's name, kind and meaning |
 //! | [`wellknown`] | what the sidecar answers for its agent |
 //! | [`admin`] | what an operator sees |
@@ -33,6 +34,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod audit;
 pub mod config;
 pub mod identity;
 pub mod mesh;

@@ -81,6 +81,38 @@ const TABLE: &[(&str, Kind, &str)] = &[
         Kind::Counter,
         "connections to peers' sidecars that were not made, by what was wrong",
     ),
+    ("aip_audit_records_total", Kind::Counter, "records that were written"),
+    ("aip_audit_bytes_total", Kind::Counter, "bytes of these records"),
+    (
+        "aip_audit_lost_total",
+        Kind::Counter,
+        "records that could not be written; a `gap` record says so once one can be",
+    ),
+    (
+        "aip_audit_flush_seconds",
+        Kind::Histogram,
+        "one flush of written records to the disk",
+    ),
+    (
+        "aip_audit_log_open",
+        Kind::Gauge,
+        "1 while there is a log that takes records; at 0 requests that must be recorded surely are refused",
+    ),
+    (
+        "aip_audit_unsigned_records",
+        Kind::Gauge,
+        "records that no checkpoint covers yet",
+    ),
+    (
+        "aip_audit_unsent_bytes",
+        Kind::Gauge,
+        "bytes of records that the control plane does not have yet",
+    ),
+    (
+        "aip_audit_refused_total",
+        Kind::Counter,
+        "logs that the control plane refused to take",
+    ),
     (
         "aip_svid_not_after_seconds",
         Kind::Gauge,

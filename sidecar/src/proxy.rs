@@ -50,7 +50,9 @@ use aip_runtime::trust::Trust;
 use arc_swap::ArcSwap;
 use zeroize::Zeroizing;
 
+use crate::audit::Audit;
 use crate::mesh::Mesh;
+use crate::request::refusal::Cut;
 use crate::wellknown::WellKnown;
 use access_log::AccessLog;
 use workers::{PerWorker, Workers};
@@ -65,6 +67,8 @@ pub struct ProxySettings {
     pub agent_uid: Option<u32>,
     /// Where access log lines go.
     pub access_log: AccessLog,
+    /// Where requests are recorded.
+    pub audit: Audit,
     /// What serves the connections.
     pub workers: Workers,
     /// Ports of this process and its control plane: never reached through the egress guard.
@@ -72,7 +76,7 @@ pub struct ProxySettings {
 }
 
 impl ProxySettings {
-    /// Access log on standard output, served by the caller's runtime, nothing reserved beyond the listeners.
+    /// Access log on standard output, no audit, served by the caller's runtime, nothing reserved beyond the listeners.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -82,6 +86,7 @@ impl ProxySettings {
             proxy_secret,
             agent_uid: None,
             access_log: AccessLog::stdout(),
+            audit: Audit::none(),
             workers: Workers::of_caller(),
             reserved: Vec::new(),
         }
@@ -102,6 +107,12 @@ impl ProxySettings {
     /// Serves connections on these workers.
     pub fn served_by(mut self, workers: Workers) -> Self {
         self.workers = workers;
+        self
+    }
+
+    /// Records requests there.
+    pub fn recording_to(mut self, audit: Audit) -> Self {
+        self.audit = audit;
         self
     }
 
@@ -191,6 +202,20 @@ impl Proxy {
             "requests": self.streams.len(),
             "held_bytes": self.held.load(Ordering::Relaxed),
         })
+    }
+
+    /// Cuts what is still in flight when the drain has ended, and waits a moment for how it ended to be recorded.
+    pub(crate) async fn end_streams(&self) {
+        self.streams
+            .all()
+            .iter()
+            .for_each(|exchange| exchange.cut(Cut::Drained));
+        let gone = async {
+            while self.streams.len() > 0 {
+                tokio::time::sleep(limits::LAST_WORDS / 10).await;
+            }
+        };
+        let _ = tokio::time::timeout(limits::LAST_WORDS, gone).await;
     }
 
     /// Whose turn it is, where several will do.

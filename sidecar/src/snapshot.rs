@@ -75,6 +75,16 @@ impl Snapshot {
         self.endpoints(name).iter().map(|e| e.address)
     }
 
+    /// The policies of a hop between `source` and `destination`, by name: the mesh's, and those attached to either.
+    pub fn attached<'a>(
+        &'a self,
+        source: Option<&'a Agent>,
+        destination: Option<&'a Agent>,
+    ) -> impl Iterator<Item = &'a AttachedPolicy> {
+        let hop = move |attach: &Attach| is_attached(attach, source) || is_attached(attach, destination);
+        self.policies.values().filter(move |p| hop(&p.policy.attach))
+    }
+
     /// The compiled policies of a hop between `source` and `destination`: the mesh's, and those attached to either.
     /// `None` stands for a party outside the mesh.
     ///
@@ -85,17 +95,13 @@ impl Snapshot {
         source: Option<&Agent>,
         destination: Option<&Agent>,
     ) -> Result<Arc<PolicySet>, SetError> {
-        let attached = |attach: &Attach, agent: Option<&Agent>| match agent {
-            Some(agent) => attach.covers(agent),
-            None => *attach == Attach::Mesh,
-        };
-        let hop = |attach: &Attach| attached(attach, source) || attached(attach, destination);
+        let hop = |attach: &Attach| is_attached(attach, source) || is_attached(attach, destination);
         if let Some((name, _)) = self.unusable.iter().find(|(_, attach)| hop(attach)) {
             return Err(SetError(format!(
                 "{name} is attached and can't be used by this sidecar"
             )));
         }
-        let taking_part = || self.policies.values().filter(|p| hop(&p.policy.attach));
+        let taking_part = || self.attached(source, destination);
         let names = taking_part().map(|p| (p.policy.name.to_string(), p.revision)).collect();
         let key: SetKey = (self.mesh_revision, names);
         let mut sets = self.sets.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -120,6 +126,13 @@ impl Snapshot {
             let all: Vec<_> = diagnostics.iter().map(ToString::to_string).collect();
             SetError(all.join("; "))
         })
+    }
+}
+
+fn is_attached(attach: &Attach, agent: Option<&Agent>) -> bool {
+    match agent {
+        Some(agent) => attach.covers(agent),
+        None => *attach == Attach::Mesh,
     }
 }
 

@@ -14,6 +14,8 @@ mod pki;
 
 #[path = "data_path/allow.rs"]
 mod allow;
+#[path = "data_path/audit.rs"]
+mod audit;
 #[path = "data_path/calls.rs"]
 mod calls;
 #[path = "data_path/connect.rs"]

@@ -1,6 +1,7 @@
 //! 15006: peers' sidecars, over mutual TLS and HTTP/2. Nothing else is let in.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use aip_policy::Direction;
@@ -36,6 +37,7 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, mut drain: D
         };
         let (proxy, drain, config) = (proxy.clone(), drain.clone(), config.clone());
         let workers = proxy.settings.workers.clone();
+        let from = tcp.peer_addr().ok();
         workers.serve(tcp, async move |tcp| {
             match guest.handshake(tcp, &config, &proxy.trust).await {
                 Ok(Known {
@@ -43,15 +45,17 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, mut drain: D
                     peer: Some(peer),
                     place: _place,
                 }) => connection_of(proxy, stream, peer, drain).await,
-                Ok(_) => failed(&TlsError::NoCertificate),
-                Err(error) => failed(&error),
+                Ok(_) => failed(&proxy, from, &TlsError::NoCertificate),
+                Err(error) => failed(&proxy, from, &error),
             }
         });
     }
 }
 
-fn failed(error: &TlsError) {
+fn failed(proxy: &Proxy, from: Option<SocketAddr>, error: &TlsError) {
     metrics::handshake_failed(error.reason());
+    let sample = || from.map(|from| from.ip().to_string()).unwrap_or_default();
+    proxy.settings.audit.stranger(error.reason(), sample);
     // A stranger can cause any number of these: the counter is what an operator looks at.
     tracing::debug!(reason = error.reason(), %error, "handshake refused");
 }

@@ -147,3 +147,5 @@ pub const LOG_GATHER: Duration = Duration::from_millis(10);
 pub const MAX_LOGGED_DETAIL: usize = 512;
 /// Bytes of a path in the access log.
 pub const MAX_LOGGED_PATH: usize = 1_024;
+/// How long what a drain cuts at its end may take to be recorded: its tasks only have to be woken.
+pub const LAST_WORDS: Duration = Duration::from_millis(500);

@@ -60,6 +60,8 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, drain: Drain
         workers.serve(tcp, async move |tcp| {
             if let Err(refusal) = is_our_agent(&proxy, &tcp).await {
                 metrics::refused(Direction::Outbound, refusal);
+                let sample = || tcp.peer_addr().map(|from| from.ip().to_string()).unwrap_or_default();
+                proxy.settings.audit.stranger(refusal.reason(), sample);
                 // The places are the agent's: a stranger has none while he is told.
                 drop((permit, drain));
                 if let Ok(_refused) = refusals.try_acquire() {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use aip_api::AgentName;
 use aip_api::resource::Agent;
+use aip_audit::record::PolicyRef;
 use aip_policy::{
     Assurance, AttestationFacts, AttestationStatus, Direction, Enforcement, Fact, PeerFacts, PeerKind, PolicySet,
 };
@@ -70,6 +71,7 @@ pub(crate) struct Pair {
     own: Arc<Svid>,
     /// The certificate that the other end showed, where it did.
     serial: Option<String>,
+    direction: Direction,
     step: u64,
     pub(crate) source: Arc<PeerFacts>,
     /// The source's id as a header.
@@ -77,6 +79,8 @@ pub(crate) struct Pair {
     pub(crate) destination: Arc<PeerFacts>,
     pub(crate) set: Result<Arc<PolicySet>, SetError>,
     pub(crate) needs: Needs,
+    /// Those that take part, for the record.
+    pub(crate) policies: Arc<[PolicyRef]>,
 }
 
 /// The other end of a hop.
@@ -176,6 +180,12 @@ impl Pair {
         };
         let them = Arc::new(facts);
         let set = snapshot.policies_for(Some(&snapshot.me), registered.as_deref());
+        let attached = snapshot.attached(Some(&snapshot.me), registered.as_deref());
+        let policies = attached.map(|attached| PolicyRef {
+            name: attached.policy.name.to_string(),
+            revision: attached.revision,
+        });
+        let policies = policies.collect();
         let (source, destination) = match direction {
             Direction::Inbound => (them, me),
             Direction::Outbound => (me, them),
@@ -189,12 +199,23 @@ impl Pair {
             snapshot: snapshot.clone(),
             own: own.clone(),
             serial,
+            direction,
             step: now / AGE_STEP,
             source_id: HeaderValue::from_str(&source.id).unwrap_or_else(|_| HeaderValue::from_static("")),
             source,
             destination,
             needs: set.as_ref().map(|set| Needs::of(set)).unwrap_or_default(),
             set,
+            policies,
+        }
+    }
+
+    /// The certificates that source and destination showed; empty where one showed none yet.
+    pub(crate) fn serials(&self) -> (&str, &str) {
+        let (ours, theirs) = (&*self.own.identity.serial, self.serial.as_deref().unwrap_or_default());
+        match self.direction {
+            Direction::Inbound => (theirs, ours),
+            Direction::Outbound => (ours, theirs),
         }
     }
 }

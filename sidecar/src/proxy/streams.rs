@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use aip_audit::record::Passed;
 use dashmap::DashMap;
 use futures_util::task::AtomicWaker;
 
 use super::connections::Live;
+use crate::audit::digest::Salt;
 use crate::request::refusal::Cut;
 use crate::request::told::Decided;
 
@@ -27,6 +29,12 @@ pub(crate) struct Exchange {
     pub(crate) is_no_grpc: AtomicBool,
     request: AtomicWaker,
     response: AtomicWaker,
+    /// What digests of its bodies begin with; none where nothing is recorded.
+    salt: Option<OnceLock<Salt>>,
+    /// The request's body, once all of it has passed.
+    pub(crate) request_in: OnceLock<Passed>,
+    /// The response's body as it came, where it was rewritten on its way.
+    pub(crate) response_in: OnceLock<Passed>,
     /// What it was decided on, once it was.
     decided: OnceLock<Decided>,
     /// The connection to the other sidecar that it is on.
@@ -34,7 +42,8 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    pub(crate) fn begin() -> Arc<Self> {
+    /// A new one; bodies are digested where it will be recorded.
+    pub(crate) fn begin(recorded: bool) -> Arc<Self> {
         Arc::new(Self {
             started: Instant::now(),
             received: AtomicU64::new(0),
@@ -44,9 +53,29 @@ impl Exchange {
             is_no_grpc: AtomicBool::new(false),
             request: AtomicWaker::new(),
             response: AtomicWaker::new(),
+            salt: recorded.then(OnceLock::new),
+            request_in: OnceLock::new(),
+            response_in: OnceLock::new(),
             decided: OnceLock::new(),
             live: Mutex::default(),
         })
+    }
+
+    /// The salt of this hop, where bodies are digested: the one that the caller's sidecar made, or else a new one.
+    pub(crate) fn salt(&self) -> Option<Salt> {
+        self.salt.as_ref().map(|salt| *salt.get_or_init(Salt::fresh))
+    }
+
+    /// The salt, if anything was digested with it.
+    pub(crate) fn used_salt(&self) -> Option<Salt> {
+        self.salt.as_ref().and_then(OnceLock::get).copied()
+    }
+
+    /// Takes the salt that the caller's sidecar made.
+    pub(crate) fn salted(&self, theirs: Salt) {
+        if let Some(salt) = &self.salt {
+            let _ = salt.set(theirs);
+        }
     }
 
     pub(crate) fn elapsed(&self) -> Duration {

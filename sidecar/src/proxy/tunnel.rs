@@ -105,7 +105,7 @@ fn decide(proxy: &Arc<Proxy>, host: &Arc<str>, port: u16, record: Option<&mut Re
         },
         held: None,
     };
-    let (decision, _) = told::decision(proxy, Direction::Outbound, &pair, &told, Content::Other, now)?;
+    let (decision, _, kept) = told::decision(proxy, Direction::Outbound, &pair, &told, Content::Other, now)?;
     let allowed = decision.verdict == Verdict::Allow;
     let enforced = snapshot.me.mode.enforces(now);
     if let Some(record) = record {
@@ -113,6 +113,7 @@ fn decide(proxy: &Arc<Proxy>, host: &Arc<str>, port: u16, record: Option<&mut Re
         record.rule = decision.rule().to_owned();
         record.observed = !allowed && !enforced;
         record.ends = Ends::Pair(pair);
+        record.audited(decision.obligations.audit, kept);
     }
     if allowed || !enforced {
         return Ok(told);
@@ -128,6 +129,7 @@ fn decide(proxy: &Arc<Proxy>, host: &Arc<str>, port: u16, record: Option<&mut Re
 async fn blind(proxy: Arc<Proxy>, host: Arc<str>, port: u16, mut inner: Prefixed<TokioIo<Upgraded>>) {
     let mut record = Record::begin(&proxy, Direction::Outbound, Method::CONNECT, "");
     record.connect = true;
+    record.blind = true;
     record.hop = Some(HopId::fresh());
     record.protocol = Said {
         name: "tunnel".into(),
@@ -153,6 +155,7 @@ async fn blind(proxy: Arc<Proxy>, host: Arc<str>, port: u16, mut inner: Prefixed
             }
         }
         Err(refused) => {
+            record.own = true;
             record.refused(&refused);
             record.answered(refused.refusal.nature().status);
             // Inside a tunnel that was answered: still a whole response, for whoever reads it.
@@ -182,6 +185,7 @@ async fn open<IO: AsyncRead + AsyncWrite + Unpin>(
         let named = name.as_deref().unwrap_or("no name");
         return Err(Refusal::SniMismatch.because(format!("{named} inside, {host} outside")));
     }
+    record.decided().await?;
     let snapshot = proxy.mesh.snapshot();
     let (tcp, address) = egress::connect(proxy, &snapshot, host, port).await?;
     record.endpoint = Some(address);

@@ -12,9 +12,10 @@ use hyper::body::Incoming;
 
 use super::classify::headers;
 use super::classify::held::Held;
-use super::record::Record;
+use super::record::{Record, Wait};
 use super::refusal::Cut;
 use super::relay::endpoint::EndpointEvent;
+use crate::audit::digest::Tally;
 use crate::proxy::agent::Returning;
 use crate::proxy::gate::Permit;
 use crate::proxy::peers::Flight;
@@ -32,6 +33,9 @@ pub(crate) enum BodyError {
     /// It calls itself gRPC and is not.
     #[error("it calls itself gRPC, and does not begin as a message of it")]
     NotGrpc,
+    /// How it ended can't be recorded, and that must be before anybody learns of it.
+    #[error("how it ended can't be recorded")]
+    Unrecorded,
 }
 
 /// A body, of a request or of a response.
@@ -41,6 +45,20 @@ pub(crate) struct Body {
     watched: Option<Watched>,
     /// What it begins with is yet to be looked at.
     grpc: bool,
+    /// Its last frame, while the record of its end is brought to disk.
+    last: Option<Box<Last>>,
+}
+
+/// The end of a response, which waits for its record.
+struct Last {
+    frame: Option<Frame<Bytes>>,
+    wait: Wait,
+}
+
+impl std::fmt::Debug for Last {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Last")
+    }
 }
 
 #[derive(Debug, Default)]
@@ -69,7 +87,7 @@ struct Front {
 
 #[derive(Debug)]
 enum Watched {
-    Request(Arc<Exchange>),
+    Request(Arc<Exchange>, Option<Box<Tally>>),
     Response(Arc<Exchange>, Box<Tail>),
     Answer(Arc<Exchange>, Box<Tail>),
 }
@@ -85,6 +103,8 @@ pub(crate) struct Tail {
     pub(crate) flight: Option<Flight>,
     /// The place among the requests that the agent works on.
     pub(crate) permit: Option<Permit>,
+    /// What has passed of the response's body.
+    pub(crate) passed: Option<Tally>,
 }
 
 impl Body {
@@ -97,6 +117,7 @@ impl Body {
             source,
             watched: None,
             grpc: false,
+            last: None,
         }
     }
 
@@ -180,7 +201,8 @@ impl Body {
     /// As a request's body: counted, and ended when the exchange is cut.
     pub(crate) fn of_request(mut self, exchange: Arc<Exchange>) -> Self {
         if !matches!(self.source, Source::Empty) {
-            self.watched = Some(Watched::Request(exchange));
+            let tally = exchange.salt().map(|salt| Box::new(Tally::new(salt)));
+            self.watched = Some(Watched::Request(exchange, tally));
         }
         self
     }
@@ -190,6 +212,12 @@ impl Body {
         self.watched = Some(Watched::Response(exchange, Box::new(tail)));
         self.ended();
         self
+    }
+
+    /// Where it was at its end from the beginning, and that must be recorded before anybody learns of it: what to wait
+    /// for.
+    pub(crate) fn recorded(&mut self) -> Option<Wait> {
+        self.last.take().map(|last| last.wait)
     }
 
     /// As the body of an answer of ours: counted, never cut.
@@ -233,37 +261,68 @@ impl Body {
         matches!(self.source, Source::Trailed(_))
     }
 
-    /// At the end: what was borrowed goes back, without waiting for whoever holds the body to drop it.
+    /// At the end: it is recorded, and what was borrowed goes back, without waiting for whoever holds the body to drop it.
     fn ended(&mut self) {
-        if !self.source.is_end() {
-            return;
-        }
-        if let Some(Watched::Response(_, tail) | Watched::Answer(_, tail)) = &mut self.watched {
-            tail.record.completed();
-            if let Some(returning) = tail.returning.take() {
-                returning.give_back();
+        let ended = self.source.is_end();
+        match &mut self.watched {
+            Some(Watched::Request(exchange, tally)) => {
+                // A body of a declared length may be dropped by its reader before the end comes.
+                let whole = ended
+                    || tally
+                        .as_ref()
+                        .is_some_and(|t| self.source.remains() == Some(0) && t.bytes() > 0);
+                if let Some(tally) = tally.take_if(|_| whole) {
+                    let _ = exchange.request_in.set(tally.passed());
+                }
             }
-            tail.flight = None;
-            tail.permit = None;
+            Some(Watched::Response(_, tail) | Watched::Answer(_, tail)) => {
+                if ended || self.source.remains() == Some(0) {
+                    let wait = tail.record.over(&mut tail.passed);
+                    self.last = self
+                        .last
+                        .take()
+                        .or(wait.map(|wait| Box::new(Last { frame: None, wait })));
+                }
+                if ended {
+                    tail.record.completed();
+                    if let Some(returning) = tail.returning.take() {
+                        returning.give_back();
+                    }
+                    tail.flight = None;
+                    tail.permit = None;
+                }
+            }
+            None => {}
         }
     }
 
     fn cut(&mut self, cx: &mut Context<'_>) -> Poll<Cut> {
         match &self.watched {
-            Some(Watched::Request(exchange)) => exchange.poll_request_cut(cx),
+            Some(Watched::Request(exchange, _)) => exchange.poll_request_cut(cx),
             Some(Watched::Response(exchange, _)) => exchange.poll_response_cut(cx),
             Some(Watched::Answer(..)) | None => Poll::Pending,
         }
     }
 
-    fn passed(&self, bytes: usize) {
-        let (exchange, count) = match &self.watched {
-            Some(Watched::Request(exchange)) => (exchange, &exchange.received),
-            Some(Watched::Response(exchange, _) | Watched::Answer(exchange, _)) => (exchange, &exchange.sent),
+    fn passed(&mut self, data: &[u8]) {
+        let (exchange, count, tally) = match &mut self.watched {
+            Some(Watched::Request(exchange, tally)) => (&*exchange, &exchange.received, tally.as_deref_mut()),
+            Some(Watched::Response(exchange, tail) | Watched::Answer(exchange, tail)) => {
+                (&*exchange, &exchange.sent, tail.passed.as_mut())
+            }
             None => return,
         };
-        count.fetch_add(bytes as u64, Ordering::Relaxed);
+        count.fetch_add(data.len() as u64, Ordering::Relaxed);
+        if let Some(tally) = tally {
+            tally.add(data);
+        }
         exchange.moved();
+    }
+
+    fn broke(&mut self) {
+        if let Some(Watched::Response(_, tail)) = &mut self.watched {
+            tail.record.broke();
+        }
     }
 }
 
@@ -276,6 +335,14 @@ impl Source {
             Self::Begun(first, incoming) => first.is_none() && incoming.is_end_stream(),
             Self::Rest(front, incoming) => front.bytes.is_empty() && incoming.is_end_stream(),
             Self::Events(first, incoming) => first.is_done() && incoming.is_end_stream(),
+        }
+    }
+
+    /// Bytes of data that are yet to come, where their number was declared.
+    fn remains(&self) -> Option<u64> {
+        match self {
+            Self::Stream(incoming) | Self::Begun(None, incoming) => incoming.size_hint().exact(),
+            _ => None,
         }
     }
 
@@ -333,6 +400,14 @@ impl HttpBody for Body {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(last) = &mut self.last {
+            let recorded = ready!(last.wait.as_mut().poll(cx));
+            let frame = self.last.take().and_then(|last| last.frame);
+            return Poll::Ready(match recorded {
+                true => frame.map(Ok),
+                false => Some(Err(BodyError::Unrecorded)),
+            });
+        }
         if let Poll::Ready(cut) = self.cut(cx) {
             return Poll::Ready(Some(Err(BodyError::Cut(cut))));
         }
@@ -341,14 +416,16 @@ impl HttpBody for Body {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref().filter(|data| self.grpc && !data.is_empty()) {
                     if !begins_as_grpc(data) {
-                        if let Some(Watched::Request(exchange)) = &self.watched {
+                        if let Some(Watched::Request(exchange, _)) = &self.watched {
                             exchange.is_no_grpc.store(true, Ordering::Release);
                         }
                         return Poll::Ready(Some(Err(BodyError::NotGrpc)));
                     }
                     self.grpc = false;
                 }
-                self.passed(frame.data_ref().map_or(0, Bytes::len));
+                if let Some(data) = frame.data_ref() {
+                    self.passed(data);
+                }
                 if let Some(trailers) = frame.trailers_mut() {
                     headers::clean_trailers(trailers);
                     // Nothing comes after trailers.
@@ -356,14 +433,19 @@ impl HttpBody for Body {
                 }
             }
             None => self.source = Source::Empty,
-            Some(Err(_)) => {}
+            Some(Err(_)) => self.broke(),
         }
         self.ended();
-        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
+        match (&mut self.last, frame) {
+            (Some(last), Some(Ok(frame))) => last.frame = Some(frame),
+            (Some(_), None) => {}
+            (_, frame) => return Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken))),
+        }
+        self.poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.source.is_end()
+        self.last.is_none() && self.source.is_end()
     }
 
     fn size_hint(&self) -> SizeHint {

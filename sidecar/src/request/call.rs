@@ -30,6 +30,7 @@ use super::relay::card;
 use super::route::Route;
 use super::told::{Decided, End, Told};
 use super::{Arrived, admit};
+use crate::audit::digest::SALT;
 use crate::proxy::agent::{AgentPool, Returning};
 use crate::proxy::gate::Permit;
 use crate::proxy::limits::{MAX_ATTEMPTS, MAX_HTTP1_BUFFER};
@@ -334,6 +335,9 @@ fn tell_peer(request: &mut Request<Body>, arrived: &Arrived, classified: &Classi
     let headers = request.headers_mut();
     headers.remove(HOST);
     headers.insert(HOP, once(&classified.hop.to_string()));
+    if let Some(salt) = arrived.record.exchange.salt() {
+        headers.insert(SALT, salt.header());
+    }
     if classified.hops > 1 {
         headers.insert(HOPS, classified.hops.into());
     }

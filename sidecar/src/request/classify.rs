@@ -32,6 +32,7 @@ use super::refusal::{Refusal, Refused};
 use super::told::{End, Told};
 use super::trace::Trace;
 use super::{Arrived, From, Peer, Target, admit, call};
+use crate::audit::digest::{SALT, Salt};
 use crate::mesh::Unlearned;
 use crate::proxy::pair::{Pair, Pairs};
 use crate::proxy::peers::PeerConnection;
@@ -242,7 +243,14 @@ async fn inbound(arrived: &mut Arrived, peer: &Peer) -> Result<Meant, Refused> {
         Some("1.1") => Version::HTTP_11,
         _ => Version::HTTP_2,
     };
+    let salt = match value(SALT) {
+        None => None,
+        Some(text) => Some(Salt::parse(text).ok_or(Refusal::InvalidHop)?),
+    };
     arrived.record.hop = Some(hop);
+    if let Some(salt) = salt {
+        arrived.record.exchange.salted(salt);
+    }
     let me = arrived.proxy.mesh.snapshot().id.clone();
     let caller = &peer.live.peer.id;
     arrived.record.ends = Ends::Caller(peer.live.clone());

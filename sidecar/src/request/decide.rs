@@ -10,7 +10,8 @@ use super::{Arrived, told};
 pub(crate) fn decide(arrived: &mut Arrived, classified: &mut Classified) -> Result<(), Refused> {
     let content = std::mem::take(&mut classified.content);
     let (pair, told, now) = (&classified.pair, &mut classified.told, classified.now);
-    let (decision, said) = told::decision(&arrived.proxy, arrived.record.direction, pair, told, content, now)?;
+    let record = &arrived.record;
+    let (decision, said, kept) = told::decision(&arrived.proxy, record.direction, pair, told, content, now)?;
     // What the body was read into is gone; its bytes stay.
     if let Some(held) = &mut told.held {
         held.settle();
@@ -21,6 +22,7 @@ pub(crate) fn decide(arrived: &mut Arrived, classified: &mut Classified) -> Resu
     record.cached = decision.cached;
     record.tags.clone_from(&decision.obligations.tags);
     record.protocol = said;
+    record.audited(decision.obligations.audit, kept);
     let Some(refused) = refusal(&decision) else {
         return Ok(());
     };
@@ -47,9 +49,10 @@ fn refusal(decision: &Decision) -> Option<Refused> {
     })
 }
 
-/// The obligations that this version honours: words for the record.
+/// The obligations that this version honours: how surely it is recorded, and words for the record.
 fn kept(obligations: &Obligations) -> Obligations {
     Obligations {
+        audit: obligations.audit,
         tags: obligations.tags.clone(),
         ..Obligations::default()
     }

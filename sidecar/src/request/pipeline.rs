@@ -12,7 +12,8 @@ use super::body::{Body, Tail};
 use super::classify::content;
 use super::classify::held::Held;
 use super::refusal::{self, Form, Refusal, Refused};
-use super::{Arrived, Via, accept, admit, call, classify, decide, limit, relay, route};
+use super::{Arrived, From, Via, accept, admit, call, classify, decide, limit, relay, route};
+use crate::audit::digest::Tally;
 use crate::proxy::Proxy;
 use crate::proxy::limits::{REFUSED_BODY_BYTES, REFUSED_BODY_WAIT};
 use crate::request::record::Record;
@@ -20,7 +21,10 @@ use crate::request::record::Record;
 /// Answers one request. Never fails: what goes wrong is an answer, too.
 pub(crate) async fn handle(proxy: Arc<Proxy>, via: Arc<Via>, request: Request<Incoming>) -> Response<Body> {
     let (head, body) = request.into_parts();
-    let record = Record::begin(&proxy, via.direction(), head.method.clone(), head.uri.path());
+    let mut record = Record::begin(&proxy, via.direction(), head.method.clone(), head.uri.path());
+    if let From::Peer(peer) = &via.from {
+        record.caller = Some(peer.live.clone());
+    }
     let mut arrived = Arrived {
         proxy,
         via,
@@ -29,10 +33,22 @@ pub(crate) async fn handle(proxy: Arc<Proxy>, via: Arc<Via>, request: Request<In
         record,
     };
     // On the heap: what a connection keeps for its next request is then only what is above.
-    match Box::pin(phases(&mut arrived)).await {
+    let mut response = match Box::pin(phases(&mut arrived)).await {
         Ok(relayed) => relayed.into_response(arrived.record),
         Err(refused) => Box::pin(refuse(arrived, refused)).await,
-    }
+    };
+    // An answer without a body ends with its head.
+    let recorded = match response.body_mut().recorded() {
+        Some(wait) => wait.await,
+        None => true,
+    };
+    if recorded { response } else { unrecorded() }
+}
+
+/// In place of an answer whose end can't be recorded.
+fn unrecorded() -> Response<Body> {
+    let refused = Refusal::AuditUnavailable.because("how the request ended can't be recorded");
+    refusal::answer(&refused, &Form::Problem, "").map(Body::whole)
 }
 
 async fn phases(arrived: &mut Arrived) -> Result<relay::Relayed, Refused> {
@@ -42,14 +58,17 @@ async fn phases(arrived: &mut Arrived) -> Result<relay::Relayed, Refused> {
     decide::decide(arrived, &mut classified)?;
     let limits = limit::limit(arrived, &classified)?;
     let route = route::route(arrived, &classified)?;
+    arrived.record.decided().await?;
     let answer = call::call(arrived, &mut classified, route, limits).await?;
     relay::relay(arrived, answer).await
 }
 
 /// The answer to a request that was refused or failed, in its caller's own form.
 pub(crate) async fn refuse(mut arrived: Arrived, refused: Refused) -> Response<Body> {
+    let unsent = arrived.body.as_ref().and_then(Body::in_memory).unwrap_or_default();
     let form = form(&mut arrived, &refused).await;
     let mut record = arrived.record;
+    record.unsent(&unsent);
     record.refused(&refused);
     let answer = refusal::answer(&refused, &form, &record.decision.to_string());
     respond(record, answer)
@@ -68,6 +87,7 @@ pub(super) fn respond(mut record: Record, answer: Response<Bytes>) -> Response<B
             returning: None,
             flight: None,
             permit: None,
+            passed: exchange.salt().map(Tally::new),
         };
         body.of_answer(exchange, tail)
     })

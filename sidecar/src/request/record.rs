@@ -1,4 +1,7 @@
-//! Phase 9, record: when a request is over, however it ended, its record drops: metrics and one access log line.
+//! Phase 9, record: when a request is over, however it ended, its record drops: metrics, one access log line, and the end
+//! in the audit where that was not written before its caller learnt of it.
+
+mod audit;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -7,10 +10,14 @@ use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use aip_api::id::{DecisionId, HopId};
+use aip_audit::record::Passed;
 use aip_policy::{Direction, Fact, ProtocolFacts};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+
+use audit::Audited;
+pub(crate) use audit::Wait;
 
 use super::refusal::{Refusal, Refused};
 use super::trace::Trace;
@@ -54,6 +61,15 @@ pub(crate) struct Record {
     open_trace: Option<u128>,
     refusal: Option<Refusal>,
     completed: bool,
+    /// Who sent it, from the first moment on.
+    pub(crate) caller: Option<Arc<Live>>,
+    /// This sidecar answers for its agent.
+    pub(crate) own: bool,
+    /// TLS that nobody reads here: digests of it would say nothing.
+    pub(crate) blind: bool,
+    /// What a switched connection's callee said.
+    pub(crate) tunnelled: Option<Passed>,
+    audit: Audited,
 }
 
 /// Who talks to whom, as far as is known.
@@ -163,7 +179,7 @@ impl Record {
         }
         Self {
             proxy: proxy.clone(),
-            exchange: Exchange::begin(),
+            exchange: Exchange::begin(proxy.settings.audit.records()),
             began: SystemTime::now(),
             direction,
             decision: DecisionId::fresh(),
@@ -189,6 +205,11 @@ impl Record {
             open_trace: None,
             refusal: None,
             completed: false,
+            caller: None,
+            own: false,
+            blind: false,
+            tunnelled: None,
+            audit: Audited::default(),
         }
     }
 
@@ -211,6 +232,7 @@ impl Record {
         if let Some(rule) = &refused.rule {
             self.rule.clone_from(rule);
         }
+        self.audit_refusal(refused);
     }
 
     /// Notes that the response's head goes out.
@@ -316,8 +338,9 @@ impl Drop for Record {
         if let Some(trace) = self.open_trace {
             self.proxy.traces.leave(trace);
         }
-        let (received, sent) = (&self.exchange.received, &self.exchange.sent);
-        let (received, sent) = (received.load(Ordering::Relaxed), sent.load(Ordering::Relaxed));
+        let load = |bytes: &std::sync::atomic::AtomicU64| bytes.load(Ordering::Relaxed);
+        let (received, sent) = (load(&self.exchange.received), load(&self.exchange.sent));
+        self.audit_end();
         self.proxy.metrics.end(self.direction, self.status, received, sent);
         self.write(received, sent);
     }

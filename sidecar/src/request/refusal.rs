@@ -156,6 +156,10 @@ refusals! {
         "policy obliges to something that this sidecar can't do yet, so the request is refused");
     /// The attached policies don't compile together.
     PolicyUnusable = ("policy_unusable", 503, Policy, true, "the attached policies can't be used together");
+    // record
+    /// The request must be recorded, and can't be.
+    AuditUnavailable = ("audit_unavailable", 503, Agent, true,
+        "this request must be recorded before it goes on, and the audit log can't be written");
     // limit
     /// One peer would take more than its share of what all peers have.
     ShareUsedUp = ("share_used_up", 429, Caller, true,
@@ -289,6 +293,8 @@ cuts! {
     Suspended = (6, "suspended");
     /// Nothing moved for the idle limit.
     Idle = (7, "idle_timeout");
+    /// This sidecar ends, and it did not end in time.
+    Drained = (20, "drained");
 }
 
 impl Cut {
@@ -307,7 +313,7 @@ impl Refusal {
             Cut::RevokedSerial => Self::RevokedSerial,
             Cut::RevokedGeneration => Self::RevokedGeneration,
             Cut::PolicyDenied => Self::PolicyDenied,
-            Cut::Deregistered | Cut::Idle => Self::Interrupted,
+            Cut::Deregistered | Cut::Idle | Cut::Drained => Self::Interrupted,
             Cut::Expired => Self::CertificateExpired,
             Cut::Suspended => Self::NoIdentity,
         }

@@ -17,6 +17,7 @@ use super::call::{Answer, Sent, once};
 use super::classify::{HOP, headers};
 use super::record::Record;
 use super::refusal::Refused;
+use crate::audit::digest::Tally;
 use crate::proxy::agent::Returning;
 use crate::proxy::gate::Permit;
 use crate::proxy::peers::Flight;
@@ -51,6 +52,7 @@ struct Switched {
 pub(crate) async fn relay(arrived: &mut Arrived, answer: Answer) -> Result<Relayed, Refused> {
     match answer {
         Answer::Own(response) => {
+            arrived.record.own = true;
             let (head, body) = response.into_parts();
             let body = if arrived.head.method == Method::HEAD {
                 Body::empty()
@@ -163,6 +165,7 @@ async fn transform(arrived: &Arrived, head: &mut Parts, incoming: hyper::body::I
         return Body::stream(incoming);
     }
     let addresses = || card::Addresses::of(&arrived.proxy);
+    let exchange = &arrived.record.exchange;
     for name in [LOCATION, CONTENT_LOCATION] {
         let location = head.headers.get(&name).and_then(|v| v.to_str().ok());
         let rewritten = location.and_then(|location| addresses().rewrite(location));
@@ -176,10 +179,14 @@ async fn transform(arrived: &Arrived, head: &mut Parts, incoming: hyper::body::I
         .get(CONTENT_TYPE)
         .is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
     if asked && head.status == StatusCode::OK && card::is_card(arrived.head.uri.path()) {
-        Box::pin(card::rewrite(&addresses(), head, incoming)).await
+        let (body, received) = Box::pin(card::rewrite(&addresses(), head, incoming)).await;
+        if let (Some(salt), Some(received)) = (exchange.salt(), received) {
+            let _ = exchange.response_in.set(Tally::of(salt, &received));
+        }
+        body
     } else if asked && events {
         head.headers.remove(CONTENT_LENGTH);
-        Body::events(EndpointEvent::new(addresses()), incoming)
+        Body::events(EndpointEvent::new(addresses(), exchange.clone()), incoming)
     } else {
         Body::stream(incoming)
     }
@@ -208,6 +215,7 @@ impl Relayed {
                 returning: self.returning,
                 flight: self.flight,
                 permit: self.permit,
+                passed: exchange.salt().map(Tally::new),
             };
             return response.map(|()| self.body.of_response(exchange, tail));
         };

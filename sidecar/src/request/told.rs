@@ -6,15 +6,14 @@ use std::time::{Duration, Instant};
 
 use aip_api::AgentName;
 use aip_policy::{
-    ContentFacts, Decision, Direction, Fact, Facts, INPUT_VERSION, RequestFacts, TraceFacts, with_evaluator,
+    ContentFacts, Decision, Direction, Fact, Facts, INPUT_VERSION, Kept, RequestFacts, TraceFacts, with_evaluator,
 };
 use aip_runtime::unix_now;
 use http::{HeaderMap, Method, Uri};
 
-use super::classify::content::Kept;
 use super::classify::held::Held;
 use super::classify::protocol::{self, Content};
-use super::classify::{headers, path};
+use super::classify::{content, headers, path};
 use super::record::Said;
 use super::refusal::{Cut, Refusal, Refused};
 use crate::proxy::Proxy;
@@ -32,7 +31,7 @@ pub(crate) struct Told {
     pub(crate) size: Fact<u64>,
     /// What carries the call: `http`, `grpc`, `websocket` or `tunnel`.
     pub(crate) carrier: &'static str,
-    pub(crate) body: Kept,
+    pub(crate) body: content::Kept,
     pub(crate) trace: TraceFacts,
     /// What the body takes of what may be held.
     pub(crate) held: Option<Held>,
@@ -47,7 +46,7 @@ impl Told {
             headers: HeaderMap::new(),
             size: Fact::Known(0),
             carrier: "http",
-            body: Kept::Nothing,
+            body: content::Kept::Nothing,
             trace: TraceFacts::default(),
             held: None,
         }
@@ -162,7 +161,8 @@ impl Decided {
     }
 }
 
-/// Asks policy about what was said and about `content`, which ends here.
+/// Asks policy about what was said and about `content`, which ends here. What policy could read of it comes back where it
+/// is recorded.
 pub(crate) fn decision(
     proxy: &Proxy,
     direction: Direction,
@@ -170,7 +170,7 @@ pub(crate) fn decision(
     told: &Told,
     content: Content,
     now: u64,
-) -> Result<(Decision, Said), Refused> {
+) -> Result<(Decision, Said, Option<Kept>), Refused> {
     let set = pair
         .set
         .as_ref()
@@ -184,7 +184,8 @@ pub(crate) fn decision(
         decision.cached,
         begun.elapsed().as_secs_f64(),
     );
-    Ok((decision, Said::of(facts.protocol)))
+    let kept = proxy.settings.audit.records().then(|| set.kept(&facts));
+    Ok((decision, Said::of(facts.protocol), kept))
 }
 
 /// Why an open request must not go on in this version of the world, if it must not.
@@ -224,6 +225,6 @@ pub(crate) fn recheck(proxy: &Proxy, snapshot: &Arc<Snapshot>, exchange: &Exchan
         Content::Other
     };
     let allowed = decision(proxy, decided.direction, &pair, &decided.told, content, now);
-    let goes_on = allowed.is_ok_and(|(decision, _)| decision.verdict == aip_policy::Verdict::Allow);
+    let goes_on = allowed.is_ok_and(|(decision, ..)| decision.verdict == aip_policy::Verdict::Allow);
     (!goes_on).then_some(Cut::PolicyDenied)
 }

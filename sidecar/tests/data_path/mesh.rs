@@ -8,15 +8,19 @@ use std::time::{Duration, Instant};
 
 use aip_api::resource::{Agent, Attach, Endpoint, MeshConfig, MeshMode, Policy, Revocation, Traffic};
 use aip_api::{AgentName, SpiffeId};
+use aip_audit::log::{self, Options, Reader};
+use aip_audit::record::{Decision, End, Event};
 use aip_runtime::drain::{self, Drain};
 use aip_runtime::svid::SvidSource;
 use aip_runtime::trust::Trust;
+use aip_sidecar::audit::Audit;
 use aip_sidecar::mesh::Mesh;
 use aip_sidecar::proxy::access_log::AccessLog;
 use aip_sidecar::proxy::{Proxy, ProxySettings, serve_inbound, serve_outbound};
 use aip_sidecar::snapshot::{AttachedPolicy, PolicySets, Snapshot};
 use aip_sidecar::wellknown::WellKnown;
 use serde_json::Value;
+use tempfile::TempDir;
 use tokio::net::TcpListener;
 
 use crate::pki::{Pki, Says, TRUST_DOMAIN};
@@ -49,12 +53,18 @@ pub struct World {
     pub endpoints: Vec<(String, SocketAddr)>,
     pub policies: Vec<(String, String)>,
     pub unusable: Vec<(String, Attach)>,
+    /// Bounds of the audit's logs.
+    pub quota: Options,
+    /// Where they are, if a test made the directory.
+    pub audit: Option<Arc<TempDir>>,
 }
 
 impl World {
     pub fn of(agents: &[&str]) -> Self {
         Self {
             revision: 1,
+            quota: Options::default(),
+            audit: None,
             mesh: MeshConfig::new(TRUST_DOMAIN.parse().unwrap(), MeshMode::Dev),
             traffic: Traffic::defaults(),
             agents: agents.iter().map(|name| Agent::new(name.parse().unwrap())).collect(),
@@ -151,6 +161,8 @@ pub struct Side {
     pub trust: Trust,
     pub proxy: Arc<Proxy>,
     pub log: Log,
+    pub audit: Audit,
+    pub dir: Arc<TempDir>,
     mesh: Mesh,
     world: Mutex<World>,
     drain: Mutex<Option<Drain>>,
@@ -177,7 +189,11 @@ impl Side {
         let (mesh, asked) = Mesh::new(world.snapshot(name));
         let log = Log::default();
         let secret = secret.map(|s| s.to_owned().into());
-        let settings = ProxySettings::new(agent, secret).logging_to(AccessLog::to(log.clone()));
+        let dir = world.audit.clone().unwrap_or_else(|| Arc::new(TempDir::new().unwrap()));
+        let audit = Audit::open(dir.path(), world.quota).unwrap();
+        let settings = ProxySettings::new(agent, secret)
+            .recording_to(audit.clone())
+            .logging_to(AccessLog::to(log.clone()));
         let proxy = Proxy::new(
             mesh.clone(),
             svid.clone(),
@@ -199,6 +215,8 @@ impl Side {
             trust,
             proxy,
             log,
+            audit,
+            dir,
             mesh,
             world: Mutex::new(world),
             drain: Mutex::new(Some(drain)),
@@ -243,6 +261,39 @@ impl Side {
         until(&format!("{count} lines in {}'s access log", self.name), async || {
             let lines = self.log.lines();
             (lines.len() >= count).then_some(lines)
+        })
+        .await
+    }
+
+    /// What the audit recorded, in all its logs.
+    pub fn recorded(&self) -> Vec<Event> {
+        let mut logs: Vec<_> = std::fs::read_dir(self.dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| log::name_of(path).is_ok())
+            .collect();
+        logs.sort();
+        let records = logs.iter().flat_map(|dir| Reader::open(dir).unwrap());
+        records.map(|entry| entry.unwrap().record.event).collect()
+    }
+
+    /// Both records of each request that is over, in the order of their ends, once there are `count`.
+    pub async fn audited(&self, count: usize) -> Vec<(Decision, End)> {
+        until(&format!("{count} ends in {}'s audit", self.name), async || {
+            let events = self.recorded();
+            let decisions: HashMap<_, _> = events
+                .iter()
+                .filter_map(|event| match event {
+                    Event::Decision(decision) => Some((decision.id, &**decision)),
+                    _ => None,
+                })
+                .collect();
+            let ends = events.iter().filter_map(|event| match event {
+                Event::End(end) => Some((decisions[&end.id].clone(), (**end).clone())),
+                _ => None,
+            });
+            let ends: Vec<_> = ends.collect();
+            (ends.len() >= count).then_some(ends)
         })
         .await
     }

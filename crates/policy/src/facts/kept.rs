@@ -82,14 +82,15 @@ impl<'a> Walk<'a> {
             let here = path();
             match self.standing(&here) {
                 Standing::Plain => return (Some(partial(node, reads)), None),
-                Standing::Sensitive => {
+                Standing::Sensitive if reads.is_whole() || !node.settled().is_object() => {
                     let found = Some(partial(node, reads)).filter(says_something);
                     if found.is_some() {
                         self.dropped.push(here);
                     }
                     return (None, found);
                 }
-                Standing::Both => {}
+                // Which parts of it were read is said of each.
+                Standing::Sensitive | Standing::Both => {}
             }
         }
         let node = node.settled();
@@ -234,7 +235,7 @@ mod tests {
         let source = PolicySource {
             name: "p".into(),
             rego,
-            data: None,
+            data: Json::Null,
             tests: None,
         };
         Arc::new(PolicySet::compile(&[source], &Json::Null).unwrap())

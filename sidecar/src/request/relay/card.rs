@@ -123,18 +123,18 @@ async fn gather<B: HttpBody<Data = Bytes> + Unpin>(incoming: &mut B) -> (Bytes, 
     (bytes.into(), came)
 }
 
-/// At the callee: the card with the mesh's addresses, unless it is signed.
-pub(crate) async fn rewrite(addresses: &Addresses, head: &mut Parts, incoming: Incoming) -> Body {
+/// At the callee: the card with the mesh's addresses, unless it is signed; and as it came, where it was rewritten.
+pub(crate) async fn rewrite(addresses: &Addresses, head: &mut Parts, incoming: Incoming) -> (Body, Option<Bytes>) {
     let (bytes, mut card) = match read(incoming).await {
         Read::Card(bytes, card) => (bytes, card),
-        Read::Other(body) => return body,
+        Read::Other(body) => return (body, None),
     };
     if is_signed(&card) || !rewrite_urls(addresses, &mut card) {
-        return Body::whole(bytes);
+        return (Body::whole(bytes), None);
     }
-    let bytes = Bytes::from(card.to_string());
-    head.headers.insert(CONTENT_LENGTH, bytes.len().into());
-    Body::whole(bytes)
+    let rewritten = Bytes::from(card.to_string());
+    head.headers.insert(CONTENT_LENGTH, rewritten.len().into());
+    (Body::whole(rewritten), Some(bytes))
 }
 
 /// Rewrites every `url` in it; whether there was one.

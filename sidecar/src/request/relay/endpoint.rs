@@ -2,6 +2,7 @@
 //! names the agent's own address is rewritten to the mesh's. Nothing else of a stream is looked at, nor held up.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
@@ -9,7 +10,9 @@ use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 
 use super::card::Addresses;
+use crate::audit::digest::Tally;
 use crate::proxy::limits::MAX_ENDPOINT_EVENT;
+use crate::proxy::streams::Exchange;
 
 /// How the event begins; the space is the sender's choice.
 const STARTS: [&[u8]; 2] = [b"event: endpoint", b"event:endpoint"];
@@ -22,11 +25,16 @@ pub(crate) struct EndpointEvent {
     /// What came after what was seen: trailers, or the end.
     after: Option<Frame<Bytes>>,
     done: bool,
+    exchange: Arc<Exchange>,
+    /// What came, before anything is rewritten.
+    came: Option<Tally>,
 }
 
 impl EndpointEvent {
-    pub(crate) fn new(addresses: Addresses) -> Self {
+    pub(crate) fn new(addresses: Addresses, exchange: Arc<Exchange>) -> Self {
         Self {
+            came: exchange.salt().map(Tally::new),
+            exchange,
             addresses,
             seen: BytesMut::new(),
             after: None,
@@ -52,9 +60,9 @@ impl EndpointEvent {
                 if let Some(frame) = self.after.take() {
                     return Poll::Ready(Some(Ok(frame)));
                 }
-                return Pin::new(incoming).poll_frame(cx);
+                return Poll::Ready(ready!(self.poll_incoming(incoming, cx)));
             }
-            match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+            match ready!(self.poll_incoming(incoming, cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         self.seen.extend_from_slice(&data);
@@ -69,6 +77,23 @@ impl EndpointEvent {
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
             }
         }
+    }
+
+    fn poll_incoming(
+        &mut self,
+        incoming: &mut Incoming,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+        let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
+        if let (Some(came), Some(data)) = (&mut self.came, data) {
+            came.add(data);
+        }
+        let over = frame.is_none() || incoming.is_end_stream();
+        if let Some(came) = self.came.take_if(|_| over) {
+            let _ = self.exchange.response_in.set(came.passed());
+        }
+        Poll::Ready(frame)
     }
 
     /// Whether enough has been seen; then it is as it must go on.

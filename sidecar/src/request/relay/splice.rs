@@ -1,4 +1,4 @@
-//! Two connections joined: bytes both ways, counted, until either ends or the exchange is cut.
+//! Two connections joined: bytes both ways, counted and digested, until either ends or the exchange is cut.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 
+use crate::audit::digest::Tally;
 use crate::proxy::streams::Exchange;
 use crate::request::record::Record;
 
@@ -21,18 +22,25 @@ where
     B: AsyncRead + AsyncWrite + Unpin,
 {
     let exchange = record.exchange.clone();
+    let tally = || exchange.salt().filter(|_| !record.blind).map(Tally::new);
     let mut caller = Counted {
         io: caller,
+        read: tally(),
+        written: tally(),
         exchange: exchange.clone(),
     };
-    tokio::select! {
-        ended = copy_bidirectional_with_sizes(&mut caller, &mut callee, BUFFER, BUFFER) => {
-            if ended.is_ok() {
-                record.completed();
-            }
-        }
+    let ended = tokio::select! {
+        ended = copy_bidirectional_with_sizes(&mut caller, &mut callee, BUFFER, BUFFER) => ended.is_ok(),
         // Both are dropped.
-        _ = exchange.ended() => {}
+        _ = exchange.ended() => false,
+    };
+    if ended {
+        record.completed();
+        // Else some of it may have been lost on its way: no digest of it could be compared.
+        if let (Some(read), Some(written)) = (caller.read, caller.written) {
+            let _ = exchange.request_in.set(read.passed());
+            record.tunnelled = Some(written.passed());
+        }
     }
 }
 
@@ -40,6 +48,8 @@ where
 struct Counted<IO> {
     io: IO,
     exchange: Arc<Exchange>,
+    read: Option<Tally>,
+    written: Option<Tally>,
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Counted<IO> {
@@ -48,16 +58,27 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Counted<IO> {
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
         let read = buf.filled().len() - before;
         self.exchange.received.fetch_add(read as u64, Ordering::Relaxed);
+        if let Some(tally) = &mut self.read {
+            tally.add(&buf.filled()[before..]);
+        }
         self.exchange.moved();
         Poll::Ready(Ok(()))
     }
 }
 
 impl<IO: AsyncWrite + Unpin> Counted<IO> {
-    fn wrote(&self, written: io::Result<usize>) -> io::Result<usize> {
+    fn wrote<'a>(&mut self, written: io::Result<usize>, given: impl Iterator<Item = &'a [u8]>) -> io::Result<usize> {
         if let Ok(bytes) = &written {
             self.exchange.sent.fetch_add(*bytes as u64, Ordering::Relaxed);
             self.exchange.moved();
+            let mut left = *bytes;
+            for slice in given {
+                let taken = slice.len().min(left);
+                left -= taken;
+                if let Some(tally) = &mut self.written {
+                    tally.add(&slice[..taken]);
+                }
+            }
         }
         written
     }
@@ -66,7 +87,7 @@ impl<IO: AsyncWrite + Unpin> Counted<IO> {
 impl<IO: AsyncWrite + Unpin> AsyncWrite for Counted<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.io).poll_write(cx, bytes));
-        Poll::Ready(self.wrote(written))
+        Poll::Ready(self.wrote(written, std::iter::once(bytes)))
     }
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
@@ -74,7 +95,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Counted<IO> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, slices));
-        Poll::Ready(self.wrote(written))
+        Poll::Ready(self.wrote(written, slices.iter().map(|slice| &**slice)))
     }
     fn is_write_vectored(&self) -> bool {
         self.io.is_write_vectored()

@@ -1,0 +1,199 @@
+//! The audit trail of this sidecar: two records of each request, in a log that shows every later change.
+//!
+//! | file | what |
+//! |---|---|
+//! | `book` | the log that is being written; what is lost while none can be |
+//! | `flush` | brings records to disk, and whoever waits for that on |
+//! | `digest` | salted digests of bodies as they stream |
+//! | `strangers` | refusals of parties that nobody knows: counted, not recorded one by one |
+//! | [`checkpoint`] | what this sidecar signs of its log, every few seconds |
+//! | [`stream`] | the `Audit` stream to the control plane |
+//!
+//! A record is one write into a file, in the thread of its request and before the request goes on, so that a crash of
+//! this process loses nothing. When it must be on the disk, too, is a matter of durability.
+
+mod book;
+pub mod checkpoint;
+pub(crate) mod digest;
+mod flush;
+mod metrics;
+mod strangers;
+pub mod stream;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use aip_audit::log::Options;
+use aip_audit::record::Event;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use book::Book;
+pub(crate) use book::{Place, Unrecorded};
+use flush::{Durable, Wants};
+use strangers::Strangers;
+
+/// How often written records are brought to disk until the mesh's settings say otherwise.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// The audit of a sidecar, or none. Cloning shares it; its thread ends with the last clone.
+#[derive(Clone)]
+pub struct Audit(Option<Arc<Owner>>);
+
+struct Owner {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the requests' threads and the audit's own share.
+struct Shared {
+    book: Mutex<Book>,
+    wants: Mutex<Wants>,
+    wake: Condvar,
+    durable: watch::Sender<Durable>,
+    /// Raised with each checkpoint that was kept.
+    kept: watch::Sender<u64>,
+    /// What the control plane has.
+    sent: Mutex<stream::Sent>,
+    strangers: Strangers,
+    flush_ms: AtomicU64,
+    metrics: metrics::Metrics,
+}
+
+impl std::fmt::Debug for Audit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Audit" } else { "Audit(none)" })
+    }
+}
+
+impl Audit {
+    /// Records nothing: for sidecars inside a test that looks at something else.
+    pub const fn none() -> Self {
+        Self(None)
+    }
+
+    /// The audit whose logs are below `root`. A log that was not closed goes on. Where none can be opened it is tried
+    /// again: what is to be recorded surely is refused meanwhile, and the rest counted.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn open(root: &Path, options: Options) -> std::io::Result<Self> {
+        let book = Book::open(root, options);
+        let shared = Arc::new(Shared {
+            durable: watch::Sender::new(Durable::of(&book)),
+            book: Mutex::new(book),
+            wants: Mutex::default(),
+            wake: Condvar::new(),
+            kept: watch::Sender::new(0),
+            sent: Mutex::default(),
+            strangers: Strangers::default(),
+            flush_ms: AtomicU64::new(millis(FLUSH)),
+            metrics: metrics::Metrics::register(),
+        });
+        let thread = flush::start(shared.clone())?;
+        Ok(Self(Some(Arc::new(Owner {
+            shared,
+            thread: Some(thread),
+        }))))
+    }
+
+    fn shared(&self) -> Option<&Arc<Shared>> {
+        self.0.as_ref().map(|owner| &owner.shared)
+    }
+
+    /// Whether anything is recorded.
+    pub(crate) const fn records(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Writes a record; where it stands, if anything is recorded.
+    ///
+    /// # Errors
+    /// It can't be written. It is counted, and the log will say how many are missing.
+    pub(crate) fn append(&self, event: Event) -> Result<Option<Place>, Unrecorded> {
+        let Some(shared) = self.shared() else { return Ok(None) };
+        shared.append(event).map(Some)
+    }
+
+    /// Counts a refusal of somebody who is not known.
+    pub(crate) fn stranger(&self, reason: &'static str, sample: impl FnOnce() -> String) {
+        if let Some(shared) = self.shared() {
+            shared.strangers.count(reason, sample);
+        }
+    }
+
+    /// Resolves when the record is on disk: true, or false where it never will be.
+    pub(crate) fn on_disk(&self, place: Place) -> impl Future<Output = bool> + Send + Sync + use<> {
+        let durable = self.shared().map(|shared| {
+            shared.want();
+            shared.durable.subscribe()
+        });
+        async move {
+            let Some(mut durable) = durable else { return true };
+            let settled = durable.wait_for(|known| known.settles(place)).await;
+            settled.is_ok_and(|known| known.has(place))
+        }
+    }
+
+    /// How often written records are brought to disk.
+    pub(crate) fn flush_every(&self, every_ms: u64) {
+        if let Some(shared) = self.shared() {
+            shared.flush_ms.store(every_ms.max(1), Ordering::Relaxed);
+        }
+    }
+
+    /// The log that is being written, for the admin port.
+    pub fn page(&self) -> Value {
+        let Some(shared) = self.shared() else {
+            return Value::Null;
+        };
+        let durable = *shared.durable.borrow();
+        let (sent, mut page) = (shared.sent().page(), shared.book().page());
+        page["durable"] = durable.records.into();
+        json!({ "log": page, "sent": sent, "flush_ms": shared.flush_ms.load(Ordering::Relaxed) })
+    }
+}
+
+impl Shared {
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sent(&self) -> MutexGuard<'_, stream::Sent> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn append(&self, event: Event) -> Result<Place, Unrecorded> {
+        let kind = metrics::Kind::of(&event);
+        let (written, bytes) = {
+            let mut book = self.book();
+            let before = book.bytes();
+            (book.append(event, unix_millis()), book.bytes().saturating_sub(before))
+        };
+        match &written {
+            Ok(_) => self.metrics.recorded(kind, bytes),
+            Err(error) => self.metrics.lost(error.0),
+        }
+        written
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.shared.stop();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn unix_millis() -> u64 {
+    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

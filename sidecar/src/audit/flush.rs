@@ -1,0 +1,161 @@
+//! The thread that brings records to disk: every flush interval, and at once where an answer waits. Who comes while it
+//! does so waits for the next time, together with all others that came.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::book::{Book, Place};
+use super::{Shared, unix_millis};
+
+/// How often strangers are recorded, and quotas looked at.
+const TIDY: Duration = Duration::from_secs(5);
+
+/// What the thread is asked for.
+#[derive(Debug, Default)]
+pub(super) struct Wants {
+    sync: bool,
+    stop: bool,
+}
+
+/// How many records of which log are on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Durable {
+    life: u64,
+    pub(super) records: u64,
+}
+
+impl Durable {
+    pub(super) const fn of(book: &Book) -> Self {
+        Self {
+            life: book.life(),
+            records: 0,
+        }
+    }
+
+    /// Whether the record is on disk.
+    pub(super) const fn has(self, place: Place) -> bool {
+        self.life == place.life && self.records > place.seq
+    }
+
+    /// Whether it is, or never will be.
+    pub(super) const fn settles(self, place: Place) -> bool {
+        self.life > place.life || self.has(place)
+    }
+}
+
+pub(super) fn start(shared: Arc<Shared>) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name("audit".into())
+        .spawn(move || shared.run())
+}
+
+impl Shared {
+    /// Asks for a flush now.
+    pub(super) fn want(&self) {
+        let mut wants = self.wants.lock().unwrap_or_else(PoisonError::into_inner);
+        if !wants.sync {
+            wants.sync = true;
+            self.wake.notify_one();
+        }
+    }
+
+    pub(super) fn stop(&self) {
+        self.wants.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
+        self.wake.notify_one();
+    }
+
+    fn run(&self) {
+        let mut tidied = Instant::now();
+        loop {
+            let stop = self.next();
+            self.flush();
+            if self.book().mend() {
+                self.publish(0);
+            }
+            if stop || tidied.elapsed() >= TIDY {
+                tidied = Instant::now();
+                self.tidy();
+            }
+            if stop {
+                self.flush();
+                return;
+            }
+        }
+    }
+
+    /// Waits until there is something to do; whether it is the last time.
+    fn next(&self) -> bool {
+        let interval = Duration::from_millis(self.flush_ms.load(Ordering::Relaxed));
+        let wants = self.wants.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self
+            .wake
+            .wait_timeout_while(wants, interval, |wants| !wants.sync && !wants.stop);
+        let (mut wants, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        wants.sync = false;
+        wants.stop
+    }
+
+    fn flush(&self) {
+        let Some((handle, life)) = self.book().sync_handle() else {
+            return self.publish(0);
+        };
+        if handle.durable() == handle.written() {
+            return self.publish(handle.durable());
+        }
+        let begun = Instant::now();
+        match handle.sync() {
+            Ok(records) => {
+                self.metrics.flushed(begun.elapsed());
+                if self.book().life() == life {
+                    self.publish(records);
+                }
+            }
+            Err(error) => {
+                self.book().broken(life, &error);
+                self.publish(0);
+            }
+        }
+    }
+
+    /// Tells those who wait what is on disk of the log that is being written now.
+    fn publish(&self, records: u64) {
+        let (life, open) = {
+            let book = self.book();
+            (book.life(), book.is_open())
+        };
+        self.metrics.open(open);
+        self.durable.send_if_modified(|known| {
+            let next = Durable {
+                life,
+                records: if known.life == life {
+                    known.records.max(records)
+                } else {
+                    records
+                },
+            };
+            std::mem::replace(known, next) != next
+        });
+    }
+
+    fn tidy(&self) {
+        for event in self.strangers.take() {
+            // Counted where it can't be written.
+            let _ = self.append(event);
+        }
+        let (dir, sent) = {
+            let book = self.book();
+            (book.dir().map(ToOwned::to_owned), self.sent().clone())
+        };
+        if let Some(dir) = dir {
+            self.book().tidy(sent.segment_of(&dir), unix_millis());
+        }
+        let (size, signed) = {
+            let book = self.book();
+            (book.size(), book.signed())
+        };
+        self.metrics.unsigned(size.saturating_sub(signed));
+    }
+}

@@ -1,0 +1,250 @@
+//! The `Audit` stream: checkpoints go up at once, and segments follow, one chunk outstanding. What earlier lives of this
+//! sidecar left goes up, too. What the control plane has is asked at each greeting.
+
+mod files;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use aip_api::wire::{AuditHello, AuditRequest, AuditResponse, HeldLog};
+use aip_api::wire::{audit_request, audit_response};
+use aip_runtime::backoff::Backoff;
+use aip_runtime::grpc::{self, ChannelError, audit_client::AuditClient};
+use aip_runtime::svid::SvidSource;
+use aip_runtime::tls::{self, TlsError};
+use aip_runtime::trust::Trust;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use super::book::logs;
+use super::{Audit, Shared};
+use files::{Held, Next};
+
+/// First and last bound of the wait between attempts, as of the configuration stream.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
+/// A stream that lasted this long was a good one: the next attempt starts over with short waits.
+const HEALTHY: Duration = Duration::from_secs(10);
+/// How long the control plane may take to answer one message: it brings a chunk to its disk first.
+const ANSWER: Duration = Duration::from_secs(30);
+/// Logs that are spoken of at a time. Each orderly restart makes one, and what was sent is not spoken of for long.
+const MAX_LOGS: usize = 1_000;
+
+/// What the stream needs.
+#[derive(Debug)]
+pub struct Client {
+    /// Where the control plane listens.
+    pub control_plane: SocketAddr,
+    /// What this sidecar presents.
+    pub svid: SvidSource,
+    /// What it trusts.
+    pub trust: Trust,
+    /// This process.
+    pub instance: String,
+    /// What is sent.
+    pub audit: Audit,
+    /// Raised once the log is closed: then the stream ends when everything was sent.
+    pub closing: watch::Receiver<bool>,
+}
+
+/// What the control plane has, by log.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Sent {
+    connected: bool,
+    logs: BTreeMap<String, Held>,
+}
+
+impl Sent {
+    /// The segment from which on the control plane does not have this log.
+    pub(super) fn segment_of(&self, dir: &Path) -> u64 {
+        let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        self.logs.get(name).map_or(0, |held| held.segment)
+    }
+
+    pub(super) fn page(&self) -> Value {
+        let logs: serde_json::Map<_, _> = self.logs.iter().map(|(log, held)| (log.clone(), held.page())).collect();
+        json!({ "connected": self.connected, "logs": logs })
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum StreamEnd {
+    #[error("no connection to the control plane: {0}")]
+    Connect(#[from] ChannelError),
+    #[error("the control plane ended the stream ({}): {}", grpc::reason(.0).unwrap_or("no reason given"), .0.message())]
+    Status(#[from] tonic::Status),
+    #[error("the control plane ended the stream, or did not answer")]
+    Closed,
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Log(#[from] std::io::Error),
+}
+
+/// Keeps the stream up until the log is closed and was sent.
+pub async fn run(client: Client) {
+    let Some(shared) = client.audit.shared().cloned() else {
+        return;
+    };
+    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+    let mut closing = client.closing.clone();
+    loop {
+        let began = tokio::time::Instant::now();
+        let end = stream(&client, &shared).await;
+        shared.sent().connected = false;
+        match end {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(%error, "the audit stream ended; records stay here meanwhile"),
+        }
+        if began.elapsed() > HEALTHY {
+            backoff.reset();
+        }
+        tokio::select! {
+            () = tokio::time::sleep(backoff.next()) => {}
+            // One more attempt at once, and whoever closes waits no longer than it may.
+            changed = closing.changed() => if changed.is_err() {
+                return;
+            },
+        }
+    }
+}
+
+/// One stream, up to the end of the process or of the stream.
+struct Session<'a> {
+    shared: &'a Shared,
+    send: mpsc::Sender<AuditRequest>,
+    answers: Streaming<AuditResponse>,
+}
+
+async fn stream(client: &Client, shared: &Shared) -> Result<(), StreamEnd> {
+    let tls = tls::control_plane_client(Some(client.svid.slot()), &client.trust)?;
+    let channel = grpc::channel(client.control_plane, tls).await?;
+    let (send, outgoing) = mpsc::channel(1);
+    let all = found(shared);
+    let hello = AuditHello {
+        instance: client.instance.clone(),
+        logs: all.iter().map(|(log, dir)| held(shared, log, dir)).collect(),
+    };
+    say(&send, audit_request::Message::Hello(hello)).await?;
+    let mut stub = AuditClient::new(channel).max_decoding_message_size(grpc::MAX_MESSAGE_BYTES);
+    let answers = stub.stream(ReceiverStream::new(outgoing)).await?.into_inner();
+    let mut session = Session { shared, send, answers };
+    for _ in &all {
+        session.answer(None).await?;
+    }
+    shared.sent().connected = true;
+    let (mut kept, mut closing) = (shared.kept.subscribe(), client.closing.clone());
+    loop {
+        kept.borrow_and_update();
+        let closed = *closing.borrow_and_update();
+        session.send_all().await?;
+        files::drop_old(shared)?;
+        if closed {
+            break;
+        }
+        tokio::select! {
+            _ = kept.changed() => {}
+            _ = closing.changed() => {}
+            // Nothing was asked: what comes is the end.
+            ended = session.answers.message() => {
+                ended?;
+                return Err(StreamEnd::Closed);
+            }
+        }
+    }
+    // Closed, and not cut: the control plane has all of it.
+    drop(session.send);
+    while session.answers.message().await?.is_some() {}
+    Ok(())
+}
+
+/// The logs of this sidecar, the newest ones where there are too many.
+fn found(shared: &Shared) -> Vec<(String, PathBuf)> {
+    let root = shared.book().root().to_owned();
+    let mut all = logs(&root);
+    let first = all.len().saturating_sub(MAX_LOGS);
+    let name = |dir: PathBuf| Some((dir.file_name()?.to_str()?.to_owned(), dir));
+    all.drain(first..).filter_map(name).collect()
+}
+
+fn held(shared: &Shared, log: &str, dir: &Path) -> HeldLog {
+    let live = {
+        let book = shared.book();
+        (book.dir() == Some(dir)).then(|| book.size())
+    };
+    HeldLog {
+        log: log.to_owned(),
+        size: live.unwrap_or_else(|| files::signed(dir)),
+    }
+}
+
+impl Session<'_> {
+    /// Sends what is there of all logs: checkpoints first, and a log after the other.
+    async fn send_all(&mut self) -> Result<(), StreamEnd> {
+        let mut unsent = 0;
+        for (log, dir) in found(self.shared) {
+            while let Some((message, next)) = self.next(&log, &dir)? {
+                say(&self.send, message).await?;
+                self.answer(Some((&log, next))).await?;
+            }
+            unsent += files::unsent(&dir, self.shared.sent().logs.get(&log));
+        }
+        self.shared.metrics.unsent(unsent);
+        Ok(())
+    }
+
+    fn next(&self, log: &str, dir: &Path) -> Result<Option<(audit_request::Message, Next)>, StreamEnd> {
+        let covers = {
+            let book = self.shared.book();
+            (book.dir() == Some(dir)).then(|| book.covers())
+        };
+        let held = self.shared.sent().logs.entry(log.to_owned()).or_default().clone();
+        if held.refused.is_some() {
+            return Ok(None);
+        }
+        Ok(held.next(log, dir, covers)?)
+    }
+
+    /// Waits for an answer and notes it: to what was sent last, or to the greeting.
+    async fn answer(&mut self, asked: Option<(&str, Next)>) -> Result<(), StreamEnd> {
+        let answer = tokio::time::timeout(ANSWER, self.answers.message()).await;
+        let answer = answer.map_err(|_| StreamEnd::Closed)??.ok_or(StreamEnd::Closed)?;
+        let root = self.shared.book().root().to_owned();
+        let mut sent = self.shared.sent();
+        match answer.message.ok_or(StreamEnd::Closed)? {
+            audit_response::Message::Resume(resume) => {
+                let held = sent.logs.entry(resume.log.clone()).or_default();
+                if asked.is_none() {
+                    held.greet(&root.join(&resume.log), resume.segment, resume.offset);
+                } else {
+                    held.resume(resume.segment, resume.offset);
+                }
+            }
+            audit_response::Message::Checkpoint(taken) => {
+                if let Some((log, Next::Checkpoint(at))) = asked
+                    && log == taken.log
+                {
+                    sent.logs
+                        .entry(taken.log.clone())
+                        .or_default()
+                        .taken(&root.join(&taken.log), at, taken.size);
+                }
+            }
+            audit_response::Message::Refused(refused) => {
+                let (log, reason, detail) = (&refused.log, &refused.reason, &refused.detail);
+                tracing::error!(log, reason, detail, "the control plane does not take this audit log");
+                self.shared.metrics.refused(reason);
+                sent.logs.entry(refused.log.clone()).or_default().refused = Some(refused.reason);
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn say(send: &mpsc::Sender<AuditRequest>, message: audit_request::Message) -> Result<(), StreamEnd> {
+    let request = AuditRequest { message: Some(message) };
+    send.send(request).await.map_err(|_| StreamEnd::Closed)
+}

@@ -1,0 +1,244 @@
+//! What of a log's files is to be sent next.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use aip_api::wire::{SegmentChunk, SignedCheckpoint, audit_request};
+use aip_audit::log::{self, MAX_CHECKPOINT_BYTES, TOTAL_BYTES, TOTAL_MILLIS};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::Shared;
+use crate::audit::book::{Covers, logs};
+
+/// Bytes of a chunk: more than the longest record, and small beside what a message may have.
+const CHUNK: u64 = 1024 * 1024;
+/// What was taken of a log's checkpoints, beside them.
+const NOTE: &str = "sent.json";
+
+/// What the control plane has of one log.
+#[derive(Debug, Clone, Default)]
+pub(in crate::audit) struct Held {
+    pub(super) segment: u64,
+    offset: u64,
+    /// Bytes of `checkpoints.jsonl` that it has taken.
+    checkpoints: u64,
+    /// Records that they cover.
+    signed: u64,
+    pub(super) refused: Option<String>,
+}
+
+/// What was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// A checkpoint, whose line ends here.
+    Checkpoint(u64),
+    Chunk,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Note {
+    checkpoints: u64,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    statement: String,
+    chain: Vec<String>,
+}
+
+impl Held {
+    /// What the control plane says at a greeting. One that has nothing of the log is told all checkpoints again.
+    pub(super) fn greet(&mut self, dir: &Path, segment: u64, offset: u64) {
+        let note = fs::read(dir.join(NOTE)).ok();
+        let note = note.and_then(|bytes| serde_json::from_slice::<Note>(&bytes).ok());
+        let has_nothing = (segment, offset) == (0, 0);
+        *self = Self {
+            segment,
+            offset,
+            checkpoints: note.filter(|_| !has_nothing).map_or(0, |note| note.checkpoints),
+            signed: self.signed,
+            refused: None,
+        };
+    }
+
+    pub(super) fn resume(&mut self, segment: u64, offset: u64) {
+        (self.segment, self.offset) = (segment, offset);
+    }
+
+    pub(super) fn taken(&mut self, dir: &Path, at: u64, size: u64) {
+        (self.checkpoints, self.signed) = (at, size);
+        let note = serde_json::to_vec(&Note { checkpoints: at }).unwrap_or_default();
+        // Without it some are sent once more.
+        let _ = fs::write(dir.join(NOTE), note);
+    }
+
+    pub(super) fn page(&self) -> Value {
+        json!({ "segment": self.segment, "offset": self.offset, "checkpointed": self.signed, "refused": self.refused })
+    }
+
+    /// What is to be sent next of this log. `covers` is how far the last checkpoint covers its files, of the one that is
+    /// being written; of the others everything goes up.
+    pub(super) fn next(
+        &self,
+        log: &str,
+        dir: &Path,
+        covers: Option<Covers>,
+    ) -> io::Result<Option<(audit_request::Message, Next)>> {
+        if let Some((checkpoint, at)) = checkpoint_at(dir, self.checkpoints)? {
+            return Ok(Some((
+                audit_request::Message::Checkpoint(checkpoint),
+                Next::Checkpoint(at),
+            )));
+        }
+        let Some((data, last)) = self.chunk(dir, covers)? else {
+            return Ok(None);
+        };
+        let chunk = SegmentChunk {
+            log: log.to_owned(),
+            segment: self.segment,
+            offset: self.offset,
+            data,
+            last,
+        };
+        Ok(Some((audit_request::Message::Chunk(chunk), Next::Chunk)))
+    }
+
+    fn chunk(&self, dir: &Path, covers: Option<Covers>) -> io::Result<Option<(Vec<u8>, bool)>> {
+        let path = log::segment_path(dir, self.segment);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let length = fs::metadata(&path)?.len();
+        let (end, closed) = match covers {
+            None => (length, true),
+            Some(covers) if self.segment < covers.segment => (length, true),
+            Some(covers) if self.segment == covers.segment => (covers.bytes.min(length), false),
+            Some(_) => return Ok(None),
+        };
+        if self.offset > end || (self.offset == end && !closed) {
+            return Ok(None);
+        }
+        let mut data = Vec::new();
+        let mut file = File::open(&path)?;
+        file.seek(SeekFrom::Start(self.offset))?;
+        file.take(CHUNK.min(end - self.offset)).read_to_end(&mut data)?;
+        let reaches_end = self.offset + data.len() as u64 == end;
+        if !reaches_end {
+            // Whole records only.
+            data.truncate(data.iter().rposition(|b| *b == b'\n').map_or(data.len(), |at| at + 1));
+        }
+        Ok(Some((data, reaches_end && closed)))
+    }
+}
+
+/// The checkpoint whose line begins at this byte, and where it ends.
+fn checkpoint_at(dir: &Path, at: u64) -> io::Result<Option<(SignedCheckpoint, u64)>> {
+    let path = dir.join("checkpoints.jsonl");
+    if fs::metadata(&path).map_or(0, |found| found.len()) <= at {
+        return Ok(None);
+    }
+    let mut file = File::open(&path)?;
+    file.seek(SeekFrom::Start(at))?;
+    let mut line = Vec::new();
+    let read = BufReader::new(file.take(MAX_CHECKPOINT_BYTES as u64)).read_until(b'\n', &mut line)?;
+    if line.pop() != Some(b'\n') {
+        return Ok(None);
+    }
+    let bad = || {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{}: not a checkpoint at byte {at}", path.display()),
+        )
+    };
+    let line: Line = serde_json::from_slice(&line).map_err(|_| bad())?;
+    let chain = line.chain.iter().map(|der| STANDARD.decode(der).map_err(|_| bad()));
+    let checkpoint = SignedCheckpoint {
+        statement: line.statement,
+        chain: chain.collect::<Result<_, _>>()?,
+    };
+    Ok(Some((checkpoint, at + read as u64)))
+}
+
+/// Records that the last checkpoint of a log covers.
+pub(super) fn signed(dir: &Path) -> u64 {
+    let kept = log::kept(dir).unwrap_or_default();
+    let last = kept.last().and_then(|kept| log::claims_of(&kept.statement));
+    last.map_or(0, |claims| claims.size)
+}
+
+/// Bytes of a log that the control plane does not have.
+pub(super) fn unsent(dir: &Path, held: Option<&Held>) -> u64 {
+    let (segment, offset) = held.map_or((0, 0), |held| (held.segment, held.offset));
+    let numbers = log::segments(dir).unwrap_or_default();
+    let length = |number: &u64| fs::metadata(log::segment_path(dir, *number)).map_or(0, |found| found.len());
+    let there: u64 = numbers.iter().filter(|number| **number >= segment).map(length).sum();
+    there.saturating_sub(offset)
+}
+
+/// Drops logs of earlier lives that the control plane has, oldest first, while all together are too large, or too old.
+pub(super) fn drop_old(shared: &Shared) -> io::Result<()> {
+    let (root, live) = {
+        let book = shared.book();
+        (book.root().to_owned(), book.dir().map(ToOwned::to_owned))
+    };
+    let all: Vec<(PathBuf, u64)> = logs(&root)
+        .into_iter()
+        .map(|dir| (dir.clone(), unsent(&dir, None)))
+        .collect();
+    let mut total: u64 = all.iter().map(|(_, bytes)| bytes).sum();
+    for (dir, bytes) in all {
+        let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let held = shared.sent().logs.get(name).cloned();
+        let has_it = held
+            .as_ref()
+            .is_some_and(|held| held.refused.is_none() && matches!(held.next(name, &dir, None), Ok(None)));
+        let age = fs::metadata(dir.join("checkpoints.jsonl")).and_then(|found| found.modified());
+        let age = age.map(|modified| SystemTime::now().duration_since(modified).unwrap_or_default());
+        let old = age.is_ok_and(|age| age > Duration::from_millis(TOTAL_MILLIS));
+        if live.as_deref() != Some(&*dir) && has_it && (old || total > TOTAL_BYTES) {
+            tracing::info!(log = name, bytes, "an audit log that the control plane has is dropped");
+            fs::remove_dir_all(&dir)?;
+            shared.sent().logs.remove(name);
+            total -= bytes;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_whole_lines_and_never_beyond_what_is_covered() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(log::segment_path(dir.path(), 0), b"one\ntwo\nthree\n").unwrap();
+        let covers = Covers { segment: 0, bytes: 8 };
+        let mut held = Held::default();
+        let (data, last) = held.chunk(dir.path(), Some(covers)).unwrap().unwrap();
+        assert_eq!((&data[..], last), (&b"one\ntwo\n"[..], false));
+        held.resume(0, 8);
+        assert!(
+            held.chunk(dir.path(), Some(covers)).unwrap().is_none(),
+            "the rest is not signed"
+        );
+        let (data, last) = held
+            .chunk(dir.path(), Some(Covers { segment: 1, bytes: 0 }))
+            .unwrap()
+            .unwrap();
+        assert_eq!((&data[..], last), (&b"three\n"[..], true));
+        held.resume(0, 14);
+        let (data, last) = held
+            .chunk(dir.path(), Some(Covers { segment: 1, bytes: 0 }))
+            .unwrap()
+            .unwrap();
+        assert_eq!((data.len(), last), (0, true), "its end is said");
+        held.resume(1, 0);
+        assert!(held.chunk(dir.path(), None).unwrap().is_none());
+    }
+}

@@ -1,0 +1,316 @@
+//! What the audit says of a request: the decision before anybody hears of it, and how it ended before its caller learns
+//! that.
+
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+
+use aip_api::resource::Durability;
+use aip_audit::record as said;
+use aip_audit::record::{Event, Facts, Party, Passed};
+use aip_policy::Direction;
+
+use super::{Ends, Record, name};
+use crate::audit::digest::Tally;
+use crate::audit::{Place, Unrecorded};
+use crate::request::refusal::{Refusal, Refused};
+
+/// Resolves when a record is on disk: true; or false where it never will be.
+pub(crate) type Wait = Pin<Box<dyn Future<Output = bool> + Send + Sync>>;
+
+/// What a record needs beside the request.
+#[derive(Debug, Default)]
+pub(super) struct Audited {
+    /// What policy asks for; the mesh's setting is the least.
+    asked: Option<Durability>,
+    kept: Option<Box<aip_policy::Kept>>,
+    decided: bool,
+    /// The decision let it go on.
+    went_out: bool,
+    over: bool,
+    /// The body of the response did not come to its end because of whoever sent it.
+    broke: bool,
+    /// The request's body, where it was read and never sent on.
+    unsent: Passed,
+}
+
+/// Whether a refusal is one that anybody can cause in any number: those are counted, and not recorded each.
+const fn is_strangers(refusal: Refusal) -> bool {
+    matches!(
+        refusal,
+        Refusal::ProxyAuth | Refusal::NotLoopback | Refusal::NotTheAgent | Refusal::RateLimited
+    )
+}
+
+impl Record {
+    /// Takes what policy said of the audit of this request, and the facts that it read.
+    pub(crate) fn audited(&mut self, asked: Option<aip_policy::Durability>, kept: Option<aip_policy::Kept>) {
+        self.audit.asked = asked.map(|asked| match asked {
+            aip_policy::Durability::Buffered => Durability::Buffered,
+            aip_policy::Durability::Grouped => Durability::Grouped,
+            aip_policy::Durability::Required => Durability::Required,
+        });
+        self.audit.kept = kept.map(Box::new);
+    }
+
+    /// How surely this request is recorded: the stricter of what the mesh and policy ask for.
+    fn durability(&self) -> Durability {
+        let mesh = match &self.ends {
+            Ends::Pair(pair) => pair.snapshot.mesh.audit.durability,
+            _ => self.proxy.mesh.snapshot().mesh.audit.durability,
+        };
+        self.audit.asked.map_or(mesh, |asked| asked.max(mesh))
+    }
+
+    /// Records the decision. Nothing is sent on before.
+    ///
+    /// # Errors
+    /// It can't be recorded as surely as it must be.
+    pub(crate) async fn decided(&mut self) -> Result<(), Refused> {
+        let (durability, written) = (self.durability(), self.write_decision());
+        self.audit.went_out = true;
+        let unavailable = |why: String| Err(Refusal::AuditUnavailable.because(why));
+        match written {
+            Ok(Some(place)) if durability == Durability::Required => {
+                if self.proxy.settings.audit.on_disk(place).await {
+                    return Ok(());
+                }
+                unavailable("the decision can't be brought to disk".to_owned())
+            }
+            Err(why) if durability > Durability::Buffered => unavailable(why.to_string()),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Records that and why the request was refused.
+    pub(super) fn audit_refusal(&mut self, refused: &Refused) {
+        if self.audit.decided {
+            return;
+        }
+        if is_strangers(refused.refusal) {
+            self.audit.over = true;
+            let sample = || match &self.ends {
+                Ends::Caller(live) => live.peer.id.to_string(),
+                _ => match &self.caller {
+                    Some(live) => live.peer.id.to_string(),
+                    None => String::new(),
+                },
+            };
+            return self.proxy.settings.audit.stranger(refused.refusal.reason(), sample);
+        }
+        // A refusal is safe without its record, which is counted as lost.
+        let _ = self.write_decision();
+    }
+
+    fn write_decision(&mut self) -> Result<Option<Place>, Unrecorded> {
+        self.audit.decided = true;
+        let audit = self.proxy.settings.audit.clone();
+        if !audit.records() {
+            return Ok(None);
+        }
+        audit.append(Event::Decision(Box::new(self.decision_record())))
+    }
+
+    fn decision_record(&mut self) -> said::Decision {
+        let facts = self.facts();
+        let (source, destination, policies, revisions) = match &self.ends {
+            Ends::Pair(pair) => {
+                let (theirs, ours) = (&pair.source, &pair.destination);
+                let (source, destination) = pair.serials();
+                let party = |facts: &aip_policy::PeerFacts, serial: &str| Party {
+                    id: match facts.port {
+                        0 => name(facts).to_owned(),
+                        port => format!("{}:{port}", name(facts)),
+                    },
+                    serial: serial.to_owned(),
+                };
+                let revisions = (pair.snapshot.mesh_revision, pair.snapshot.revision);
+                (
+                    party(theirs, source),
+                    party(ours, destination),
+                    pair.policies.to_vec(),
+                    revisions,
+                )
+            }
+            other => {
+                let snapshot = self.proxy.mesh.snapshot();
+                let me = Party {
+                    id: snapshot.id.to_string(),
+                    serial: String::new(),
+                };
+                let (source, destination) = match (other, &self.caller) {
+                    (Ends::Caller(live), _) | (_, Some(live)) => {
+                        let peer = &live.peer;
+                        let peer = Party {
+                            id: peer.id.to_string(),
+                            serial: peer.serial.clone(),
+                        };
+                        (peer, me)
+                    }
+                    (Ends::Asked(host), None) => {
+                        let asked = Party {
+                            id: host.chars().take(MAX_ASKED).collect(),
+                            serial: String::new(),
+                        };
+                        (me, asked)
+                    }
+                    _ => (me, Party::default()),
+                };
+                (
+                    source,
+                    destination,
+                    Vec::new(),
+                    (snapshot.mesh_revision, snapshot.revision),
+                )
+            }
+        };
+        said::Decision {
+            id: self.decision,
+            hop: self.hop,
+            trace: self.trace.clone(),
+            direction: direction(self.direction),
+            source,
+            destination,
+            method: self.method.to_string(),
+            path: self.path.clone(),
+            protocol: self.protocol.name.clone(),
+            call: self.protocol.method.clone(),
+            tool: self.protocol.tool.clone(),
+            verdict: self.verdict.to_owned(),
+            reason: self.reason.clone(),
+            rule: self.rule.clone(),
+            tags: self.tags.iter().cloned().collect(),
+            observed: self.observed,
+            policies,
+            mesh_revision: revisions.0,
+            revision: revisions.1,
+            facts,
+        }
+    }
+
+    /// The facts that policy read, so far as they are kept.
+    fn facts(&mut self) -> Facts {
+        let Some(kept) = self.audit.kept.take() else {
+            return Facts::default();
+        };
+        Facts {
+            kept: kept.kept,
+            dropped: kept.dropped,
+            sealed: None,
+        }
+    }
+
+    /// Notes that the response broke off, and not because of its reader.
+    pub(crate) fn broke(&mut self) {
+        self.audit.broke = true;
+    }
+
+    /// Notes the body of a request that was read and not sent on.
+    pub(crate) fn unsent(&mut self, body: &[u8]) {
+        if let Some(salt) = self.exchange.salt().filter(|_| !body.is_empty()) {
+            self.audit.unsent = Tally::of(salt, body);
+        }
+    }
+
+    /// Records that the response comes to its end now, of whose body `passed` has passed; once. What to wait for before
+    /// anybody learns of the end, if there is something.
+    pub(crate) fn over(&mut self, passed: &mut Option<Tally>) -> Option<Wait> {
+        if self.audit.over {
+            return None;
+        }
+        let sent = passed.take().map(Tally::passed).unwrap_or_default();
+        let (durability, written) = (self.durability(), self.write_end("complete", sent));
+        let own = self.refusal.is_some();
+        match written {
+            Ok(Some(place)) if durability > Durability::Buffered => {
+                let on_disk = self.proxy.settings.audit.on_disk(place);
+                // A refusal says nothing of the agent's: it goes out in any case.
+                Some(Box::pin(async move { on_disk.await || own }))
+            }
+            Err(_) if durability > Durability::Buffered && !own => Some(Box::pin(std::future::ready(false))),
+            Ok(_) | Err(_) => None,
+        }
+    }
+
+    /// Records an end that nobody waits for.
+    pub(super) fn audit_end(&mut self) {
+        if self.audit.over {
+            return;
+        }
+        let end = match self.exchange.is_cut() {
+            Some(cut) => cut.reason(),
+            None if self.completed => "complete",
+            None => "aborted",
+        };
+        let sent = self.tunnelled.take().unwrap_or_else(|| Passed {
+            bytes: self.exchange.sent.load(Ordering::Relaxed),
+            digest: None,
+        });
+        let _ = self.write_end(end, sent);
+    }
+
+    fn write_end(&mut self, end: &str, sent: Passed) -> Result<Option<Place>, Unrecorded> {
+        self.audit.over = true;
+        let audit = self.proxy.settings.audit.clone();
+        if !audit.records() || !self.audit.decided {
+            return Ok(None);
+        }
+        audit.append(Event::End(Box::new(self.end_record(end, sent))))
+    }
+
+    fn end_record(&self, end: &str, sent: Passed) -> said::End {
+        let exchange = &self.exchange;
+        let received = exchange.request_in.get().copied().unwrap_or_else(|| Passed {
+            bytes: exchange.received.load(Ordering::Relaxed),
+            digest: None,
+        });
+        let went_on = received.bytes > 0 || self.audit.unsent.bytes == 0;
+        // What was decided and failed later says why here; what was refused said it in its decision.
+        let failed = self.refusal.filter(|_| self.audit.went_out);
+        let blame = match (failed.or(self.refusal), end) {
+            (Some(refusal), _) => refusal.nature().blame.as_str(),
+            (None, "aborted") if self.audit.broke && self.direction == Direction::Inbound => "agent",
+            (None, "aborted") if self.audit.broke => "callee",
+            (None, "aborted") => "caller",
+            (None, _) => "",
+        };
+        let own = self.refusal.is_some() || self.own;
+        said::End {
+            id: self.decision,
+            hop: self.hop,
+            direction: direction(self.direction),
+            status: self.status,
+            end: failed.map_or_else(|| end.to_owned(), |refusal| refusal.reason().to_owned()),
+            blame: blame.to_owned(),
+            other: self
+                .callee
+                .as_deref()
+                .and_then(|callee| callee.split(';').next())
+                .unwrap_or_default()
+                .to_owned(),
+            ms: u64::try_from(exchange.elapsed().as_millis()).unwrap_or(u64::MAX),
+            salt: exchange
+                .used_salt()
+                .filter(|_| received.bytes + sent.bytes + self.audit.unsent.bytes > 0)
+                .map(|salt| salt.to_hex())
+                .unwrap_or_default(),
+            request_in: if went_on { received } else { self.audit.unsent },
+            request_out: received,
+            response_in: match exchange.response_in.get() {
+                Some(passed) => *passed,
+                None if own => Passed::default(),
+                None => sent,
+            },
+            response_out: sent,
+        }
+    }
+}
+
+/// Characters of a host that was asked for, where nothing more is known of it.
+const MAX_ASKED: usize = 300;
+
+const fn direction(direction: Direction) -> said::Direction {
+    match direction {
+        Direction::Inbound => said::Direction::Inbound,
+        Direction::Outbound => said::Direction::Outbound,
+    }
+}
