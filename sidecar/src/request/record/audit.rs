@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use aip_api::resource::Durability;
 use aip_audit::record as said;
 use aip_audit::record::{Event, Facts, Party, Passed};
+use aip_audit::seal::seal;
 use aip_policy::Direction;
 
 use super::{Ends, Record, name};
@@ -192,10 +193,17 @@ impl Record {
         let Some(kept) = self.audit.kept.take() else {
             return Facts::default();
         };
+        let auditor = match &self.ends {
+            Ends::Pair(pair) => pair.snapshot.mesh.audit.auditor_key(),
+            _ => None,
+        };
+        let sealed = auditor
+            .filter(|_| !kept.sensitive.is_null())
+            .and_then(|auditor| seal(&auditor, &self.decision.to_string(), &kept.sensitive).ok());
         Facts {
             kept: kept.kept,
-            dropped: kept.dropped,
-            sealed: None,
+            dropped: if sealed.is_some() { Vec::new() } else { kept.dropped },
+            sealed,
         }
     }
 
