@@ -7,6 +7,7 @@
 //! | [`settings`], [`bootstrap`], [`server`] | the process: flags, the data directory, what is started and stopped |
 //! | [`store`] | a versioned key-value store with transactions and watch; redb, and the model it is compared with |
 //! | [`registry`] | the mesh's documents over the store, and every change that there is |
+//! | [`reputation`] | how agents behaved so far, and the score that is told |
 //! | [`ca`] | root, intermediates, purpose keys; SVIDs with their attestation result |
 //! | [`identity`] | gRPC `Identity`: nonce, credential, evidence, measurement, SVID |
 //! | [`config`] | gRPC `Config`: what each sidecar holds, pushed and acknowledged |
@@ -28,6 +29,7 @@ pub mod metrics;
 mod quota;
 pub mod refusal;
 pub mod registry;
+pub mod reputation;
 pub mod server;
 pub mod settings;
 pub mod store;

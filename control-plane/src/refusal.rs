@@ -129,6 +129,8 @@ reasons! {
     AdminTokenRevoked "admin_token_revoked" 401 Unauthenticated Caller NO "The admin token was revoked, or is not known here."
     RoleForbidden "role_forbidden" 403 PermissionDenied Caller NO "The role may not do this."
     SecondPersonRequired "second_person_required" 403 PermissionDenied Caller NO "Who proposed a change can't approve it."
+    SelfReport "self_report" 403 PermissionDenied Caller NO "Nobody reports on itself, or on an agent that it answers for."
+    StatementInvalid "statement_invalid" 422 InvalidArgument Caller NO "Not a statement that this mesh signed of this agent, or one that is over."
     OriginRefused "origin_refused" 403 PermissionDenied Caller NO "Browsers' pages may not use this API."
     HostRefused "host_refused" 421 PermissionDenied Caller NO "The Host is not an address of this API."
     SocketRequired "socket_required" 403 PermissionDenied Caller NO "A prod mesh takes changes over its Unix socket only."

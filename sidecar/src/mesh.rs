@@ -20,7 +20,7 @@ pub const LEARN_DEADLINE: Duration = Duration::from_secs(2);
 /// How long "no such agent" is believed. Long enough to blunt a scan, short enough that a new agent is soon found.
 const ABSENT_FOR: Duration = Duration::from_secs(5);
 /// Peers that one sidecar may hold; past it new ones are refused until some are deregistered, or it restarts. The
-/// control plane takes 10,000 subscriptions of one sidecar, and each peer is three.
+/// control plane takes 13,000 subscriptions of one sidecar, and each peer is four.
 pub const MAX_PEERS: usize = 3_000;
 /// Names asked for and not yet sent on.
 const WANTED: usize = 256;

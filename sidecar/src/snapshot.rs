@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use aip_api::resource::{Agent, Attach, Endpoint, MeshConfig, Policy, Traffic};
+use aip_api::resource::{Agent, Attach, Endpoint, MeshConfig, Policy, Reputation, Traffic};
 use aip_api::{AgentName, SpiffeId};
 use aip_policy::{PolicySet, PolicySource};
 
@@ -37,6 +37,8 @@ pub struct Snapshot {
     pub traffic: Arc<Traffic>,
     /// Agents that this sidecar talks to, itself among them.
     pub agents: HashMap<AgentName, Arc<Agent>>,
+    /// How they behaved so far: those of them whose reputation is held.
+    pub reputations: HashMap<AgentName, Arc<Reputation>>,
     /// Where their sidecars serve.
     pub endpoints: HashMap<AgentName, Arc<[Endpoint]>>,
     /// The policies that may take part, by name.
@@ -63,6 +65,11 @@ impl Snapshot {
     /// The agent of this name, where it is held.
     pub fn agent(&self, name: &AgentName) -> Option<&Arc<Agent>> {
         self.agents.get(name)
+    }
+
+    /// How this agent behaved so far, where that is held.
+    pub fn reputation(&self, name: &AgentName) -> Option<&Arc<Reputation>> {
+        self.reputations.get(name)
     }
 
     /// Where the sidecars of this agent serve.

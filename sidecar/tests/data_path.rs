@@ -36,6 +36,8 @@ mod hygiene;
 mod peers;
 #[path = "data_path/refuse.rs"]
 mod refuse;
+#[path = "data_path/reputation.rs"]
+mod reputation;
 #[path = "data_path/retry.rs"]
 mod retry;
 #[path = "data_path/rewrite.rs"]

@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use aip_api::AgentName;
+use aip_api::resource::reputation::ReputationSettings;
 use aip_api::resource::{
-    Agent, Attach, Endpoint, KeyPurpose, Kind, MeshConfig, MeshMode, Policy, Resource, SigningKey, Traffic, TrustBundle,
+    Agent, Attach, Endpoint, KeyPurpose, Kind, MeshConfig, MeshMode, Policy, Reputation, Resource, SigningKey, Traffic,
+    TrustBundle,
 };
 use aip_api::token::{JoinToken, SECRET_BYTES};
 use aip_api::wire;
@@ -213,7 +215,9 @@ impl Scripted {
 
     /// Registers an agent.
     pub fn agent(&self, name: &str) {
-        self.put(&Agent::new(name.parse().unwrap()));
+        let name: AgentName = name.parse().unwrap();
+        self.put(&Reputation::new(name.clone(), ReputationSettings::default().prior, 0));
+        self.put(&Agent::new(name));
     }
 
     /// Says that `name` serves at `address`, whoever does.

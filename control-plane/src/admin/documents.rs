@@ -180,6 +180,8 @@ pub(super) struct MeshConfig {
     audit: AuditConfig,
     #[schema(required = false)]
     kill: KillSettings,
+    #[schema(required = false)]
+    reputation: ReputationSettings,
 }
 
 /// How orders to stop are given.
@@ -216,6 +218,83 @@ pub(super) struct Retention {
     /// Of one agent's segments: 16 MiB to 1 TiB.
     #[schema(required = false)]
     bytes: u64,
+}
+
+/// How scores are made, and what is asked of them; see docs/reputation.md.
+#[derive(ToSchema)]
+pub(super) struct ReputationSettings {
+    /// Requests from and to agents below this score are refused; 0 switches that off.
+    #[schema(required = false)]
+    floor: f64,
+    /// The score of an agent without a history.
+    #[schema(required = false)]
+    prior: f64,
+    /// How many observations weigh as much as the prior: 1 to 10,000.
+    #[schema(required = false)]
+    evidence: u32,
+    /// Days after which evidence counts half: 1 to 730.
+    #[schema(required = false)]
+    half_life_days: u32,
+    /// Days after which a slash counts half: 1 to 730.
+    #[schema(required = false)]
+    slash_half_life_days: u32,
+    /// Points that a report takes off: `critical`, `high`, `medium`, `low`.
+    #[schema(required = false)]
+    slash: BTreeMap<String, f64>,
+    /// What each factor weighs: `reliability`, `quality`, `responsiveness`, `honesty`, `cooperativeness`.
+    #[schema(required = false)]
+    factors: BTreeMap<String, u8>,
+    /// What a reporter counts, in percent; 100 unless listed.
+    #[schema(required = false)]
+    reporters: BTreeMap<String, u8>,
+    /// Observations of one hour that count for a factor.
+    #[schema(required = false)]
+    hour_cap: u32,
+    /// Observations of one reporter that count for a factor.
+    #[schema(required = false)]
+    reporter_cap: u32,
+    /// Milliseconds within which an answer is in time: 1 to 3,600,000.
+    #[schema(required = false)]
+    responsive_ms: u64,
+}
+
+/// How an agent behaved so far.
+#[derive(ToSchema)]
+pub(super) struct Reputation {
+    /// Whose.
+    agent: String,
+    /// Out of ten.
+    score: f64,
+    /// The score as a word.
+    level: String,
+    /// How much evidence it rests on, in percent.
+    confidence: u8,
+    /// Each factor out of ten, before slashes.
+    factors: BTreeMap<String, f64>,
+    /// The heaviest slashes in force; at most 16.
+    #[schema(required = false)]
+    slashes: Vec<Slash>,
+    /// How many events it follows from.
+    events: u64,
+    /// When it was computed, Unix seconds.
+    at: u64,
+}
+
+/// A slash in force.
+#[derive(ToSchema)]
+pub(super) struct Slash {
+    /// Of the report.
+    id: String,
+    /// What was found.
+    finding: String,
+    /// How bad it was.
+    severity: String,
+    /// What it took off the score at first.
+    points: f64,
+    /// Unix seconds.
+    at: u64,
+    /// `hop:<uuid>` or `decision:<uuid>`.
+    evidence: String,
 }
 
 /// What a peer must show before policy is asked.

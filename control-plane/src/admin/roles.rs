@@ -15,7 +15,7 @@ pub enum Role {
     Approver,
     /// Reads everything, the audit included.
     Auditor,
-    /// A program that checks: it may try policies, and read.
+    /// A program or person that checks: it may try policies, report on agents, and read.
     Verifier,
     /// Looks.
     Viewer,
@@ -67,6 +67,10 @@ pub enum Permission {
     WriteMesh,
     /// Revoke agents and SVIDs.
     Revoke,
+    /// Report on agents' reputation.
+    ReportReputation,
+    /// Reset agents' reputation.
+    ResetReputation,
     /// Decide what others proposed.
     Decide,
     /// Read the audit of changes.
@@ -78,8 +82,8 @@ pub enum Permission {
 }
 
 use Permission::{
-    ApproveMeasurements, CheckPolicies, Decide, IssueTokens, ManageAdmins, Read, ReadAudit, Recover, Revoke,
-    WriteAgents, WriteMesh, WritePolicies, WriteTraffic,
+    ApproveMeasurements, CheckPolicies, Decide, IssueTokens, ManageAdmins, Read, ReadAudit, Recover, ReportReputation,
+    ResetReputation, Revoke, WriteAgents, WriteMesh, WritePolicies, WriteTraffic,
 };
 use Role::{Admin, Approver, Auditor, Operator, Verifier, Viewer};
 
@@ -94,6 +98,8 @@ pub const MATRIX: &[(Permission, &[Role])] = &[
     (WriteTraffic, &[Admin, Operator]),
     (WriteMesh, &[Admin]),
     (Revoke, &[Admin, Operator]),
+    (ReportReputation, &[Admin, Verifier]),
+    (ResetReputation, &[Admin, Operator]),
     (Decide, &[Admin, Approver]),
     (ReadAudit, &[Admin, Auditor]),
     (ManageAdmins, &[Admin]),

@@ -7,6 +7,7 @@ mod approvals;
 mod measurements;
 mod mesh;
 mod policies;
+mod reputation;
 mod status;
 mod tokens;
 mod trust;
@@ -19,8 +20,8 @@ use utoipa_axum::router::OpenApiRouter;
 use super::Api;
 use super::answer::{Held, Page, PageQuery, cursor};
 use super::roles::Permission::{
-    self, ApproveMeasurements, CheckPolicies, Decide, IssueTokens, ManageAdmins, Read, ReadAudit, Recover, Revoke,
-    WriteAgents, WriteMesh, WritePolicies, WriteTraffic,
+    self, ApproveMeasurements, CheckPolicies, Decide, IssueTokens, ManageAdmins, Read, ReadAudit, Recover,
+    ReportReputation, ResetReputation, Revoke, WriteAgents, WriteMesh, WritePolicies, WriteTraffic,
 };
 use crate::refusal::Refusal;
 use crate::registry::{decode, keys};
@@ -81,6 +82,11 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/v1/traffic/{agent}", Read),
     route("PUT", "/v1/traffic/{agent}", WriteTraffic),
     route("DELETE", "/v1/traffic/{agent}", WriteTraffic),
+    route("GET", "/v1/reputation", Read),
+    route("GET", "/v1/reputation/{agent}", Read),
+    route("POST", "/v1/reputation/{agent}/reports", ReportReputation),
+    route("POST", "/v1/reputation/{agent}/import", ReportReputation),
+    route("POST", "/v1/reputation/{agent}/reset", ResetReputation),
     route("GET", "/v1/revocations", Read),
     route("GET", "/v1/endpoints", Read),
     route("GET", "/v1/sidecars", Read),
@@ -115,6 +121,7 @@ pub(super) fn all() -> OpenApiRouter<Arc<Api>> {
         .merge(admins::routes())
         .merge(measurements::routes())
         .merge(policies::routes())
+        .merge(reputation::routes())
         .merge(status::routes())
         .merge(watch::routes())
         .merge(approvals::routes())

@@ -357,8 +357,13 @@ impl Task {
 fn names(subscribe: Subscribe) -> Result<(Kind, Vec<AgentName>), Refusal> {
     let violation = |what: String| Refusal::new(Reason::ProtocolViolation, what);
     let kind = Kind::from_wire(subscribe.kind)
-        .filter(|k| matches!(k, Kind::Agent | Kind::Endpoint | Kind::Policy | Kind::Traffic))
-        .ok_or_else(|| violation("subscriptions are to Agent, Endpoint, Policy and Traffic".into()))?;
+        .filter(|k| {
+            matches!(
+                k,
+                Kind::Agent | Kind::Endpoint | Kind::Policy | Kind::Reputation | Kind::Traffic
+            )
+        })
+        .ok_or_else(|| violation("subscriptions are to Agent, Endpoint, Policy, Reputation and Traffic".into()))?;
     if subscribe.names.len() > MAX_NAMES {
         return Err(violation(format!(
             "{} names in one message; at most {MAX_NAMES}",

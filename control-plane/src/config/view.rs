@@ -15,7 +15,7 @@ use super::world::{News, World};
 const PUSH_RESOURCES: usize = 512;
 const PUSH_BYTES: usize = 2 * 1024 * 1024;
 /// Names that one sidecar may subscribe to, over all kinds: more peers than any agent talks to.
-pub(super) const MAX_SUBSCRIPTIONS: usize = 10_000;
+pub(super) const MAX_SUBSCRIPTIONS: usize = 13_000;
 
 /// A push on its way.
 #[derive(Debug)]
@@ -98,6 +98,7 @@ impl View {
             .flat_map(|kind| world.names(kind, ""))
             .collect();
         ids.push(ResourceId::new(Kind::Agent, self.agent.as_str()));
+        ids.push(ResourceId::new(Kind::Reputation, self.agent.as_str()));
         ids.push(ResourceId::new(Kind::Traffic, self.agent.as_str()));
         ids.push(ResourceId::new(Kind::Traffic, Traffic::DEFAULT));
         ids.extend(self.policies(world));
@@ -143,7 +144,7 @@ impl View {
             return true;
         }
         match id.kind {
-            Kind::Agent => id.name == self.agent.as_str() || self.subscribes(Kind::Agent, &id.name),
+            Kind::Agent | Kind::Reputation => id.name == self.agent.as_str() || self.subscribes(id.kind, &id.name),
             Kind::Traffic => {
                 id.name == self.agent.as_str() || id.name == Traffic::DEFAULT || self.subscribes(id.kind, &id.name)
             }
@@ -286,7 +287,7 @@ impl View {
             // A policy that is held is kept up to date even when it covers nobody here any more: the sidecar reads
             // from it that it is not attached.
             Kind::Policy => self.held.contains_key(id) || covering.contains(id),
-            Kind::Agent => own || self.subscribes(id.kind, agent),
+            Kind::Agent | Kind::Reputation => own || self.subscribes(id.kind, agent),
             Kind::Traffic => own || agent == Traffic::DEFAULT || self.subscribes(id.kind, agent),
             Kind::Endpoint => self.subscribes(id.kind, agent),
             kind => Kind::MESH_WIDE.contains(&kind),
@@ -325,7 +326,7 @@ fn of_agent(world: &World, kind: Kind, agent: &AgentName) -> Vec<ResourceId> {
 
 fn of_agent_text(world: &World, kind: Kind, agent: &str) -> Vec<ResourceId> {
     match kind {
-        Kind::Agent | Kind::Traffic => vec![ResourceId::new(kind, agent)],
+        Kind::Agent | Kind::Reputation | Kind::Traffic => vec![ResourceId::new(kind, agent)],
         Kind::Endpoint => world.names(kind, &format!("{agent}/")),
         _ => Vec::new(),
     }

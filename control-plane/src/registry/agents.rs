@@ -50,6 +50,7 @@ impl Registry {
             let draft = self
                 .change(actor, "agent.create", &name)
                 .resource(&agent, Expect::Absent)
+                .resource(&self.reputation_at_registration(&agent.name).await?, Expect::Any)
                 .delete(keys::former(&agent.name), Expect::Any);
             let draft = self.alias_ops(draft, &agent.name, &[], &agent.aliases).await?;
             let revision = draft.commit().await?;
@@ -214,6 +215,8 @@ impl Registry {
             let draft = self.change(actor, "agent.delete", agent.as_str()).ops(gone);
             let draft = draft.delete_resource(Kind::Agent, agent.as_str(), Expect::At(held.revision));
             let draft = draft.delete_resource(Kind::Traffic, agent.as_str(), Expect::Any);
+            // Its events stay: who is registered again under this name begins where it ended.
+            let draft = draft.delete_resource(Kind::Reputation, agent.as_str(), Expect::Any);
             let draft = draft.ops(self.tokens_gone(agent, |_| true).await?);
             let draft = self.alias_ops(draft, agent, &held.value.aliases, &[]).await?;
             self.remember(draft, &held.value)

@@ -29,6 +29,11 @@ pub const SECOND_PERSON: &str = "second-person";
 /// All policies' earlier versions.
 pub const POLICY_VERSIONS: &str = "policy-version/";
 
+/// Where each agent's reputation stood before the events that are kept of it.
+pub const REPUTATION_BASES: &str = "reputation/base/";
+/// All reports that were counted.
+pub const REPUTATION_REPORTS: &str = "reputation/report/";
+
 /// All aliases, and whose each is.
 pub const ALIASES: &str = "alias/";
 /// All agents of a `prod` mesh that were removed and were more than a name, as they come back.
@@ -101,4 +106,24 @@ pub fn claim(digest: &Digest) -> String {
 /// One version of a policy; zero-padded, so that keys sort as numbers do.
 pub fn policy_version(name: &str, version: u64) -> String {
     format!("{POLICY_VERSIONS}{name}/{version:010}")
+}
+
+/// Where an agent's reputation stood before the events that are kept.
+pub fn reputation_base(agent: &AgentName) -> String {
+    format!("{REPUTATION_BASES}{agent}")
+}
+
+/// All events that are kept of an agent's reputation.
+pub fn reputation_events(agent: &AgentName) -> String {
+    format!("reputation/event/{agent}/")
+}
+
+/// One of them; zero-padded, so that keys sort as numbers do.
+pub fn reputation_event(agent: &AgentName, seq: u64) -> String {
+    format!("{}{seq:016}", reputation_events(agent))
+}
+
+/// A report that was counted, by the digest of its reporter and its evidence.
+pub fn reputation_report(agent: &AgentName, digest: &Digest) -> String {
+    format!("{REPUTATION_REPORTS}{agent}/{digest}")
 }

@@ -17,7 +17,7 @@ pub const MAX_PROPOSALS_EACH: usize = 50;
 
 impl Registry {
     /// Does the action in a `dev` mesh; proposes it in a `prod` one.
-    pub(super) async fn do_or_propose(&self, sub: &str, action: Action) -> Result<Outcome, Refusal> {
+    pub(crate) async fn do_or_propose(&self, sub: &str, action: Action) -> Result<Outcome, Refusal> {
         if self.needs_second_person() {
             return self.propose(sub, action).await;
         }
@@ -131,6 +131,10 @@ impl Registry {
                 let name = MeshConfig::NAME;
                 (name, *replaces, self.revision_of::<MeshConfig>(name).await?)
             }
+            Action::ResetReputation { agent, events, .. } => {
+                let now = self.worst_since(agent, *events).await?;
+                (agent.as_str(), *events, now)
+            }
             Action::DeletePolicy { .. } | Action::IssueAdmin { .. } | Action::Lift { .. } => return Ok(()),
         };
         if seen == now {
@@ -169,6 +173,7 @@ impl Registry {
                 self.room_for_admin().await?;
                 Ok(admin_ops(draft, &self.admin_record(wanted)))
             }
+            Action::ResetReputation { agent, reason, .. } => self.reset_ops(draft, actor, agent, reason).await,
             Action::Lift { above } => self.lift_ops(draft, *above).await,
         }
     }
@@ -184,6 +189,7 @@ impl Action {
             Self::DeletePolicy { .. } => "policy.delete",
             Self::PutMeshConfig { .. } => "mesh_config.put",
             Self::IssueAdmin { .. } => "admin_token.issue",
+            Self::ResetReputation { .. } => "reputation.reset",
             Self::Lift { .. } => "store.lift",
         }
     }
@@ -197,6 +203,7 @@ impl Action {
             Self::DeletePolicy { name } => name.to_string(),
             Self::PutMeshConfig { config, .. } => config.name(),
             Self::IssueAdmin { wanted } => wanted.sub.clone(),
+            Self::ResetReputation { agent, .. } => agent.to_string(),
             Self::Lift { above } => format!("above revision {above}"),
         }
     }

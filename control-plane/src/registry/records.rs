@@ -190,6 +190,15 @@ pub enum Action {
         /// For whom.
         wanted: NewAdmin,
     },
+    /// Forgets what counts for and against an agent.
+    ResetReputation {
+        /// Whose.
+        agent: AgentName,
+        /// Why.
+        reason: String,
+        /// How many events there were, as whoever proposed it saw them.
+        events: u64,
+    },
     /// Lifts a restored store.
     Lift {
         /// Above this revision.
@@ -234,6 +243,7 @@ impl Action {
             Self::IssueAdmin { wanted } => {
                 format!("issue an admin token to {} as {}", wanted.sub, wanted.role.as_str())
             }
+            Self::ResetReputation { agent, reason, .. } => format!("reset the reputation of {agent}: {reason}"),
             Self::Lift { above } => format!("lift the store above revision {above}"),
         }
     }

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::{Actor, Registry, keys};
 use crate::refusal::Refusal;
+use crate::reputation::reports::REPORT_MEMORY_SECONDS;
 use crate::store::{Expect, Op};
 
 /// Rows that are read at a time, and most that go in one transaction.
@@ -33,7 +34,7 @@ impl Registry {
     /// # Errors
     /// The store fails.
     pub async fn sweep(&self) -> Result<usize, Refusal> {
-        let kinds: [(String, Over); 7] = [
+        let kinds: [(String, Over); 8] = [
             (keys::TOKENS.into(), |row, now| {
                 passed(row, "expires_at", TOKEN_MEMORY, now)
             }),
@@ -45,6 +46,9 @@ impl Registry {
             }),
             (keys::PENDING.into(), |row, now| {
                 passed(row, "last_seen", PENDING_SECONDS, now)
+            }),
+            (keys::REPUTATION_REPORTS.into(), |row, now| {
+                passed(row, "at", REPORT_MEMORY_SECONDS, now)
             }),
             (keys::of_kind(Kind::Revocation), revocation_over),
         ];

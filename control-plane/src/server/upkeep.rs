@@ -3,20 +3,26 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use aip_api::resource::reputation::ReputationSettings;
+
 use crate::ca::{Ca, SERVER_SECONDS};
 use crate::refusal::Refusal;
 use crate::registry::{Actor, Registry};
 
+/// Sweeps between two looks at all reputations: scores recover in days, so some minutes more do not matter.
+const SWEEPS_PER_REVIEW: u32 = 5;
 /// How often what has expired is forgotten, and certificates are looked at.
 const SWEEP: Duration = Duration::from_secs(60);
 
 /// Runs until the task is dropped.
 pub(super) async fn upkeep(registry: Registry, ca: Arc<Ca>) {
     let mut renewed = aip_runtime::unix_now();
+    let mut reviewed = Reviewed::default();
     let mut tick = tokio::time::interval(SWEEP);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
+        reviewed.review(&registry).await;
         if let Err(refusal) = registry.sweep().await {
             tracing::warn!(reason = refusal.reason(), "expired rows were not removed; trying again");
         }
@@ -35,6 +41,31 @@ pub(super) async fn upkeep(registry: Registry, ca: Arc<Ca>) {
                 Ok(()) => renewed = now,
                 Err(error) => tracing::error!(%error, "our certificate was not renewed; trying again"),
             }
+        }
+    }
+}
+
+/// When reputations were looked at, and by which settings.
+#[derive(Default)]
+struct Reviewed {
+    settings: Option<ReputationSettings>,
+    sweeps: u32,
+}
+
+impl Reviewed {
+    /// Looks at them where it is time, or the settings are others.
+    async fn review(&mut self, registry: &Registry) {
+        let settings = registry.reputation_settings().await.ok();
+        self.sweeps += 1;
+        if self.sweeps < SWEEPS_PER_REVIEW && self.settings == settings {
+            return;
+        }
+        match registry.review_reputations().await {
+            Ok(_) => (self.settings, self.sweeps) = (settings, 0),
+            Err(refusal) => tracing::warn!(
+                reason = refusal.reason(),
+                "reputations were not looked at; trying again"
+            ),
         }
     }
 }

@@ -8,6 +8,7 @@ mod agent;
 mod measurement;
 mod mesh_config;
 mod policy;
+pub mod reputation;
 mod revocation;
 mod traffic;
 mod trust;
@@ -22,6 +23,7 @@ pub use agent::{Agent, AgentProtocol, Endpoint, HostHeader, Manifest, ManifestCa
 pub use measurement::Measurement;
 pub use mesh_config::{AuditConfig, Durability, EgressRule, KillSettings, MeshConfig, MeshMode, Require, Retention};
 pub use policy::{Attach, MAX_POLICY_BYTES, MAX_POLICY_DATA_BYTES, Policy, PolicyName};
+pub use reputation::Reputation;
 pub use revocation::Revocation;
 pub use traffic::Traffic;
 pub use trust::{KeyPurpose, SigningKey, TrustBundle};
@@ -55,16 +57,19 @@ pub enum Kind {
     Revocation,
     /// Deadlines, rates and concurrency of an agent; named by the agent, or `default`.
     Traffic,
+    /// How an agent behaved so far; named by the agent.
+    Reputation,
 }
 
 impl Kind {
     /// All kinds, in the order in which a sidecar needs them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::TrustBundle,
         Self::SigningKey,
         Self::Revocation,
         Self::MeshConfig,
         Self::Policy,
+        Self::Reputation,
         Self::Agent,
         Self::Endpoint,
         Self::Traffic,
@@ -86,6 +91,7 @@ impl Kind {
             Self::SigningKey => "SigningKey",
             Self::Revocation => "Revocation",
             Self::Traffic => "Traffic",
+            Self::Reputation => "Reputation",
         }
     }
 
@@ -101,6 +107,7 @@ impl Kind {
             Self::SigningKey => wire::Kind::SigningKey,
             Self::Revocation => wire::Kind::Revocation,
             Self::Traffic => wire::Kind::Traffic,
+            Self::Reputation => wire::Kind::Reputation,
         }
     }
 

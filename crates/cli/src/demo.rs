@@ -15,6 +15,7 @@ mod identity;
 mod look;
 mod mesh;
 mod outage;
+mod reputation;
 mod rollout;
 mod stranger;
 mod strangers;
@@ -94,6 +95,9 @@ async fn steps(mesh: &mut Mesh, board: &mut Board) {
     board.finish(ended);
     board.begin("The control plane is killed", &outage::PROMISES);
     let ended = Box::pin(outage::show(mesh, board)).await;
+    board.finish(ended);
+    board.begin("A hallucination is reported", &reputation::PROMISES);
+    let ended = Box::pin(reputation::show(mesh, board)).await;
     board.finish(ended);
 }
 

@@ -6,6 +6,7 @@
 //! | [`run`] | `aip run` |
 //! | [`demo`] | `aip demo` |
 //! | [`agent`], [`token`], [`attest`], [`policy`], [`approvals`] | the registry, join tokens, measurements, policies |
+//! | [`reputation`] | how agents behaved so far |
 //! | [`admin`] | admin tokens: who may change the mesh |
 //! | [`call`], [`status`], [`dump`] | look |
 //!
@@ -28,6 +29,7 @@ mod policy;
 mod process;
 #[cfg(test)]
 mod reference;
+mod reputation;
 mod run;
 mod secret;
 mod status;
@@ -133,6 +135,9 @@ enum Verb {
     /// Admin tokens: who may change the mesh
     #[command(subcommand)]
     Admin(admin::AdminVerb),
+    /// How agents behaved so far, and reports on them
+    #[command(subcommand)]
+    Reputation(reputation::ReputationVerb),
     /// A policy-checked call through a running sidecar
     Call(call::Call),
     /// Who runs what, and since which revision
@@ -162,6 +167,7 @@ async fn perform(aip: Aip) -> anyhow::Result<ExitCode> {
         Verb::Policy(verb) => Box::pin(verb.perform(&globals)).await,
         Verb::Approvals(verb) => Box::pin(verb.perform(&globals)).await,
         Verb::Admin(verb) => Box::pin(verb.perform(&globals)).await,
+        Verb::Reputation(verb) => Box::pin(verb.perform(&globals)).await,
         Verb::Call(call) => Box::pin(call.perform(&globals)).await,
         Verb::Status(status) => Box::pin(status.perform(&globals)).await,
         Verb::Dump(dump) => Box::pin(dump.perform(&globals)).await,

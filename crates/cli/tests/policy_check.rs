@@ -36,15 +36,15 @@ fn a_rule_that_could_never_fire_ends_with_6_and_its_line() {
 #[test]
 fn what_is_read_and_what_to_beware_of_is_shown() {
     let home = tempfile::tempdir().unwrap();
-    let condition = "input.source.reputation.score < 4; input.protocol.tool == \"x\"";
-    let (output, said) = check(home.path(), condition, "# aip:optional source.reputation");
+    let condition = "input.source.reputation.score < 4; input.budget.tokens.used < 1; input.protocol.tool == \"x\"";
+    let (output, said) = check(home.path(), condition, "# aip:optional budget");
     assert_eq!(output.status.code(), Some(0), "{said}");
     assert!(said.contains("typo.rego:5:") && said.contains("warning: "), "{said}");
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
     for part in [
         "typo: 1 warning\n",
-        "reads input.protocol.tool, input.source.reputation.score\n",
-        "denies where it is not known: input.protocol.tool\n",
+        "reads input.budget.tokens.used, input.protocol.tool, input.source.reputation.score\n",
+        "denies where it is not known: input.protocol.tool, input.source.reputation\n",
         "at the caller and at the callee",
     ] {
         assert!(shown.contains(part), "{part}: {shown}");

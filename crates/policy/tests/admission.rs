@@ -224,7 +224,6 @@ fn an_error_on_some_requests_is_a_warning() {
 #[test]
 fn facts_that_are_never_established_are_refused_or_warned_of() {
     for (condition, fact) in [
-        ("input.source.reputation.score < 4", "source.reputation"),
         ("input.delegation.chain[_] == \"x\"", "delegation"),
         ("input.budget.tokens.remaining < 1", "budget"),
         (

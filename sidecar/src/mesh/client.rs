@@ -28,12 +28,12 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 const HEALTHY: Duration = Duration::from_secs(10);
 /// Requests that may wait to be sent.
 const OUTGOING: usize = 64;
-/// Time between two batches of names: with three messages and the acknowledgements of a batch this stays well below
+/// Time between two batches of names: with four messages and the acknowledgements of a batch this stays well below
 /// the 50 messages a second that the control plane takes, whatever names an agent calls.
 const PACE: Duration = Duration::from_millis(150);
-/// What is held of a peer. Policies before the agent they are attached to: whoever waits for the agent then finds it
-/// with all of them.
-const PEER_KINDS: [Kind; 3] = [Kind::Policy, Kind::Endpoint, Kind::Agent];
+/// What is held of a peer. Policies and reputation before the agent that they are of: whoever waits for the agent then
+/// finds it with all of them.
+const PEER_KINDS: [Kind; 4] = [Kind::Policy, Kind::Endpoint, Kind::Reputation, Kind::Agent];
 /// Names in one subscription message: as many as the control plane takes.
 const NAMES: usize = 1_000;
 

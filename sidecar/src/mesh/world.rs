@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use aip_api::resource::{
-    self, Agent, Attach, Endpoint, Kind, MeshConfig, MeshMode, Policy, Rejected, ResourceId, Revocation, SigningKey,
-    Traffic, TrustBundle,
+    self, Agent, Attach, Endpoint, Kind, MeshConfig, MeshMode, Policy, Rejected, Reputation, ResourceId, Revocation,
+    SigningKey, Traffic, TrustBundle,
 };
 use aip_api::{AgentName, SpiffeId, wire};
 use aip_policy::PolicySet;
@@ -40,6 +40,7 @@ enum Document {
     SigningKey(SigningKey),
     Revocation(Revocation),
     Traffic(Arc<Traffic>),
+    Reputation(Arc<Reputation>),
     /// A policy that this version can't use, of which no good version is held: what it would have denied is not known,
     /// so every hop that it covers is denied.
     Unusable(Attach),
@@ -209,6 +210,7 @@ impl World {
             Kind::SigningKey => Document::SigningKey(self.certified(name, revision, payload)?),
             Kind::Revocation => Document::Revocation(resource::read(name, revision, payload)?),
             Kind::Traffic => Document::Traffic(Arc::new(resource::read(name, revision, payload)?)),
+            Kind::Reputation => Document::Reputation(Arc::new(resource::read(name, revision, payload)?)),
             Kind::Measurement => Document::Nothing,
         })
     }
@@ -297,9 +299,12 @@ impl World {
         self.revision = self.revision.max(floor);
     }
 
-    /// Whether the control plane has said of everything mesh-wide, and of policies and this agent, that it is complete.
+    /// Whether the control plane has said of everything mesh-wide, and of policies, this agent and its reputation, that
+    /// it is complete.
     pub fn is_synced(&self) -> bool {
-        let needed = Kind::MESH_WIDE.into_iter().chain([Kind::Policy, Kind::Agent]);
+        let needed = Kind::MESH_WIDE
+            .into_iter()
+            .chain([Kind::Policy, Kind::Agent, Kind::Reputation]);
         needed.into_iter().all(|kind| self.synced.contains(&kind))
     }
 
@@ -337,6 +342,7 @@ impl World {
         let mut agents = HashMap::new();
         let mut endpoints: HashMap<_, Vec<Endpoint>> = HashMap::new();
         let mut policies = BTreeMap::new();
+        let mut reputations = HashMap::new();
         let mut traffic: HashMap<&str, Arc<Traffic>> = HashMap::new();
         let mut unusable = Vec::new();
         let mut mesh_revision = 0;
@@ -361,6 +367,9 @@ impl World {
                 Document::Traffic(limits) => {
                     traffic.insert(limits.agent.as_str(), limits.clone());
                 }
+                Document::Reputation(reputation) => {
+                    reputations.insert(reputation.agent.clone(), reputation.clone());
+                }
                 Document::MeshConfig(_) => mesh_revision = held.resource.revision,
                 Document::Unusable(attach) => unusable.push((held.resource.name.clone(), attach.clone())),
                 Document::TrustBundle(_) | Document::SigningKey(_) | Document::Revocation(_) | Document::Nothing => {}
@@ -382,6 +391,7 @@ impl World {
             traffic: own_traffic.unwrap_or_else(|| Arc::new(Traffic::defaults())),
             agents,
             endpoints: endpoints.into_iter().map(|(name, list)| (name, list.into())).collect(),
+            reputations,
             policies,
             unusable,
             sets: self.sets.clone(),

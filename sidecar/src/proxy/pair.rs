@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use aip_api::AgentName;
-use aip_api::resource::Agent;
+use aip_api::resource::{Agent, Reputation};
 use aip_audit::record::PolicyRef;
 use aip_policy::{
     Assurance, AttestationFacts, AttestationStatus, Direction, Enforcement, Fact, PeerFacts, PeerKind, PolicySet,
+    ReputationFacts, ReputationStatus,
 };
 use aip_runtime::svid::Svid;
 use aip_runtime::x509::PeerIdentity;
@@ -24,6 +25,9 @@ const AGE_STEP: u64 = aip_policy::limits::AGE_STEP_SECONDS;
 /// Why a fact is not established that the policy input has and this version never learns: a rule that reads it must not
 /// take its neutral value for the truth.
 pub(crate) const NOT_IN_THIS_VERSION: &str = "not_in_this_version";
+
+/// Why an agent's reputation is not established: the control plane has not told of it yet.
+const NO_REPUTATION: &str = "reputation_not_held";
 
 /// Which parts of a request the policies between two ends can read; what they can't is not built.
 #[derive(Debug, Clone, Copy, Default)]
@@ -249,7 +253,24 @@ fn agent_facts(agent: &Agent, identity: Option<&PeerIdentity>, snapshot: &Snapsh
             })
         }),
         manifest,
-        reputation: Fact::Unestablished(NOT_IN_THIS_VERSION),
+        reputation: snapshot
+            .reputation(&agent.name)
+            .map_or(Fact::Unestablished(NO_REPUTATION), |held| {
+                Fact::Known(reputation_facts(held))
+            }),
+    }
+}
+
+fn reputation_facts(held: &Reputation) -> ReputationFacts {
+    ReputationFacts {
+        status: ReputationStatus::Known,
+        score: held.score.value(),
+        level: held.level.as_str().to_owned(),
+        factors: held
+            .factors
+            .iter()
+            .map(|(factor, score)| (factor.as_str().to_owned(), score.value()))
+            .collect(),
     }
 }
 

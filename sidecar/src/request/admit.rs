@@ -1,7 +1,9 @@
 //! Phase 3, admit: what the mesh requires of both ends before policy is asked. Never only observed.
 
+use aip_api::AgentName;
 use aip_api::attestation::AttestationResult;
 use aip_api::resource::Require;
+use aip_api::resource::reputation::Score;
 
 use super::classify::Classified;
 use super::refusal::{Refusal, Refused};
@@ -23,6 +25,10 @@ pub(crate) fn admitted(snapshot: &Snapshot, own: &AttestationResult, end: &End) 
     {
         return Err(Refusal::EgressNotListed.because(format!("{host}:{port}")));
     }
+    reputable(snapshot, &snapshot.id.agent)?;
+    if let Some(agent) = end.agent() {
+        reputable(snapshot, agent)?;
+    }
     let require = &mesh.require;
     if *require == Require::default() {
         return Ok(());
@@ -32,6 +38,22 @@ pub(crate) fn admitted(snapshot: &Snapshot, own: &AttestationResult, end: &End) 
         End::Caller(live) | End::Callee(_, Some(live)) => check(&live.peer.result, require),
         End::Callee(_, None) | End::Outside(..) => Ok(()),
     }
+}
+
+/// Whether an agent's score reaches the mesh's floor. Where none is held there is no telling: refused.
+fn reputable(snapshot: &Snapshot, agent: &AgentName) -> Result<(), Refused> {
+    let floor = snapshot.mesh.reputation.floor;
+    if floor == Score::default() {
+        return Ok(());
+    }
+    let Some(held) = snapshot.reputation(agent) else {
+        return Err(Refusal::ReputationUnknown.because(agent));
+    };
+    if held.score < floor {
+        let (score, level) = (held.score, held.level.as_str());
+        return Err(Refusal::ReputationTooLow.because(format!("{agent} has {score} ({level}), the floor is {floor}")));
+    }
+    Ok(())
 }
 
 /// Whether an attestation is what the mesh requires.

@@ -145,6 +145,12 @@ refusals! {
     /// The mesh asks for more.
     EnforcementTooLow = ("enforcement_too_low", 403, Policy, false,
         "the mesh requires agents that can't go around their sidecar");
+    /// An end's reputation is below the mesh's floor.
+    ReputationTooLow = ("reputation_too_low", 403, Policy, false,
+        "the reputation of an agent at one end is below what the mesh requires; `aip reputation show` says why");
+    /// Nothing is held about an end's reputation.
+    ReputationUnknown = ("reputation_unknown", 503, ControlPlane, true,
+        "the control plane has not told of this agent's reputation yet, and the mesh requires one");
     // decide
     /// A rule denied, or none allowed.
     PolicyDenied = ("policy_denied", 403, Policy, false, "policy refuses this request");
@@ -295,9 +301,19 @@ cuts! {
     Idle = (7, "idle_timeout");
     /// This sidecar ends, and it did not end in time.
     Drained = (20, "drained");
+    /// The reputation of an end is below the mesh's floor.
+    ReputationTooLow = (40, "reputation_too_low");
 }
 
 impl Cut {
+    /// The cut of a request that is open and would not be admitted now.
+    pub(crate) fn of_admission(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::ReputationTooLow | Refusal::ReputationUnknown => Self::ReputationTooLow,
+            _ => Self::PolicyDenied,
+        }
+    }
+
     pub(crate) fn of_revocation(reason: &str) -> Self {
         if reason == Self::RevokedSerial.reason() {
             Self::RevokedSerial
@@ -316,6 +332,7 @@ impl Refusal {
             Cut::Deregistered | Cut::Idle | Cut::Drained => Self::Interrupted,
             Cut::Expired => Self::CertificateExpired,
             Cut::Suspended => Self::NoIdentity,
+            Cut::ReputationTooLow => Self::ReputationTooLow,
         }
     }
 }

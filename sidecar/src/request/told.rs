@@ -136,7 +136,8 @@ impl End {
         }
     }
 
-    fn agent(&self) -> Option<&AgentName> {
+    /// The agent at the other end, if one is there.
+    pub(crate) fn agent(&self) -> Option<&AgentName> {
         match self {
             Self::Caller(live) => Some(&live.peer.id.agent),
             Self::Callee(name, _) => Some(name),
@@ -210,8 +211,8 @@ pub(crate) fn recheck(proxy: &Proxy, snapshot: &Arc<Snapshot>, exchange: &Exchan
         return Some(Cut::Suspended);
     };
     // What the mesh requires is never only observed.
-    if super::admit::admitted(snapshot, own.result(), &decided.end).is_err() {
-        return Some(Cut::PolicyDenied);
+    if let Err(refused) = super::admit::admitted(snapshot, own.result(), &decided.end) {
+        return Some(Cut::of_admission(refused.refusal));
     }
     let now = unix_now();
     if !snapshot.me.mode.enforces(now) {

@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use aip_api::resource::{Agent, Attach, Endpoint, MeshConfig, MeshMode, Policy, Revocation, Traffic};
+use aip_api::resource::reputation::Score;
+use aip_api::resource::{Agent, Attach, Endpoint, MeshConfig, MeshMode, Policy, Reputation, Revocation, Traffic};
 use aip_api::{AgentName, SpiffeId};
 use aip_audit::log::{self, Options, Reader};
 use aip_audit::record::{Decision, End, Event};
@@ -57,6 +58,8 @@ pub struct World {
     pub quota: Options,
     /// Where they are, if a test made the directory.
     pub audit: Option<Arc<TempDir>>,
+    /// Of those agents that are not at the prior; `None`: none is held.
+    pub scores: HashMap<String, Option<f64>>,
 }
 
 impl World {
@@ -71,6 +74,7 @@ impl World {
             endpoints: Vec::new(),
             policies: vec![("baseline".into(), ALLOW_ALL.into())],
             unusable: Vec::new(),
+            scores: HashMap::new(),
         }
     }
 
@@ -116,7 +120,14 @@ impl World {
                 },
             )
         };
+        let reputation = |name: &AgentName| {
+            let score = self.scores.get(name.as_str()).copied().unwrap_or(Some(5.0))?;
+            let reputation = Reputation::new(name.clone(), Score::clamped(score), 0);
+            Some((name.clone(), Arc::new(reputation)))
+        };
+        let reputations = agents.keys().filter_map(reputation).collect();
         Snapshot {
+            reputations,
             revision: self.revision,
             id: SpiffeId::new(TRUST_DOMAIN.parse().unwrap(), name.clone()),
             mesh: Arc::new(self.mesh.clone()),

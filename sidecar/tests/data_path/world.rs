@@ -170,8 +170,6 @@ async fn a_policy_over_what_this_version_never_learns_denies() {
     let agent = Agent::start().await;
     let pair = Pair::start(agent.address).await;
     for condition in [
-        r#"input.source.reputation.level == "bad""#,
-        r#"input.destination.reputation.level == "bad""#,
         r#"input.delegation.chain[_] == "evil""#,
         r#"some finding in input.content.findings; finding.kind == "secret""#,
         "input.budget.tokens.remaining < 1",

@@ -192,7 +192,7 @@ impl StreamTask {
     fn concerns(&self, resource: &Resource) -> bool {
         let of = resource.name.split('/').next().unwrap_or_default();
         match Kind::from_wire(resource.kind) {
-            Some(Kind::Agent) => of == self.agent || self.peers.contains(of),
+            Some(Kind::Agent | Kind::Reputation) => of == self.agent || self.peers.contains(of),
             Some(Kind::Endpoint) => self.peers.contains(of),
             _ => true,
         }
@@ -201,7 +201,7 @@ impl StreamTask {
     fn everything_but_peers(&self) -> Vec<Resource> {
         let state = self.scripted.lock();
         let own = |kind: Kind, name: &str| match kind {
-            Kind::Agent => name == self.agent,
+            Kind::Agent | Kind::Reputation => name == self.agent,
             Kind::Endpoint => false,
             _ => true,
         };

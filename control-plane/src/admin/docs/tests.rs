@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use aip_api::evidence::{Assurance, Enforcement};
 use aip_api::kill::Lease;
 use aip_api::problem::{FieldError, Problem};
+use aip_api::resource::reputation::{Finding, ReputationSettings, Score, Severity, Slash};
 use aip_api::resource::{
     Agent, AgentProtocol, Attach, AuditConfig, EgressRule, HostHeader, KillSettings, Manifest, Measurement, MeshConfig,
-    MeshMode, Mode, Policy, Require, Retention, Traffic,
+    MeshMode, Mode, Policy, Reputation, Require, Retention, Traffic,
 };
 use aip_api::{Digest, TrustDomain};
 use serde::Serialize;
@@ -78,7 +79,25 @@ fn measurement() -> (&'static str, Value) {
     whole("Measurement", &measurement)
 }
 
-fn mesh_config() -> [(&'static str, Value); 7] {
+fn reputation() -> [(&'static str, Value); 2] {
+    let agent: aip_api::AgentName = "planner".parse().unwrap();
+    let slash = Slash {
+        id: "x".into(),
+        finding: Finding::Hallucination,
+        severity: Severity::Low,
+        points: Score::default(),
+        at: 1,
+        evidence: "hop:0198f2f0-7d2b-7c3e-8a11-3b7d5b1f0a42"
+            .to_owned()
+            .try_into()
+            .unwrap(),
+    };
+    let mut reputation = Reputation::new(agent, Score::default(), 1);
+    reputation.slashes.push(slash.clone());
+    [whole("Reputation", &reputation), whole("Slash", &slash)]
+}
+
+fn mesh_config() -> [(&'static str, Value); 8] {
     let trust_domain: TrustDomain = "aip.internal".parse().unwrap();
     let require = Require {
         assurance: Assurance::Declared,
@@ -103,9 +122,11 @@ fn mesh_config() -> [(&'static str, Value); 7] {
             second_approver: true,
             webhook: Some("https://ops.example/kill".into()),
         },
+        reputation: ReputationSettings::default(),
     };
     [
         whole("MeshConfig", &config),
+        whole("ReputationSettings", &config.reputation),
         whole("Require", &require),
         whole("EgressRule", &rule),
         whole("AuditConfig", &config.audit),
@@ -126,6 +147,7 @@ fn every_document_is_described_with_every_field_that_it_has() {
     let document: Value = serde_json::from_str(&openapi()).unwrap();
     let mut documents = vec![agent(), traffic(), policy(), measurement(), problem()];
     documents.extend(mesh_config());
+    documents.extend(reputation());
     for (name, sent) in documents {
         let described = document["components"]["schemas"][name]["properties"].as_object();
         let described = described.unwrap_or_else(|| panic!("{name} is not described"));

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 pub use audit::{AuditConfig, Durability, Retention};
 pub use kill::KillSettings;
 
+use super::reputation::ReputationSettings;
 use super::{Kind, Resource};
 use crate::TrustDomain;
 use crate::evidence::{Assurance, Enforcement};
@@ -39,6 +40,9 @@ pub struct MeshConfig {
     /// Orders to stop.
     #[serde(default)]
     pub kill: KillSettings,
+    /// How reputation is made, and what is asked of it.
+    #[serde(default)]
+    pub reputation: ReputationSettings,
 }
 
 const fn default_svid_ttl() -> u64 {
@@ -59,6 +63,7 @@ impl MeshConfig {
             svid_ttl_seconds: default_svid_ttl(),
             audit: AuditConfig::default(),
             kill: KillSettings::default(),
+            reputation: ReputationSettings::default(),
         }
     }
 }
@@ -108,6 +113,7 @@ impl Resource for MeshConfig {
     }
     fn validate(&self) -> Vec<FieldError> {
         let mut errors = self.audit.validate();
+        errors.extend(self.reputation.validate());
         if !(60..=86_400).contains(&self.svid_ttl_seconds) {
             let message = format!("{} is out of bounds: 60 to 86400 seconds", self.svid_ttl_seconds);
             errors.push(FieldError::new("svid_ttl_seconds", message));

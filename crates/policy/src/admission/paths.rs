@@ -11,13 +11,7 @@ use crate::source::Diagnostic;
 
 /// Facts that the input has and that this version never establishes between agents: a sidecar denies each request of a
 /// policy that reads one of them and doesn't call it optional.
-pub const NEVER_ESTABLISHED: &[&str] = &[
-    "source.reputation",
-    "destination.reputation",
-    "content.findings",
-    "delegation",
-    "budget",
-];
+pub const NEVER_ESTABLISHED: &[&str] = &["content.findings", "delegation", "budget"];
 
 /// Letters of a name that are compared: the longest of ours has half of it.
 const MAX_COMPARED: usize = 32;

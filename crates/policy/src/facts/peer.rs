@@ -117,7 +117,7 @@ pub struct PeerFacts {
     pub capabilities: Vec<String>,
     /// What the agent proved to run.
     pub attestation: Fact<AttestationFacts>,
-    /// How it behaved so far. Never established of agents in this version.
+    /// How it behaved so far: as of when its level changed last.
     pub reputation: Fact<ReputationFacts>,
     /// The agent's manifest, as an object; `{}` where there is none.
     pub manifest: Fact<serde_json::Map<String, serde_json::Value>>,
@@ -176,9 +176,9 @@ pub struct ReputationFacts {
     pub status: ReputationStatus,
     /// 0 to 10; 0 where it is unknown.
     pub score: f64,
-    /// The level of that score, a word.
+    /// The level of that score: `exemplary`, `trusted`, `standard`, `doubtful` or `untrusted`.
     pub level: String,
-    /// The factors of the score, each 0 to 10.
+    /// `reliability`, `quality`, `responsiveness`, `honesty` and `cooperativeness`, each 0 to 10, before slashes.
     pub factors: BTreeMap<String, f64>,
 }
 

@@ -1,0 +1,182 @@
+//! What hops say of their agents: only where both ends saw the same, gathered in memory and written every few seconds.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use aip_api::AgentName;
+use aip_api::resource::Agent;
+use aip_api::resource::reputation::{Factor, ReputationSettings};
+
+use super::event::{Observation, What};
+use super::ledger::{MAX_REPORTERS, OTHERS};
+use crate::refusal::{Reason, Refusal};
+use crate::registry::{Actor, Registry, retrying};
+
+/// How often what was gathered is written. A crash loses no more than that of it: automatic signals only.
+pub const FLUSH: Duration = Duration::from_secs(15);
+/// Agents of which observations are gathered between two writes; those of further ones are dropped, and counted.
+pub const MAX_AGENTS: usize = 10_000;
+/// Agents in one transaction.
+const AGENTS_AT_ONCE: usize = 200;
+
+/// One hop, as both of its ends saw it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// Who asked.
+    pub caller: AgentName,
+    /// Who was asked.
+    pub callee: AgentName,
+    /// The status that both saw.
+    pub status: u16,
+    /// Whose doing a failure was, by the callee's sidecar; empty where nothing failed.
+    pub blame: String,
+    /// Milliseconds that it took the callee.
+    pub ms: u64,
+}
+
+/// One thing that a hop says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Said {
+    /// Of the caller; else of the callee.
+    pub of_caller: bool,
+    /// In what.
+    pub factor: Factor,
+    /// For it, or against it.
+    pub good: bool,
+}
+
+/// What a hop says. A refusal by the callee's policy is no failure of the callee: it says something of the caller.
+pub fn said(outcome: &Outcome, settings: &ReputationSettings) -> Vec<Said> {
+    let say = |of_caller, factor, good| Said {
+        of_caller,
+        factor,
+        good,
+    };
+    // Who talks to itself says nothing.
+    if outcome.caller == outcome.callee {
+        return Vec::new();
+    }
+    match (outcome.blame.as_str(), outcome.status) {
+        ("policy", _) => vec![say(true, Factor::Cooperativeness, false)],
+        ("agent", 504) => vec![
+            say(false, Factor::Reliability, false),
+            say(false, Factor::Responsiveness, false),
+        ],
+        ("" | "agent", 500..) => vec![say(false, Factor::Reliability, false)],
+        ("", 100..400) => {
+            let mut all = vec![
+                say(false, Factor::Reliability, true),
+                say(true, Factor::Cooperativeness, true),
+            ];
+            // A stream that stays open is not slow: that an answer was late is what its deadline says.
+            if outcome.ms <= settings.responsive_ms {
+                all.push(say(false, Factor::Responsiveness, true));
+            }
+            all
+        }
+        // What the caller did wrong, and what the mesh did.
+        _ => Vec::new(),
+    }
+}
+
+type Counts = (BTreeMap<Factor, u32>, BTreeMap<Factor, u32>);
+
+/// What was said since the last write, by agent and by the peer that saw it.
+#[derive(Debug, Default)]
+pub struct Gathered(HashMap<AgentName, BTreeMap<String, Counts>>);
+
+impl Gathered {
+    /// Takes a hop.
+    pub fn take(&mut self, outcome: &Outcome, settings: &ReputationSettings) {
+        for said in said(outcome, settings) {
+            let (agent, peer) = match said.of_caller {
+                true => (&outcome.caller, &outcome.callee),
+                false => (&outcome.callee, &outcome.caller),
+            };
+            if !self.0.contains_key(agent) && self.0.len() >= MAX_AGENTS {
+                metrics::counter!("aip_reputation_dropped_total").increment(1);
+                continue;
+            }
+            let peers = self.0.entry(agent.clone()).or_default();
+            let known = peers.contains_key(peer.as_str()) || peers.len() < MAX_REPORTERS;
+            let peer = if known { peer.as_str() } else { OTHERS };
+            let (good, bad) = peers.entry(peer.to_owned()).or_default();
+            let side = if said.good { good } else { bad };
+            let count = side.entry(said.factor).or_default();
+            *count = count.saturating_add(1);
+        }
+    }
+
+    /// Whether nothing was said.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Registry {
+    /// Writes what was gathered: one event an agent, many agents in a transaction.
+    ///
+    /// # Errors
+    /// The store fails; what was not written is lost.
+    pub async fn observed_reputations(&self, gathered: Gathered) -> Result<(), Refusal> {
+        let all: Vec<_> = gathered.0.into_iter().collect();
+        for some in all.chunks(AGENTS_AT_ONCE) {
+            retrying(async || self.observed_some(some).await).await?;
+        }
+        Ok(())
+    }
+
+    async fn observed_some(&self, some: &[(AgentName, BTreeMap<String, Counts>)]) -> Result<(), Refusal> {
+        let settings = self.reputation_settings().await?;
+        let subject = format!("{} agents", some.len());
+        let mut draft = self
+            .change(&Actor::control_plane(), "reputation.observe", subject)
+            .routine();
+        let mut any = false;
+        for (agent, peers) in some {
+            let (registered, check) = match self.still_registered(agent).await {
+                Ok(registered) => registered,
+                // Removed meanwhile.
+                Err(refusal) if refusal.reason == Reason::AgentUnknown => continue,
+                Err(refusal) => return Err(refusal),
+            };
+            let by = self.observations(&registered.value, peers, &settings).await?;
+            if by.is_empty() {
+                continue;
+            }
+            let mut book = self.reputation_book(agent, &settings).await?;
+            let what = What::Observed { by };
+            draft = self.reputation_ops(draft, &mut book, what, &settings).await?.0;
+            draft = draft.ops([check]);
+            any = true;
+        }
+        if any {
+            draft.commit().await?;
+        }
+        Ok(())
+    }
+
+    async fn observations(
+        &self,
+        agent: &Agent,
+        peers: &BTreeMap<String, Counts>,
+        settings: &ReputationSettings,
+    ) -> Result<Vec<Observation>, Refusal> {
+        let mut all = Vec::new();
+        for (peer, (good, bad)) in peers {
+            let owner = self.resource::<Agent>(peer).await?.map(|held| held.value.owner);
+            // Those of one owner don't vouch for each other; against each other they may speak.
+            let vouches = agent.owner.is_empty() || owner.is_none_or(|owner| owner != agent.owner);
+            let observation = Observation {
+                peer: peer.clone(),
+                weight: settings.reporters.get(peer).copied().unwrap_or(100),
+                good: if vouches { good.clone() } else { BTreeMap::new() },
+                bad: bad.clone(),
+            };
+            if !observation.good.is_empty() || !observation.bad.is_empty() {
+                all.push(observation);
+            }
+        }
+        Ok(all)
+    }
+}
