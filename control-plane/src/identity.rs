@@ -5,6 +5,7 @@
 //! ([`evidence`], [`nonces`]), measurement, and one transaction that spends the token and records the SVID ([`issue`]).
 
 mod credential;
+mod drift;
 mod evidence;
 mod issue;
 pub mod nonces;

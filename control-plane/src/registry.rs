@@ -6,12 +6,14 @@
 //! | [`records`] | what is stored beside the resources: tokens, pending measurements, issued SVIDs, proposals |
 //! | [`draft`] | one change: operations and its audit entry, committed together |
 //! | [`agents`], [`tokens`], [`measurements`], [`policies`], [`settings`], [`admins`] | the changes that exist |
+//! | [`drift`] | agents that run something else than was approved, and their way back |
 //! | [`proposals`] | those that take a second person |
 //! | [`sweep`] | forgetting what has expired |
 
 pub mod admins;
 pub mod agents;
 pub mod draft;
+pub mod drift;
 pub mod keys;
 pub mod measurements;
 mod names;

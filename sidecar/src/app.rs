@@ -22,6 +22,9 @@ use tokio::task::JoinHandle;
 
 use crate::audit::{Audit, checkpoint, stream};
 use crate::config::Config;
+use crate::drift::report::Reporter;
+use crate::drift::watcher::{self, Watcher};
+use crate::drift::{Alarm, Suspension};
 use crate::identity::keeper::Keeper;
 use crate::identity::{JoinError, Vault};
 use crate::mesh::Mesh;
@@ -33,8 +36,8 @@ use crate::proxy::{self, Proxy, ProxySettings};
 use crate::wellknown::WellKnown;
 use listeners::Listeners;
 
-/// Gates of readiness: an SVID, a complete configuration, and the listeners.
-const GATES: [&str; 3] = ["identity", "config", "listeners"];
+/// Gates of readiness: an SVID, a complete configuration, the listeners, and a watch over what was measured.
+const GATES: [&str; 4] = ["identity", "config", "listeners", watcher::GATE];
 
 /// How long the end of the configuration stream may take: one message to the control plane and back.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -49,6 +52,7 @@ struct Shared {
     audit: Audit,
     /// This process, on its streams.
     instance: String,
+    alarm: Alarm,
 }
 
 /// Runs a sidecar until a signal ends it.
@@ -61,14 +65,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let _locks = lock_directories(&config)?;
     let secret = secret::of(&config.access)?;
     listeners.announce(&config)?;
+    let (config, svid) = (Arc::new(config), SvidSource::default());
+    let suspension = Suspension::open(&config.data);
     let shared = Shared {
-        svid: SvidSource::default(),
+        alarm: Alarm::new(config.clone(), svid.clone(), suspension.clone()),
+        svid,
         trust: TrustState::new(aip_api::name::DEFAULT_TRUST_DOMAIN.parse()?, Vec::new()).shared(),
         ready: Readiness::new(&GATES),
         vault: Vault::open(&config)?,
         audit: Audit::open(&config.data.join("audit"), Options::default()).context("no thread for the audit")?,
         instance: uuid::Uuid::now_v7().to_string(),
-        config: Arc::new(config),
+        config,
     };
     let metrics = telemetry::init_metrics();
     crate::metrics::describe();
@@ -89,12 +96,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (mesh, followed) = shared.follow_mesh(origin, origins, lease);
     tokio::spawn(keeper.keep());
     let audit = shared.follow_audit(&mesh);
+    tokio::spawn(shared.reporter().run());
+    tokio::spawn(shared.watcher().run());
 
     let workers = Workers::start(shared.config.workers).context("no threads to serve connections")?;
     let settings = ProxySettings::new(shared.config.agent, secret)
         .served_by(workers)
         .recording_to(shared.audit.clone())
         .of_user(shared.config.access.agent_uid)
+        .unless(suspension)
         .reserving([shared.config.control_plane, addresses.admin, addresses.probes]);
     let proxy = shared.proxy(&mesh, settings);
     let pages = shared.pages(&mesh, &proxy, metrics);
@@ -146,8 +156,23 @@ impl Shared {
             self.vault.clone(),
             self.ready.clone(),
             send,
+            self.alarm.clone(),
         );
         (keeper, origins)
+    }
+
+    fn reporter(&self) -> Reporter {
+        Reporter {
+            config: self.config.clone(),
+            svid: self.svid.clone(),
+            trust: self.trust.clone(),
+            suspension: self.alarm.suspension().clone(),
+        }
+    }
+
+    fn watcher(&self) -> Watcher {
+        let declared = self.config.measured.clone();
+        Watcher::new(self.alarm.clone(), declared, self.ready.clone())
     }
 
     /// The world, from the cache at first, and kept up to date by a task from then on.
@@ -276,11 +301,14 @@ async fn serve(shared: &Shared, mesh: &Mesh, serving: Serving) -> anyhow::Result
     tokio::spawn(proxy::serve_outbound(outbound, serving.proxy.clone(), watch));
     shared.ready.set("listeners", true);
     let (send_lease, lease) = (serving.send_lease, serving.lease);
+    let mut suspended = shared.alarm.suspension().subscribe();
     // Peers are told of this endpoint only once it can answer them.
     let offer = async {
         shared.ready.ready().await;
         tracing::info!(inbound = %lease, "ready");
         send_lease.send_replace(Some(lease));
+        let _ = suspended.wait_for(|on| *on).await;
+        send_lease.send_replace(None);
         std::future::pending::<()>().await;
     };
     let name = tokio::select! {

@@ -66,6 +66,9 @@ pub struct Config {
     pub key_file: Option<PathBuf>,
     /// What is measured.
     pub measured: Measured,
+    /// Which run of the agent this is: a supervisor names another each time that it starts it. Where nobody does, this
+    /// process's start stands for the agent's.
+    pub run: String,
     /// Who may speak as the agent at the outbound port.
     pub access: Access,
     /// Worker threads.

@@ -20,6 +20,7 @@
 //! |---|---|
 //! | [`config`] | flags and file, all mistakes at once |
 //! | [`identity`] | measuring, joining, renewing, the sealed key |
+//! | [`drift`] | watching what was measured, and suspending |
 //! | [`mesh`] | the stream to the control plane, and the snapshot it keeps |
 //! | [`snapshot`] | one version of the world; a request sees exactly one |
 //! | [`proxy`] | what both listeners share, and the accept loops |
@@ -36,6 +37,7 @@ pub mod admin;
 pub mod app;
 pub mod audit;
 pub mod config;
+pub mod drift;
 pub mod identity;
 pub mod mesh;
 pub mod metrics;

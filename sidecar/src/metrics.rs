@@ -124,6 +124,26 @@ const TABLE: &[(&str, Kind, &str)] = &[
         "renewals that failed; the SVID in use goes on until it ends",
     ),
     (
+        "aip_drifted",
+        Kind::Gauge,
+        "1 while this sidecar serves nothing, since what its agent runs is not what was approved",
+    ),
+    (
+        "aip_drifts_total",
+        Kind::Counter,
+        "suspensions of this process for drift",
+    ),
+    (
+        "aip_drift_report_failures_total",
+        Kind::Counter,
+        "drift reports that the control plane did not answer; each is said again",
+    ),
+    (
+        "aip_drift_watched",
+        Kind::Gauge,
+        "1 while the kernel tells of changes to what was measured, 0 where it is looked at over and over",
+    ),
+    (
         "aip_control_plane_connected",
         Kind::Gauge,
         "1 while the configuration stream is up",

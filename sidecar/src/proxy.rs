@@ -51,6 +51,7 @@ use arc_swap::ArcSwap;
 use zeroize::Zeroizing;
 
 use crate::audit::Audit;
+use crate::drift::Suspension;
 use crate::mesh::Mesh;
 use crate::request::refusal::Cut;
 use crate::wellknown::WellKnown;
@@ -73,6 +74,8 @@ pub struct ProxySettings {
     pub workers: Workers,
     /// Ports of this process and its control plane: never reached through the egress guard.
     pub reserved: Vec<SocketAddr>,
+    /// Whether anything is served at all.
+    pub suspension: Suspension,
 }
 
 impl ProxySettings {
@@ -89,7 +92,14 @@ impl ProxySettings {
             audit: Audit::none(),
             workers: Workers::of_caller(),
             reserved: Vec::new(),
+            suspension: Suspension::default(),
         }
+    }
+
+    /// Serves nothing while this is on.
+    pub fn unless(mut self, suspension: Suspension) -> Self {
+        self.suspension = suspension;
+        self
     }
 
     /// Only connections of this user are taken at the outbound port, where one is named.
@@ -192,6 +202,7 @@ impl Proxy {
             wellknown,
         });
         tokio::spawn(watch::run(Arc::downgrade(&proxy)));
+        tokio::spawn(watch::suspended(Arc::downgrade(&proxy)));
         proxy
     }
 

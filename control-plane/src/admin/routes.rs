@@ -4,6 +4,7 @@
 mod admins;
 mod agents;
 mod approvals;
+mod drift;
 mod measurements;
 mod mesh;
 mod policies;
@@ -71,6 +72,7 @@ pub const ROUTES: &[Route] = &[
         ApproveMeasurements,
     ),
     route("DELETE", "/v1/measurements/{agent}/{fingerprint}", ApproveMeasurements),
+    route("GET", "/v1/drift", Read),
     route("GET", "/v1/policies", Read),
     route("POST", "/v1/policies/check", CheckPolicies),
     route("GET", "/v1/policies/{name}", Read),
@@ -120,6 +122,7 @@ pub(super) fn all() -> OpenApiRouter<Arc<Api>> {
         .merge(tokens::routes())
         .merge(admins::routes())
         .merge(measurements::routes())
+        .merge(drift::routes())
         .merge(policies::routes())
         .merge(reputation::routes())
         .merge(status::routes())

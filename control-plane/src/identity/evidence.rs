@@ -1,7 +1,7 @@
 //! Evidence: verified with the CSR's key, and held against what it says of itself.
 
 use aip_api::AgentName;
-use aip_api::evidence::{EVIDENCE_TYP, Evidence, MAX_EVIDENCE_BYTES, code_digest};
+use aip_api::evidence::{EVIDENCE_TYP, Evidence, MAX_EVIDENCE_BYTES, MAX_RUN_BYTES, code_digest};
 use aip_runtime::jws::{self, JwsError};
 use aip_runtime::x509::CsrKey;
 
@@ -52,6 +52,10 @@ pub(super) fn verify(token: &str, agent: &AgentName, key: &CsrKey, now: u64) -> 
     let argv = evidence.argv.as_deref().unwrap_or_default();
     if argv.len() > MAX_ARGUMENTS || argv.iter().map(String::len).sum::<usize>() > MAX_ARGV_BYTES {
         return Err(malformed("the command line is too long".into()));
+    }
+    let runs = [&evidence.run, &evidence.drifted];
+    if runs.into_iter().flatten().any(|run| run.is_empty() || run.len() > MAX_RUN_BYTES) {
+        return Err(malformed(format!("a run's name has 1 to {MAX_RUN_BYTES} bytes")));
     }
     let computed = code_digest(&evidence.files).map_err(|e| malformed(e.to_string()))?;
     if computed != evidence.code {

@@ -41,6 +41,7 @@ pub(super) async fn issue(
         )
     })?;
     credential.check_generation(&agent.value)?;
+    let passage = registry.passage(evidence).await?;
     let approval = approval(registry, evidence).await?;
     let ttl = registry.mesh_config().await?.value.svid_ttl_seconds;
     let now = registry.clock.now();
@@ -58,6 +59,7 @@ pub(super) async fn issue(
             keys::resource(Kind::Agent, evidence.agent.as_str()),
             Expect::At(agent.revision),
         );
+    let draft = passage.ends(draft, now);
     approved_in(draft, evidence, approval).commit().await?;
     Ok(issued)
 }

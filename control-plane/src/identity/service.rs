@@ -4,20 +4,21 @@ use std::sync::Arc;
 
 use aip_api::AgentName;
 use aip_api::wire::issue_request::Credential as Shown;
-use aip_api::wire::{ChallengeRequest, ChallengeResponse, IssueRequest, IssueResponse};
+use aip_api::wire::{ChallengeRequest, ChallengeResponse, DriftAnswer, DriftReport, IssueRequest, IssueResponse};
 use aip_runtime::grpc::PeerInfo;
 use aip_runtime::grpc::identity_server::Identity;
-use aip_runtime::x509::csr_key;
+use aip_runtime::x509::{PeerIdentity, csr_key};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use super::nonces::{Nonces, TTL_SECONDS};
-use super::{credential, evidence, issue};
+use super::{credential, drift, evidence, issue};
 use crate::ca::Ca;
 use crate::ca::leaf::IssuedSvid;
 use crate::refusal::{Reason, Refusal};
+use crate::registry::agents::Raised;
 use crate::registry::{Registry, retrying};
 
 /// Issuances at once. Each may hold 3 MiB of evidence and hash ten thousand leaves.
@@ -89,6 +90,25 @@ impl IdentityService {
     }
 }
 
+impl IdentityService {
+    /// Takes a drift report. It does work of the registry's for peers that showed an SVID alone.
+    async fn drifted(&self, peer: Option<&PeerIdentity>, statement: &str) -> Result<Raised, Refusal> {
+        let _permit = self
+            .issuing
+            .try_acquire()
+            .map_err(|_| Refusal::from(Reason::Overloaded))?;
+        let peer = peer.ok_or(Refusal::from(Reason::CredentialMissing))?;
+        credential::svid(&self.registry, &peer.id.agent, Some(peer)).await?;
+        let drift = drift::verify(statement, peer, self.registry.clock.now())?;
+        let raised = self.registry.report_drift(peer, &drift).await?;
+        tracing::warn!(
+            agent = %drift.agent, generation = raised.generation, changed = drift.changed, paths = ?drift.paths,
+            "drift: earlier SVIDs are revoked, and none is issued until a person approves what it is to run"
+        );
+        Ok(raised)
+    }
+}
+
 fn refused(agent: &str, refusal: &Refusal) -> Status {
     let reason = refusal.reason();
     metrics::counter!("aip_issue_refusals_total", "reason" => reason).increment(1);
@@ -99,11 +119,18 @@ fn refused(agent: &str, refusal: &Refusal) -> Status {
 
 #[tonic::async_trait]
 impl Identity for IdentityService {
-    async fn report_drift(
-        &self,
-        _: Request<aip_api::wire::DriftReport>,
-    ) -> Result<Response<aip_api::wire::DriftAnswer>, Status> {
-        Err(Status::unimplemented("drift reports are not taken yet"))
+    async fn report_drift(&self, request: Request<DriftReport>) -> Result<Response<DriftAnswer>, Status> {
+        let identity = request.extensions().get::<PeerInfo>().and_then(|p| p.identity.clone());
+        let taken = self.drifted(identity.as_ref(), &request.get_ref().statement).await;
+        let raised = taken.map_err(|refusal| {
+            let (agent, reason) = (identity.map(|i| i.id.agent.to_string()), refusal.reason());
+            metrics::counter!("aip_drift_refusals_total", "reason" => reason).increment(1);
+            tracing::warn!(agent, reason, detail = %refusal.detail, "a drift report was not taken");
+            refusal.status()
+        })?;
+        Ok(Response::new(DriftAnswer {
+            generation: raised.generation,
+        }))
     }
 
     async fn challenge(&self, request: Request<ChallengeRequest>) -> Result<Response<ChallengeResponse>, Status> {

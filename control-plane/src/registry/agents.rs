@@ -121,22 +121,26 @@ impl Registry {
     pub async fn revoke_agent(&self, actor: &Actor, agent: &AgentName, why: &str) -> Result<Raised, Refusal> {
         retrying(async || {
             let held = self.existing::<Agent>(agent.as_str()).await?;
-            let generation = held.value.generation + 1;
-            let raised = Agent {
-                generation,
-                ..held.value
-            };
             let draft = self.change(actor, "agent.revoke", agent.as_str()).detail(why);
-            let draft = draft.resource(&raised, Expect::At(held.revision));
-            // Whoever holds one of its tokens is not let back in by it, spent or not.
-            let draft = draft.ops(self.tokens_gone(agent, |_| true).await?);
-            let revision = draft
-                .resource(&self.generation_revoked(agent, generation), Expect::Any)
-                .commit()
-                .await?;
+            let (draft, generation) = self.raised(draft, held).await?;
+            let revision = draft.commit().await?;
             Ok(Raised { generation, revision })
         })
         .await
+    }
+
+    /// Adds what raises the generation of an agent and revokes the earlier ones; answers the new one, too.
+    pub(super) async fn raised(&self, draft: Draft, held: Versioned<Agent>) -> Result<(Draft, u64), Refusal> {
+        let (name, generation) = (held.value.name.clone(), held.value.generation + 1);
+        let raised = Agent {
+            generation,
+            ..held.value
+        };
+        let draft = draft.resource(&raised, Expect::At(held.revision));
+        // Whoever holds one of its tokens is not let back in by it, spent or not.
+        let draft = draft.ops(self.tokens_gone(&name, |_| true).await?);
+        let draft = draft.resource(&self.generation_revoked(&name, generation), Expect::Any);
+        Ok((draft, generation))
     }
 
     fn generation_revoked(&self, agent: &AgentName, below: u64) -> Revocation {
@@ -218,6 +222,7 @@ impl Registry {
             // Its events stay: who is registered again under this name begins where it ended.
             let draft = draft.delete_resource(Kind::Reputation, agent.as_str(), Expect::Any);
             let draft = draft.ops(self.tokens_gone(agent, |_| true).await?);
+            let draft = draft.delete(keys::drift(agent), Expect::Any);
             let draft = self.alias_ops(draft, agent, &held.value.aliases, &[]).await?;
             self.remember(draft, &held.value)
                 .resource(&self.generation_revoked(agent, held.value.generation + 1), Expect::Any)

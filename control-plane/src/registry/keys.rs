@@ -16,6 +16,8 @@ pub const TOKENS: &str = "token/";
 pub const PENDING: &str = "pending/";
 /// All approvals that were taken back.
 pub const WITHDRAWN: &str = "withdrawn/";
+/// All agents' last drifts.
+pub const DRIFTS: &str = "drift/";
 /// All SVIDs that were issued and have not expired.
 pub const SVIDS: &str = "svid/";
 /// All proposals.
@@ -81,6 +83,11 @@ pub fn pending(agent: &AgentName, fingerprint: &Digest) -> String {
 /// An approval that was taken back.
 pub fn withdrawn(agent: &AgentName, fingerprint: &Digest) -> String {
     format!("{WITHDRAWN}{agent}/{fingerprint}")
+}
+
+/// The last drift of an agent.
+pub fn drift(agent: &AgentName) -> String {
+    format!("{DRIFTS}{agent}")
 }
 
 /// An issued SVID.

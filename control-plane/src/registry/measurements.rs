@@ -77,7 +77,8 @@ impl Registry {
             let agent = self.resource::<Agent>(measurement.agent.as_str()).await?;
             let agent = agent.ok_or(Refusal::from(Reason::AgentUnknown))?.revision;
             // Its name holds the digest of all that it says, but for who approved it, and when.
-            if let Some(held) = self.resource::<Measurement>(&measurement.name()).await? {
+            let again = self.awaits_clearance(&measurement).await?;
+            if !again && let Some(held) = self.resource::<Measurement>(&measurement.name()).await? {
                 let revision = held.revision;
                 return Ok(Outcome::Unchanged { revision });
             }
@@ -97,7 +98,9 @@ impl Registry {
         registered: u64,
     ) -> Result<Draft, Refusal> {
         let agent = &measurement.agent;
-        if self.measurements_of(agent).await?.len() >= MAX_APPROVED {
+        let known = self.measurements_of(agent).await?;
+        let again = known.iter().any(|(_, held)| held.value.name() == measurement.name());
+        if !again && known.len() >= MAX_APPROVED {
             let detail = format!("{agent} has {MAX_APPROVED} approved measurements; take some back");
             return Err(Refusal::new(Reason::MeasurementLimit, detail));
         }
@@ -108,6 +111,7 @@ impl Registry {
         let draft = draft
             .check(keys::resource(Kind::Agent, agent.as_str()), Expect::At(registered))
             .resource(&approved, Expect::Any);
+        let draft = self.cleared(draft, actor, agent, print).await?;
         let draft = draft.delete(keys::pending(agent, &print), Expect::Any);
         Ok(draft.delete(keys::withdrawn(agent, &print), Expect::Any))
     }

@@ -26,6 +26,9 @@ pub(super) async fn upkeep(registry: Registry, ca: Arc<Ca>) {
         if let Err(refusal) = registry.sweep().await {
             tracing::warn!(reason = refusal.reason(), "expired rows were not removed; trying again");
         }
+        if let Err(refusal) = registry.drifted().await {
+            tracing::warn!(reason = refusal.reason(), "drifted agents were not counted; trying again");
+        }
         if ca.wants_rotation() {
             let rotated: Result<u64, Refusal> = ca.rotate(&registry, &Actor::control_plane()).await;
             if let Err(refusal) = rotated {

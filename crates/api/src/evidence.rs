@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::resource::Measurement;
 use crate::{AgentName, Digest};
 
 /// Most files that one measurement may cover: past it a walk is a mistake (a home directory, a dependency cache).
@@ -13,6 +14,8 @@ pub const MAX_TOTAL_BYTES: u64 = 256 * 1024 * 1024;
 pub const MAX_PATH_BYTES: usize = 4096;
 /// Largest evidence JWS that the control plane reads: 10,000 files of ordinary path length.
 pub const MAX_EVIDENCE_BYTES: usize = 3 * 1024 * 1024;
+/// Longest name of a run: a UUID, with room for what other supervisors call theirs.
+pub const MAX_RUN_BYTES: usize = 64;
 /// The `typ` of an evidence JWS.
 pub const EVIDENCE_TYP: &str = "aip-evidence+jwt";
 
@@ -110,6 +113,14 @@ pub struct Evidence {
     pub sidecar: Digest,
     /// Can the agent go around?
     pub enforcement: Enforcement,
+    /// Which run of the agent this is: made anew when its supervisor starts it; where nobody supervises it, when the
+    /// sidecar starts. At most [`MAX_RUN_BYTES`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
+    /// In which run this sidecar suspended itself for drift, if it did and has not been let back in since: a report that
+    /// never arrived is made good by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drifted: Option<String>,
     /// When, in Unix seconds.
     pub iat: u64,
 }
@@ -291,6 +302,8 @@ mod tests {
 pub const DRIFT_TYP: &str = "aip-drift+jwt";
 /// Most changed files that a drift report names; of more it says how many there are.
 pub const MAX_DRIFTED_NAMED: usize = 20;
+/// Largest drift report that the control plane reads: its longest paths, and room for the rest.
+pub const MAX_DRIFT_BYTES: usize = 160 * 1024;
 
 /// What a sidecar states when what its agent runs is no longer what was approved: a JWS, ES256, by its SVID's key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -307,10 +320,20 @@ pub struct Drift {
     /// The digest that was found; none where it can't be measured any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found: Option<Digest>,
+    /// What would have to be approved for `found`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measurement: Option<Measurement>,
+    /// How many files were measured for `found`.
+    #[serde(default)]
+    pub files: usize,
+    /// In which run of the agent ([`Evidence::run`]).
+    pub run: String,
     /// Paths that changed, the first [`MAX_DRIFTED_NAMED`] of them.
     pub paths: Vec<String>,
     /// How many changed.
     pub changed: u64,
     /// Found at, Unix seconds.
     pub at: u64,
+    /// Stated at, Unix seconds: a report that is said again is signed again.
+    pub iat: u64,
 }

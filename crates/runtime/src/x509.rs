@@ -102,6 +102,8 @@ pub struct PeerIdentity {
     pub not_after: u64,
     /// SHA-256 of the leaf's SubjectPublicKeyInfo.
     pub jkt: Digest,
+    /// The leaf's key, as [`jws::verify_es256`] takes it.
+    pub point: Arc<[u8]>,
 }
 
 fn parse(der: &[u8]) -> Result<X509Certificate<'_>, IdentityError> {
@@ -218,6 +220,7 @@ pub fn peer_identity(leaf: &[u8], issuer: &[u8], state: &TrustState, now: u64) -
         not_before: validity.not_before.timestamp().try_into().unwrap_or(0),
         not_after: validity.not_after.timestamp().try_into().unwrap_or(0),
         jkt,
+        point: certificate.public_key().subject_public_key.data.as_ref().into(),
     };
     match state.revoked(&peer) {
         Some(reason) => Err(IdentityError::Revoked(reason)),

@@ -79,6 +79,10 @@ pub struct Flags {
     /// The agent's command line as a JSON array, where a supervisor started it
     #[arg(long, value_name = "JSON", env = "AIP_SIDECAR_ARGV")]
     pub argv: Option<Text>,
+    /// Which run of the agent this is, where a supervisor started it: another name for each start [default: one for each
+    /// start of the sidecar]
+    #[arg(long, value_name = "ID", env = "AIP_SIDECAR_RUN")]
+    pub run: Option<Text>,
     /// File with the secret that the agent must show at the outbound port [default: proxy-secret in the runtime
     /// directory, made if it is absent]
     #[arg(long, value_name = "FILE", env = "AIP_SIDECAR_PROXY_SECRET_FILE")]
@@ -150,6 +154,7 @@ impl Flags {
             config_file: list(self.config_file, file.config_file),
             executable: self.executable.or(file.executable),
             argv: self.argv.or(file.argv),
+            run: self.run.or(file.run),
             proxy_secret_file: self.proxy_secret_file.or(file.proxy_secret_file),
             agent_uid: self.agent_uid.or(file.agent_uid),
             proxy_open: self.proxy_open.or(file.proxy_open),

@@ -20,6 +20,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use wire::issue_request::Credential;
 
 use super::measure::{MeasureError, Measurement};
+use crate::drift::Suspension;
 use crate::mesh::world::Origin;
 
 /// Why an SVID was not issued.
@@ -63,6 +64,19 @@ pub enum JoinError {
     /// Signing the evidence.
     #[error("the evidence can't be signed: {0}")]
     Evidence(#[from] JwsError),
+    /// This sidecar suspended itself, and nothing that it could be let back in by is at hand.
+    #[error(
+        "this sidecar has suspended itself, since what its agent runs had changed ({changed}): `aip attest list --agent          {agent}` shows what waits for approval; approve it, and restart the agent with its sidecar and a new join token"
+    )]
+    Drifted {
+        /// Whose.
+        agent: AgentName,
+        /// What.
+        changed: String,
+    },
+    /// The approval is there, and the marker can't be removed.
+    #[error("this sidecar may serve again, but its drift marker can't be removed: {0}")]
+    Marker(String),
     /// No token, no SVID.
     #[error("there is no credential: give --join-token-file or AIP_JOIN_TOKEN (`aip token create {0}` makes one)")]
     NoCredential(AgentName),
@@ -95,6 +109,8 @@ impl JoinError {
             Self::NoCredential(_) => "no_credential",
             Self::TokenFile { .. } => "token_file_unreadable",
             Self::WrongRoot => "wrong_root",
+            Self::Drifted { .. } => "drifted",
+            Self::Marker(_) => "drift_marker",
         }
     }
 
@@ -105,7 +121,7 @@ impl JoinError {
             Self::Unreachable { .. } | Self::Handshake { .. } => true,
             Self::Refused { retryable, .. } => *retryable,
             Self::Measure(_) | Self::Answer(_) | Self::Tls(_) | Self::Evidence(_) => false,
-            Self::NoCredential(_) | Self::TokenFile { .. } | Self::WrongRoot => false,
+            Self::NoCredential(_) | Self::TokenFile { .. } | Self::WrongRoot | Self::Drifted { .. } | Self::Marker(_) => false,
         }
     }
 }
@@ -124,6 +140,10 @@ pub struct Joiner {
     pub agent: AgentName,
     /// Where the control plane listens.
     pub control_plane: SocketAddr,
+    /// Which run of the agent it is.
+    pub run: String,
+    /// Whether this sidecar suspended itself.
+    pub suspension: Suspension,
 }
 
 impl Joiner {
@@ -234,6 +254,8 @@ impl Joiner {
             argv: measured.argv.clone(),
             sidecar: measured.sidecar,
             enforcement: measured.enforcement,
+            run: Some(self.run.clone()),
+            drifted: self.suspension.marker().map(|marker| marker.run.clone()),
             iat: unix_now(),
         }
     }
@@ -251,7 +273,8 @@ fn refusal(status: tonic::Status) -> JoinError {
         status.code(),
         Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted
     );
-    let retryable = transient || reason.as_deref() == Some("measurement_pending");
+    let waits = matches!(reason.as_deref(), Some("measurement_pending" | "agent_drifted"));
+    let retryable = transient || waits;
     let reason = reason.unwrap_or_else(|| format!("grpc_{:?}", status.code()).to_lowercase());
     JoinError::Refused {
         reason,

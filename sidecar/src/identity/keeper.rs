@@ -14,8 +14,10 @@ use ring::rand::SystemRandom;
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
-use super::{JoinError, Joined, Joiner, Measurement, Vault, measure};
+use super::{JoinError, Joined, Joiner, Measurement, SealedIdentity, Vault, measure};
 use crate::config::{Config, Measured};
+use crate::drift::report::Reporter;
+use crate::drift::{Alarm, Marker, Suspension};
 use crate::mesh::world::Origin;
 
 /// First and last bound of the wait between attempts to get an SVID.
@@ -34,6 +36,15 @@ pub struct Keeper {
     vault: Option<Vault>,
     ready: Readiness,
     origins: mpsc::Sender<Origin>,
+    alarm: Alarm,
+}
+
+/// What an SVID comes to: the kept one, a new one, or what a token must be shown for.
+enum Kept {
+    Serves(Origin),
+    /// Suspended: it only reports, and refuses what comes.
+    Suspended(Origin),
+    Nothing,
 }
 
 impl Keeper {
@@ -45,10 +56,13 @@ impl Keeper {
         vault: Option<Vault>,
         ready: Readiness,
         origins: mpsc::Sender<Origin>,
+        alarm: Alarm,
     ) -> Self {
         let joiner = Joiner {
             agent: config.name.clone(),
             control_plane: config.control_plane,
+            run: config.run.clone(),
+            suspension: alarm.suspension().clone(),
         };
         Self {
             config,
@@ -58,16 +72,26 @@ impl Keeper {
             vault,
             ready,
             origins,
+            alarm,
         }
     }
 
+    fn suspension(&self) -> &Suspension {
+        self.alarm.suspension()
+    }
+
     /// The first SVID: the kept one if the agent still measures the same, else a new one by token. Tries until it can
-    /// be had, or until trying is pointless.
+    /// be had, or until trying is pointless. A run of the agent that drifted gets none: this sidecar then knows its kept
+    /// one, to report with, and serves nothing.
     ///
     /// # Errors
     /// Trying again can't help.
     pub async fn first(&self) -> Result<Origin, JoinError> {
+        if let Some(marker) = self.suspension().marker() {
+            return self.after_drift(&marker).await;
+        }
         let measured = measured(&self.config.measured).await?;
+        self.alarm.expect(measured.clone());
         if measured.is_of_nothing() {
             tracing::warn!(
                 reason = "nothing_measured",
@@ -80,9 +104,86 @@ impl Keeper {
                  line: any code that it loads is attested alike; declare that code with --code"
             );
         }
-        if let Some(origin) = self.kept(&measured).await? {
-            return Ok(origin);
+        match self.kept(&measured).await? {
+            Kept::Serves(origin) | Kept::Suspended(origin) => Ok(origin),
+            Kept::Nothing => self.join(&measured).await,
         }
+    }
+
+    /// What a sidecar does that finds itself suspended.
+    async fn after_drift(&self, marker: &Marker) -> Result<Origin, JoinError> {
+        let kept = self.vault.as_ref().and_then(|vault| vault.load().ok().flatten());
+        let kept = kept.filter(|kept| kept.svid.id().agent == self.config.name);
+        let drifted = || JoinError::Drifted {
+            agent: self.config.name.clone(),
+            changed: marker.names(),
+        };
+        let same_run = marker.run == self.config.run;
+        tracing::warn!(
+            reason = "drifted", changed = marker.names(), since = marker.at, restarted = !same_run,
+            "this sidecar suspended itself before, and serves nothing until its agent is approved and restarted"
+        );
+        metrics::gauge!("aip_drifted").set(1.0);
+        if same_run {
+            return kept.ok_or_else(drifted).and_then(|kept| self.only_report(kept));
+        }
+        let let_back_in = |kept: &SealedIdentity| {
+            kept.run.as_deref() == Some(&self.config.run) && kept.svid.result().generation > marker.generation
+        };
+        if kept.as_ref().is_some_and(let_back_in) {
+            // The process before this one ended in the moment between the new SVID and the end of the marker.
+            return self.serve_again().await;
+        }
+        if let Some(kept) = kept.filter(|_| !marker.reported) {
+            self.only_report(kept)?;
+            // With what changed; what follows tells without it.
+            if let Err(error) = self.reporter().once().await {
+                tracing::warn!(%error, "the drift is not reported yet; the evidence says it");
+            }
+            self.svid.clear();
+        }
+        let measured = measured(&self.config.measured).await?;
+        self.alarm.expect(measured.clone());
+        if self.config.join_token_file.is_none() && std::env::var_os(TOKEN_VARIABLE).is_none() {
+            return Err(drifted());
+        }
+        let origin = self.join(&measured).await?;
+        self.end_suspension()?;
+        Ok(origin)
+    }
+
+    async fn serve_again(&self) -> Result<Origin, JoinError> {
+        self.end_suspension()?;
+        Box::pin(self.first()).await
+    }
+
+    fn end_suspension(&self) -> Result<(), JoinError> {
+        let ended = self.suspension().end();
+        ended.map_err(|source| JoinError::Marker(source.to_string()))?;
+        metrics::gauge!("aip_drifted").set(0.0);
+        self.ready.set("identity", self.svid.current().is_some());
+        tracing::info!("approved and restarted: this sidecar serves again");
+        Ok(())
+    }
+
+    fn reporter(&self) -> Reporter {
+        Reporter {
+            config: self.config.clone(),
+            svid: self.svid.clone(),
+            trust: self.trust.clone(),
+            suspension: self.suspension().clone(),
+        }
+    }
+
+    /// Holds an SVID for nothing but reports.
+    fn only_report(&self, kept: SealedIdentity) -> Result<Origin, JoinError> {
+        self.trust.store(Arc::new(kept.origin.trust()));
+        self.svid.set(kept.svid)?;
+        Ok(kept.origin)
+    }
+
+    /// A new SVID by token.
+    async fn join(&self, measured: &Measurement) -> Result<Origin, JoinError> {
         let token = join_token(&self.config)?;
         let key = match &self.vault {
             Some(vault) => vault.pending_key(&token.id_text())?,
@@ -91,7 +192,7 @@ impl Keeper {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
             // One key for all attempts: a reply that got lost can be had again with the same key only.
-            match self.joiner.with_token(&token, &key, &measured).await {
+            match self.joiner.with_token(&token, &key, measured).await {
                 Ok(joined) => {
                     return self
                         .adopt(joined, measured.fingerprint(&self.config.name))
@@ -109,27 +210,35 @@ impl Keeper {
     }
 
     /// The kept identity, if the agent measures as it did when it was issued. If it measures otherwise, the kept one
-    /// only proves who asks: a new one is issued when the new measurement is approved.
-    async fn kept(&self, measured: &Measurement) -> Result<Option<Origin>, JoinError> {
-        let Some(vault) = &self.vault else { return Ok(None) };
+    /// only proves who asks: a new one is issued when the new measurement is approved. In the same run of the agent that is
+    /// drift: what it loaded is not what lies there now.
+    async fn kept(&self, measured: &Measurement) -> Result<Kept, JoinError> {
+        let Some(vault) = &self.vault else {
+            return Ok(Kept::Nothing);
+        };
         let kept = match vault.load() {
             Ok(Some(kept)) => kept,
-            Ok(None) => return Ok(None),
+            Ok(None) => return Ok(Kept::Nothing),
             Err(error) => {
                 tracing::warn!(reason = "kept_identity_unusable", %error, "the kept identity is not used; joining anew");
-                return Ok(None);
+                return Ok(Kept::Nothing);
             }
         };
         if kept.svid.id().agent != self.config.name {
             tracing::warn!(kept = %kept.svid.id(), "the kept identity is another agent's; joining anew");
-            return Ok(None);
+            return Ok(Kept::Nothing);
         }
         self.trust.store(Arc::new(kept.origin.trust()));
         if kept.measured == measured.fingerprint(&self.config.name) {
             tracing::info!(id = %kept.svid.id(), "serving from the kept identity");
             self.svid.set(kept.svid)?;
             self.ready.set("identity", true);
-            return Ok(Some(kept.origin));
+            return Ok(Kept::Serves(kept.origin));
+        }
+        if kept.run.as_deref() == Some(self.config.run.as_str()) {
+            let (generation, was) = (kept.svid.result().generation, kept.svid.result().code);
+            self.alarm.raise_as(Vec::new(), generation, was).await;
+            return self.only_report(kept).map(Kept::Suspended);
         }
         tracing::warn!(
             reason = "measurement_changed",
@@ -139,7 +248,7 @@ impl Keeper {
     }
 
     /// Asks for a new SVID with the old one as credential, presented nowhere but to the control plane.
-    async fn rejoin(&self, old: Svid, measured: &Measurement) -> Result<Option<Origin>, JoinError> {
+    async fn rejoin(&self, old: Svid, measured: &Measurement) -> Result<Kept, JoinError> {
         let slot = aip_runtime::tls::IdentitySlot::default();
         slot.set(&old.chain, old.pkcs8())?;
         let key = PendingKey::generate()?;
@@ -149,13 +258,13 @@ impl Keeper {
                 Ok(joined) => {
                     return self
                         .adopt(joined, measured.fingerprint(&self.config.name))
-                        .map(Some)
+                        .map(Kept::Serves)
                         .map_err(JoinError::from);
                 }
                 Err(error) if error.retryable() => self.retry_later(&error, backoff.next()).await,
                 Err(error) if self.config.join_token_file.is_some() => {
                     tracing::warn!(reason = error.reason(), %error, "the old SVID is no credential any more; using the token");
-                    return Ok(None);
+                    return Ok(Kept::Nothing);
                 }
                 Err(error) => return Err(error),
             }
@@ -165,7 +274,7 @@ impl Keeper {
     fn adopt(&self, joined: Joined, measured: Digest) -> Result<Origin, aip_runtime::tls::TlsError> {
         let Joined { svid, origin } = joined;
         if let Some(vault) = &self.vault {
-            match vault.store(&svid, &origin, measured) {
+            match vault.store(&svid, &origin, measured, &self.config.run) {
                 Ok(()) => vault.forget_pending_key(),
                 // Serving goes on: only a restart without a control plane is lost.
                 Err(error) => {
@@ -179,13 +288,22 @@ impl Keeper {
         );
         metrics::gauge!("aip_svid_not_after_seconds").set(svid.identity.not_after as f64);
         self.svid.set(svid)?;
-        self.ready.set("identity", true);
+        self.ready.set("identity", !self.suspension().is_on());
         Ok(origin)
     }
 
     /// Renews for as long as the process lives. An SVID that expires is taken away: no handshake succeeds, and the
     /// sidecar is not ready.
     pub async fn keep(self) {
+        let mut suspended = self.suspension().subscribe();
+        tokio::select! {
+            // A suspended sidecar renews nothing: what it would be attested as is not approved.
+            _ = suspended.wait_for(|on| *on) => self.ready.set("identity", false),
+            () = self.renew_forever() => {}
+        }
+    }
+
+    async fn renew_forever(&self) {
         let random = SystemRandom::new();
         loop {
             let Some(current) = self.svid.current() else { return };
@@ -231,6 +349,13 @@ impl Keeper {
 
     async fn renew(&self) -> Result<Origin, JoinError> {
         let measured = measured(&self.config.measured).await?;
+        if !self.alarm.fits(&measured) {
+            // Also where no notice of it came. Nothing is asked for what was not approved.
+            let alarm = self.alarm.clone();
+            // By itself: this task ends with the suspension, and the marker must still be written.
+            tokio::spawn(async move { alarm.raise(Vec::new()).await });
+            return std::future::pending().await;
+        }
         let key = PendingKey::generate()?;
         let joined = match self
             .joiner
@@ -263,6 +388,9 @@ async fn measured(declared: &Measured) -> Result<Measurement, JoinError> {
         .map_err(JoinError::from)
 }
 
+/// The variable that may hold the token.
+const TOKEN_VARIABLE: &str = "AIP_JOIN_TOKEN";
+
 /// The token, from its file or `AIP_JOIN_TOKEN`.
 fn join_token(config: &Config) -> Result<JoinToken, JoinError> {
     let agent = || config.name.clone();
@@ -272,7 +400,7 @@ fn join_token(config: &Config) -> Result<JoinToken, JoinError> {
             source,
             agent: agent(),
         })?,
-        None => std::env::var("AIP_JOIN_TOKEN").map_err(|_| JoinError::NoCredential(agent()))?,
+        None => std::env::var(TOKEN_VARIABLE).map_err(|_| JoinError::NoCredential(agent()))?,
     };
     Zeroizing::new(text)
         .parse()

@@ -1,5 +1,6 @@
 //! The `files` and `process` attestors: what this sidecar can see of its agent, as digests.
 
+mod covered;
 mod digest;
 
 use std::collections::BTreeSet;
@@ -17,6 +18,8 @@ use aip_api::evidence::{
 use globset::GlobBuilder;
 
 use crate::config::Measured;
+pub use covered::Covered;
+pub use covered::{paths, relative_paths};
 
 /// Directory entries that one glob may look at: ten for each file that it may find.
 const MAX_ENTRIES: usize = 10 * MAX_FILES;
@@ -113,9 +116,9 @@ impl Measurement {
         self.files.is_empty() && declared.executable.as_ref().is_some_and(|path| !below_root(path))
     }
 
-    /// One digest over everything that an approval can name: equal exactly when the same approval fits.
-    pub fn fingerprint(&self, agent: &aip_api::AgentName) -> Digest {
-        let approvable = aip_api::resource::Measurement {
+    /// What would have to be approved for this.
+    pub fn approvable(&self, agent: &aip_api::AgentName) -> aip_api::resource::Measurement {
+        aip_api::resource::Measurement {
             agent: agent.clone(),
             attestor: self.attestor.to_owned(),
             code: self.code,
@@ -125,8 +128,12 @@ impl Measurement {
             sidecar: Some(self.sidecar),
             approved_by: String::new(),
             approved_at: 0,
-        };
-        approvable.fingerprint()
+        }
+    }
+
+    /// One digest over everything that an approval can name: equal exactly when the same approval fits.
+    pub fn fingerprint(&self, agent: &aip_api::AgentName) -> Digest {
+        self.approvable(agent).fingerprint()
     }
 }
 

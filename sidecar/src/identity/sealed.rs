@@ -22,6 +22,8 @@ const KEY_VARIABLE: &str = "AIP_DATA_KEY";
 struct Stored {
     id: SpiffeId,
     measured: Digest,
+    #[serde(default)]
+    run: Option<String>,
     svid: String,
     roots: Vec<String>,
     signing_keys: Vec<String>,
@@ -43,6 +45,8 @@ pub struct SealedIdentity {
     pub origin: Origin,
     /// Fingerprint of what was measured when it was issued.
     pub measured: Digest,
+    /// Which run of the agent that was.
+    pub run: Option<String>,
 }
 
 impl Vault {
@@ -77,11 +81,12 @@ impl Vault {
     ///
     /// # Errors
     /// The disk.
-    pub fn store(&self, svid: &Svid, origin: &Origin, measured: Digest) -> std::io::Result<()> {
+    pub fn store(&self, svid: &Svid, origin: &Origin, measured: Digest, run: &str) -> std::io::Result<()> {
         let all = |ders: &[Vec<u8>]| ders.iter().map(hex::encode).collect();
         let stored = Stored {
             id: origin.id.clone(),
             measured,
+            run: Some(run.to_owned()),
             svid: hex::encode(&*svid.to_bytes()),
             roots: all(&origin.roots),
             signing_keys: all(&origin.signing_keys),
@@ -115,6 +120,7 @@ impl Vault {
             svid,
             origin,
             measured: stored.measured,
+            run: stored.run,
         }))
     }
 }

@@ -46,7 +46,7 @@ pub(super) async fn connect(proxy: Arc<Proxy>, via: Arc<Via>, request: Request<I
         };
         pipeline::refuse(arrived, refused)
     };
-    if let Err(refused) = accept::of_agent(&proxy, &head.headers) {
+    if let Err(refused) = accept::serves(&proxy).and_then(|()| accept::of_agent(&proxy, &head.headers)) {
         return refuse(refused, head).await;
     }
     let has_port = head.uri.port_u16().is_some();

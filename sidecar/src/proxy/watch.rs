@@ -37,6 +37,25 @@ pub(super) async fn run(proxy: Weak<Proxy>) {
     }
 }
 
+/// Cuts everything when this sidecar suspends itself. Apart from the above, which may be asking policy about each of
+/// many streams.
+pub(super) async fn suspended(proxy: Weak<Proxy>) {
+    let Some(strong) = proxy.upgrade() else { return };
+    let mut suspension = strong.settings.suspension.subscribe();
+    drop(strong);
+    while suspension.wait_for(|on| *on).await.is_ok() {
+        let Some(strong) = proxy.upgrade() else { return };
+        strong.live.each(|live| live.cut(Cut::Drifted));
+        for exchange in strong.streams.all() {
+            exchange.cut(Cut::Drifted);
+        }
+        drop(strong);
+        if suspension.wait_for(|on| !*on).await.is_err() {
+            return;
+        }
+    }
+}
+
 async fn recheck(proxy: &Arc<Proxy>) {
     let own = proxy.svid.current();
     let trust = proxy.trust.load_full();

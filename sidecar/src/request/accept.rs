@@ -14,11 +14,20 @@ use crate::proxy::Proxy;
 
 /// The checks that need no body: certificate, rate, the agent's secret.
 pub(crate) fn request(arrived: &Arrived) -> Result<(), Refused> {
+    serves(&arrived.proxy)?;
     match &arrived.via.from {
         From::Peer(peer) => of_peer(&arrived.proxy, peer),
         From::Agent => of_agent(&arrived.proxy, &arrived.head.headers),
         // Authenticated by its CONNECT.
         From::Tunnel(_) => Ok(()),
+    }
+}
+
+/// Whether this sidecar serves at all.
+pub(crate) fn serves(proxy: &Proxy) -> Result<(), Refused> {
+    match proxy.settings.suspension.is_on() {
+        true => Err(Refusal::Drifted.into()),
+        false => Ok(()),
     }
 }
 

@@ -19,7 +19,7 @@ use time::format_description::well_known::Rfc3339;
 use audit::Audited;
 pub(crate) use audit::Wait;
 
-use super::refusal::{Refusal, Refused};
+use super::refusal::{Cut, Refusal, Refused};
 use super::trace::Trace;
 use crate::proxy::connections::Live;
 use crate::proxy::limits::{MAX_LOGGED_DETAIL, MAX_LOGGED_PATH};
@@ -216,6 +216,10 @@ impl Record {
     /// Notes that the request goes on to whoever answers it: it is in flight from now on.
     pub(crate) fn in_flight(&mut self) {
         self.stream = Some(self.proxy.streams.add(self.exchange.clone()));
+        // Added first: a suspension in this moment is seen here, or by whoever cuts all of them.
+        if self.proxy.settings.suspension.is_on() {
+            self.exchange.cut(Cut::Drifted);
+        }
     }
 
     /// Notes that the agent works on it: calls that it makes in this trace are one hop further.

@@ -93,6 +93,9 @@ refusals! {
     /// The peer's generation is revoked.
     RevokedGeneration = ("revoked_generation", 403, Caller, false,
         "the agent's generation is revoked: what it runs must be approved, and it must be restarted");
+    /// What the agent runs is not what was approved.
+    Drifted = ("drifted", 503, Agent, false,
+        "what this agent runs is no longer what was approved: it must be approved again, and restarted");
     /// This sidecar has no SVID, or has suspended itself.
     NoIdentity = ("no_identity", 503, ControlPlane, true,
         "this sidecar has no valid identity now; its log and `aip status` say why");
@@ -303,6 +306,8 @@ cuts! {
     Drained = (20, "drained");
     /// The reputation of an end is below the mesh's floor.
     ReputationTooLow = (40, "reputation_too_low");
+    /// What the agent runs is not what was approved.
+    Drifted = (8, "drifted");
 }
 
 impl Cut {
@@ -333,6 +338,7 @@ impl Refusal {
             Cut::Expired => Self::CertificateExpired,
             Cut::Suspended => Self::NoIdentity,
             Cut::ReputationTooLow => Self::ReputationTooLow,
+            Cut::Drifted => Self::Drifted,
         }
     }
 }

@@ -63,6 +63,8 @@ struct Status {
     policies: usize,
     /// Revocations in force.
     revocations: usize,
+    /// Agents that drifted and get no SVID.
+    drifted: usize,
     /// Proposals that wait for a second person.
     approvals: usize,
     /// Open config streams.
@@ -93,6 +95,7 @@ async fn status(State(api): State<Arc<Api>>) -> Answer<Json<Status>> {
         endpoints: count(Kind::Endpoint),
         policies: count(Kind::Policy),
         revocations: count(Kind::Revocation),
+        drifted: api.registry.drifted().await?,
         approvals,
         connected: api.sessions.connected(),
         sidecars: api.sessions.list(),

@@ -27,6 +27,8 @@ pub fn evidence(agent: &str, key: &PendingKey, nonce: &[u8], code: &[u8]) -> Evi
         argv: None,
         sidecar: Digest::sha256(b"sidecar"),
         enforcement: Enforcement::Cooperative,
+        run: Some("the first run".into()),
+        drifted: None,
         iat: aip_runtime::unix_now(),
     }
 }

@@ -119,6 +119,8 @@ mod tests {
             argv: argv.map(|argv| argv.iter().map(|a| (*a).to_owned()).collect()),
             sidecar: Digest::sha256(b"sidecar"),
             enforcement: Enforcement::Cooperative,
+            run: None,
+            drifted: None,
             iat: 0,
         }
     }

@@ -137,6 +137,8 @@ fn measurements_match_field_by_field() {
         argv: None,
         sidecar: d("sidecar"),
         enforcement: crate::evidence::Enforcement::Cooperative,
+        run: None,
+        drifted: None,
         iat: 0,
     };
     let approved = Measurement::of(&evidence);

@@ -102,6 +102,8 @@ fn evidence(agent: &AgentName, nonce: &[u8], key: &PendingKey, facts: &Facts) ->
         argv: None,
         sidecar: facts.sidecar,
         enforcement: Enforcement::Cooperative,
+        run: None,
+        drifted: None,
         iat: unix_now(),
     })
 }

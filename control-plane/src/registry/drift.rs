@@ -1,0 +1,307 @@
+//! Drift: an agent runs something else than was approved. Its earlier SVIDs are revoked in the transaction that blocks
+//! new ones; it gets one again for a measurement that a person approved after that, in another run of the agent.
+
+use aip_api::evidence::{Drift, Evidence, MAX_DRIFTED_NAMED};
+use aip_api::resource::{Agent, Measurement, Resource as _};
+use aip_api::{AgentName, Digest};
+use aip_runtime::x509::PeerIdentity;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::agents::Raised;
+use super::measurements::MAX_PENDING;
+use super::records::PendingMeasurement;
+use super::{Actor, Draft, Registry, Versioned, keys, retrying};
+use crate::refusal::{Reason, Refusal};
+use crate::store::Expect;
+
+/// What a person approved after a drift.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Cleared {
+    /// Which measurement.
+    #[schema(value_type = String)]
+    pub fingerprint: Digest,
+    /// Who.
+    pub by: String,
+    /// Unix seconds.
+    pub at: u64,
+}
+
+/// The last drift of an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DriftRecord {
+    /// Whose.
+    #[schema(value_type = String)]
+    pub agent: AgentName,
+    /// The generation that began with it; SVIDs of earlier ones are revoked.
+    pub generation: u64,
+    /// The run of the agent that drifted: it never gets an SVID again.
+    pub run: String,
+    /// The digest that was approved.
+    #[schema(value_type = Option<String>)]
+    pub was: Option<Digest>,
+    /// The digest that was found, where it could be measured.
+    #[schema(value_type = Option<String>)]
+    pub found: Option<Digest>,
+    /// Paths that changed, the first of them.
+    pub paths: Vec<String>,
+    /// How many changed.
+    pub changed: u64,
+    /// When its sidecar found it, Unix seconds by the sidecar's clock.
+    pub at: u64,
+    /// When it was reported, Unix seconds.
+    pub reported_at: u64,
+    /// What may run from now on, once a person said so.
+    #[serde(default)]
+    pub cleared: Option<Cleared>,
+    /// When it was let back in, Unix seconds.
+    #[serde(default)]
+    pub recovered_at: Option<u64>,
+}
+
+impl DriftRecord {
+    /// Whether the agent still gets no SVID.
+    pub fn blocks(&self) -> bool {
+        self.recovered_at.is_none()
+    }
+}
+
+/// Whether an issuance may go on, as far as drift is concerned.
+pub enum Passage {
+    /// Nothing stands against it.
+    Free,
+    /// It ends this drift.
+    Recovers(Box<Versioned<DriftRecord>>),
+}
+
+impl Passage {
+    /// Adds to the issuing transaction what the issuance ends.
+    pub fn ends(self, draft: Draft, now: u64) -> Draft {
+        match self {
+            Self::Free => draft,
+            Self::Recovers(held) => {
+                let Versioned { value, revision } = *held;
+                let recovered = DriftRecord {
+                    recovered_at: Some(now),
+                    ..value
+                };
+                let key = keys::drift(&recovered.agent);
+                draft.put(key, &recovered, Expect::At(revision))
+            }
+        }
+    }
+}
+
+impl Registry {
+    /// Takes a drift report whose signature and peer were checked. A report that was taken before changes nothing.
+    ///
+    /// # Errors
+    /// Not the agent's current generation, or the store fails.
+    pub async fn report_drift(&self, peer: &PeerIdentity, drift: &Drift) -> Result<Raised, Refusal> {
+        retrying(async || {
+            let agent = self.resource::<Agent>(drift.agent.as_str()).await?;
+            let agent = agent.ok_or(Refusal::from(Reason::AgentUnknown))?;
+            let held = self.record::<DriftRecord>(keys::drift(&drift.agent)).await?;
+            if let Some(held) = held.as_ref().filter(|held| is_the_same(&held.value, drift)) {
+                return Ok(Raised {
+                    generation: agent.value.generation,
+                    revision: held.revision,
+                });
+            }
+            if drift.generation != agent.value.generation {
+                let detail = format!(
+                    "the report is of generation {}, the agent is at {}",
+                    drift.generation, agent.value.generation
+                );
+                return Err(Refusal::new(Reason::GenerationMismatch, detail));
+            }
+            let record = DriftRecord {
+                agent: drift.agent.clone(),
+                generation: agent.value.generation + 1,
+                run: drift.run.clone(),
+                was: Some(drift.was),
+                found: drift.found,
+                paths: drift.paths.iter().take(MAX_DRIFTED_NAMED).cloned().collect(),
+                changed: drift.changed,
+                at: drift.at,
+                reported_at: self.clock.now(),
+                cleared: None,
+                recovered_at: None,
+            };
+            let waits = self.found_in(peer, drift).await?;
+            self.block(agent, held, record, waits).await
+        })
+        .await
+    }
+
+    /// Blocks what a sidecar says in its evidence has drifted, where no report of it came: a sidecar can lose its key, or
+    /// its SVID can expire, before the report gets through.
+    ///
+    /// # Errors
+    /// The store fails.
+    async fn drifted_unreported(&self, evidence: &Evidence, run: &str) -> Result<(), Refusal> {
+        retrying(async || {
+            let agent = self.resource::<Agent>(evidence.agent.as_str()).await?;
+            let agent = agent.ok_or(Refusal::from(Reason::AgentUnknown))?;
+            let held = self.record::<DriftRecord>(keys::drift(&evidence.agent)).await?;
+            if held.as_ref().is_some_and(|held| held.value.run == run) {
+                return Ok(());
+            }
+            let now = self.clock.now();
+            let record = DriftRecord {
+                agent: evidence.agent.clone(),
+                generation: agent.value.generation + 1,
+                run: run.to_owned(),
+                was: None,
+                found: None,
+                paths: Vec::new(),
+                changed: 0,
+                at: now,
+                reported_at: now,
+                cleared: None,
+                recovered_at: None,
+            };
+            self.block(agent, held, record, None).await.map(|_| ())
+        })
+        .await
+    }
+
+    async fn block(
+        &self,
+        agent: Versioned<Agent>,
+        held: Option<Versioned<DriftRecord>>,
+        record: DriftRecord,
+        waits: Option<PendingMeasurement>,
+    ) -> Result<Raised, Refusal> {
+        let actor = Actor::sidecar(&record.agent);
+        let expect = held.map_or(Expect::Absent, |held| Expect::At(held.revision));
+        let named: Vec<&str> = record.paths.iter().map(String::as_str).collect();
+        let detail = format!("{} changed: {}", record.changed, named.join(" "));
+        let draft = self
+            .change(&actor, "agent.drift", record.agent.as_str())
+            .detail(detail)
+            .put(keys::drift(&record.agent), &record, expect);
+        let draft = match waits {
+            Some(waits) => {
+                let print = waits.measurement.fingerprint();
+                draft.put(keys::pending(&record.agent, &print), &waits, Expect::Any)
+            }
+            None => draft,
+        };
+        let (draft, generation) = self.raised(draft, agent).await?;
+        let revision = draft.commit().await?;
+        metrics::counter!("aip_drift_reports_total").increment(1);
+        // Only counted: what was committed stays so.
+        let _ = self.drifted().await;
+        Ok(Raised { generation, revision })
+    }
+
+    /// What was found, for a person to look at; none where it can't be approved, or as many wait as may.
+    async fn found_in(&self, peer: &PeerIdentity, drift: &Drift) -> Result<Option<PendingMeasurement>, Refusal> {
+        let Some(measurement) = drift.measurement.clone() else {
+            return Ok(None);
+        };
+        let prefix = format!("{}{}/", keys::PENDING, drift.agent);
+        let room = self.store.scan(prefix, "", MAX_PENDING).await?.len() < MAX_PENDING;
+        if !room || measurement.agent != drift.agent || !measurement.validate().is_empty() {
+            return Ok(None);
+        }
+        let now = self.clock.now();
+        Ok(Some(PendingMeasurement {
+            measurement: Measurement {
+                approved_by: String::new(),
+                approved_at: 0,
+                ..measurement
+            },
+            assurance: peer.result.assurance,
+            enforcement: peer.result.enforcement,
+            files: drift.files,
+            argv: Vec::new(),
+            first_seen: now,
+            last_seen: now,
+        }))
+    }
+
+    /// Whether this evidence gets an SVID as far as drift is concerned. What waits for a person is recorded.
+    ///
+    /// # Errors
+    /// Blocked, and why; or the store fails.
+    pub async fn passage(&self, evidence: &Evidence) -> Result<Passage, Refusal> {
+        if let Some(run) = &evidence.drifted {
+            self.drifted_unreported(evidence, run).await?;
+        }
+        let held = self.record::<DriftRecord>(keys::drift(&evidence.agent)).await?;
+        let Some(held) = held.filter(|held| held.value.blocks()) else {
+            return Ok(Passage::Free);
+        };
+        let agent = &evidence.agent;
+        if let Some(cleared) = &held.value.cleared {
+            let name = format!("{agent}/{}", cleared.fingerprint);
+            let approved = self.resource::<Measurement>(&name).await?;
+            if approved.is_some_and(|approved| approved.value.matches(evidence)) {
+                // Known by its name alone, so that no clock decides: a run that drifted stays out.
+                return match evidence.run.as_ref().is_some_and(|run| *run != held.value.run) {
+                    true => Ok(Passage::Recovers(Box::new(held))),
+                    false => {
+                        let detail = format!("what {agent} is to run is approved; restart it, so that it runs that");
+                        Err(Refusal::new(Reason::AgentDrifted, detail))
+                    }
+                };
+            }
+        }
+        let waits = self.record_pending(evidence).await?;
+        let detail = format!("{agent} drifted; {}", waits.detail);
+        Err(Refusal::new(Reason::AgentDrifted, detail))
+    }
+
+    /// How many agents get no SVID because they drifted.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn drifted(&self) -> Result<usize, Refusal> {
+        let all = self.all::<DriftRecord>(keys::DRIFTS, usize::MAX).await?;
+        let blocked = all.iter().filter(|(_, held)| held.value.blocks()).count();
+        metrics::gauge!("aip_agents_drifted").set(blocked as f64);
+        Ok(blocked)
+    }
+
+    /// Whether approving this measurement would let a drifted agent run it, also where it was approved before.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub(super) async fn awaits_clearance(&self, measurement: &Measurement) -> Result<bool, Refusal> {
+        let held = self.record::<DriftRecord>(keys::drift(&measurement.agent)).await?;
+        let print = measurement.fingerprint();
+        Ok(held.is_some_and(|held| {
+            held.value.blocks() && held.value.cleared.is_none_or(|cleared| cleared.fingerprint != print)
+        }))
+    }
+
+    /// Adds to an approval what it means for an agent that drifted.
+    pub(super) async fn cleared(
+        &self,
+        draft: Draft,
+        actor: &Actor,
+        agent: &AgentName,
+        fingerprint: Digest,
+    ) -> Result<Draft, Refusal> {
+        let held = self.record::<DriftRecord>(keys::drift(agent)).await?;
+        let Some(held) = held.filter(|held| held.value.blocks()) else {
+            return Ok(draft);
+        };
+        let record = DriftRecord {
+            cleared: Some(Cleared {
+                fingerprint,
+                by: actor.0.clone(),
+                at: self.clock.now(),
+            }),
+            ..held.value
+        };
+        Ok(draft.put(keys::drift(agent), &record, Expect::At(held.revision)))
+    }
+}
+
+/// Whether the report was taken already: the reply was lost, or somebody replays it.
+fn is_the_same(held: &DriftRecord, drift: &Drift) -> bool {
+    held.run == drift.run && held.generation > drift.generation
+}

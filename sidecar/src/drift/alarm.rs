@@ -1,0 +1,140 @@
+//! From what was seen to a suspension: stop serving, make it last, then find out what runs now.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aip_api::Digest;
+use aip_api::evidence::MAX_DRIFTED_NAMED;
+use aip_runtime::svid::SvidSource;
+use aip_runtime::unix_now;
+
+use super::suspension::{Marker, Suspension};
+use crate::config::Config;
+use crate::identity::{Measurement, measure};
+
+/// Suspends this sidecar. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct Alarm {
+    config: Arc<Config>,
+    svid: SvidSource,
+    suspension: Suspension,
+    /// What was measured when the SVID in use was issued.
+    measured: Arc<Mutex<Option<Arc<Measurement>>>>,
+}
+
+impl Alarm {
+    /// An alarm that has not gone off.
+    pub fn new(config: Arc<Config>, svid: SvidSource, suspension: Suspension) -> Self {
+        Self {
+            config,
+            svid,
+            suspension,
+            measured: Arc::default(),
+        }
+    }
+
+    /// Whether this sidecar serves.
+    pub fn suspension(&self) -> &Suspension {
+        &self.suspension
+    }
+
+    /// Notes what the agent is to be from now on.
+    pub fn expect(&self, measured: Measurement) {
+        *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(measured));
+    }
+
+    /// What the agent is to be.
+    pub fn expected(&self) -> Option<Arc<Measurement>> {
+        self.measured.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether this is what the agent is to be.
+    pub fn fits(&self, measured: &Measurement) -> bool {
+        let name = &self.config.name;
+        self.expected()
+            .is_none_or(|expected| expected.fingerprint(name) == measured.fingerprint(name))
+    }
+
+    /// Suspends, for these paths changed; then measures what is there now. Returns once that is on disk.
+    pub async fn raise(&self, changed: Vec<String>) {
+        let generation = self.svid.current().map_or(0, |svid| svid.result().generation);
+        let was = self.expected().map_or_else(|| Digest::sha256(b""), |expected| expected.code);
+        self.raise_as(changed, generation, was).await;
+    }
+
+    /// The same for what a process before this one had measured.
+    pub async fn raise_as(&self, changed: Vec<String>, generation: u64, was: Digest) {
+        let count = changed.len() as u64;
+        let marker = Marker {
+            run: self.config.run.clone(),
+            generation,
+            was,
+            found: None,
+            measurement: None,
+            files: 0,
+            paths: changed.into_iter().take(MAX_DRIFTED_NAMED).collect(),
+            changed: count,
+            at: unix_now(),
+            reported: false,
+        };
+        if !self.suspension.begin(marker) {
+            return;
+        }
+        metrics::counter!("aip_drifts_total").increment(1);
+        metrics::gauge!("aip_drifted").set(1.0);
+        let names = self.suspension.marker().map(|m| m.names()).unwrap_or_default();
+        tracing::error!(
+            reason = "drifted",
+            changed = names,
+            "the agent is not what was approved any more; nothing is served until it is approved and restarted"
+        );
+        self.persist().await;
+        let (alarm, declared) = (self.clone(), self.config.measured.clone());
+        let found = tokio::task::spawn_blocking(move || measure(&declared)).await;
+        match found {
+            Ok(Ok(found)) => alarm.found(&found),
+            Ok(Err(error)) => tracing::warn!(reason = error.reason(), %error, "what runs now can't be measured"),
+            Err(error) => tracing::warn!(%error, "what runs now was not measured"),
+        }
+        self.persist().await;
+    }
+
+    fn found(&self, found: &Measurement) {
+        let expected = self.expected();
+        self.suspension.amend(|marker| {
+            marker.found = Some(found.code);
+            marker.files = found.files.len();
+            marker.measurement = Some(found.approvable(&self.config.name));
+            // Where only the measurement told, it also says where.
+            if let (true, Some(expected)) = (marker.paths.is_empty(), expected) {
+                let differing = differing(&expected, found);
+                marker.changed = differing.len() as u64;
+                marker.paths = differing.into_iter().take(MAX_DRIFTED_NAMED).collect();
+            }
+        });
+    }
+
+    async fn persist(&self) {
+        let suspension = self.suspension.clone();
+        let written = tokio::task::spawn_blocking(move || suspension.persist()).await;
+        if let Ok(Err(error)) = written {
+            // This process stays suspended; its successor measures again before it serves.
+            tracing::error!(reason = "drift_not_kept", %error, "the drift marker was not written");
+        }
+    }
+}
+
+/// The paths that are in one only, or of other content in both.
+fn differing(before: &Measurement, after: &Measurement) -> Vec<String> {
+    let gone = before.files.iter().filter(|f| !after.files.contains(f));
+    let come = after.files.iter().filter(|f| !before.files.contains(f));
+    let mut all: Vec<String> = gone.chain(come).map(|f| f.path.clone()).collect();
+    if before.executable != after.executable {
+        all.push("the executable".into());
+    }
+    if before.config != after.config {
+        all.push("the configuration".into());
+    }
+    all.sort();
+    all.dedup();
+    all
+}

@@ -1,0 +1,243 @@
+//! Watches what is measured: by the kernel's notices, and at a slow pace by measuring again, in case one was missed.
+//! Where there are no notices to be had, it looks over and over, and says so.
+
+use std::time::{Duration, Instant};
+
+use aip_runtime::ready::Readiness;
+use tokio::task::spawn_blocking;
+
+use super::alarm::Alarm;
+use super::interest::Interest;
+use super::notices::{Notices, Seen};
+use super::stamps::Stamps;
+use crate::config::Measured;
+use crate::identity::{MeasureError, Measurement, measure};
+
+/// Between two measurements without cause: what notices can't tell (a write through a mapping, another machine's write to
+/// a shared file system) is found within this.
+const MEASURE_EVERY: Duration = Duration::from_secs(60);
+/// Measuring without cause takes at most one part in this many of a thread's time, however much is declared.
+const MEASURE_SHARE: u32 = 100;
+/// Between two looks where there are no notices: half of what a cut may take.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The same for looking.
+const LOOK_SHARE: u32 = 50;
+/// How long a notice may be on its way after what it tells of was seen.
+const NOTICE_DELAY: Duration = Duration::from_millis(250);
+/// Before a measurement that failed is tried once more: a machine can be short of memory or files for a moment.
+const TRY_AGAIN: Duration = Duration::from_millis(200);
+
+/// The readiness gate that opens once it watches.
+pub const GATE: &str = "watch";
+
+/// Watches for one sidecar.
+#[derive(Debug)]
+pub struct Watcher {
+    alarm: Alarm,
+    declared: Measured,
+    ready: Readiness,
+}
+
+/// How changes come to be known.
+#[derive(Debug)]
+enum Eyes {
+    Notices(Box<Notices>),
+    Looking,
+}
+
+/// What is there, and how long it took to find out.
+struct Looked {
+    stamps: Stamps,
+    measured: Measurement,
+    took: Duration,
+}
+
+impl Watcher {
+    /// A watcher; what it is to find is what the alarm expects.
+    pub fn new(alarm: Alarm, declared: Measured, ready: Readiness) -> Self {
+        Self { alarm, declared, ready }
+    }
+
+    /// Watches until there is a drift, or this sidecar is suspended for another reason.
+    pub async fn run(self) {
+        let nothing = self.alarm.expected().is_some_and(|expected| expected.is_of_nothing());
+        if nothing && self.declared.config.is_empty() {
+            // Nothing that could drift. What is watched for is said at the start already.
+            self.ready.set(GATE, true);
+            return;
+        }
+        let mut suspended = self.alarm.suspension().subscribe();
+        let other = async {
+            let _ = suspended.wait_for(|on| *on).await;
+        };
+        tokio::select! {
+            () = other => {}
+            changed = self.watch() => self.alarm.raise(changed).await,
+        }
+        self.ready.set(GATE, false);
+    }
+
+    /// Resolves when something drifted; answers what.
+    async fn watch(&self) -> Vec<String> {
+        let mut eyes = self.open_eyes().await;
+        // The watch stands: what changed before it, since the SVID was issued, is found here.
+        let (mut stamps, mut due) = match self.measured().await {
+            Some(looked) => (looked.stamps, next(looked.took)),
+            None => return Vec::new(),
+        };
+        self.ready.set(GATE, true);
+        loop {
+            let seen = match &eyes {
+                Eyes::Notices(notices) => tokio::select! {
+                    seen = notices.next() => match seen {
+                        Ok(seen) => seen,
+                        Err(error) => {
+                            eyes = looking(&error);
+                            Seen { look: true, blind: true, ..Seen::default() }
+                        }
+                    },
+                    () = tokio::time::sleep_until(due.into()) => {
+                        match self.unheard(notices, &stamps).await {
+                            Ok(seen) => seen,
+                            Err(changed) => return changed,
+                        }
+                    }
+                },
+                Eyes::Looking => match self.touched(&stamps).await {
+                    Some(changed) => return changed,
+                    None if Instant::now() < due => continue,
+                    None => Seen { look: true, blind: true, ..Seen::default() },
+                },
+            };
+            if !seen.changed.is_empty() {
+                return seen.changed.into_iter().collect();
+            }
+            if seen.again {
+                let before = std::mem::replace(&mut eyes, self.open_eyes().await);
+                // What the old watch heard while the new one was made.
+                if let Eyes::Notices(before) = before
+                    && let Ok((late, _)) = before.read()
+                    && !late.changed.is_empty()
+                {
+                    return late.changed.into_iter().collect();
+                }
+            }
+            if seen.look {
+                let Some(looked) = self.measured().await else {
+                    return Vec::new();
+                };
+                let differing = looked.stamps.differing(&stamps);
+                if seen.blind && !differing.is_empty() {
+                    tracing::warn!(
+                        "notices were lost, or there are none here, and these files were touched meanwhile: that they hold \
+                         what was approved does not say that they always did"
+                    );
+                    return differing;
+                }
+                (stamps, due) = (looked.stamps, next(looked.took));
+            }
+        }
+    }
+
+    /// What is there, where it is what was approved.
+    async fn measured(&self) -> Option<Looked> {
+        let looked = match self.look().await {
+            Ok(looked) => Ok(looked),
+            Err(_) => {
+                tokio::time::sleep(TRY_AGAIN).await;
+                self.look().await
+            }
+        };
+        match looked {
+            Ok(looked) => self.alarm.fits(&looked.measured).then_some(looked),
+            Err(error) => {
+                tracing::error!(reason = error.reason(), %error, "what is measured can't be any more");
+                None
+            }
+        }
+    }
+
+    async fn look(&self) -> Result<Looked, MeasureError> {
+        let declared = self.declared.clone();
+        let looked = spawn_blocking(move || {
+            let begun = Instant::now();
+            // Before: a write while it is measured leaves another stamp, or another measurement.
+            let stamps = Stamps::take(&declared)?;
+            let measured = measure(&declared)?;
+            let took = begun.elapsed();
+            Ok(Looked { stamps, measured, took })
+        });
+        looked
+            .await
+            .unwrap_or_else(|error| Err(MeasureError::Glob(error.to_string())))
+    }
+
+    /// A look without cause, while there are notices: were files touched of which none came?
+    async fn unheard(&self, notices: &Notices, stamps: &Stamps) -> Result<Seen, Vec<String>> {
+        let blind = Seen {
+            look: true,
+            blind: true,
+            ..Seen::default()
+        };
+        let declared = self.declared.clone();
+        let now = spawn_blocking(move || Stamps::take(&declared)).await;
+        let Ok(Ok(now)) = now else { return Ok(blind) };
+        if now.differing(stamps).is_empty() {
+            return Ok(blind);
+        }
+        match tokio::time::timeout(NOTICE_DELAY, notices.next()).await {
+            // It was on its way.
+            Ok(Ok(seen)) => Ok(Seen { look: true, ..seen }),
+            _ => Err(now.differing(stamps)),
+        }
+    }
+
+    /// Waits a while, then answers which files were touched. Nothing tells a touched file from one that was written and
+    /// restored here, so the first counts as the second.
+    async fn touched(&self, stamps: &Stamps) -> Option<Vec<String>> {
+        let declared = self.declared.clone();
+        let begun = Instant::now();
+        let now = spawn_blocking(move || Stamps::take(&declared)).await;
+        let changed = match now {
+            Ok(Ok(now)) => now.differing(stamps),
+            // Which also measuring will say.
+            _ => return Some(Vec::new()),
+        };
+        if !changed.is_empty() {
+            return Some(changed);
+        }
+        tokio::time::sleep(LOOK_EVERY.max(begun.elapsed() * LOOK_SHARE)).await;
+        None
+    }
+
+    async fn open_eyes(&self) -> Eyes {
+        let declared = self.declared.clone();
+        let interest = spawn_blocking(move || Interest::of(&declared)).await;
+        let notices = match interest {
+            Ok(Ok(interest)) => Notices::of(interest),
+            Ok(Err(error)) => Err(std::io::Error::other(error)),
+            Err(error) => Err(std::io::Error::other(error)),
+        };
+        match notices {
+            Ok(notices) => {
+                metrics::gauge!("aip_drift_watched").set(1.0);
+                Eyes::Notices(Box::new(notices))
+            }
+            Err(error) => looking(&error),
+        }
+    }
+}
+
+fn looking(error: &std::io::Error) -> Eyes {
+    metrics::gauge!("aip_drift_watched").set(0.0);
+    tracing::warn!(
+        reason = "not_watched", %error,
+        "the kernel gives no notices of changes here (fs.inotify.max_user_watches?); files are looked at every second \
+         instead, and touching one counts as a change"
+    );
+    Eyes::Looking
+}
+
+fn next(took: Duration) -> Instant {
+    Instant::now() + MEASURE_EVERY.max(took * MEASURE_SHARE)
+}
