@@ -18,6 +18,13 @@ pub const TABLE: &[(&str, &str, &str)] = &[
     ("aip_svids_issued_total", "counter", "SVIDs issued."),
     ("aip_issue_seconds", "histogram", "One issuance that succeeded."),
     ("aip_issue_refusals_total", "counter", "Issuances refused, by reason."),
+    ("aip_agents_drifted", "gauge", "Agents that drifted and get no SVID."),
+    ("aip_drift_reports_total", "counter", "Drifts that sidecars reported."),
+    (
+        "aip_drift_refusals_total",
+        "counter",
+        "Drift reports refused, by reason.",
+    ),
     (
         "aip_tls_handshake_failures_total",
         "counter",

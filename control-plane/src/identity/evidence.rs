@@ -54,7 +54,11 @@ pub(super) fn verify(token: &str, agent: &AgentName, key: &CsrKey, now: u64) -> 
         return Err(malformed("the command line is too long".into()));
     }
     let runs = [&evidence.run, &evidence.drifted];
-    if runs.into_iter().flatten().any(|run| run.is_empty() || run.len() > MAX_RUN_BYTES) {
+    if runs
+        .into_iter()
+        .flatten()
+        .any(|run| run.is_empty() || run.len() > MAX_RUN_BYTES)
+    {
         return Err(malformed(format!("a run's name has 1 to {MAX_RUN_BYTES} bytes")));
     }
     let computed = code_digest(&evidence.files).map_err(|e| malformed(e.to_string()))?;

@@ -27,7 +27,10 @@ pub(super) async fn upkeep(registry: Registry, ca: Arc<Ca>) {
             tracing::warn!(reason = refusal.reason(), "expired rows were not removed; trying again");
         }
         if let Err(refusal) = registry.drifted().await {
-            tracing::warn!(reason = refusal.reason(), "drifted agents were not counted; trying again");
+            tracing::warn!(
+                reason = refusal.reason(),
+                "drifted agents were not counted; trying again"
+            );
         }
         if ca.wants_rotation() {
             let rotated: Result<u64, Refusal> = ca.rotate(&registry, &Actor::control_plane()).await;

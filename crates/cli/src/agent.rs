@@ -110,11 +110,15 @@ impl AgentVerb {
             }
             Self::List(verb) => verb.perform(globals, &admin).await?,
             Self::Show(Name { name }) => {
-                let agent = admin.get(&path(&name)).await?;
+                let mut agent = admin.get(&path(&name)).await?;
+                let drifted = crate::drift::blocked(&admin).await?;
+                let drifted = drifted.into_iter().find(|drift| drift["agent"] == name.as_str());
                 if globals.json() {
+                    agent["drift"] = json!(drifted);
                     output::json(&agent)
                 } else {
-                    show(&agent)
+                    show(&agent);
+                    drifted.iter().for_each(|drift| output::line(crate::drift::line(drift)));
                 }
             }
             Self::Observe(Observe { name, seconds }) => {

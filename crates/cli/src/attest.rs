@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::Globals;
 use crate::agent::report;
 use crate::client::{Admin, encoded};
+use crate::drift;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Table, cell, short, timestamp};
 use crate::policy::rollout::Outcome;
@@ -184,8 +185,10 @@ impl List {
             // An agent that is not there has none either; that is another answer.
             admin.get(&format!("/v1/agents/{agent}")).await?;
         }
+        let mut drifted = drift::blocked(admin).await?;
+        drifted.retain(|drift| self.agent.as_ref().is_none_or(|agent| drift["agent"] == agent.as_str()));
         if globals.json() {
-            output::json(&json!({ "pending": pending, "approved": approved }));
+            output::json(&json!({ "pending": pending, "approved": approved, "drifted": drifted }));
             return Ok(());
         }
         let mut table = Table::new([
@@ -217,6 +220,9 @@ impl List {
             }
         }
         table.print("no measurements; sidecars bring them when they join");
+        for drift in drifted {
+            output::line(drift::line(&drift));
+        }
         Ok(())
     }
 }

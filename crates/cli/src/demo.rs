@@ -9,6 +9,7 @@ mod access;
 mod board;
 mod calls;
 mod denied;
+mod drift;
 mod files;
 mod hop;
 mod identity;
@@ -95,6 +96,9 @@ async fn steps(mesh: &mut Mesh, board: &mut Board) {
     board.finish(ended);
     board.begin("The control plane is killed", &outage::PROMISES);
     let ended = Box::pin(outage::show(mesh, board)).await;
+    board.finish(ended);
+    board.begin("An agent's file is edited while it runs", &drift::PROMISES);
+    let ended = Box::pin(drift::show(mesh, board)).await;
     board.finish(ended);
     board.begin("A hallucination is reported", &reputation::PROMISES);
     let ended = Box::pin(reputation::show(mesh, board)).await;

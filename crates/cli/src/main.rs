@@ -20,6 +20,7 @@ mod attest;
 mod call;
 mod client;
 mod demo;
+mod drift;
 mod dump;
 mod exit;
 mod home;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::Globals;
 use crate::agent::inner;
 use crate::client::Admin;
+use crate::drift;
 use crate::output::{self, Table, cell, counted, span};
 
 #[derive(Debug, Args)]
@@ -24,6 +25,7 @@ struct Read {
     status: Value,
     sidecars: Vec<Value>,
     agents: Vec<Value>,
+    drifted: Vec<Value>,
 }
 
 impl Status {
@@ -38,6 +40,7 @@ impl Status {
                 .and_then(|s| serde_json::from_value(s).ok())
                 .unwrap_or_default(),
             agents: admin.list("/v1/agents").await?,
+            drifted: drift::blocked(&admin).await?,
         };
         if globals.json() {
             let Read {
@@ -45,8 +48,11 @@ impl Status {
                 status,
                 sidecars,
                 agents,
+                drifted,
             } = &read;
-            output::json(&json!({ "mesh": mesh, "status": status, "sidecars": sidecars, "agents": agents }));
+            output::json(&json!({
+                "mesh": mesh, "status": status, "sidecars": sidecars, "agents": agents, "drifted": drifted,
+            }));
         } else {
             read.print();
         }
@@ -98,10 +104,10 @@ impl Read {
             let agent = inner(agent);
             let mine: Vec<&Value> = self.sidecars.iter().filter(|s| s["agent"] == agent["name"]).collect();
             for sidecar in &mine {
-                table.row(row(agent, sidecar));
+                table.row(self.row(agent, sidecar));
             }
             if mine.is_empty() {
-                table.row(row(agent, &Value::Null));
+                table.row(self.row(agent, &Value::Null));
             }
         }
         output::line("");
@@ -109,6 +115,18 @@ impl Read {
         for nack in self.nacks() {
             output::line(format!("  {nack}"));
         }
+        for drifted in &self.drifted {
+            output::line(format!("  {}", drift::line(drifted)));
+        }
+    }
+
+    /// The row of one sidecar; of an agent that drifted, no identity counts.
+    fn row(&self, agent: &Value, sidecar: &Value) -> [String; 8] {
+        let mut row = row(agent, sidecar);
+        if self.drifted.iter().any(|drift| drift["agent"] == agent["name"]) {
+            row[6] = "drifted".into();
+        }
+        row
     }
 
     fn nacks(&self) -> Vec<String> {
@@ -134,6 +152,7 @@ impl Read {
     /// Agents without a sidecar, sidecars that lag or refused something.
     fn behind(&self) -> Vec<String> {
         let mut lines = self.nacks();
+        lines.extend(self.drifted.iter().map(drift::line));
         for agent in &self.agents {
             let name = &inner(agent)["name"];
             if !self.sidecars.iter().any(|s| s["agent"] == *name && is_connected(s)) {

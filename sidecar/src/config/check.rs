@@ -51,10 +51,16 @@ impl Flags {
         let log_format = parsed(errors, "log_format", self.log_format.as_ref(), "json or text", read);
         let read_filter = |text: &str| telemetry::is_filter(text).then(|| text.to_owned());
         let log = parsed(errors, "log", self.log.as_ref(), telemetry::A_FILTER, read_filter);
-        let run = parsed(errors, "run", self.run.as_ref(), "1 to 64 printable characters", |text| {
-            let fits = (1..=MAX_RUN_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
-            fits.then(|| text.to_owned())
-        });
+        let run = parsed(
+            errors,
+            "run",
+            self.run.as_ref(),
+            "1 to 64 printable characters",
+            |text| {
+                let fits = (1..=MAX_RUN_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+                fits.then(|| text.to_owned())
+            },
+        );
         let data = required(errors, "data", self.data.clone());
         let runtime_dir = self.runtime_dir.clone();
         let runtime_dir = runtime_dir.or_else(|| data.as_ref().map(|data| data.join("runtime")));

@@ -57,7 +57,9 @@ impl Alarm {
     /// Suspends, for these paths changed; then measures what is there now. Returns once that is on disk.
     pub async fn raise(&self, changed: Vec<String>) {
         let generation = self.svid.current().map_or(0, |svid| svid.result().generation);
-        let was = self.expected().map_or_else(|| Digest::sha256(b""), |expected| expected.code);
+        let was = self
+            .expected()
+            .map_or_else(|| Digest::sha256(b""), |expected| expected.code);
         self.raise_as(changed, generation, was).await;
     }
 
@@ -88,14 +90,20 @@ impl Alarm {
             "the agent is not what was approved any more; nothing is served until it is approved and restarted"
         );
         self.persist().await;
-        let (alarm, declared) = (self.clone(), self.config.measured.clone());
+        self.complete().await;
+    }
+
+    /// Finds out what lies there now, and writes that down, too.
+    pub async fn complete(&self) {
+        let declared = self.config.measured.clone();
         let found = tokio::task::spawn_blocking(move || measure(&declared)).await;
         match found {
-            Ok(Ok(found)) => alarm.found(&found),
+            Ok(Ok(found)) => self.found(&found),
             Ok(Err(error)) => tracing::warn!(reason = error.reason(), %error, "what runs now can't be measured"),
             Err(error) => tracing::warn!(%error, "what runs now was not measured"),
         }
         self.persist().await;
+        self.suspension.settle();
     }
 
     fn found(&self, found: &Measurement) {

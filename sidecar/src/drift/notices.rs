@@ -99,11 +99,7 @@ impl Notices {
         // is `unsafe`, which is forbidden here.
         #[expect(deprecated, reason = "sound for an OwnedFd")]
         let fd = AsyncFd::new(fd)?;
-        Ok(Self {
-            fd,
-            watches,
-            interest,
-        })
+        Ok(Self { fd, watches, interest })
     }
 
     /// The next notices that matter.

@@ -17,6 +17,8 @@ use crate::config::Config;
 
 /// First and last bound of the wait between attempts.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// How long the report waits for what was found. The agent is cut off already; its peers still hold an SVID of it for good.
+const SETTLED: Duration = Duration::from_secs(5);
 /// How long one attempt may take.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -63,11 +65,16 @@ impl Reporter {
         if suspended.wait_for(|on| *on).await.is_err() {
             return;
         }
+        // Written down, and measured: a person approves what the report says was found.
+        let _ = tokio::time::timeout(SETTLED, self.suspension.settled()).await;
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         while self.suspension.marker().is_some_and(|marker| !marker.reported) {
             match self.once().await {
                 Ok(generation) => {
-                    tracing::warn!(generation, "the drift is reported; SVIDs of earlier generations are revoked");
+                    tracing::warn!(
+                        generation,
+                        "the drift is reported; SVIDs of earlier generations are revoked"
+                    );
                     self.answered().await;
                 }
                 Err(_) if self.is_revoked() => {

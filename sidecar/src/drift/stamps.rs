@@ -43,7 +43,10 @@ impl Stamps {
 
     /// Which are other than in `before`, or are in one of both only.
     pub fn differing(&self, before: &Self) -> Vec<String> {
-        let all = self.0.keys().chain(before.0.keys().filter(|path| !self.0.contains_key(*path)));
+        let all = self
+            .0
+            .keys()
+            .chain(before.0.keys().filter(|path| !self.0.contains_key(*path)));
         let other = all.filter(|path| self.0.get(*path) != before.0.get(*path));
         other.map(|path| path.display().to_string()).collect()
     }

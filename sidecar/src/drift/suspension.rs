@@ -85,6 +85,8 @@ struct Inner {
     on: AtomicBool,
     marker: ArcSwapOption<Marker>,
     changed: watch::Sender<bool>,
+    /// Whether all is known that will be known of why.
+    settled: watch::Sender<bool>,
 }
 
 impl Default for Suspension {
@@ -102,6 +104,7 @@ impl Suspension {
             on: AtomicBool::new(on),
             marker: ArcSwapOption::from_pointee(marker),
             changed: watch::Sender::new(on),
+            settled: watch::Sender::new(on),
         }))
     }
 
@@ -146,6 +149,16 @@ impl Suspension {
         self.0.marker.store(Some(Arc::new(marker)));
         self.0.changed.send_replace(true);
         true
+    }
+
+    /// Notes that no more will be known of why.
+    pub fn settle(&self) {
+        self.0.settled.send_replace(true);
+    }
+
+    /// Resolves when that is so.
+    pub async fn settled(&self) {
+        let _ = self.0.settled.subscribe().wait_for(|settled| *settled).await;
     }
 
     /// Says more of why.

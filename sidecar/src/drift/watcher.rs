@@ -106,7 +106,11 @@ impl Watcher {
                 Eyes::Looking => match self.touched(&stamps).await {
                     Some(changed) => return changed,
                     None if Instant::now() < due => continue,
-                    None => Seen { look: true, blind: true, ..Seen::default() },
+                    None => Seen {
+                        look: true,
+                        blind: true,
+                        ..Seen::default()
+                    },
                 },
             };
             if !seen.changed.is_empty() {

@@ -121,7 +121,11 @@ impl JoinError {
             Self::Unreachable { .. } | Self::Handshake { .. } => true,
             Self::Refused { retryable, .. } => *retryable,
             Self::Measure(_) | Self::Answer(_) | Self::Tls(_) | Self::Evidence(_) => false,
-            Self::NoCredential(_) | Self::TokenFile { .. } | Self::WrongRoot | Self::Drifted { .. } | Self::Marker(_) => false,
+            Self::NoCredential(_)
+            | Self::TokenFile { .. }
+            | Self::WrongRoot
+            | Self::Drifted { .. }
+            | Self::Marker(_) => false,
         }
     }
 }

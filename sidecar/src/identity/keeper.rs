@@ -120,11 +120,18 @@ impl Keeper {
         };
         let same_run = marker.run == self.config.run;
         tracing::warn!(
-            reason = "drifted", changed = marker.names(), since = marker.at, restarted = !same_run,
+            reason = "drifted",
+            changed = marker.names(),
+            since = marker.at,
+            restarted = !same_run,
             "this sidecar suspended itself before, and serves nothing until its agent is approved and restarted"
         );
         metrics::gauge!("aip_drifted").set(1.0);
         if same_run {
+            if marker.found.is_none() && !marker.reported {
+                // The process before this one ended before it knew.
+                self.alarm.complete().await;
+            }
             return kept.ok_or_else(drifted).and_then(|kept| self.only_report(kept));
         }
         let let_back_in = |kept: &SealedIdentity| {

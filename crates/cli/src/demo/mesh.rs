@@ -113,6 +113,20 @@ impl Mesh {
         Ok(())
     }
 
+    /// Ends an agent as its user would, with Ctrl-C in its terminal; answers what it had printed.
+    pub(super) async fn end_agent(&mut self, name: &str) -> anyhow::Result<String> {
+        let at = self.agents.iter().position(|a| a.name == name);
+        let mut agent = self.agents.remove(at.context("no such agent")?);
+        agent.run.signal(rustix::process::Signal::INT);
+        agent.run.stop(STOP).await;
+        Ok(std::fs::read_to_string(agent.dir.join("run.log")).unwrap_or_default())
+    }
+
+    /// The file that an agent declares.
+    pub(super) fn declared(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name).join(format!("{name}.json"))
+    }
+
     /// Waits until an agent serves behind its sidecar.
     pub(super) async fn ready(&mut self, name: &str) -> anyhow::Result<State> {
         let deadline = Instant::now() + START;

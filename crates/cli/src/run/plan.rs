@@ -9,7 +9,10 @@ use aip_runtime::files::{DirLock, lock_dir};
 use super::Run;
 use crate::exit::{Exit, Failure};
 use crate::home::{Home, private_dir};
-use crate::process;
+use crate::{process, secret};
+
+/// Random bytes in the name of a run.
+const RUN_BYTES: usize = 16;
 
 /// Everything that is known before anything is started.
 #[derive(Debug)]
@@ -28,6 +31,8 @@ pub(super) struct Plan {
     pub(super) config: Vec<String>,
     /// The program that runs.
     pub(super) executable: PathBuf,
+    /// Which run of the agent this is: another one each time.
+    pub(super) id: String,
 }
 
 impl Plan {
@@ -88,12 +93,18 @@ impl Plan {
             code,
             config,
             executable,
+            id: secret::fresh::<RUN_BYTES>()?,
         })
     }
 
     /// Whether nothing is measured but a program from elsewhere, as an interpreter is, and its command line.
     pub(super) fn measures_no_code(&self) -> bool {
         self.code.is_empty() && !self.executable.starts_with(&self.root)
+    }
+
+    /// What changed, where the sidecar has suspended itself, and what would have to be approved.
+    pub(super) fn drifted(&self, name: &aip_api::AgentName) -> Option<(String, Option<String>)> {
+        crate::drift::marker(&self.dir.join("data"), name)
     }
 
     /// The sidecar's log.

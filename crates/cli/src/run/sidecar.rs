@@ -121,6 +121,7 @@ fn command(run: &Run, plan: &Plan, admitted: &Admitted, ports: Ports) -> Result<
         command.args(["--config-file", file]);
     }
     command.arg("--executable").arg(&plan.executable);
+    command.args(["--run", &plan.id]);
     command.args(["--argv", &serde_json::to_string(&run.command).unwrap_or_default()]);
     Ok(command)
 }

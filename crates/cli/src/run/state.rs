@@ -18,6 +18,8 @@ pub(crate) enum Phase {
     Launching,
     /// The command serves.
     Ready,
+    /// What the command runs is not what was approved: nothing reaches it, and it reaches nothing.
+    Drifted,
     /// All is over.
     Ended,
 }

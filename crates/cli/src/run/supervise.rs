@@ -23,6 +23,10 @@ use crate::process::{self, Child, Guard, Output, Signals};
 const RESTART: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// A sidecar that lived this long was well; the wait begins anew.
 const WELL: Duration = Duration::from_secs(30);
+/// Between two looks at whether the sidecar has suspended itself.
+const DRIFT_LOOK: Duration = Duration::from_millis(250);
+/// How long a suspended sidecar may take to measure what lies there now.
+const MEASURED: Duration = Duration::from_secs(5);
 /// How long the sidecar may finish what is in flight before the command is told to end.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -174,6 +178,7 @@ async fn keep(
     signals: &mut Signals,
 ) -> Result<u8, Failure> {
     let mut backoff = Backoff::new(RESTART.0, RESTART.1);
+    let (mut drifted, mut told) = (Box::pin(drifted(run, plan)), false);
     loop {
         let Some(command) = running.command.as_mut() else {
             return Ok(Exit::Failed as u8);
@@ -183,6 +188,11 @@ async fn keep(
             signal = signals.next() => {
                 running.end(Duration::from_secs(run.grace), signal).await;
                 return Ok(running.command_status());
+            }
+            () = &mut drifted, if !told => {
+                told = true;
+                state.update(|s| s.phase = Phase::Drifted);
+                continue;
             }
             status = running.sidecar.wait() => {
                 note(format!("aip: the sidecar of {} ended ({}); starting it again", run.name, status?));
@@ -206,6 +216,30 @@ async fn keep(
             s.sidecar_restarts += 1;
         });
     }
+}
+
+/// Resolves when the sidecar has suspended itself, and has told the user so.
+async fn drifted(run: &Run, plan: &Plan) {
+    let mut found_by = None;
+    let (changed, found) = loop {
+        tokio::time::sleep(DRIFT_LOOK).await;
+        match plan.drifted(&run.name) {
+            Some((changed, Some(found))) => break (changed, Some(found)),
+            // What is there now is measured after everything was cut; where it can't be, that is said, too.
+            Some((changed, None)) if found_by.is_some_and(|by| Instant::now() > by) => break (changed, None),
+            Some(_) => found_by = found_by.or(Some(Instant::now() + MEASURED)),
+            None => {}
+        }
+    };
+    let approve = match &found {
+        Some(found) => format!("aip attest approve {} {}", run.name, output::short(found)),
+        None => format!("aip attest list --agent {}, and approve what it is to run", run.name),
+    };
+    note(format!(
+        "aip: {0} drifted: {changed} changed while it ran; its sidecar refuses all calls to it and of it, and stays so\n  \
+         next: {approve}\n        then end this `aip run` and start it again",
+        run.name
+    ));
 }
 
 /// Tries until a sidecar listens: without one the command is cut off, which is safe, and nobody else would mend it.

@@ -52,6 +52,12 @@ pub(super) async fn for_sidecar(
     let deadline = Instant::now() + READY;
     let mut next_look = Instant::now() + APPROVAL_LOOK;
     let mut waits = false;
+    if let Some((changed, _)) = plan.drifted(&run.name) {
+        output::note(format!(
+            "aip: {} drifted in an earlier run ({changed}); it serves again once what lies there now is approved",
+            run.name
+        ));
+    }
     while !is_ready(probes).await {
         if let Some(status) = child.ended()? {
             return Err(sidecar::died(
@@ -60,7 +66,8 @@ pub(super) async fn for_sidecar(
                 &format!("the sidecar ended before it was ready ({status})"),
             ));
         }
-        if !dev && Instant::now() > next_look {
+        let asks = !dev || plan.drifted(&run.name).is_some();
+        if asks && Instant::now() > next_look {
             next_look = Instant::now() + APPROVAL_LOOK;
             if !waits && let Some(fingerprint) = pending(globals, run).await {
                 waits = true;
