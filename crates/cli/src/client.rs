@@ -197,13 +197,39 @@ impl Admin {
         }
     }
 
+    /// A file as it is; `None` where there is no such thing.
+    pub(crate) async fn bytes(&self, path: &str) -> Result<Option<Bytes>, Failure> {
+        let what = format!("{path} can't be read");
+        let request = self.request(Method::GET, path);
+        match self.answer(DEADLINE, request, None, &what).await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(failure) if failure.exit == Exit::NotFound => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
     async fn exchange(
+        &self,
+        deadline: Duration,
+        request: Builder,
+        body: Option<&Value>,
+        what: &str,
+    ) -> Result<Value, Failure> {
+        let body = self.answer(deadline, request, body, what).await?;
+        if body.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&body)
+            .map_err(|e| Failure::new(Exit::Failed, what).why(format!("the answer is not JSON: {e}")))
+    }
+
+    async fn answer(
         &self,
         deadline: Duration,
         mut request: Builder,
         body: Option<&Value>,
         what: &str,
-    ) -> Result<Value, Failure> {
+    ) -> Result<Bytes, Failure> {
         let bytes = body.map(|b| Bytes::from(b.to_string())).unwrap_or_default();
         if body.is_some() {
             request = request.header("content-type", "application/json");
@@ -217,16 +243,12 @@ impl Admin {
             Way::Socket(path) => http::send_to_socket(path, request, deadline).await,
         };
         let answer = answer.map_err(|e| self.unreachable(what, &e))?;
-        let (status, body) = (answer.status(), answer.body());
+        let (status, body) = (answer.status(), answer.into_body());
         if status.is_success() {
-            if body.is_empty() {
-                return Ok(Value::Null);
-            }
-            return serde_json::from_slice(body)
-                .map_err(|e| Failure::new(Exit::Failed, what).why(format!("the answer is not JSON: {e}")));
+            return Ok(body);
         }
-        let problem = serde_json::from_slice(body).unwrap_or_else(|_| {
-            let text = String::from_utf8_lossy(body).chars().take(500).collect::<String>();
+        let problem = serde_json::from_slice(&body).unwrap_or_else(|_| {
+            let text = String::from_utf8_lossy(&body).chars().take(500).collect::<String>();
             Problem::new(status.as_u16(), "unexpected_answer", format!("{status} {text}"))
         });
         Err(Failure::of_problem(what, &problem))

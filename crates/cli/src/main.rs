@@ -7,6 +7,7 @@
 //! | [`demo`] | `aip demo` |
 //! | [`agent`], [`token`], [`attest`], [`policy`], [`approvals`] | the registry, join tokens, measurements, policies |
 //! | [`reputation`] | how agents behaved so far |
+//! | [`audit`] | what was recorded: find it, prove it, decide it again |
 //! | [`admin`] | admin tokens: who may change the mesh |
 //! | [`call`], [`status`], [`dump`] | look |
 //!
@@ -17,6 +18,7 @@ mod admin;
 mod agent;
 mod approvals;
 mod attest;
+mod audit;
 mod call;
 mod client;
 mod demo;
@@ -130,6 +132,9 @@ enum Verb {
     /// Policies: check, test, roll out, roll back
     #[command(subcommand)]
     Policy(policy::PolicyVerb),
+    /// The audit trail: find records, prove that they are whole, decide again
+    #[command(subcommand)]
+    Audit(audit::AuditVerb),
     /// Changes that wait for a second person
     #[command(subcommand)]
     Approvals(approvals::ApprovalsVerb),
@@ -166,6 +171,7 @@ async fn perform(aip: Aip) -> anyhow::Result<ExitCode> {
         Verb::Token(verb) => Box::pin(verb.perform(&globals)).await,
         Verb::Attest(verb) => Box::pin(verb.perform(&globals)).await,
         Verb::Policy(verb) => Box::pin(verb.perform(&globals)).await,
+        Verb::Audit(verb) => Box::pin(verb.perform(&globals)).await,
         Verb::Approvals(verb) => Box::pin(verb.perform(&globals)).await,
         Verb::Admin(verb) => Box::pin(verb.perform(&globals)).await,
         Verb::Reputation(verb) => Box::pin(verb.perform(&globals)).await,

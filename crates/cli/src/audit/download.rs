@@ -1,0 +1,155 @@
+//! Everything that a verifier needs, from the control plane, as files.
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+
+use aip_audit::log;
+use aip_audit::verify::LEDGER_DIR;
+use serde_json::{Value, json};
+
+use super::trust;
+use crate::Globals;
+use crate::client::{Admin, encoded};
+use crate::exit::{Exit, Failure};
+use crate::output::{self, cell, counted};
+
+/// What was fetched.
+#[derive(Debug, Default)]
+pub(super) struct Fetched {
+    logs: u64,
+    segments: u64,
+    checkpoints: u64,
+}
+
+pub(super) async fn perform(globals: &Globals, dir: &Path) -> anyhow::Result<ExitCode> {
+    if dir.exists() {
+        let what = format!("{} exists", dir.display());
+        let next = "name a folder that does not exist: an export is never mixed with an older one";
+        return Err(Failure::new(Exit::Usage, what).next(next).into());
+    }
+    let fetched = Box::pin(output::waiting("exporting", fetch(globals, dir))).await?;
+    if globals.json() {
+        let document = json!({
+            "dir": dir, "logs": fetched.logs, "segments": fetched.segments, "checkpoints": fetched.checkpoints,
+        });
+        output::json(&document);
+    } else {
+        output::line(format!(
+            "{}: {}, {}, {}",
+            dir.display(),
+            counted(fetched.logs, "log"),
+            counted(fetched.segments, "segment"),
+            counted(fetched.checkpoints, "checkpoint")
+        ));
+        output::line(format!(
+            "check it anywhere with `aip audit verify --dir {}`",
+            dir.display()
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes logs, checkpoints, the control plane's log of checkpoints with its head, and the keys, into `dir`.
+pub(super) async fn fetch(globals: &Globals, dir: &Path) -> Result<Fetched, Failure> {
+    let admin = Admin::open(globals)?;
+    // The head first: what it covers is then surely among what follows.
+    let head = admin.find("/v1/audit/tree-head").await?;
+    let mut fetched = Fetched::default();
+    let mut ledger: Vec<(u64, String)> = Vec::new();
+    for held in admin.list("/v1/audit/logs").await? {
+        let name = held["log"].as_str().unwrap_or_default().to_owned();
+        let folder = dir.join(agent_folder(&held)).join(&name);
+        log::name_of(&folder).map_err(|e| failed(&folder, &e))?;
+        make(&folder)?;
+        checkpoints(&admin, &name, &folder, &mut ledger, &mut fetched).await?;
+        segments(&admin, &held, &name, &folder, &mut fetched).await?;
+        fetched.logs += 1;
+    }
+    if let Some(statement) = head.as_ref().and_then(|h| h["statement"].as_str()) {
+        write_ledger(dir, statement, ledger)?;
+    }
+    write(
+        &dir.join(trust::FILE),
+        admin.get("/v1/trust").await?.to_string().as_bytes(),
+    )?;
+    Ok(fetched)
+}
+
+/// The agent's name as a folder; nothing that the other side says becomes a path as it is.
+fn agent_folder(held: &Value) -> String {
+    let agent = cell(&held["agent"]);
+    let last = agent.rsplit('/').next().unwrap_or_default();
+    last.parse::<aip_api::AgentName>()
+        .map_or_else(|_| "unknown".to_owned(), |name| name.to_string())
+}
+
+async fn checkpoints(
+    admin: &Admin,
+    name: &str,
+    folder: &Path,
+    ledger: &mut Vec<(u64, String)>,
+    fetched: &mut Fetched,
+) -> Result<(), Failure> {
+    let mut text = String::new();
+    for item in admin
+        .list(&format!("/v1/audit/logs/{}/checkpoints", encoded(name)))
+        .await?
+    {
+        let line = json!({ "statement": item["statement"], "chain": item["chain"] }).to_string() + "\n";
+        text.push_str(&line);
+        ledger.extend(item["index"].as_u64().map(|index| (index, line)));
+        fetched.checkpoints += 1;
+    }
+    write(&folder.join("checkpoints.jsonl"), text.as_bytes())
+}
+
+async fn segments(
+    admin: &Admin,
+    held: &Value,
+    name: &str,
+    folder: &Path,
+    fetched: &mut Fetched,
+) -> Result<(), Failure> {
+    let path = format!("/v1/audit/logs/{}/segments", encoded(name));
+    if let Some(manifest) = admin.bytes(&path).await? {
+        write(&folder.join("segments.jsonl"), &manifest)?;
+    }
+    let number = |key: &str| held["segments"][key].as_u64().unwrap_or_default();
+    for segment in number("first")..number("next").max(number("first")) {
+        // One that a quota took meanwhile; the manifest then says so, or verification does.
+        if let Some(bytes) = admin.bytes(&format!("{path}/{segment}")).await? {
+            write(&log::segment_path(folder, segment), &bytes)?;
+            fetched.segments += 1;
+        }
+    }
+    Ok(())
+}
+
+/// The control plane's log of checkpoints; left out where older ones are not kept any more, as its root could not be
+/// computed.
+fn write_ledger(dir: &Path, head: &str, mut lines: Vec<(u64, String)>) -> Result<(), Failure> {
+    lines.sort_unstable();
+    lines.dedup_by_key(|(index, _)| *index);
+    if lines.iter().enumerate().any(|(at, (index, _))| at as u64 != *index) {
+        output::note("the control plane no longer keeps all checkpoints that it took: its tree head is not checked");
+        return Ok(());
+    }
+    let folder = dir.join(LEDGER_DIR);
+    make(&folder)?;
+    let text: String = lines.into_iter().map(|(_, line)| line).collect();
+    write(&folder.join("checkpoints.jsonl"), text.as_bytes())?;
+    write(&folder.join("heads.jsonl"), format!("{head}\n").as_bytes())
+}
+
+fn failed(path: &Path, why: &dyn std::fmt::Display) -> Failure {
+    Failure::new(Exit::Failed, format!("{} was not written", path.display())).why(why.to_string())
+}
+
+fn make(folder: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(folder).map_err(|e| failed(folder, &e))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    fs::write(path, bytes).map_err(|e| failed(path, &e))
+}

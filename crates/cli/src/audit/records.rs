@@ -1,0 +1,271 @@
+//! `aip audit tail`, `query`, and `export` of records.
+
+use std::collections::HashMap;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{As, Wanted};
+use crate::Globals;
+use crate::client::{Admin, encoded};
+use crate::exit::Failure;
+use crate::output::{self, Table, cell, timestamp};
+
+/// Between two looks for new records.
+const LOOK: Duration = Duration::from_secs(1);
+/// Records of one look: a mesh that makes more a second is not read line by line.
+const PER_LOOK: usize = 1_000;
+/// How far back each look goes, in milliseconds: segments come up to the control plane with some delay.
+const OVERLAP_MILLIS: u64 = 30_000;
+/// Most records of one export: at a kilobyte each, some gigabytes.
+const MAX_EXPORT: usize = 5_000_000;
+/// Rows of a page.
+const PAGE: usize = 500;
+
+/// A moment in Unix milliseconds: `15m` ago, or a time as RFC 3339 writes it.
+pub(super) fn time(text: &str) -> Result<u64, String> {
+    let now = aip_runtime::unix_now().saturating_mul(1000);
+    let ago = |number: &str, unit: u64| {
+        let number: u64 = number.parse().ok()?;
+        Some(now.saturating_sub(number.checked_mul(unit)?))
+    };
+    let (number, unit) = text.split_at(text.len().saturating_sub(1));
+    let relative = match unit {
+        "s" => ago(number, 1_000),
+        "m" => ago(number, 60_000),
+        "h" => ago(number, 3_600_000),
+        "d" => ago(number, 86_400_000),
+        _ => None,
+    };
+    let absolute = || {
+        let format = &time::format_description::well_known::Rfc3339;
+        let moment = time::OffsetDateTime::parse(text, format).ok()?;
+        u64::try_from(moment.unix_timestamp_nanos() / 1_000_000).ok()
+    };
+    relative
+        .or_else(absolute)
+        .ok_or_else(|| "expected 30s, 15m, 2h, 3d, or a time as 2026-01-31T12:00:00Z".to_owned())
+}
+
+/// The path of a page of records.
+fn path(wanted: &Wanted, limit: usize, cursor: Option<&str>) -> String {
+    let mut path = format!("/v1/audit/records?limit={limit}");
+    let mut add = |key: &str, value: Option<String>| {
+        if let Some(value) = value {
+            path.push_str(&format!("&{key}={}", encoded(&value)));
+        }
+    };
+    add("agent", wanted.agent.as_ref().map(ToString::to_string));
+    add("verdict", wanted.verdict.clone());
+    add("tool", wanted.tool.clone());
+    add("since", wanted.since.map(|n| n.to_string()));
+    add("until", wanted.until.map(|n| n.to_string()));
+    add("hop", wanted.hop.clone());
+    add("trace", wanted.trace.clone());
+    add("decision", wanted.decision.clone());
+    add("cursor", cursor.map(str::to_owned));
+    path
+}
+
+/// Up to `limit` records, newest first; `each` is told of each as it comes.
+pub(super) async fn found(
+    admin: &Admin,
+    wanted: &Wanted,
+    limit: usize,
+    mut each: impl FnMut(&Value),
+) -> Result<usize, Failure> {
+    let (mut seen, mut cursor) = (0, None::<String>);
+    while seen < limit {
+        let page = admin
+            .get(&path(wanted, PAGE.min(limit - seen), cursor.as_deref()))
+            .await?;
+        let items = page["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+        items.iter().take(limit - seen).for_each(&mut each);
+        seen += items.len();
+        match page["next"].as_str() {
+            Some(next) if !items.is_empty() => cursor = Some(next.to_owned()),
+            _ => break,
+        }
+    }
+    Ok(seen)
+}
+
+const HEADINGS: [&str; 9] = [
+    "TIME", "AGENT", "WHAT", "FROM", "TO", "CALL", "OUTCOME", "WHY", "DECISION",
+];
+
+/// What a record says, for a table.
+fn cells(item: &Value) -> [String; 9] {
+    let record = &item["record"];
+    let short = |value: &Value| cell(value).rsplit('/').next().unwrap_or_default().to_owned();
+    let time = timestamp(record["at"].as_u64().unwrap_or_default() / 1000);
+    let agent = short(&item["agent"]);
+    let what = cell(&record["kind"]);
+    let dash = || "-".to_owned();
+    match record["kind"].as_str() {
+        Some("decision") => {
+            let call = [&record["tool"], &record["call"]].into_iter().find(|v| v.is_string());
+            let call = call.map_or_else(
+                || format!("{} {}", cell(&record["method"]), cell(&record["path"])),
+                cell,
+            );
+            let rule = [&record["rule"], &record["reason"]].into_iter().find(|v| v.is_string());
+            [
+                time,
+                agent,
+                cell(&record["direction"]),
+                short(&record["source"]["id"]),
+                short(&record["destination"]["id"]),
+                call,
+                cell(&record["verdict"]),
+                rule.map_or_else(dash, cell),
+                cell(&record["id"]),
+            ]
+        }
+        Some("end") => [
+            time,
+            agent,
+            what,
+            dash(),
+            dash(),
+            format!("{} ms", cell(&record["ms"])),
+            format!("{} {}", cell(&record["status"]), cell(&record["end"])),
+            cell(&record["blame"]),
+            cell(&record["id"]),
+        ],
+        _ => [
+            time,
+            agent,
+            what,
+            dash(),
+            dash(),
+            cell(&record["count"]),
+            cell(&record["lost"]),
+            cell(&record["reason"]),
+            dash(),
+        ],
+    }
+}
+
+pub(super) async fn query(globals: &Globals, wanted: &Wanted, limit: usize) -> anyhow::Result<ExitCode> {
+    let admin = Admin::open(globals)?;
+    let mut items = Vec::new();
+    let work = found(&admin, wanted, limit, |item| items.push(item.clone()));
+    output::waiting("searching", work).await?;
+    if globals.json() {
+        output::json(&items);
+    } else {
+        let mut table = Table::new(HEADINGS);
+        items.iter().for_each(|item| table.row(cells(item)));
+        table.print("no such records; sidecars' newest records are a few seconds behind");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Looks for what is new, again and again, until it is ended.
+pub(super) async fn tail(globals: &Globals, wanted: &Wanted) -> anyhow::Result<ExitCode> {
+    let admin = Admin::open(globals)?;
+    let mut wanted = wanted.clone();
+    let mut seen: HashMap<(String, u64), u64> = HashMap::new();
+    let now = || aip_runtime::unix_now().saturating_mul(1000);
+    wanted.since = wanted.since.or_else(|| Some(now()));
+    loop {
+        let from = now();
+        let mut fresh = Vec::new();
+        let look = found(&admin, &wanted, PER_LOOK, |item| {
+            let key = (cell(&item["log"]), item["record"]["seq"].as_u64().unwrap_or_default());
+            fresh.extend((!seen.contains_key(&key)).then(|| (key, item.clone())));
+        });
+        look.await?;
+        for (key, item) in fresh.into_iter().rev() {
+            if globals.json() {
+                output::line(item.to_string());
+            } else {
+                output::line(cells(&item).join("  "));
+            }
+            seen.insert(key, item["record"]["at"].as_u64().unwrap_or_default());
+        }
+        wanted.since = wanted.since.max(Some(from.saturating_sub(OVERLAP_MILLIS)));
+        // What is older than that is not asked for again.
+        seen.retain(|_, at| Some(*at) >= wanted.since);
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+pub(super) async fn export(globals: &Globals, wanted: &Wanted, form: As) -> anyhow::Result<ExitCode> {
+    let admin = Admin::open(globals)?;
+    if form == As::Csv {
+        output::line(HEADINGS.map(str::to_lowercase).join(","));
+    }
+    let written = found(&admin, wanted, MAX_EXPORT, |item| match form {
+        As::Jsonl => output::line(item.to_string()),
+        As::Csv => output::line(cells(item).map(|cell| csv(&cell)).join(",")),
+    });
+    let written = written.await?;
+    if written >= MAX_EXPORT {
+        output::note(format!(
+            "ended after {MAX_EXPORT} records; narrow it with --since and --until"
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A cell of CSV (RFC 4180). What a spreadsheet would take for a formula is marked as text: callers choose paths.
+fn csv(cell: &str) -> String {
+    let guard = if cell.starts_with(['=', '+', '@', '\t']) || (cell.starts_with('-') && cell.len() > 1) {
+        "'"
+    } else {
+        ""
+    };
+    format!("\"{guard}{}\"", cell.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        let now = aip_runtime::unix_now() * 1000;
+        let ago = time("2h").unwrap();
+        assert!(now - ago >= 7_200_000 && now - ago < 7_210_000);
+        assert_eq!(time("1970-01-01T00:00:01.5Z").unwrap(), 1_500);
+        for bad in ["", "m", "yesterday", "-3m", "1970-01-01", "99999999999999999999d", "5µ"] {
+            assert!(time(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_query_carries_what_was_asked_encoded() {
+        let wanted = Wanted {
+            tool: Some("a b&c".into()),
+            since: Some(5),
+            ..Wanted::default()
+        };
+        assert_eq!(
+            path(&wanted, 7, Some("x/y")),
+            "/v1/audit/records?limit=7&tool=a%20b%26c&since=5&cursor=x%2Fy"
+        );
+    }
+
+    #[test]
+    fn a_spreadsheet_runs_nothing_that_a_caller_chose() {
+        assert_eq!(csv("=cmd|' /C calc'!A0"), "\"'=cmd|' /C calc'!A0\"");
+        assert_eq!(csv("say \"hi\", twice"), "\"say \"\"hi\"\", twice\"");
+        assert_eq!(csv("-"), "\"-\"");
+    }
+
+    #[test]
+    fn each_kind_of_record_has_a_row() {
+        let decision = json!({"agent": "spiffe://x/agent/planner", "record": {"kind": "decision", "at": 0, "direction": "outbound",
+            "source": {"id": "spiffe://x/agent/planner"}, "destination": {"id": "spiffe://x/agent/ledger"}, "method": "POST",
+            "path": "/mcp", "tool": "close_books", "verdict": "deny", "rule": "p/r", "id": "d"}});
+        let row = cells(&decision);
+        assert_eq!(row[3..8], ["planner", "ledger", "close_books", "deny", "p/r"]);
+        let gap = json!({"agent": "a", "record": {"kind": "gap", "at": 0, "lost": 3, "reason": "disk_full"}});
+        assert_eq!(cells(&gap)[6..8], ["3", "disk_full"]);
+    }
+}

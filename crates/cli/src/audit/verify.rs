@@ -1,0 +1,141 @@
+//! `aip audit verify`.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use aip_audit::verify::{self, Progress, Report, Sources};
+
+use super::download;
+use super::trust::Trust;
+use crate::Globals;
+use crate::exit::{Exit, Failure};
+use crate::output::{self, Table, counted, timestamp};
+
+/// Between two words about progress, and how long nothing is said at first.
+const EVERY: Duration = Duration::from_secs(1);
+/// Faults that a table shows; `--output json` has them all.
+const SHOWN: usize = 20;
+
+/// What a verification came to.
+pub(crate) struct Verified(pub(crate) Report);
+
+/// Verifies what is in `dir`.
+pub(crate) async fn verified(globals: &Globals, dir: &Path, trust: Option<&Path>) -> Result<Verified, Failure> {
+    let failed = |e: aip_audit::log::LogError| {
+        Failure::new(Exit::Failed, format!("{} can't be verified", dir.display())).why(e.to_string())
+    };
+    let trust = Trust::find(globals, Some(dir), trust).await?;
+    let sources = Sources::find(dir).map_err(failed)?;
+    if sources.logs.is_empty() {
+        return Err(
+            Failure::new(Exit::NotFound, format!("there is no audit log in {}", dir.display()))
+                .why("a log is a folder named by a UUID with segment files in it")
+                .next("name a sidecar's data directory or a folder that `aip audit export --dir` wrote"),
+        );
+    }
+    let started = Instant::now();
+    let mut said = started;
+    let terminal = std::io::stderr().is_terminal();
+    let report = verify::verify(&sources, &trust, &mut |progress: Progress| {
+        if said.elapsed() >= EVERY && terminal {
+            said = Instant::now();
+            let percent = progress.done.saturating_mul(100) / progress.all.max(1);
+            let _ = write!(
+                std::io::stderr(),
+                "\rverifying {percent:>3} %, {} MiB ",
+                progress.done >> 20
+            );
+        }
+    });
+    if said != started {
+        let _ = write!(std::io::stderr(), "\r{}\r", " ".repeat(40));
+    }
+    report.map(Verified).map_err(failed)
+}
+
+pub(super) async fn perform(globals: &Globals, dir: Option<&Path>, trust: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let Verified(report) = match dir {
+        Some(dir) => verified(globals, dir, trust).await?,
+        None => {
+            let temp = tempfile::tempdir()?;
+            let into = temp.path().join("export");
+            let fetching = download::fetch(globals, &into);
+            Box::pin(output::waiting("fetching what the control plane has", fetching)).await?;
+            verified(globals, &into, trust).await?
+        }
+    };
+    if globals.json() {
+        output::json(&report);
+    } else {
+        print(&report);
+    }
+    Ok(if report.intact() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(Exit::Failed as u8)
+    })
+}
+
+fn print(report: &Report) {
+    let mut table = Table::new([
+        "LOG",
+        "AGENT",
+        "RECORDS",
+        "SIGNED",
+        "UP TO",
+        "CHECKPOINTS",
+        "DROPPED",
+        "GAPS",
+    ]);
+    for log in &report.logs {
+        let agent = log.agent.as_deref().map_or("-", |a| a.rsplit('/').next().unwrap_or(a));
+        table.row([
+            log.log.clone(),
+            agent.to_owned(),
+            log.records.to_string(),
+            log.signed.to_string(),
+            log.signed_at.map_or("-".into(), |at| timestamp(at / 1000)),
+            log.checkpoints.to_string(),
+            log.dropped.to_string(),
+            log.gaps.to_string(),
+        ]);
+    }
+    table.print("no logs");
+    let hops = &report.hops;
+    output::line(format!(
+        "hops: {} with both ends, {} agreed; {} pending, {} refused or unanswered at the caller, {} without the other \
+         end's log, {} dropped there",
+        hops.both, hops.agreed, hops.pending, hops.one_end, hops.no_log, hops.dropped
+    ));
+    if let Some(ledger) = &report.ledger {
+        output::line(format!(
+            "control plane: {} of {}, under {}",
+            ledger.covered,
+            counted(ledger.checkpoints, "checkpoint"),
+            counted(ledger.heads, "signed tree head")
+        ));
+    }
+    let all = report.faults.len() as u64 + report.more_faults;
+    if all == 0 {
+        output::line("intact: nothing was changed, left out or cut");
+        return;
+    }
+    output::line(format!("NOT INTACT: {}", counted(all, "fault")));
+    for fault in report.faults.iter().take(SHOWN) {
+        let line = fault.line.map(|n| format!(" line {n}")).unwrap_or_default();
+        let seq = fault.seq.map(|n| format!(", record {n}")).unwrap_or_default();
+        let decision = fault
+            .decision
+            .as_ref()
+            .map(|d| format!(", decision {d}"))
+            .unwrap_or_default();
+        output::line(format!("{}: {}{line}{seq}{decision}", fault.kind.as_str(), fault.file));
+        output::line(format!("  {}", fault.detail));
+        output::line(format!("  {}", fault.means));
+    }
+    if all > SHOWN as u64 {
+        output::note(format!("{} more; --output json has them", all - SHOWN as u64));
+    }
+}
