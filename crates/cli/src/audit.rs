@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`records`] | `tail`, `query`, and `export` of records |
+//! | [`files`] | records of logs that lie here |
 //! | [`verify`] | `verify`, from files alone |
 //! | [`download`] | `export --dir`: those files, from the control plane |
 //! | [`trust`] | whose signatures are believed |
@@ -10,6 +11,7 @@
 //! | [`keygen`] | an auditor's key pair |
 
 mod download;
+mod files;
 mod keygen;
 mod records;
 mod replay;
@@ -78,6 +80,9 @@ pub(crate) struct Tail {
 pub(crate) struct Query {
     #[command(flatten)]
     wanted: Wanted,
+    /// Look into the logs in this folder instead of asking the control plane
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
     /// At most so many
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
@@ -99,7 +104,10 @@ pub(crate) struct Verify {
 pub(crate) struct Replay {
     /// The decision, as in x-aip-decision, a refusal or `aip audit query`
     #[arg(value_name = "DECISION")]
-    decision: String,
+    decision: aip_api::id::DecisionId,
+    /// Look for the decision in the logs in this folder instead of asking the control plane
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
     /// The auditor's private key, for facts that were sealed
     #[arg(long, value_name = "FILE")]
     auditor_key: Option<PathBuf>,
@@ -136,9 +144,9 @@ impl AuditVerb {
     pub(crate) async fn perform(self, globals: &Globals) -> anyhow::Result<ExitCode> {
         match self {
             Self::Tail(verb) => records::tail(globals, &verb.wanted).await,
-            Self::Query(verb) => records::query(globals, &verb.wanted, verb.limit as usize).await,
+            Self::Query(verb) => records::query(globals, &verb.wanted, verb.limit as usize, verb.dir.as_deref()).await,
             Self::Verify(verb) => verify::perform(globals, verb.dir.as_deref(), verb.trust.as_deref()).await,
-            Self::Replay(verb) => replay::perform(globals, &verb.decision, verb.auditor_key.as_deref()).await,
+            Self::Replay(verb) => replay::perform(globals, &verb).await,
             Self::Export(Export { dir: Some(dir), .. }) => download::perform(globals, &dir).await,
             Self::Export(verb) => records::export(globals, &verb.wanted, verb.form).await,
             Self::Keygen(verb) => keygen::perform(globals, &verb.file),

@@ -1,12 +1,13 @@
 //! `aip audit tail`, `query`, and `export` of records.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{As, Wanted};
+use super::{As, Wanted, files};
 use crate::Globals;
 use crate::client::{Admin, encoded};
 use crate::exit::Failure;
@@ -30,7 +31,7 @@ pub(super) fn time(text: &str) -> Result<u64, String> {
         let number: u64 = number.parse().ok()?;
         Some(now.saturating_sub(number.checked_mul(unit)?))
     };
-    let (number, unit) = text.split_at(text.len().saturating_sub(1));
+    let (number, unit) = text.split_at(text.char_indices().next_back().map_or(0, |(at, _)| at));
     let relative = match unit {
         "s" => ago(number, 1_000),
         "m" => ago(number, 60_000),
@@ -148,11 +149,22 @@ fn cells(item: &Value) -> [String; 9] {
     }
 }
 
-pub(super) async fn query(globals: &Globals, wanted: &Wanted, limit: usize) -> anyhow::Result<ExitCode> {
-    let admin = Admin::open(globals)?;
-    let mut items = Vec::new();
-    let work = found(&admin, wanted, limit, |item| items.push(item.clone()));
-    output::waiting("searching", work).await?;
+pub(super) async fn query(
+    globals: &Globals,
+    wanted: &Wanted,
+    limit: usize,
+    dir: Option<&Path>,
+) -> anyhow::Result<ExitCode> {
+    let items = match dir {
+        Some(dir) => files::found(dir, wanted, limit)?,
+        None => {
+            let admin = Admin::open(globals)?;
+            let mut items = Vec::new();
+            let work = found(&admin, wanted, limit, |item| items.push(item.clone()));
+            output::waiting("searching", work).await?;
+            items
+        }
+    };
     if globals.json() {
         output::json(&items);
     } else {

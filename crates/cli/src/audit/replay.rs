@@ -1,6 +1,5 @@
 //! `aip audit replay`: a recorded decision, decided again with the policies and settings that it names.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -11,7 +10,7 @@ use aip_policy::{Evaluator, Facts, PolicySet, PolicySource};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Wanted, keygen, records};
+use super::{Replay, Wanted, files, keygen, records};
 use crate::Globals;
 use crate::client::{Admin, encoded};
 use crate::exit::{Exit, Failure};
@@ -46,10 +45,10 @@ pub(super) struct Then {
     pub(super) mesh: Value,
 }
 
-pub(super) async fn perform(globals: &Globals, id: &str, key: Option<&Path>) -> anyhow::Result<ExitCode> {
+pub(super) async fn perform(globals: &Globals, verb: &Replay) -> anyhow::Result<ExitCode> {
     let admin = Admin::open(globals)?;
-    let decision = find(&admin, id).await?;
-    let key = key.map(keygen::read).transpose()?;
+    let decision = find(&admin, verb).await?;
+    let key = verb.auditor_key.as_deref().map(keygen::read).transpose()?;
     let opened = open(&decision, key.as_deref())?;
     let replayed = match asked(&decision) {
         false => unasked(&decision),
@@ -67,26 +66,32 @@ pub(super) async fn perform(globals: &Globals, id: &str, key: Option<&Path>) -> 
     })
 }
 
+/// Records that one decision's id finds: itself and its end, with room to spare.
+const MOST_FOUND: usize = 10;
+
 /// The record of the decision.
-async fn find(admin: &Admin, id: &str) -> Result<Decision, Failure> {
+async fn find(admin: &Admin, verb: &Replay) -> Result<Decision, Failure> {
     let wanted = Wanted {
-        decision: Some(id.to_owned()),
+        decision: Some(verb.decision.to_string()),
         ..Wanted::default()
     };
-    let mut decision = None;
-    let each = |item: &Value| {
-        if let Ok(Record {
-            event: Event::Decision(found),
-            ..
-        }) = serde_json::from_value(item["record"].clone())
-        {
-            decision = decision.take().or(Some(*found));
+    let mut items = Vec::new();
+    match &verb.dir {
+        Some(dir) => items = files::found(dir, &wanted, MOST_FOUND)?,
+        None => {
+            records::found(admin, &wanted, MOST_FOUND, |item| items.push(item.clone())).await?;
         }
-    };
-    records::found(admin, &wanted, 10, each).await?;
+    }
+    let decision = items.into_iter().find_map(|mut item| {
+        let record: Record = serde_json::from_value(item["record"].take()).ok()?;
+        match record.event {
+            Event::Decision(decision) => Some(*decision),
+            _ => None,
+        }
+    });
     decision.ok_or_else(|| {
-        Failure::new(Exit::NotFound, format!("decision {id} is not recorded"))
-            .why("the control plane has no record of it (yet)")
+        Failure::new(Exit::NotFound, format!("decision {} is not recorded", verb.decision))
+            .why("there is no record of it here (yet)")
             .next("a sidecar's newest records come up within seconds; `aip audit query` lists what is there")
     })
 }
@@ -123,10 +128,14 @@ async fn then(admin: &Admin, decision: &Decision) -> Result<Then, Failure> {
     };
     let mut policies = Vec::new();
     for policy in &decision.policies {
-        let path = format!("/v1/policies/{}/revisions/{}", encoded(&policy.name), policy.revision);
-        let held = admin.find(&path).await?;
+        let held = revision(
+            admin,
+            &format!("/v1/policies/{}", encoded(&policy.name)),
+            policy.revision,
+        )
+        .await?;
         let held = held.ok_or_else(|| gone(format!("policy {} of revision {}", policy.name, policy.revision)))?;
-        let policy: Policy = read(&held["resource"], "a policy")?;
+        let policy: Policy = read(&held, "a policy")?;
         policies.push(PolicySource {
             name: policy.name.to_string(),
             rego: policy.rego,
@@ -134,13 +143,22 @@ async fn then(admin: &Admin, decision: &Decision) -> Result<Then, Failure> {
             tests: None,
         });
     }
-    let path = format!("/v1/mesh-config/revisions/{}", decision.mesh_revision);
-    let held = admin.find(&path).await?;
+    let held = revision(admin, "/v1/mesh-config", decision.mesh_revision).await?;
     let held = held.ok_or_else(|| gone(format!("the mesh's settings of revision {}", decision.mesh_revision)))?;
-    let mesh: MeshConfig = read(&held["resource"], "the mesh's settings")?;
+    let mesh: MeshConfig = read(&held, "the mesh's settings")?;
     // As sidecars give it to policies: with every default written out.
     let mesh = serde_json::to_value(&mesh).map_err(|e| unreadable("the mesh's settings", &e))?;
     Ok(Then { policies, mesh })
+}
+
+/// A document as it was at a revision: the one that is in force, or one that is kept.
+async fn revision(admin: &Admin, path: &str, revision: u64) -> Result<Option<Value>, Failure> {
+    let current = admin.find(path).await?;
+    if let Some(current) = current.filter(|held| held["revision"].as_u64() == Some(revision)) {
+        return Ok(Some(current["resource"].clone()));
+    }
+    let kept = admin.find(&format!("{path}/revisions/{revision}")).await?;
+    Ok(kept.map(|held| held["resource"].clone()))
 }
 
 fn read<T: serde::de::DeserializeOwned>(document: &Value, what: &str) -> Result<T, Failure> {

@@ -148,6 +148,10 @@ const STEPS: &[(&str, &str)] = &[
     ("idempotency_in_progress", AGAIN),
     ("watch_compacted", SAID),
     (
+        "audit_unavailable",
+        "make room on the disk of that sidecar, or look into its log; a durability of `buffered` would not wait for it",
+    ),
+    (
         "store_full",
         "make room on the control plane's disk; it goes on by itself",
     ),

@@ -1,0 +1,103 @@
+//! What outlives files: a quota's manifest, and the control plane's log of checkpoints.
+
+use super::*;
+
+#[test]
+fn a_log_whose_oldest_segments_a_quota_took_still_verifies() {
+    let home = tempfile::tempdir().unwrap();
+    let mut mesh = Mesh::busy();
+    let dir = home.path().join(mesh.planner.writer.log());
+    copy(&mesh.dir(), &dir);
+    let options = Options {
+        segment_bytes: 6000,
+        total_bytes: 16_000,
+        ..Options::default()
+    };
+    let (mut writer, _) = Writer::open(&dir, options).unwrap();
+    writer.sweep(u64::MAX, 9).unwrap().unwrap();
+    mesh.planner.writer = writer;
+    let sources = Sources::find(home.path()).unwrap();
+    let report = verify(&sources, &TestKeys, &mut |_| {}).unwrap();
+    assert!(report.intact(), "{:#?}", report.faults);
+    assert!(report.logs[0].dropped > 0 && report.logs[0].signed == 40);
+    // A quota that nobody kept: the subtrees are made up.
+    let manifest = dir.join("segments.jsonl");
+    let text = fs::read_to_string(&manifest).unwrap();
+    let subtree = crate::log::Manifest::read(&dir).unwrap().closed[0].subtrees[0].to_string();
+    fs::write(&manifest, text.replacen(&subtree, &Digest::sha256(b"x").to_string(), 1)).unwrap();
+    let report = verify(&sources, &TestKeys, &mut |_| {}).unwrap();
+    assert!(
+        report.faults.iter().any(|f| f.kind == Kind::Rewritten),
+        "{:#?}",
+        report.faults
+    );
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+#[test]
+fn the_control_planes_log_shows_what_a_sidecar_took_back() {
+    let mut mesh = Mesh::busy();
+    let ledger = mesh.home.path().join(LEDGER_DIR);
+    fs::create_dir_all(&ledger).unwrap();
+    let (planner, researcher) = (mesh.planner.checkpoint(), mesh.researcher.checkpoint());
+    let mut tree = crate::merkle::Tree::default();
+    let mut text = String::new();
+    for claims in [&planner, &researcher] {
+        let by = claims.agent.to_string();
+        let statement = sign(&by, claims);
+        tree.append(crate::merkle::leaf(statement.as_bytes()));
+        let chain = base64::engine::general_purpose::STANDARD.encode(by);
+        text += &format!("{{\"statement\":\"{statement}\",\"chain\":[\"{chain}\"]}}\n");
+    }
+    fs::write(ledger.join("checkpoints.jsonl"), &text).unwrap();
+    let head = TreeHead {
+        v: 1,
+        iss: "aip.internal".into(),
+        size: 2,
+        root: tree.root(),
+        at: 5,
+    };
+    let heads = ledger.join("heads.jsonl");
+    fs::write(&heads, sign("control plane", &head) + "\n").unwrap();
+    let report = mesh.verify();
+    assert!(report.intact(), "{:#?}", report.faults);
+    assert_eq!(report.ledger.unwrap().covered, 2);
+    // A sidecar that cuts its log and its own checkpoints.
+    let own = mesh.dir().join("checkpoints.jsonl");
+    let kept = lines(&own);
+    write(&own, &kept[..1]);
+    for number in crate::log::segments(&mesh.dir()).unwrap().into_iter().skip(1) {
+        fs::remove_file(segment_path(&mesh.dir(), number)).unwrap();
+    }
+    assert!(mesh.kinds().contains(&Kind::Truncated));
+    // One that takes the whole log away.
+    fs::remove_dir_all(mesh.dir()).unwrap();
+    assert!(mesh.kinds().contains(&Kind::LogMissing));
+    // A control plane that takes a checkpoint back, or signs another head.
+    fs::write(
+        ledger.join("checkpoints.jsonl"),
+        text.lines().next().unwrap().to_owned() + "\n",
+    )
+    .unwrap();
+    assert!(mesh.kinds().contains(&Kind::TreeHeadDiffers));
+    fs::write(ledger.join("checkpoints.jsonl"), &text).unwrap();
+    let other = TreeHead {
+        root: Digest::sha256(b"x"),
+        ..head.clone()
+    };
+    fs::write(
+        &heads,
+        sign("control plane", &head) + "\n" + &sign("control plane", &other) + "\n",
+    )
+    .unwrap();
+    assert!(mesh.kinds().contains(&Kind::TreeHeadDiffers));
+    fs::write(&heads, sign("somebody", &head)).unwrap();
+    assert!(mesh.kinds().contains(&Kind::TreeHeadInvalid));
+}
