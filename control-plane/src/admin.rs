@@ -31,6 +31,7 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::ca::Ca;
 use crate::config::sessions::Sessions;
 use crate::config::world::World;
+use crate::kill::{Board, Publisher};
 use crate::quota::Quota;
 use crate::registry::Registry;
 
@@ -45,6 +46,15 @@ pub const MAX_BODY: usize = 1024 * 1024;
 const MAX_WATCHERS: usize = 128;
 const MAX_WATCHERS_EACH: usize = 32;
 
+/// Orders to stop, as the API sees them.
+#[derive(Debug, Clone)]
+pub struct Kills {
+    /// The set in force.
+    pub publisher: Arc<Publisher>,
+    /// Who has taken it.
+    pub board: Arc<Board>,
+}
+
 /// What the API works on.
 #[derive(Debug)]
 pub struct Api {
@@ -56,6 +66,8 @@ pub struct Api {
     pub world: Arc<World>,
     /// Who is connected.
     pub sessions: Arc<Sessions>,
+    /// Orders to stop.
+    pub kills: Kills,
     /// The program that checks policies: this one.
     pub program: PathBuf,
     /// When the mesh was made.
@@ -76,6 +88,7 @@ impl Api {
         ca: Arc<Ca>,
         world: Arc<World>,
         sessions: Arc<Sessions>,
+        kills: Kills,
         program: PathBuf,
         created_at: u64,
         socket: PathBuf,
@@ -85,6 +98,7 @@ impl Api {
             ca,
             world,
             sessions,
+            kills,
             program,
             created_at,
             socket,

@@ -6,6 +6,7 @@
 //! endpoints that streams hold.
 
 pub mod leases;
+pub(crate) mod rate;
 mod service;
 mod session;
 pub mod sessions;
@@ -14,4 +15,6 @@ mod view;
 mod view_tests;
 pub mod world;
 
+pub(crate) use service::instance;
 pub use service::{ConfigService, Limits};
+pub(crate) use session::admitted;

@@ -12,6 +12,7 @@
 //! | [`identity`] | gRPC `Identity`: nonce, credential, evidence, measurement, SVID |
 //! | [`config`] | gRPC `Config`: what each sidecar holds, pushed and acknowledged |
 //! | [`audit`] | what sidecars recorded: checkpoints, segments, both ends of each hop |
+//! | [`kill`] | gRPC `Kill`: orders to stop, who enforced them, and who can be counted on when |
 //! | [`admin`] | REST under `/v1`: roles, approvals, policies, status, watch |
 //! | [`refusal`] | every refusal with its reason and status |
 //! | [`metrics`], [`clock`], `quota` | what is measured; the time; places that are shared fairly |
@@ -25,6 +26,7 @@ pub mod ca;
 pub mod clock;
 pub mod config;
 pub mod identity;
+pub mod kill;
 pub mod metrics;
 mod quota;
 pub mod refusal;

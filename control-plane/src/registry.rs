@@ -5,7 +5,7 @@
 //! | [`keys`] | where each thing stands in the store |
 //! | [`records`] | what is stored beside the resources: tokens, pending measurements, issued SVIDs, proposals |
 //! | [`draft`] | one change: operations and its audit entry, committed together |
-//! | [`agents`], [`tokens`], [`measurements`], [`policies`], [`settings`], [`admins`] | the changes that exist |
+//! | [`agents`], [`tokens`], [`measurements`], [`policies`], [`kills`], [`settings`], [`admins`] | the changes that exist |
 //! | [`drift`] | agents that run something else than was approved, and their way back |
 //! | [`proposals`] | those that take a second person |
 //! | [`sweep`] | forgetting what has expired |
@@ -15,6 +15,7 @@ pub mod agents;
 pub mod draft;
 pub mod drift;
 pub mod keys;
+pub mod kills;
 pub mod measurements;
 mod names;
 pub mod policies;

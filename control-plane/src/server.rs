@@ -10,6 +10,7 @@ use aip_runtime::drain::{self, Drain, DrainWatch};
 use aip_runtime::files::lock_dir;
 use aip_runtime::grpc::config_server::ConfigServer;
 use aip_runtime::grpc::identity_server::IdentityServer;
+use aip_runtime::grpc::kill_server::KillServer;
 use aip_runtime::grpc::{Incoming, MAX_MESSAGE_BYTES, incoming};
 use aip_runtime::ready::Readiness;
 use aip_runtime::tls::{ALPN_H2, Clients, server_config};
@@ -22,7 +23,7 @@ use tonic::transport::Server;
 use crate::admin::guard::Port;
 use crate::admin::serve::{Listener, serve};
 use crate::admin::socket::{Socket, SocketPath};
-use crate::admin::{Api, router};
+use crate::admin::{Api, Kills, router};
 use crate::bootstrap::{Mesh, StartError, open, write};
 use crate::ca::{Ca, CaError};
 use crate::clock::Clock;
@@ -31,6 +32,7 @@ use crate::config::leases::Leases;
 use crate::config::sessions::Sessions;
 use crate::config::world::World;
 use crate::identity::{IdentityService, Strangers};
+use crate::kill::{Board, KillService, Publisher};
 use crate::registry::Registry;
 use crate::settings::Settings;
 
@@ -52,6 +54,9 @@ const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
 const MAX_JOIN_BYTES: usize = 4 * 1024 * 1024;
 /// Largest message of a sidecar that has joined: a Hello that lists all it may hold.
 const MAX_REQUEST_BYTES: usize = 8 * 1024 * 1024;
+
+/// Largest message of a kill stream: the set that a sidecar holds, and what is around it.
+const MAX_KILL_BYTES: usize = 2 * aip_api::kill::MAX_KILL_SET_BYTES;
 
 /// A running control plane.
 #[derive(Debug)]
@@ -79,6 +84,7 @@ struct Parts {
     trust: Trust,
     world: Arc<World>,
     sessions: Arc<Sessions>,
+    kills: Kills,
     clock: Clock,
     watch: DrainWatch,
 }
@@ -118,6 +124,10 @@ impl ControlPlane {
         let parts = Parts {
             world: World::new(&mesh.registry.store, mesh.ca.clone(), trust.clone()).await?,
             sessions: Sessions::new(clock.clone()),
+            kills: Kills {
+                publisher: Publisher::new(mesh.registry.clone(), mesh.ca.clone()).await?,
+                board: Board::restore(&mesh.registry).await?,
+            },
             registry: mesh.registry,
             ca: mesh.ca,
             settings,
@@ -172,7 +182,12 @@ impl Parts {
     /// What goes on by itself.
     fn follow(&self, tasks: &mut JoinSet<()>) {
         tasks.spawn(self.world.clone().follow(self.registry.store.clone()));
-        tasks.spawn(upkeep::upkeep(self.registry.clone(), self.ca.clone()));
+        tasks.spawn(upkeep::upkeep(
+            self.registry.clone(),
+            self.ca.clone(),
+            self.kills.board.clone(),
+        ));
+        tasks.spawn(self.kills.publisher.clone().follow());
     }
 
     /// What sidecars connect to.
@@ -188,11 +203,20 @@ impl Parts {
             limits: self.settings.limits,
             drain: self.watch.clone(),
         };
+        let kill = KillService {
+            world: self.world.clone(),
+            registry: self.registry.clone(),
+            ca: self.ca.clone(),
+            trust: self.trust.clone(),
+            publisher: self.kills.publisher.clone(),
+            board: self.kills.board.clone(),
+            drain: self.watch.clone(),
+        };
         let identity = IdentityService::new(self.registry.clone(), self.ca.clone())?;
         let tls = server_config(&self.ca.server, &self.trust, Clients::Optional, ALPN_H2)
             .map_err(|e| CaError::Certificate(e.to_string()))?;
         let connections = incoming(listener, tls, self.trust.clone());
-        tasks.spawn(mesh_port(identity, config, connections, self.watch.clone()));
+        tasks.spawn(mesh_port(identity, config, kill, connections, self.watch.clone()));
         Ok(())
     }
 
@@ -202,6 +226,7 @@ impl Parts {
             self.ca.clone(),
             self.world.clone(),
             self.sessions.clone(),
+            self.kills.clone(),
             self.settings.program.clone(),
             created_at,
             run.socket.clone(),
@@ -229,7 +254,13 @@ impl Parts {
     }
 }
 
-async fn mesh_port(identity: IdentityService, config: ConfigService, connections: Incoming, mut watch: DrainWatch) {
+async fn mesh_port(
+    identity: IdentityService,
+    config: ConfigService,
+    kill: KillService,
+    connections: Incoming,
+    mut watch: DrainWatch,
+) {
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
@@ -245,7 +276,8 @@ async fn mesh_port(identity: IdentityService, config: ConfigService, connections
             ConfigServer::new(config)
                 .max_decoding_message_size(MAX_REQUEST_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES),
-        );
+        )
+        .add_service(KillServer::new(kill).max_decoding_message_size(MAX_KILL_BYTES));
     let served = server
         .serve_with_incoming_shutdown(connections, async move { watch.draining().await })
         .await;

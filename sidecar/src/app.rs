@@ -27,6 +27,9 @@ use crate::drift::watcher::{self, Watcher};
 use crate::drift::{Alarm, Suspension};
 use crate::identity::keeper::Keeper;
 use crate::identity::{JoinError, Vault};
+use crate::kill;
+use crate::kill::disk::Disk;
+use crate::kill::supervisor::Supervisor;
 use crate::mesh::Mesh;
 use crate::mesh::cache::Cache;
 use crate::mesh::client::{self, Client};
@@ -36,10 +39,11 @@ use crate::proxy::{self, Proxy, ProxySettings};
 use crate::wellknown::WellKnown;
 use listeners::Listeners;
 
-/// Gates of readiness: an SVID, a complete configuration, the listeners, and a watch over what was measured.
-const GATES: [&str; 4] = ["identity", "config", "listeners", watcher::GATE];
+/// Gates of readiness: an SVID, a complete configuration, what is stopped, the listeners, and a watch over what was
+/// measured.
+const GATES: [&str; 5] = ["identity", "config", "kill", "listeners", watcher::GATE];
 
-/// How long the end of the configuration stream may take: one message to the control plane and back.
+/// How long the end of the streams may take: one message to the control plane and back.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// What all parts of a sidecar share.
@@ -60,7 +64,7 @@ struct Shared {
 /// # Errors
 /// It can't start: settings, ports, directories, or an identity that can't be had. Or it may not go on: in a `prod` mesh
 /// its agent runs as its own user.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(config: Config, supervisor: Supervisor) -> anyhow::Result<()> {
     let listeners = Listeners::bind(&config)?;
     let _locks = lock_directories(&config)?;
     let secret = secret::of(&config.access)?;
@@ -93,7 +97,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
     };
     let (send_lease, lease) = watch::channel(None);
-    let (mesh, followed) = shared.follow_mesh(origin, origins, lease);
+    let (mesh, followed) = shared.follow_mesh(origin, origins, lease.clone());
+    let keeper_of_orders = shared.orders(supervisor);
     tokio::spawn(keeper.keep());
     let audit = shared.follow_audit(&mesh);
     tokio::spawn(shared.reporter().run());
@@ -105,8 +110,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .recording_to(shared.audit.clone())
         .of_user(shared.config.access.agent_uid)
         .unless(suspension)
+        .stopped_by(keeper_of_orders.gate())
         .reserving([shared.config.control_plane, addresses.admin, addresses.probes]);
     let proxy = shared.proxy(&mesh, settings);
+    let obeyed = shared.obey(keeper_of_orders, &proxy, lease);
     let pages = shared.pages(&mesh, &proxy, metrics);
     let _admin = admin::serve_on_own_thread("admin", listeners.admin, pages)?;
     let serving = Serving {
@@ -117,6 +124,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         send_lease,
         followed,
         audit,
+        obeyed,
     };
     serve(&shared, &mesh, serving).await
 }
@@ -259,6 +267,29 @@ impl Shared {
         let _ = tokio::time::timeout(GOODBYE, tasks.sending).await;
     }
 
+    /// What is stopped, as far as the disk knows.
+    fn orders(&self, supervisor: Supervisor) -> kill::keeper::Keeper {
+        let disk = Disk::new(&self.config.data);
+        kill::keeper::Keeper::restore(disk, self.trust.clone(), self.ready.clone(), supervisor)
+    }
+
+    /// Enforces orders from now on.
+    fn obey(
+        &self,
+        keeper: kill::keeper::Keeper,
+        proxy: &Arc<Proxy>,
+        drained: watch::Receiver<Option<SocketAddr>>,
+    ) -> JoinHandle<()> {
+        let stream = kill::client::Client {
+            control_plane: self.config.control_plane,
+            trust: self.trust.clone(),
+            instance: self.instance.clone(),
+            proxy: proxy.clone(),
+            drained,
+        };
+        tokio::spawn(kill::client::run(stream, keeper))
+    }
+
     fn proxy(&self, mesh: &Mesh, settings: ProxySettings) -> Arc<Proxy> {
         let wellknown = WellKnown::new(self.svid.clone());
         Proxy::new(mesh.clone(), self.svid.clone(), self.trust.clone(), settings, wellknown)
@@ -277,6 +308,7 @@ struct Serving {
     lease: SocketAddr,
     send_lease: watch::Sender<Option<SocketAddr>>,
     followed: JoinHandle<()>,
+    obeyed: JoinHandle<()>,
     audit: AuditTasks,
 }
 
@@ -326,6 +358,7 @@ async fn serve(shared: &Shared, mesh: &Mesh, serving: Serving) -> anyhow::Result
     drop(send_lease);
     tokio::join!(
         async { drop(tokio::time::timeout(GOODBYE, serving.followed).await) },
+        async { drop(tokio::time::timeout(GOODBYE, serving.obeyed).await) },
         shared.end_audit(serving.audit),
     );
     tracing::info!(idle, "ended");

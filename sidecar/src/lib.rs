@@ -23,6 +23,7 @@
 //! | [`drift`] | watching what was measured, and suspending |
 //! | [`mesh`] | the stream to the control plane, and the snapshot it keeps |
 //! | [`snapshot`] | one version of the world; a request sees exactly one |
+//! | [`kill`] | orders to stop: taken, enforced, kept |
 //! | [`proxy`] | what both listeners share, and the accept loops |
 //! | [`request`] | the phases |
 //! | [`audit`] | what is recorded of requests, so that every later change shows |
@@ -39,6 +40,7 @@ pub mod audit;
 pub mod config;
 pub mod drift;
 pub mod identity;
+pub mod kill;
 pub mod mesh;
 pub mod metrics;
 pub mod proxy;

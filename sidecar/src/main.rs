@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use aip_runtime::settings::{MISTAKE, Said};
 use aip_runtime::{shutdown, telemetry};
+use aip_sidecar::kill::supervisor::Supervisor;
 use aip_sidecar::{app, config::Flags};
 
 /// Requests are many small allocations that live for a moment, on threads that share none of them: a tenth of the CPU
@@ -37,13 +38,17 @@ fn main() -> ExitCode {
         eprintln!("aip-sidecar: --lifeline: {error}");
         return ExitCode::FAILURE;
     }
+    let supervisor = match lifeline {
+        true => Supervisor::on_standard_input(),
+        false => Supervisor::default(),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .enable_all()
         .build();
     let ended = runtime
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(app::run(config)));
+        .and_then(|runtime| runtime.block_on(Box::pin(app::run(config, supervisor))));
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

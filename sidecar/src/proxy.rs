@@ -52,6 +52,7 @@ use zeroize::Zeroizing;
 
 use crate::audit::Audit;
 use crate::drift::Suspension;
+use crate::kill::Gate;
 use crate::mesh::Mesh;
 use crate::request::refusal::Cut;
 use crate::wellknown::WellKnown;
@@ -72,6 +73,8 @@ pub struct ProxySettings {
     pub audit: Audit,
     /// What serves the connections.
     pub workers: Workers,
+    /// Orders to stop.
+    pub kill: Gate,
     /// Ports of this process and its control plane: never reached through the egress guard.
     pub reserved: Vec<SocketAddr>,
     /// Whether anything is served at all.
@@ -91,6 +94,7 @@ impl ProxySettings {
             access_log: AccessLog::stdout(),
             audit: Audit::none(),
             workers: Workers::of_caller(),
+            kill: Gate::default(),
             reserved: Vec::new(),
             suspension: Suspension::default(),
         }
@@ -123,6 +127,12 @@ impl ProxySettings {
     /// Records requests there.
     pub fn recording_to(mut self, audit: Audit) -> Self {
         self.audit = audit;
+        self
+    }
+
+    /// Asks this gate; without one, everything is refused.
+    pub fn stopped_by(mut self, kill: Gate) -> Self {
+        self.kill = kill;
         self
     }
 

@@ -1,6 +1,7 @@
 //! A control plane that does what a test tells it to: it issues SVIDs to whoever asks, holds resources, pushes
 //! anything, well or badly made, and shows every message that sidecars sent.
 
+mod kill;
 mod services;
 
 use std::collections::BTreeMap;

@@ -321,6 +321,40 @@ pub(super) struct EgressRule {
     allow_private: bool,
 }
 
+/// An order to stop.
+#[derive(ToSchema)]
+pub(super) struct Order {
+    /// A UUID.
+    id: String,
+    scope: Scope,
+    /// `pause` or `kill`.
+    mode: String,
+    /// Why; callers see it.
+    reason: String,
+    /// Who ordered it, and who approved it where two were needed.
+    issued_by: Vec<String>,
+    /// Unix seconds.
+    issued_at: u64,
+    /// Unix seconds at which a pause ends by itself.
+    expires: Option<u64>,
+}
+
+/// Whom an order stops.
+#[derive(ToSchema)]
+#[serde(rename_all = "lowercase", tag = "kind")]
+pub(super) enum Scope {
+    /// Everything.
+    Mesh {},
+    /// Agents that have all of these labels: 1 to 8.
+    Selector { labels: BTreeMap<String, String> },
+    /// One agent: calls to it and from it.
+    Agent { agent: String },
+    /// One tool or skill of one agent, or of all.
+    Tool { agent: Option<String>, tool: String },
+    /// Calls of one agent to another.
+    Pair { source: String, destination: String },
+}
+
 /// Why a request was refused (RFC 9457).
 #[derive(ToSchema)]
 pub(super) struct Problem {

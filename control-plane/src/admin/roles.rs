@@ -71,6 +71,10 @@ pub enum Permission {
     ReportReputation,
     /// Reset agents' reputation.
     ResetReputation,
+    /// Stop agents, tools, or the mesh.
+    Stop,
+    /// Take orders to stop back.
+    Resume,
     /// Decide what others proposed.
     Decide,
     /// Read the audit of changes.
@@ -83,7 +87,7 @@ pub enum Permission {
 
 use Permission::{
     ApproveMeasurements, CheckPolicies, Decide, IssueTokens, ManageAdmins, Read, ReadAudit, Recover, ReportReputation,
-    ResetReputation, Revoke, WriteAgents, WriteMesh, WritePolicies, WriteTraffic,
+    ResetReputation, Resume, Revoke, Stop, WriteAgents, WriteMesh, WritePolicies, WriteTraffic,
 };
 use Role::{Admin, Approver, Auditor, Operator, Verifier, Viewer};
 
@@ -100,6 +104,8 @@ pub const MATRIX: &[(Permission, &[Role])] = &[
     (Revoke, &[Admin, Operator]),
     (ReportReputation, &[Admin, Verifier]),
     (ResetReputation, &[Admin, Operator]),
+    (Stop, &[Admin, Operator]),
+    (Resume, &[Admin, Operator]),
     (Decide, &[Admin, Approver]),
     (ReadAudit, &[Admin, Auditor]),
     (ManageAdmins, &[Admin]),

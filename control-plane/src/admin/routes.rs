@@ -5,6 +5,7 @@ mod admins;
 mod agents;
 mod approvals;
 mod drift;
+mod kills;
 mod measurements;
 mod mesh;
 mod policies;
@@ -22,7 +23,7 @@ use super::Api;
 use super::answer::{Held, Page, PageQuery, cursor};
 use super::roles::Permission::{
     self, ApproveMeasurements, CheckPolicies, Decide, IssueTokens, ManageAdmins, Read, ReadAudit, Recover,
-    ReportReputation, ResetReputation, Revoke, WriteAgents, WriteMesh, WritePolicies, WriteTraffic,
+    ReportReputation, ResetReputation, Resume, Revoke, Stop, WriteAgents, WriteMesh, WritePolicies, WriteTraffic,
 };
 use crate::refusal::Refusal;
 use crate::registry::{decode, keys};
@@ -94,6 +95,10 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/v1/sidecars", Read),
     route("GET", "/v1/status", Read),
     route("GET", "/v1/revisions/{revision}/acks", Read),
+    route("GET", "/v1/kills", Read),
+    route("POST", "/v1/kills", Stop),
+    route("POST", "/v1/kills/resume", Resume),
+    route("GET", "/v1/kills/progress", Read),
     route("GET", "/v1/watch", Read),
     route("GET", "/v1/approvals", Read),
     route("POST", "/v1/approvals/{id}/approve", Decide),
@@ -128,6 +133,7 @@ pub(super) fn all() -> OpenApiRouter<Arc<Api>> {
         .merge(status::routes())
         .merge(watch::routes())
         .merge(approvals::routes())
+        .merge(kills::routes())
 }
 
 /// Bytes of a page's rows, as stored: some hundred policies. A page that is cut has a `next` as any other.

@@ -143,7 +143,7 @@ impl ConfigService {
 }
 
 /// An instance is a UUID in its usual form: one process has one name, whoever spells it.
-fn instance(text: &str) -> Result<(), Refusal> {
+pub(crate) fn instance(text: &str) -> Result<(), Refusal> {
     let parsed = uuid::Uuid::try_parse(text).ok();
     match parsed.filter(|uuid| uuid.hyphenated().to_string() == text) {
         Some(_) => Ok(()),

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
 use super::leases::Leases;
+use super::rate::{Bucket, Rate};
 use super::sessions::{Nack, Session};
 use super::view::{Push, View};
 use super::world::{News, World};
@@ -57,42 +58,6 @@ pub(super) struct Task {
     pub(super) ends: Instant,
     pub(super) ack_deadline: Duration,
     pub(super) state: State,
-}
-
-/// How many at once, and how many a second after that.
-#[derive(Clone, Copy)]
-struct Rate {
-    burst: f64,
-    per_second: f64,
-}
-
-/// What is left of a rate.
-struct Bucket {
-    rate: Rate,
-    tokens: f64,
-    refilled: Instant,
-}
-
-impl Bucket {
-    fn full(rate: Rate) -> Self {
-        Self {
-            rate,
-            tokens: rate.burst,
-            refilled: Instant::now(),
-        }
-    }
-
-    fn spend(&mut self) -> Result<(), Refusal> {
-        let now = Instant::now();
-        let refill = (now - self.refilled).as_secs_f64() * self.rate.per_second;
-        self.tokens = (self.tokens + refill).min(self.rate.burst);
-        self.refilled = now;
-        if self.tokens < 1.0 {
-            return Err(Reason::RateExceeded.into());
-        }
-        self.tokens -= 1.0;
-        Ok(())
-    }
 }
 
 /// What changes while it runs.
@@ -138,7 +103,7 @@ pub(super) fn held(hello: &Hello) -> Result<HashMap<ResourceId, u64>, Refusal> {
 }
 
 /// Whether the peer may (still) be served.
-pub(super) fn admitted(world: &World, peer: &PeerIdentity, now: u64) -> Result<(), Refusal> {
+pub(crate) fn admitted(world: &World, peer: &PeerIdentity, now: u64) -> Result<(), Refusal> {
     let agent: Option<Agent> = world.document(peer.id.agent.as_str());
     let agent = agent.ok_or(Refusal::from(Reason::AgentUnknown))?;
     if peer.not_after <= now {

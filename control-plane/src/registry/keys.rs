@@ -35,6 +35,14 @@ pub const POLICY_VERSIONS: &str = "policy-version/";
 pub const REPUTATION_BASES: &str = "reputation/base/";
 /// All reports that were counted.
 pub const REPUTATION_REPORTS: &str = "reputation/report/";
+/// The kill set in force.
+pub const KILL_SET: &str = "kill/set";
+/// All kill sets that were issued here.
+pub const ISSUED_SETS: &str = "kill/issued/";
+/// All orders that ended.
+pub const ENDED_ORDERS: &str = "kill/ended/";
+/// All leases that were granted.
+pub const GRANTED_LEASES: &str = "kill/granted/";
 
 /// All aliases, and whose each is.
 pub const ALIASES: &str = "alias/";
@@ -52,6 +60,21 @@ pub fn alias(alias: &str) -> String {
 /// An agent that was removed.
 pub fn former(agent: &AgentName) -> String {
     format!("{FORMER}{agent}")
+}
+
+/// A kill set, by the digest of what was signed.
+pub fn issued_set(digest: &Digest) -> String {
+    format!("{ISSUED_SETS}{digest}")
+}
+
+/// An order that ended.
+pub fn ended_order(id: &str) -> String {
+    format!("{ENDED_ORDERS}{id}")
+}
+
+/// What a process was granted.
+pub fn granted_lease(agent: &AgentName, instance: &str) -> String {
+    format!("{GRANTED_LEASES}{agent}/{instance}")
 }
 
 /// A resource.

@@ -21,6 +21,11 @@ impl Registry {
         if self.needs_second_person() {
             return self.propose(sub, action).await;
         }
+        self.do_now(sub, action).await
+    }
+
+    /// Does the action.
+    pub(super) async fn do_now(&self, sub: &str, action: Action) -> Result<Outcome, Refusal> {
         let actor = Actor::admin(sub);
         retrying(async || {
             let draft = self.change(&actor, action.word(), action.subject());
@@ -135,7 +140,12 @@ impl Registry {
                 let now = self.worst_since(agent, *events).await?;
                 (agent.as_str(), *events, now)
             }
-            Action::DeletePolicy { .. } | Action::IssueAdmin { .. } | Action::Lift { .. } => return Ok(()),
+            // Orders that are to end must be in force, which is looked at when they do.
+            Action::DeletePolicy { .. }
+            | Action::IssueAdmin { .. }
+            | Action::Stop { .. }
+            | Action::Resume { .. }
+            | Action::Lift { .. } => return Ok(()),
         };
         if seen == now {
             return Ok(());
@@ -174,6 +184,8 @@ impl Registry {
                 Ok(admin_ops(draft, &self.admin_record(wanted)))
             }
             Action::ResetReputation { agent, reason, .. } => self.reset_ops(draft, actor, agent, reason).await,
+            Action::Stop { order, seconds } => self.stop_ops(draft, actor, order, *seconds).await,
+            Action::Resume { orders } => self.resume_ops(draft, actor, orders).await,
             Action::Lift { above } => self.lift_ops(draft, *above).await,
         }
     }
@@ -190,6 +202,8 @@ impl Action {
             Self::PutMeshConfig { .. } => "mesh_config.put",
             Self::IssueAdmin { .. } => "admin_token.issue",
             Self::ResetReputation { .. } => "reputation.reset",
+            Self::Stop { .. } => "kill.order",
+            Self::Resume { .. } => "kill.resume",
             Self::Lift { .. } => "store.lift",
         }
     }
@@ -204,6 +218,8 @@ impl Action {
             Self::PutMeshConfig { config, .. } => config.name(),
             Self::IssueAdmin { wanted } => wanted.sub.clone(),
             Self::ResetReputation { agent, .. } => agent.to_string(),
+            Self::Stop { order, .. } => order.scope.to_string(),
+            Self::Resume { orders } => orders.join(" "),
             Self::Lift { above } => format!("above revision {above}"),
         }
     }

@@ -1,6 +1,7 @@
 //! What is stored beside the resources.
 
 use aip_api::evidence::{Assurance, Enforcement};
+use aip_api::kill::Order;
 use aip_api::resource::{Agent, Measurement, MeshConfig, MeshMode, Policy, PolicyName};
 use aip_api::{AgentName, Digest, TrustDomain};
 use serde::{Deserialize, Serialize};
@@ -199,6 +200,18 @@ pub enum Action {
         /// How many events there were, as whoever proposed it saw them.
         events: u64,
     },
+    /// Gives an order to stop.
+    Stop {
+        /// What.
+        order: Order,
+        /// How long from the approval on, of a pause.
+        seconds: Option<u64>,
+    },
+    /// Takes orders to stop back.
+    Resume {
+        /// Their ids.
+        orders: Vec<String>,
+    },
     /// Lifts a restored store.
     Lift {
         /// Above this revision.
@@ -244,6 +257,12 @@ impl Action {
                 format!("issue an admin token to {} as {}", wanted.sub, wanted.role.as_str())
             }
             Self::ResetReputation { agent, reason, .. } => format!("reset the reputation of {agent}: {reason}"),
+            Self::Stop { order, seconds } => {
+                let how_long = seconds.map(|s| format!(" for {s} s")).unwrap_or_default();
+                let (mode, scope, reason) = (order.mode.as_str(), &order.scope, &order.reason);
+                format!("{mode} {scope}{how_long}: {reason:?}")
+            }
+            Self::Resume { orders } => format!("resume {}", orders.join(" ")),
             Self::Lift { above } => format!("lift the store above revision {above}"),
         }
     }

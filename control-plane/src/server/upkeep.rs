@@ -6,6 +6,7 @@ use std::time::Duration;
 use aip_api::resource::reputation::ReputationSettings;
 
 use crate::ca::{Ca, SERVER_SECONDS};
+use crate::kill::Board;
 use crate::refusal::Refusal;
 use crate::registry::{Actor, Registry};
 
@@ -15,7 +16,7 @@ const SWEEPS_PER_REVIEW: u32 = 5;
 const SWEEP: Duration = Duration::from_secs(60);
 
 /// Runs until the task is dropped.
-pub(super) async fn upkeep(registry: Registry, ca: Arc<Ca>) {
+pub(super) async fn upkeep(registry: Registry, ca: Arc<Ca>, board: Arc<Board>) {
     let mut renewed = aip_runtime::unix_now();
     let mut reviewed = Reviewed::default();
     let mut tick = tokio::time::interval(SWEEP);
@@ -30,6 +31,16 @@ pub(super) async fn upkeep(registry: Registry, ca: Arc<Ca>) {
             tracing::warn!(
                 reason = refusal.reason(),
                 "drifted agents were not counted; trying again"
+            );
+        }
+        let swept = async {
+            registry.sweep_kills().await?;
+            registry.forget_granted(&board.forget_ended()).await
+        };
+        if let Err(refusal) = swept.await {
+            tracing::warn!(
+                reason = refusal.reason(),
+                "ended orders and processes were not forgotten"
             );
         }
         if ca.wants_rotation() {

@@ -10,7 +10,7 @@ use crate::{AgentName, TrustDomain};
 /// Most orders in force at a time: past it one stops by label or the whole mesh.
 pub const MAX_ORDERS: usize = 1_000;
 /// Largest kill set, in bytes as JSON.
-pub const MAX_KILL_SET_BYTES: usize = 1024 * 1024;
+pub const MAX_KILL_SET_BYTES: usize = 512 * 1024;
 /// Longest reason of an order, in bytes.
 pub const MAX_REASON_BYTES: usize = 500;
 /// Most people that an order names as its issuers.

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use aip_api::AgentName;
+use aip_api::{AgentName, kill};
 use aip_runtime::unix_now;
 use clap::{Args, Subcommand};
 use hyper::Method;
@@ -29,6 +29,8 @@ pub(crate) enum AgentVerb {
     Observe(Observe),
     /// Enforce policy on an agent again
     Enforce(Name),
+    /// Set for how long an agent's sidecars may go on without hearing from the control plane
+    Lease(Lease),
     /// Remove an agent with its measurements and endpoints, and revoke its SVIDs
     Delete(Name),
 }
@@ -73,6 +75,18 @@ pub(crate) struct Observe {
     #[arg(long = "for", value_name = "SECONDS", default_value_t = 3_600,
         value_parser = clap::value_parser!(u64).range(1..=LONGEST_OBSERVE))]
     seconds: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Lease {
+    /// The agent
+    name: AgentName,
+    /// Its length, in seconds
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(kill::MIN_LEASE_SECONDS..=kill::MAX_LEASE_SECONDS))]
+    seconds: u64,
+    /// What happens at its end: `continue` until the SVID ends, or `deny` everything until the control plane is heard
+    #[arg(long, value_parser = ["continue", "deny"])]
+    on_lost: String,
 }
 
 #[derive(Debug, Args)]
@@ -125,11 +139,23 @@ impl AgentVerb {
                 let until = unix_now().saturating_add(seconds);
                 let sentence = format!("policy is only observed at {name} until {}", timestamp(until));
                 let mode = json!({ "kind": "observe", "until": until });
-                set_mode(globals, &admin, &name, mode, &sentence).await?;
+                set(globals, &admin, &name, ("mode", mode), &sentence).await?;
+            }
+            Self::Lease(Lease { name, seconds, on_lost }) => {
+                let sentence = format!("the lease of {name} is {seconds} s, then: {on_lost}");
+                let lease = json!({ "seconds": seconds, "on_lost": on_lost });
+                set(globals, &admin, &name, ("lease", lease), &sentence).await?;
             }
             Self::Enforce(Name { name }) => {
                 let sentence = format!("policy is enforced at {name}");
-                set_mode(globals, &admin, &name, json!({ "kind": "enforce" }), &sentence).await?;
+                set(
+                    globals,
+                    &admin,
+                    &name,
+                    ("mode", json!({ "kind": "enforce" })),
+                    &sentence,
+                )
+                .await?;
             }
             Self::Delete(Name { name }) => {
                 let what = format!("agent {name} was not deleted");
@@ -145,18 +171,18 @@ impl AgentVerb {
     }
 }
 
-async fn set_mode(
+async fn set(
     globals: &Globals,
     admin: &Admin,
     name: &AgentName,
-    mode: Value,
+    (field, value): (&str, Value),
     sentence: &str,
 ) -> Result<(), Failure> {
     let path = path(name);
-    let what = format!("the mode of {name} was not changed");
+    let what = format!("the {field} of {name} was not changed");
     let held = admin.get(&path).await?;
     let mut document = inner(&held).clone();
-    document["mode"] = mode;
+    document[field] = value;
     let revision = held["revision"].as_u64().unwrap_or_default();
     let answer = admin.replace(&path, &document, revision, &what).await?;
     let sentence = Outcome::of(&answer, &what)?.sentence(sentence);
@@ -189,6 +215,8 @@ fn show(answer: &Value) {
     let manifest = &agent["manifest"];
     for (key, value) in [
         ("mode", &agent["mode"]["kind"]),
+        ("lease", &agent["lease"]["seconds"]),
+        ("on lost", &agent["lease"]["on_lost"]),
         ("protocol", &agent["protocol"]),
         ("host", &agent["host"]),
         ("trust level", &manifest["trust_level"]),

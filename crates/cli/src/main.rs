@@ -27,6 +27,7 @@ mod dump;
 mod exit;
 mod home;
 mod http;
+mod kill;
 mod output;
 mod policy;
 mod process;
@@ -135,6 +136,10 @@ enum Verb {
     /// The audit trail: find records, prove that they are whole, decide again
     #[command(subcommand)]
     Audit(audit::AuditVerb),
+    /// Stop agents, tools, or the whole mesh
+    Kill(Box<kill::Kill>),
+    /// Let go on what was stopped
+    Resume(kill::Resume),
     /// Changes that wait for a second person
     #[command(subcommand)]
     Approvals(approvals::ApprovalsVerb),
@@ -172,6 +177,8 @@ async fn perform(aip: Aip) -> anyhow::Result<ExitCode> {
         Verb::Attest(verb) => Box::pin(verb.perform(&globals)).await,
         Verb::Policy(verb) => Box::pin(verb.perform(&globals)).await,
         Verb::Audit(verb) => Box::pin(verb.perform(&globals)).await,
+        Verb::Kill(kill) => Box::pin(kill.perform(&globals)).await,
+        Verb::Resume(resume) => Box::pin(resume.perform(&globals)).await,
         Verb::Approvals(verb) => Box::pin(verb.perform(&globals)).await,
         Verb::Admin(verb) => Box::pin(verb.perform(&globals)).await,
         Verb::Reputation(verb) => Box::pin(verb.perform(&globals)).await,

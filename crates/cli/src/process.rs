@@ -1,11 +1,13 @@
 //! Children: each in a process group of its own, so that ending it ends whatever it started.
 
-use std::io::{PipeReader, PipeWriter, Read as _};
+use std::io::{PipeReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::net::UnixStream;
 use tokio::process::Command;
 use tokio::time::Instant;
 
@@ -19,7 +21,7 @@ pub(crate) use guard::{GUARD, Guard, guard};
 pub(crate) use signals::Signals;
 
 /// The flag by which our own programs end with whoever started them: with their standard input, which [`Output::Log`]
-/// makes a pipe that this process holds open.
+/// makes a socket whose other end this process holds open.
 pub(crate) const LIFELINE: &str = "--lifeline";
 
 /// How long a child may take to end by itself: a sidecar's own drain deadline (20 s) and a little more.
@@ -47,8 +49,8 @@ pub(crate) struct Child {
     child: tokio::process::Child,
     pid: u32,
     group: Option<Pid>,
-    /// Closed by the kernel when this process ends, however it does.
-    _lifeline: Option<PipeWriter>,
+    /// Closed by the kernel when this process ends, however it does; what the child writes into its end is for us.
+    lifeline: Option<Lines<BufReader<UnixStream>>>,
     /// Its log, and how long that was before.
     log: Option<(PathBuf, u64)>,
 }
@@ -90,7 +92,7 @@ impl Child {
             Output::Inherit => (None, None),
             Output::Log(path) => {
                 let (reader, writer) = std::io::pipe().map_err(failed)?;
-                let (watched, lifeline) = std::io::pipe().map_err(failed)?;
+                let (watched, lifeline) = socket_pair().map_err(failed)?;
                 command.stdin(watched);
                 command.stdout(writer.try_clone().map_err(failed)?).stderr(writer);
                 let log = log::Log::open(path).map_err(failed)?;
@@ -110,7 +112,7 @@ impl Child {
             child,
             pid,
             group,
-            _lifeline: lifeline,
+            lifeline: lifeline.map(|ours| BufReader::new(ours).lines()),
             log: logged,
         })
     }
@@ -139,6 +141,27 @@ impl Child {
             .wait()
             .await
             .map_err(|e| Failure::new(Exit::Failed, "a child can't be waited for").why(e.to_string()))
+    }
+
+    /// What happens first: it ends, or it says something on its standard input.
+    pub(crate) async fn next(&mut self) -> Result<Event, Failure> {
+        let said = line(&mut self.lifeline);
+        tokio::select! {
+            biased;
+            line = said => Ok(Event::Said(line)),
+            status = self.child.wait() => status
+                .map(Event::Ended)
+                .map_err(|e| Failure::new(Exit::Failed, "a child can't be waited for").why(e.to_string())),
+        }
+    }
+
+    /// What it has said already, line by line.
+    pub(crate) async fn said(&mut self) -> Option<String> {
+        tokio::select! {
+            biased;
+            line = line(&mut self.lifeline) => Some(line),
+            () = std::future::ready(()) => None,
+        }
     }
 
     /// Sends a signal to the whole group; one that is gone already needs none.
@@ -175,6 +198,34 @@ impl Drop for Child {
     fn drop(&mut self) {
         self.signal(Signal::KILL);
     }
+}
+
+/// What a child does next.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// It ended.
+    Ended(ExitStatus),
+    /// It said this.
+    Said(String),
+}
+
+/// The next line; never, of one that says nothing.
+async fn line(lifeline: &mut Option<Lines<BufReader<UnixStream>>>) -> String {
+    if let Some(lines) = lifeline {
+        if let Ok(Some(line)) = lines.next_line().await {
+            return line;
+        }
+        // The other end is closed: whether the process has ended is seen elsewhere.
+    }
+    std::future::pending().await
+}
+
+/// A socket whose first end is a child's standard input.
+fn socket_pair() -> std::io::Result<(std::process::Stdio, UnixStream)> {
+    let (theirs, ours) = UnixStream::pair()?;
+    let theirs = theirs.into_std()?;
+    theirs.set_nonblocking(false)?;
+    Ok((std::os::fd::OwnedFd::from(theirs).into(), ours))
 }
 
 /// Whether a process with this id runs.

@@ -2,11 +2,13 @@
 //!
 //! In order: [`plan`] finds out what is run and measured, [`admit`] gets the agent into the registry and a join token,
 //! [`sidecar`] starts and keeps the sidecar, [`wait`] waits for approval and health, [`environment`] is what the
-//! command sees, [`state`] tells others.
+//! command sees, [`orders`] is what
+//! the sidecar asks of it, [`state`] tells others.
 
 mod admit;
 mod environment;
 mod listen;
+mod orders;
 mod plan;
 mod sidecar;
 pub(crate) mod state;

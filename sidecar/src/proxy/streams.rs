@@ -11,6 +11,7 @@ use futures_util::task::AtomicWaker;
 
 use super::connections::Live;
 use crate::audit::digest::Salt;
+use crate::kill::lease::Lease;
 use crate::request::refusal::Cut;
 use crate::request::told::Decided;
 
@@ -25,6 +26,8 @@ pub(crate) struct Exchange {
     /// Milliseconds after `started` at which a byte last moved.
     moved: AtomicU64,
     cut: AtomicU8,
+    /// Nothing passes without it.
+    lease: Arc<Lease>,
     /// Its body called itself gRPC, and was not.
     pub(crate) is_no_grpc: AtomicBool,
     request: AtomicWaker,
@@ -43,13 +46,14 @@ pub(crate) struct Exchange {
 
 impl Exchange {
     /// A new one; bodies are digested where it will be recorded.
-    pub(crate) fn begin(recorded: bool) -> Arc<Self> {
+    pub(crate) fn begin(recorded: bool, lease: &Arc<Lease>) -> Arc<Self> {
         Arc::new(Self {
             started: Instant::now(),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             moved: AtomicU64::new(0),
             cut: AtomicU8::new(0),
+            lease: lease.clone(),
             is_no_grpc: AtomicBool::new(false),
             request: AtomicWaker::new(),
             response: AtomicWaker::new(),
@@ -134,6 +138,10 @@ impl Exchange {
 
     fn poll_cut(&self, waker: &AtomicWaker, cx: &mut Context<'_>) -> Poll<Cut> {
         waker.register(cx.waker());
+        // A process that was stopped, and goes on, passes nothing before somebody has looked at the clock.
+        if self.is_cut().is_none() && self.lease.is_lost() {
+            self.cut(Cut::LeaseLost);
+        }
         self.is_cut().map_or(Poll::Pending, Poll::Ready)
     }
 

@@ -22,7 +22,7 @@ use crate::request::classify::content::Kept;
 use crate::request::classify::protocol::Content;
 use crate::request::classify::target_of;
 use crate::request::record::{Ends, Record, Said};
-use crate::request::refusal::{self, Refusal, Refused};
+use crate::request::refusal::{self, Cut, Refusal, Refused};
 use crate::request::told::{self, Decided, End, Told};
 use crate::request::{Arrived, From, Target, Via, accept, pipeline, relay};
 use aip_api::id::HopId;
@@ -46,7 +46,10 @@ pub(super) async fn connect(proxy: Arc<Proxy>, via: Arc<Via>, request: Request<I
         };
         pipeline::refuse(arrived, refused)
     };
-    if let Err(refused) = accept::serves(&proxy).and_then(|()| accept::of_agent(&proxy, &head.headers)) {
+    let accepted = accept::serves(&proxy)
+        .and_then(|()| accept::of_agent(&proxy, &head.headers))
+        .and_then(|()| accept::is_not_stopped(&proxy, None));
+    if let Err(refused) = accepted {
         return refuse(refused, head).await;
     }
     let has_port = head.uri.port_u16().is_some();
@@ -87,6 +90,7 @@ pub(super) async fn connect(proxy: Arc<Proxy>, via: Arc<Via>, request: Request<I
 /// Policy and the mesh's list, for a tunnel to an outside host.
 fn decide(proxy: &Arc<Proxy>, host: &Arc<str>, port: u16, record: Option<&mut Record>) -> Result<Told, Refused> {
     let own = proxy.svid.current().ok_or(Refusal::NoIdentity)?;
+    accept::is_not_stopped(proxy, None)?;
     let (snapshot, now) = (proxy.mesh.snapshot(), unix_now());
     if egress::listed(&snapshot.mesh, host, port).is_none() {
         return Err(Refusal::EgressNotListed.because(format!("{host}:{port}")));
@@ -122,6 +126,7 @@ fn decide(proxy: &Arc<Proxy>, host: &Arc<str>, port: u16, record: Option<&mut Re
         refusal: Refusal::PolicyDenied,
         detail: Some(decision.reason().to_owned()),
         rule: Some(decision.rule().to_owned()),
+        retry_after: None,
     })
 }
 
@@ -146,6 +151,11 @@ async fn blind(proxy: Arc<Proxy>, host: Arc<str>, port: u16, mut inner: Prefixed
                 idle: Some(idle),
             });
             record.in_flight();
+            // An order that came while it was opened: those from here on look at it themselves.
+            if accept::is_not_stopped(&proxy, None).is_err() {
+                record.exchange.cut(Cut::Killed);
+                return;
+            }
             if outside.write_all(&first).await.is_ok() {
                 record
                     .exchange

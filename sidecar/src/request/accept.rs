@@ -10,17 +10,36 @@ use aip_api::Digest;
 
 use super::refusal::{Refusal, Refused};
 use super::{Arrived, From, Peer};
+use crate::kill::gate;
 use crate::proxy::Proxy;
 
 /// The checks that need no body: certificate, rate, the agent's secret.
 pub(crate) fn request(arrived: &Arrived) -> Result<(), Refused> {
     serves(&arrived.proxy)?;
+    let peer = match &arrived.via.from {
+        From::Peer(peer) => Some(peer),
+        From::Agent | From::Tunnel(_) => None,
+    };
     match &arrived.via.from {
         From::Peer(peer) => of_peer(&arrived.proxy, peer),
         From::Agent => of_agent(&arrived.proxy, &arrived.head.headers),
         // Authenticated by its CONNECT.
         From::Tunnel(_) => Ok(()),
+    }?;
+    is_not_stopped(&arrived.proxy, peer)
+}
+
+/// Whether no order stops this agent, or the peer that calls. After what is cheap: whoever shows no secret learns
+/// nothing of orders.
+pub(crate) fn is_not_stopped(proxy: &Proxy, peer: Option<&Peer>) -> Result<(), Refused> {
+    if proxy.settings.kill.any()?.is_none() {
+        return Ok(());
     }
+    let (snapshot, svid) = (proxy.mesh.snapshot(), proxy.svid.current());
+    let own = gate::own(&snapshot, svid.as_ref().map(|svid| svid.result()));
+    let peer = peer.map(|peer| &peer.live.peer);
+    let peer = peer.map(|peer| gate::peer(&snapshot, &peer.id.agent, Some(&peer.result)));
+    proxy.settings.kill.accept(own, peer)
 }
 
 /// Whether this sidecar serves at all.

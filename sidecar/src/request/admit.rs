@@ -1,4 +1,5 @@
-//! Phase 3, admit: what the mesh requires of both ends before policy is asked. Never only observed.
+//! Phase 3, admit: no order stops it, and both ends are what the mesh requires, before policy is asked. Never only
+//! observed.
 
 use aip_api::AgentName;
 use aip_api::attestation::AttestationResult;
@@ -8,12 +9,17 @@ use aip_api::resource::reputation::Score;
 use super::classify::Classified;
 use super::refusal::{Refusal, Refused};
 use super::told::End;
-use crate::proxy::egress;
+use crate::proxy::{Proxy, egress};
 use crate::snapshot::Snapshot;
 
 /// Checks both ends, as far as they have shown themselves: a callee that we are not connected to is checked when we
 /// are, before anything is sent to it.
-pub(crate) fn admit(classified: &Classified) -> Result<(), Refused> {
+pub(crate) fn admit(proxy: &Proxy, classified: &Classified) -> Result<(), Refused> {
+    let (snapshot, end, told) = (&classified.pair.snapshot, &classified.end, &classified.told);
+    proxy
+        .settings
+        .kill
+        .admit(snapshot, classified.own.result(), end, told)?;
     admitted(&classified.pair.snapshot, classified.own.result(), &classified.end)
 }
 

@@ -87,6 +87,11 @@ pub(crate) async fn call(
         arrived.record.in_trace(&classified.trace, classified.hops);
     }
     arrived.record.in_flight();
+    // An order that came while the body was awaited: those from here on look at this exchange themselves.
+    if let Some(decided) = exchange.decided() {
+        let (kill, snapshot) = (&arrived.proxy.settings.kill, &classified.pair.snapshot);
+        kill.admit(snapshot, classified.own.result(), &decided.end, &decided.told)?;
+    }
     // The world may have changed while the body was awaited; from here on changes look at this exchange themselves.
     let current = arrived.proxy.mesh.snapshot();
     if !Arc::ptr_eq(&current, &classified.pair.snapshot)

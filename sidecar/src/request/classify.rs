@@ -106,7 +106,8 @@ pub(crate) async fn classify(arrived: &mut Arrived) -> Result<Classified, Refuse
     let trace = Trace::of(&arrived.head.headers, &meant.hop);
     arrived.record.trace.clone_from(&trace.id);
     let hops = meant.hops.unwrap_or_else(|| arrived.proxy.traces.next(&trace));
-    let read = match pair.needs.body {
+    let reads_body = pair.needs.body || arrived.proxy.settings.kill.names_tools(&pair.snapshot, &end);
+    let read = match reads_body {
         true => Box::pin(read(arrived, &pair, &own, &end)).await?,
         false => content::Read::not_asked_for(arrived),
     };

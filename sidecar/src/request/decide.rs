@@ -46,6 +46,7 @@ fn refusal(decision: &Decision) -> Option<Refused> {
         refusal,
         detail: Some(decision.reason().to_owned()),
         rule: Some(decision.rule().to_owned()),
+        retry_after: None,
     })
 }
 

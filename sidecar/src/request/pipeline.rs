@@ -54,7 +54,7 @@ fn unrecorded() -> Response<Body> {
 async fn phases(arrived: &mut Arrived) -> Result<relay::Relayed, Refused> {
     accept::request(arrived)?;
     let mut classified = classify::classify(arrived).await?;
-    admit::admit(&classified)?;
+    admit::admit(&arrived.proxy, &classified)?;
     decide::decide(arrived, &mut classified)?;
     let limits = limit::limit(arrived, &classified)?;
     let route = route::route(arrived, &classified)?;

@@ -179,7 +179,7 @@ impl Record {
         }
         Self {
             proxy: proxy.clone(),
-            exchange: Exchange::begin(proxy.settings.audit.records()),
+            exchange: Exchange::begin(proxy.settings.audit.records(), proxy.settings.kill.lease()),
             began: SystemTime::now(),
             direction,
             decision: DecisionId::fresh(),

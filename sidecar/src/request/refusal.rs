@@ -99,6 +99,16 @@ refusals! {
     /// This sidecar has no SVID, or has suspended itself.
     NoIdentity = ("no_identity", 503, ControlPlane, true,
         "this sidecar has no valid identity now; its log and `aip status` say why");
+    /// No kill set was received yet: what is stopped is not known.
+    KillStateUnknown = ("kill_state_unknown", 503, ControlPlane, true,
+        "no kill set was received yet, so what is stopped is not known; the control plane sends it");
+    /// The lease has ended, and this agent's says that it denies.
+    LeaseLost = ("lease_lost", 503, ControlPlane, true,
+        "the control plane was not heard of for as long as this agent's lease allows");
+    /// An order stops it.
+    Killed = ("killed", 503, Policy, false, "an operator stopped this");
+    /// An order stops it for a while.
+    Paused = ("paused", 503, Policy, true, "an operator paused this");
     // classify
     /// Missing, repeated or malformed.
     InvalidHost = ("invalid_host", 400, Caller, false, "a request names its host exactly once");
@@ -232,6 +242,8 @@ pub struct Refused {
     pub detail: Option<String>,
     /// The rule, where a policy refused.
     pub rule: Option<String>,
+    /// Seconds after which the same request may succeed, where that is known.
+    pub retry_after: Option<u64>,
 }
 
 impl From<Refusal> for Refused {
@@ -240,6 +252,7 @@ impl From<Refusal> for Refused {
             refusal,
             detail: None,
             rule: None,
+            retry_after: None,
         }
     }
 }
@@ -251,6 +264,7 @@ impl Refusal {
             refusal: self,
             detail: Some(detail.to_string()),
             rule: None,
+            retry_after: None,
         }
     }
 }
@@ -302,6 +316,10 @@ cuts! {
     Suspended = (6, "suspended");
     /// Nothing moved for the idle limit.
     Idle = (7, "idle_timeout");
+    /// An order stops it.
+    Killed = (10, "killed");
+    /// The control plane was not heard of for too long.
+    LeaseLost = (11, "lease_lost");
     /// This sidecar ends, and it did not end in time.
     Drained = (20, "drained");
     /// The reputation of an end is below the mesh's floor.
@@ -339,6 +357,8 @@ impl Refusal {
             Cut::Suspended => Self::NoIdentity,
             Cut::ReputationTooLow => Self::ReputationTooLow,
             Cut::Drifted => Self::Drifted,
+            Cut::Killed => Self::Killed,
+            Cut::LeaseLost => Self::LeaseLost,
         }
     }
 }

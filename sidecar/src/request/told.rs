@@ -210,7 +210,10 @@ pub(crate) fn recheck(proxy: &Proxy, snapshot: &Arc<Snapshot>, exchange: &Exchan
     let Some(own) = proxy.svid.current() else {
         return Some(Cut::Suspended);
     };
-    // What the mesh requires is never only observed.
+    // Orders, and what the mesh requires, are never only observed.
+    if let Some(cut) = proxy.settings.kill.cut(snapshot, own.result(), decided) {
+        return Some(cut);
+    }
     if let Err(refused) = super::admit::admitted(snapshot, own.result(), &decided.end) {
         return Some(Cut::of_admission(refused.refusal));
     }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use aip_api::kill::{KillSet, Lease, Order};
 use aip_api::resource::reputation::Score;
 use aip_api::resource::{Agent, Attach, Endpoint, MeshConfig, MeshMode, Policy, Reputation, Revocation, Traffic};
 use aip_api::{AgentName, SpiffeId};
@@ -15,6 +16,8 @@ use aip_runtime::drain::{self, Drain};
 use aip_runtime::svid::SvidSource;
 use aip_runtime::trust::Trust;
 use aip_sidecar::audit::Audit;
+use aip_sidecar::kill::Gate;
+use aip_sidecar::kill::orders::Orders;
 use aip_sidecar::mesh::Mesh;
 use aip_sidecar::proxy::access_log::AccessLog;
 use aip_sidecar::proxy::{Proxy, ProxySettings, serve_inbound, serve_outbound};
@@ -204,7 +207,8 @@ impl Side {
         let audit = Audit::open(dir.path(), world.quota).unwrap();
         let settings = ProxySettings::new(agent, secret)
             .recording_to(audit.clone())
-            .logging_to(AccessLog::to(log.clone()));
+            .logging_to(AccessLog::to(log.clone()))
+            .stopped_by(gate_of(&[]));
         let proxy = Proxy::new(
             mesh.clone(),
             svid.clone(),
@@ -339,4 +343,19 @@ impl Pair {
         let caller = Side::start(&pki, "planner", nobody, callers).await;
         Self { pki, caller, callee }
     }
+}
+
+/// A gate that holds these orders, with a lease that does not end.
+pub fn gate_of(orders: &[Order]) -> Gate {
+    let gate = Gate::default();
+    hold(&gate, orders);
+    gate.lease().grant(Lease::default(), aip_runtime::boottime());
+    gate
+}
+
+/// Puts these orders in force.
+pub fn hold(gate: &Gate, orders: &[Order]) {
+    let mut set = KillSet::empty("aip.internal".parse().unwrap(), 1, 1);
+    set.orders = orders.to_vec();
+    gate.put(Orders::of(&set));
 }

@@ -1,4 +1,4 @@
-//! The two gRPC services of the scripted control plane.
+//! The gRPC services of the scripted control plane: identity and configuration. Kill is in a file of its own.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::pin::Pin;
@@ -23,9 +23,11 @@ use super::{Order, QUEUE, Scripted};
 use crate::pki::LeafSpec;
 
 pub(super) async fn serve(incoming: Incoming, scripted: Scripted) {
+    let kill = super::kill::server(scripted.clone());
     tonic::transport::Server::builder()
         .add_service(IdentityServer::new(scripted.clone()))
         .add_service(ConfigServer::new(scripted).max_decoding_message_size(aip_runtime::grpc::MAX_MESSAGE_BYTES))
+        .add_service(kill)
         .serve_with_incoming(incoming)
         .await
         .unwrap();

@@ -22,7 +22,7 @@ use crate::refusal::{Reason, Refusal};
 use crate::registry::{keys, proposals};
 
 /// Longest wait of a long poll: below what proxies between usually cut.
-const MAX_WAIT_MS: u64 = 55_000;
+pub(super) const MAX_WAIT_MS: u64 = 55_000;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()

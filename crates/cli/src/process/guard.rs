@@ -34,6 +34,11 @@ impl Guard {
         Ok(Self { _process, pipe })
     }
 
+    /// Guards nobody from now on: another group may come to have the number.
+    pub(crate) fn unwatch(&mut self) -> Result<(), Failure> {
+        writeln!(self.pipe, "0").map_err(|e| failed(&e))
+    }
+
     /// Guards this child's group from now on.
     pub(crate) fn watch(&mut self, child: &Child) -> Result<(), Failure> {
         writeln!(self.pipe, "{}", child.pid()).map_err(|e| failed(&e))
@@ -47,7 +52,12 @@ fn failed(error: &std::io::Error) -> Failure {
 /// The body of a guard: reads which group to guard, waits for the end of standard input, and ends the group.
 pub(crate) fn guard(grace: Duration) -> ExitCode {
     let lines = std::io::stdin().lock().lines().map_while(Result::ok);
-    let Some(group) = lines.filter_map(|line| Pid::from_raw(line.parse().ok()?)).last() else {
+    // What was said last counts: 0 is nobody.
+    let Some(group) = lines
+        .filter_map(|line| line.parse().ok())
+        .last()
+        .and_then(Pid::from_raw)
+    else {
         return ExitCode::SUCCESS;
     };
     let _ = kill_process_group(group, Signal::TERM);

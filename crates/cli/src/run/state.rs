@@ -20,6 +20,8 @@ pub(crate) enum Phase {
     Ready,
     /// What the command runs is not what was approved: nothing reaches it, and it reaches nothing.
     Drifted,
+    /// An operator stopped it: its processes are ended, its sidecar is up.
+    Stopped,
     /// All is over.
     Ended,
 }

@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use tokio::time::Instant;
 
 use super::admit::{Admitted, admit};
+use super::orders::{self, Wish};
 use super::plan::Plan;
 use super::sidecar::{self, Ports};
 use super::state::{Phase, State, StateFile};
@@ -16,7 +17,7 @@ use super::{Run, environment, listen, wait};
 use crate::Globals;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, note};
-use crate::process::{self, Child, Guard, Output, Signals};
+use crate::process::{self, Child, Event, Guard, Output, Signals};
 
 /// First and last bound of the wait before a sidecar that died is started again: at once in practice, and no busy loop
 /// where it can't start at all.
@@ -29,6 +30,9 @@ const DRIFT_LOOK: Duration = Duration::from_millis(250);
 const MEASURED: Duration = Duration::from_secs(5);
 /// How long the sidecar may finish what is in flight before the command is told to end.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// How long the processes of an agent that was killed have after SIGTERM: whoever must be stopped has no time to argue.
+const KILLED: Duration = Duration::from_secs(2);
 
 /// What runs.
 struct Running {
@@ -62,7 +66,7 @@ pub(super) async fn supervise(globals: &Globals, run: &Run, plan: Plan, signals:
         signal = signals.next() => Ok(Some(interrupted(signal))),
     };
     let ended = match begun {
-        Ok(None) => Box::pin(keep(run, &plan, &admitted, &mut running, &mut state, signals)).await,
+        Ok(None) => Box::pin(keep(run, &plan, &admitted, &secret, &mut running, &mut state, signals)).await,
         Ok(Some(code)) => Ok(code),
         Err(failure) => Err(failure),
     };
@@ -105,13 +109,20 @@ async fn begin(
     let probes = running.ports.probes;
     let ready = wait::for_sidecar(globals, run, plan, admitted.dev, &mut running.sidecar, probes, state);
     output::waiting("the sidecar measures and joins", Box::pin(ready)).await?;
-    let guard = running.guard.insert(Guard::start(Duration::from_secs(run.grace))?);
-    let child = running.command.insert(launch(run, plan, running.ports, secret)?);
-    guard.watch(child)?;
-    state.update(|s| {
-        s.phase = Phase::Launching;
-        s.agent = Some(child.pid());
-    });
+    running.guard = Some(Guard::start(Duration::from_secs(run.grace))?);
+    // Of an agent that is stopped, its sidecar has said so before it was ready.
+    let mut stopped = None;
+    while let Some(line) = running.sidecar.said().await {
+        stopped = orders::read(&line).or(stopped);
+    }
+    if let Some(wish @ Wish::Stop { .. }) = stopped {
+        running.obey(run, plan, secret, state, wish).await?;
+        return Ok(None);
+    }
+    running.launch(run, plan, secret, state)?;
+    let Some(child) = running.command.as_mut() else {
+        return Ok(Some(Exit::Failed as u8));
+    };
     if let Some(code) = wait::for_command(run, child, plan.agent).await? {
         note(format!(
             "aip: the command ended before it listened on port {}",
@@ -173,6 +184,7 @@ async fn keep(
     run: &Run,
     plan: &Plan,
     admitted: &Admitted,
+    secret: &str,
     running: &mut Running,
     state: &mut StateFile,
     signals: &mut Signals,
@@ -180,11 +192,13 @@ async fn keep(
     let mut backoff = Backoff::new(RESTART.0, RESTART.1);
     let (mut drifted, mut told) = (Box::pin(drifted(run, plan)), false);
     loop {
-        let Some(command) = running.command.as_mut() else {
-            return Ok(Exit::Failed as u8);
-        };
+        let launching = state.state.phase == Phase::Launching;
         tokio::select! {
-            status = command.wait() => return Ok(exit_code(status?)),
+            status = ended(&mut running.command) => return Ok(exit_code(status?)),
+            () = wait::listens(plan.agent), if launching => {
+                state.update(|s| s.phase = Phase::Ready);
+                continue;
+            }
             signal = signals.next() => {
                 running.end(Duration::from_secs(run.grace), signal).await;
                 return Ok(running.command_status());
@@ -194,9 +208,17 @@ async fn keep(
                 state.update(|s| s.phase = Phase::Drifted);
                 continue;
             }
-            status = running.sidecar.wait() => {
-                note(format!("aip: the sidecar of {} ended ({}); starting it again", run.name, status?));
-            }
+            event = running.sidecar.next() => match event? {
+                Event::Ended(status) => {
+                    note(format!("aip: the sidecar of {} ended ({status}); starting it again", run.name));
+                }
+                Event::Said(line) => {
+                    if let Some(wish) = orders::read(&line) {
+                        running.obey(run, plan, secret, state, wish).await?;
+                    }
+                    continue;
+                }
+            },
         }
         running.sidecar.clear().await;
         if running.started.elapsed() > WELL {
@@ -242,6 +264,14 @@ async fn drifted(run: &Run, plan: &Plan) {
     ));
 }
 
+/// Resolves when the command ends; never, where there is none.
+async fn ended(command: &mut Option<Child>) -> Result<ExitStatus, Failure> {
+    match command {
+        Some(command) => command.wait().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Tries until a sidecar listens: without one the command is cut off, which is safe, and nobody else would mend it.
 async fn restart(run: &Run, plan: &Plan, admitted: &Admitted, ports: Ports, backoff: &mut Backoff) -> Child {
     loop {
@@ -260,6 +290,55 @@ impl Running {
         state.outbound = Some(self.ports.outbound);
         state.admin = Some(self.ports.admin);
         state.probes = Some(self.ports.probes);
+    }
+
+    /// Starts the command under its guard.
+    fn launch(&mut self, run: &Run, plan: &Plan, secret: &str, state: &mut StateFile) -> Result<(), Failure> {
+        let child = self.command.insert(launch(run, plan, self.ports, secret)?);
+        if let Some(guard) = &mut self.guard {
+            guard.watch(child)?;
+        }
+        state.update(|s| {
+            s.phase = Phase::Launching;
+            s.agent = Some(child.pid());
+        });
+        Ok(())
+    }
+
+    /// Does what the sidecar asks: ends the command's processes, or starts it again. The sidecar stays up.
+    async fn obey(
+        &mut self,
+        run: &Run,
+        plan: &Plan,
+        secret: &str,
+        state: &mut StateFile,
+        wish: Wish,
+    ) -> Result<(), Failure> {
+        let stopped = state.state.phase == Phase::Stopped;
+        match wish {
+            Wish::Stop { order, reason } if !stopped => {
+                if let Some(mut command) = self.command.take() {
+                    command.stop(KILLED.min(Duration::from_secs(run.grace))).await;
+                }
+                if let Some(guard) = &mut self.guard {
+                    guard.unwatch()?;
+                }
+                state.update(|s| {
+                    s.phase = Phase::Stopped;
+                    s.agent = None;
+                });
+                note(format!(
+                    "aip: {} was stopped by an operator: {reason}\n  its processes are ended; it starts again at `aip resume {order}`",
+                    run.name
+                ));
+            }
+            Wish::Run if stopped => {
+                note(format!("aip: {} was resumed; starting it again", run.name));
+                self.launch(run, plan, secret, state)?;
+            }
+            Wish::Run | Wish::Stop { .. } => {}
+        }
+        Ok(())
     }
 
     /// How the command ended, once it has.

@@ -99,6 +99,16 @@ async fn pending(globals: &Globals, run: &Run) -> Option<String> {
     newest["fingerprint"].as_str().map(str::to_owned)
 }
 
+/// Resolves when something listens there.
+pub(super) async fn listens(address: SocketAddr) {
+    while !matches!(
+        tokio::time::timeout(PROBE, TcpStream::connect(address)).await,
+        Ok(Ok(_))
+    ) {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 /// Waits until the command listens on its port.
 pub(super) async fn for_command(run: &Run, child: &mut Child, address: SocketAddr) -> Result<Option<u8>, Failure> {
     let deadline = Instant::now() + Duration::from_secs(run.wait);

@@ -90,7 +90,7 @@ pub(crate) fn answer(refused: &Refused, form: &Form, decision: &str) -> Response
         }
     }
     if matches!(nature.status, 429 | 503) && nature.retryable {
-        headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        headers.insert(RETRY_AFTER, HeaderValue::from(refused.retry_after.unwrap_or(1)));
     }
     if refused.refusal == Refusal::ProxyAuth {
         headers.insert(PROXY_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"aip\""));
@@ -130,6 +130,7 @@ mod tests {
             refusal: Refusal::PolicyDenied,
             detail: Some("not on Sundays – ever".into()),
             rule: Some("weekend".into()),
+            retry_after: None,
         }
     }
 

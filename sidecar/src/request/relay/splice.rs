@@ -30,9 +30,10 @@ where
         exchange: exchange.clone(),
     };
     let ended = tokio::select! {
-        ended = copy_bidirectional_with_sizes(&mut caller, &mut callee, BUFFER, BUFFER) => ended.is_ok(),
-        // Both are dropped.
+        // Looked at first: not a byte passes that somebody has cut. Both are dropped.
+        biased;
         _ = exchange.ended() => false,
+        ended = copy_bidirectional_with_sizes(&mut caller, &mut callee, BUFFER, BUFFER) => ended.is_ok(),
     };
     if ended {
         record.completed();

@@ -1,0 +1,249 @@
+//! One sidecar's kill stream, from its hello to its end.
+
+use std::time::Duration;
+
+use aip_api::Digest;
+use aip_api::kill::{Heartbeat, Lease};
+use aip_api::resource::{Agent, KeyPurpose};
+use aip_api::wire::kill_request::Message;
+use aip_api::wire::kill_response::Message as Answer;
+use aip_api::wire::{KillAck, KillRequest, KillResponse, SignedKillSet};
+use aip_runtime::kill::{open_set, sign_heartbeat};
+use aip_runtime::x509::PeerIdentity;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tonic::{Status, Streaming};
+
+use super::board::Open;
+use super::publish::Published;
+use super::service::KillService;
+use crate::config::admitted;
+use crate::config::rate::{Bucket, Rate};
+use crate::refusal::{Reason, Refusal};
+use crate::registry::kills::GrantedLease;
+
+/// How long a set may wait for its acknowledgement: writing it to a slow disk, and cutting all that is open.
+const ACK_DEADLINE: Duration = Duration::from_secs(15);
+/// Messages that may come at once, and in a second: a beat a second, and an acknowledgement of each set.
+const MESSAGES: Rate = Rate {
+    burst: 60.0,
+    per_second: 5.0,
+};
+/// How often whether the peer may still be served is looked at: revocations end its connections anyway.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// What a session works with.
+pub(super) struct Task {
+    service: KillService,
+    peer: PeerIdentity,
+    instance: String,
+    open: Open,
+    out: mpsc::Sender<Result<KillResponse, Status>>,
+    published: watch::Receiver<std::sync::Arc<Published>>,
+    ends: Instant,
+    messages: Bucket,
+    /// The set that waits for its acknowledgement.
+    outstanding: Option<((u64, u64), Instant)>,
+    /// The set that it holds.
+    held: Option<Digest>,
+}
+
+impl Task {
+    pub(super) fn new(
+        service: KillService,
+        peer: PeerIdentity,
+        instance: String,
+        open: Open,
+        out: mpsc::Sender<Result<KillResponse, Status>>,
+        ends: Instant,
+    ) -> Self {
+        Self {
+            published: service.publisher.subscribe(),
+            service,
+            peer,
+            instance,
+            open,
+            out,
+            ends,
+            messages: Bucket::full(MESSAGES),
+            outstanding: None,
+            held: None,
+        }
+    }
+
+    /// Runs until the stream ends, and says why to the sidecar where it was we who ended it.
+    pub(super) async fn run(mut self, mut inbound: Streaming<KillRequest>, held: Option<SignedKillSet>) {
+        let ended = self.serve(&mut inbound, held).await;
+        let (agent, instance) = (self.peer.id.agent.as_str(), self.instance.as_str());
+        match ended {
+            Ok(()) => tracing::info!(agent, instance, "kill stream closed by the sidecar"),
+            Err(refusal) => {
+                let reason = refusal.reason();
+                metrics::counter!("aip_kill_streams_ended_total", "reason" => reason).increment(1);
+                tracing::info!(agent, instance, reason, detail = %refusal.detail, "kill stream ended");
+                let _ = self.out.try_send(Err(refusal.status()));
+            }
+        }
+    }
+
+    async fn serve(
+        &mut self,
+        inbound: &mut Streaming<KillRequest>,
+        held: Option<SignedKillSet>,
+    ) -> Result<(), Refusal> {
+        if let Some(held) = held {
+            self.shown(&held).await?;
+        }
+        let mut drain = self.service.drain.clone();
+        let mut look = tokio::time::interval(LOOK);
+        loop {
+            self.push()?;
+            let overdue = self.outstanding.map_or(self.ends, |(_, sent)| sent + ACK_DEADLINE);
+            tokio::select! {
+                message = inbound.message() => match message {
+                    Ok(Some(message)) => self.message(message).await?,
+                    Ok(None) => {
+                        // Closed, and not cut: the process has drained.
+                        self.open.ended();
+                        let gone = [(self.peer.id.agent.clone(), self.instance.clone())];
+                        return self.service.registry.forget_granted(&gone).await;
+                    }
+                    Err(_) => return Ok(()),
+                },
+                changed = self.published.changed() => changed.map_err(|_| Reason::Draining)?,
+                _ = look.tick() => admitted(&self.service.world, &self.peer, self.service.registry.clock.now())?,
+                () = tokio::time::sleep_until(overdue.min(self.ends)) => {
+                    return Err(match self.outstanding {
+                        Some((_, sent)) if sent + ACK_DEADLINE <= Instant::now() => Reason::AckTimeout.into(),
+                        _ => Reason::StreamRenewed.into(),
+                    });
+                }
+                () = self.open.cancel.cancelled() => return Err(Reason::Superseded.into()),
+                () = drain.draining() => return Err(Reason::Draining.into()),
+            }
+        }
+    }
+
+    /// Sends the set in force, unless it is held, or one is on its way.
+    fn push(&mut self) -> Result<(), Refusal> {
+        let published = self.published.borrow_and_update().clone();
+        if self.outstanding.is_some() || self.held == Some(published.digest()) {
+            return Ok(());
+        }
+        self.say(Answer::KillSet(published.signed.clone()))?;
+        self.held = Some(published.digest());
+        self.outstanding = Some((published.set.version(), Instant::now()));
+        Ok(())
+    }
+
+    fn say(&self, message: Answer) -> Result<(), Refusal> {
+        let response = KillResponse { message: Some(message) };
+        let full = |_| Refusal::new(Reason::Overloaded, "the stream takes nothing");
+        self.out.try_send(Ok(response)).map_err(full)
+    }
+
+    async fn message(&mut self, request: KillRequest) -> Result<(), Refusal> {
+        self.messages.spend()?;
+        match request.message {
+            Some(Message::Ack(ack)) => self.acknowledged(ack).await,
+            Some(Message::Beat(beat)) => self.beat(beat.sequence).await,
+            Some(Message::Hello(_)) => Err(Refusal::new(
+                Reason::ProtocolViolation,
+                "the hello comes first, and once",
+            )),
+            // A message of a later version.
+            None => Ok(()),
+        }
+    }
+
+    async fn acknowledged(&mut self, ack: KillAck) -> Result<(), Refusal> {
+        let waiting = self.outstanding.map(|(version, _)| version);
+        // Of a set that could not be written at first, an acknowledgement comes unasked.
+        let late = self.published.borrow().set.version() == (ack.term, ack.epoch);
+        match waiting {
+            Some(version) if !ack.rejected.is_empty() || version == (ack.term, ack.epoch) => {}
+            None if late => {}
+            _ => {
+                return Err(Refusal::new(
+                    Reason::ProtocolViolation,
+                    "there is no such set to acknowledge",
+                ));
+            }
+        }
+        if let Some((_, sent)) = self.outstanding.take() {
+            metrics::histogram!("aip_kill_ack_seconds").record(sent.elapsed().as_secs_f64());
+        }
+        if !ack.rejected.is_empty() {
+            let (agent, reason): (_, String) = (self.peer.id.agent.as_str(), ack.rejected.chars().take(64).collect());
+            metrics::counter!("aip_kill_sets_not_taken_total").increment(1);
+            tracing::error!(agent, reason, "a sidecar did not take the kill set");
+        }
+        let held = ack.held.clone();
+        self.open.answered(ack);
+        match held {
+            Some(held) => self.shown(&held).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Looks at the set that the sidecar holds.
+    async fn shown(&mut self, signed: &SignedKillSet) -> Result<(), Refusal> {
+        let set = match open_set(&self.service.trust.load(), signed) {
+            Ok(set) => set,
+            Err(error) => {
+                // Whoever holds what nobody signed is sent what is in force; no other sidecar hears of it.
+                let agent = self.peer.id.agent.as_str();
+                tracing::error!(agent, reason = error.reason(), %error, "a sidecar shows a kill set that is none");
+                return Ok(());
+            }
+        };
+        let digest = Digest::sha256(&signed.payload);
+        if self.service.registry.shown_kill_set(&set, digest).await? {
+            metrics::counter!("aip_kill_restored_store_total").increment(1);
+            let (agent, (term, epoch)) = (self.peer.id.agent.as_str(), set.version());
+            tracing::error!(
+                agent,
+                term,
+                epoch,
+                "a sidecar holds a kill set that this store never issued: the store was restored from a copy; \
+                 a new term begins with the orders of both"
+            );
+        }
+        self.held = Some(digest);
+        if self.published.borrow().digest() == digest {
+            self.open.holds(set.version());
+        }
+        Ok(())
+    }
+
+    async fn beat(&mut self, sequence: u64) -> Result<(), Refusal> {
+        let agent: Option<Agent> = self.service.world.document(self.peer.id.agent.as_str());
+        let lease: Lease = agent.ok_or(Refusal::from(Reason::AgentUnknown))?.lease;
+        if self.open.granted() != Some(lease) {
+            // On disk before it is granted: after a restart we must know what may still run.
+            let granted = GrantedLease {
+                agent: self.peer.id.agent.clone(),
+                instance: self.instance.clone(),
+                serial: self.peer.serial.clone(),
+                lease,
+            };
+            self.service.registry.note_granted(&granted).await?;
+        }
+        let published = self.service.publisher.current();
+        let heartbeat = Heartbeat {
+            v: 1,
+            trust_domain: published.set.trust_domain.clone(),
+            term: published.set.term,
+            epoch: published.set.epoch,
+            at: self.service.registry.clock.now(),
+            instance: self.instance.clone(),
+            sequence,
+            lease,
+        };
+        let payload = serde_json::to_vec(&heartbeat).map_err(|e| Refusal::new(Reason::Internal, e.to_string()))?;
+        // Noted first: what is granted counts from before now.
+        self.open.beats(lease);
+        let signer = self.service.ca.signer(KeyPurpose::Kill);
+        self.say(Answer::Heartbeat(sign_heartbeat(&signer, payload)))
+    }
+}

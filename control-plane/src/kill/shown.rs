@@ -1,0 +1,68 @@
+//! Where a set stands, as it is shown.
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// A sidecar that has enforced a set, and has it on disk.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Enforced {
+    /// `agent/instance`.
+    pub sidecar: String,
+    /// Milliseconds from the commit to its acknowledgement; absent for a commit that this process does not remember.
+    pub ms: Option<f64>,
+    /// Microseconds that it took at the sidecar.
+    pub enforced_micros: u64,
+    /// Connections that were cut for it.
+    pub connections_cut: u64,
+    /// Streams, tunnels and waiting requests that were cut for it.
+    pub streams_cut: u64,
+}
+
+/// A sidecar that has not.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Missing {
+    /// `agent/instance`.
+    pub sidecar: String,
+    /// Whether its stream is open.
+    pub connected: bool,
+    /// Why it did not take the set, where it said so.
+    pub rejected: Option<String>,
+    /// Unix seconds by which it has certainly stopped.
+    pub stopped_by: u64,
+    /// What stops it then: `lease`, `svid`, or `never_granted` where it never began.
+    pub stopped_how: &'static str,
+}
+
+/// Where a set stands.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Progress {
+    /// Its term.
+    pub term: u64,
+    /// Its epoch.
+    pub epoch: u64,
+    /// Sidecars that have enforced it, or a later one.
+    pub enforced: Vec<Enforced>,
+    /// Sidecars that have not.
+    pub missing: Vec<Missing>,
+    /// Half of the acknowledgements came within so many milliseconds of the commit.
+    pub p50_ms: Option<f64>,
+    /// 99 of 100 did.
+    pub p99_ms: Option<f64>,
+    /// The last one so far did.
+    pub last_ms: Option<f64>,
+}
+
+impl Progress {
+    /// With the times of what is enforced.
+    pub(super) fn timed(mut self) -> Self {
+        let mut times: Vec<f64> = self.enforced.iter().filter_map(|enforced| enforced.ms).collect();
+        times.sort_by(f64::total_cmp);
+        // The smallest that this share of all does not exceed.
+        let at = |share: f64| {
+            let rank = (share * times.len() as f64).ceil() as usize;
+            times.get(rank.saturating_sub(1)).copied()
+        };
+        (self.p50_ms, self.p99_ms, self.last_ms) = (at(0.5), at(0.99), times.last().copied());
+        self
+    }
+}

@@ -1,0 +1,278 @@
+//! `aip kill` and `aip resume`: stop agents, tools or the whole mesh, and let them go on.
+
+mod progress;
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use aip_api::AgentName;
+use clap::{Args, Subcommand};
+use hyper::Method;
+use serde_json::{Value, json};
+
+use crate::Globals;
+use crate::client::Admin;
+use crate::exit::{Exit, Failure};
+use crate::output::{self, Table, cell, span, timestamp};
+
+/// How long `--wait` waits where no number is given.
+const WAIT_SECONDS: &str = "30";
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct Kill {
+    #[command(subcommand)]
+    verb: Option<KillVerb>,
+    #[command(flatten)]
+    scope: Scope,
+    /// Why: callers see it
+    #[arg(long, required = true)]
+    reason: Option<String>,
+    /// Answer new requests 503 with Retry-After, and let go on what is open
+    #[arg(long)]
+    pause: bool,
+    /// How long to pause, such as 90s, 10m or 2h; else until it is resumed
+    #[arg(long = "for", value_name = "TIME", requires = "pause", value_parser = duration)]
+    seconds: Option<u64>,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+#[derive(Debug, Subcommand)]
+enum KillVerb {
+    /// List the orders in force
+    List,
+    /// Who has enforced the orders in force, and by when the others have certainly stopped
+    Progress(Wait),
+}
+
+/// Whom an order stops.
+#[derive(Debug, Args)]
+struct Scope {
+    /// The whole mesh
+    #[arg(long, conflicts_with_all = ["agent", "selector", "tool", "pair"], required_unless_present_any = ["agent", "selector", "tool", "pair"])]
+    mesh: bool,
+    /// One agent: calls to it and from it
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["selector", "pair"])]
+    agent: Option<AgentName>,
+    /// Agents that have all of these labels
+    #[arg(long, value_name = "KEY=VALUE,…", value_delimiter = ',', value_parser = crate::agent::label, conflicts_with_all = ["tool", "pair"])]
+    selector: Vec<(String, String)>,
+    /// One tool or skill: of --agent, or of every agent
+    #[arg(long, value_name = "NAME", conflicts_with = "pair")]
+    tool: Option<String>,
+    /// Calls of one agent to another
+    #[arg(long, value_name = "SOURCE:DESTINATION", value_parser = pair)]
+    pair: Option<(AgentName, AgentName)>,
+}
+
+/// Whether to wait for the sidecars.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Wait {
+    /// Wait until every sidecar has enforced it, at most this long, and say who has and who has not [default: 30 where
+    /// no number is given]
+    #[arg(long = "wait", value_name = "SECONDS", num_args = 0..=1, default_missing_value = WAIT_SECONDS)]
+    seconds: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Resume {
+    /// The orders, as `aip kill list` shows them
+    #[arg(value_name = "ORDER", required_unless_present_any = ["all", "agent"])]
+    orders: Vec<String>,
+    /// Every order on this agent
+    #[arg(long, value_name = "NAME", conflicts_with = "orders")]
+    agent: Option<AgentName>,
+    /// Every order in force
+    #[arg(long, conflicts_with_all = ["orders", "agent"])]
+    all: bool,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+/// `90`, `90s`, `10m`, `2h`, `1d`, in seconds.
+fn duration(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(['s', 'm', 'h', 'd']);
+    let unit = match &text[digits.len()..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => 0,
+    };
+    let seconds = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
+    seconds
+        .filter(|s| *s > 0)
+        .ok_or_else(|| "expected a time such as 90s, 10m or 2h".into())
+}
+
+/// `source:destination`.
+fn pair(text: &str) -> Result<(AgentName, AgentName), String> {
+    let (source, destination) = text.split_once(':').ok_or("expected SOURCE:DESTINATION")?;
+    let name = |text: &str| text.parse::<AgentName>().map_err(|e| e.to_string());
+    Ok((name(source)?, name(destination)?))
+}
+
+impl Scope {
+    fn document(&self) -> Value {
+        let Self {
+            agent,
+            selector,
+            tool,
+            pair,
+            ..
+        } = self;
+        match (agent, tool, pair) {
+            (agent, Some(tool), _) => match agent {
+                Some(agent) => json!({ "kind": "tool", "agent": agent, "tool": tool }),
+                None => json!({ "kind": "tool", "tool": tool }),
+            },
+            (Some(agent), ..) => json!({ "kind": "agent", "agent": agent }),
+            (_, _, Some((source, destination))) => {
+                json!({ "kind": "pair", "source": source, "destination": destination })
+            }
+            _ if !selector.is_empty() => {
+                let labels: BTreeMap<_, _> = selector.iter().cloned().collect();
+                json!({ "kind": "selector", "labels": labels })
+            }
+            _ => json!({ "kind": "mesh" }),
+        }
+    }
+}
+
+impl Kill {
+    pub(crate) async fn perform(self, globals: &Globals) -> anyhow::Result<ExitCode> {
+        let admin = Admin::open(globals)?;
+        match self.verb {
+            Some(KillVerb::List) => {
+                list(globals, &admin).await?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            Some(KillVerb::Progress(wait)) => {
+                let wait = Duration::from_secs(wait.seconds.unwrap_or(0));
+                return Ok(progress::show(globals, &admin, json!({}), wait).await?);
+            }
+            None => {}
+        }
+        let mut order = json!({
+            "scope": self.scope.document(),
+            "mode": if self.pause { "pause" } else { "kill" },
+            "reason": self.reason,
+        });
+        if let Some(seconds) = self.seconds {
+            order["seconds"] = json!(seconds);
+        }
+        let what = "nothing was stopped";
+        let answer = admin.send(Method::POST, "/v1/kills", Some(&order), what).await?;
+        let done = match self.pause {
+            true => "paused",
+            false => "stopped",
+        };
+        said(globals, &admin, answer, done, &self.wait).await
+    }
+}
+
+impl Resume {
+    pub(crate) async fn perform(self, globals: &Globals) -> anyhow::Result<ExitCode> {
+        let admin = Admin::open(globals)?;
+        let orders = match (self.all, &self.agent) {
+            (false, None) => self.orders.clone(),
+            (_, agent) => {
+                let on_it = |order: &&Value| {
+                    agent
+                        .as_ref()
+                        .is_none_or(|agent| order["scope"]["agent"] == json!(agent))
+                };
+                let all = admin.get("/v1/kills").await?;
+                let items = all["items"].as_array().into_iter().flatten();
+                items.filter(on_it).map(|order| cell(&order["id"])).collect()
+            }
+        };
+        if orders.is_empty() {
+            return Err(Failure::new(Exit::NotFound, "nothing is stopped")
+                .next("aip kill list")
+                .into());
+        }
+        let (body, what) = (json!({ "orders": orders }), "nothing was resumed");
+        let answer = admin.send(Method::POST, "/v1/kills/resume", Some(&body), what).await?;
+        said(globals, &admin, answer, "resumed", &self.wait).await
+    }
+}
+
+/// Says what came of a change, and waits for the sidecars where that was asked for.
+async fn said(globals: &Globals, admin: &Admin, answer: Value, done: &str, wait: &Wait) -> anyhow::Result<ExitCode> {
+    if let Some(id) = answer["proposal"].as_str() {
+        match globals.json() {
+            true => output::json(&answer),
+            false => output::line(format!(
+                "proposed: a second person must approve it with `aip approvals approve {id}`"
+            )),
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !globals.json() {
+        let order = answer["order"]
+            .as_str()
+            .map(|id| format!(", order {id}"))
+            .unwrap_or_default();
+        let (term, epoch) = (cell(&answer["term"]), cell(&answer["epoch"]));
+        output::line(format!("{done}{order} (term {term}, epoch {epoch})"));
+    }
+    match wait.seconds {
+        Some(seconds) => Ok(progress::show(globals, admin, answer, Duration::from_secs(seconds)).await?),
+        None => {
+            if globals.json() {
+                output::json(&answer);
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+async fn list(globals: &Globals, admin: &Admin) -> anyhow::Result<()> {
+    let kills = admin.get("/v1/kills").await?;
+    if globals.json() {
+        output::json(&kills);
+        return Ok(());
+    }
+    let mut table = Table::new(["ORDER", "MODE", "STOPS", "REASON", "BY", "SINCE", "ENDS"]);
+    for order in kills["items"].as_array().into_iter().flatten() {
+        let ends = order["expires"]
+            .as_u64()
+            .map(|at| at.saturating_sub(aip_runtime::unix_now()));
+        table.row([
+            cell(&order["id"]),
+            cell(&order["mode"]),
+            scope(&order["scope"]),
+            cell(&order["reason"]),
+            cell(&order["issued_by"]),
+            order["issued_at"].as_u64().map_or("-".into(), timestamp),
+            ends.map_or("when resumed".into(), |left| format!("in {}", span(left))),
+        ]);
+    }
+    table.print("nothing is stopped");
+    Ok(())
+}
+
+/// A scope in words.
+fn scope(document: &Value) -> String {
+    let scope = serde_json::from_value::<aip_api::kill::Scope>(document.clone());
+    scope.map_or_else(|_| cell(document), |scope| scope.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        assert_eq!(
+            (duration("90"), duration("10m"), duration("2h")),
+            (Ok(90), Ok(600), Ok(7_200))
+        );
+        for wrong in ["", "m", "0s", "-1s", "10 m", "10mm", "1w"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! What the sidecar asks of the supervisor: to end the agent's processes, or to let them run. One JSON object a line,
+//! on the socket that is its standard input.
+
+use serde::Deserialize;
+
+/// What is to become of the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(tag = "agent", rename_all = "lowercase")]
+pub(super) enum Wish {
+    /// It runs.
+    Run,
+    /// An operator stopped it.
+    Stop {
+        /// The order's id.
+        order: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What a line of the sidecar says; one of a later version says nothing.
+pub(super) fn read(line: &str) -> Option<Wish> {
+    serde_json::from_str(line).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_sidecar_are_understood() {
+        assert_eq!(read(r#"{"agent":"run"}"#), Some(Wish::Run));
+        let stop = read(r#"{"agent":"stop","order":"1","reason":"r"}"#);
+        assert!(matches!(stop, Some(Wish::Stop { order, .. }) if order == "1"));
+        assert_eq!(read(r#"{"agent":"dance"}"#), None);
+    }
+}

@@ -1,0 +1,221 @@
+//! The one that takes sets: enforces them, keeps them, and answers for it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use aip_api::kill::{KillSet, Lease};
+use aip_api::wire::{KillAck, SignedKillSet};
+use aip_runtime::ready::Readiness;
+use aip_runtime::trust::Trust;
+
+use super::cuts::{self, Cuts};
+use super::disk::{Disk, Unusable};
+use super::gate::{self, Gate};
+use super::hold::{Considered, Held, Hold, strictest_of};
+use super::orders::Orders;
+use super::supervisor::Supervisor;
+use crate::proxy::Proxy;
+
+/// The gate of readiness that it opens.
+pub(crate) const READY: &str = "kill";
+
+/// What keeps the kill state of this process.
+pub struct Keeper {
+    pub(crate) gate: Gate,
+    hold: Hold,
+    /// What a heartbeat granted last.
+    granted: Option<Lease>,
+    disk: Disk,
+    trust: Trust,
+    ready: Readiness,
+    supervisor: Supervisor,
+    /// A set that is enforced and could not be written: tried again at every beat.
+    unwritten: Option<SignedKillSet>,
+}
+
+impl Keeper {
+    /// Goes on from what is on disk. A sidecar that may go on without a control plane does; another one refuses
+    /// everything until it hears from one.
+    pub fn restore(disk: Disk, trust: Trust, ready: Readiness, supervisor: Supervisor) -> Self {
+        let mut keeper = Self {
+            gate: Gate::default(),
+            hold: Hold::default(),
+            granted: None,
+            disk,
+            trust,
+            ready,
+            supervisor,
+            unwritten: None,
+        };
+        match keeper.disk.load(&keeper.trust.load()) {
+            Ok((held, granted)) => {
+                let (term, epoch) = held.set.version();
+                tracing::info!(
+                    term,
+                    epoch,
+                    orders = held.set.orders.len(),
+                    "kill set restored from disk"
+                );
+                keeper.gate.put(Orders::of(&held.set));
+                keeper.hold = Hold::of(held);
+                if let Some(lease) = granted {
+                    keeper.granted = granted;
+                    // One that denies has ended with the process that held it.
+                    keeper.gate.lease().grant(lease, std::time::Duration::ZERO);
+                }
+            }
+            Err(Unusable::Absent) => tracing::info!("no kill set is held yet: everything is refused until one comes"),
+            Err(error) => tracing::warn!(%error, "everything is refused until the control plane sends a kill set"),
+        }
+        keeper
+    }
+
+    /// What requests are asked against.
+    pub fn gate(&self) -> Gate {
+        self.gate.clone()
+    }
+
+    /// What is held.
+    pub(crate) fn held(&self) -> Option<&Held> {
+        self.hold.held()
+    }
+
+    /// What was granted last.
+    pub(crate) fn granted(&self) -> Option<Lease> {
+        self.granted
+    }
+
+    /// Looks at everything that is open again: the world changed, the lease was lost, or this process has just begun.
+    pub(crate) async fn look_again(&self, proxy: &Proxy) -> Cuts {
+        let cuts = cuts::enforce(proxy).await;
+        self.tell_supervisor(proxy).await;
+        self.show();
+        cuts
+    }
+
+    /// Takes a set, or doesn't; the answer says what came of it.
+    pub(crate) async fn take(&mut self, proxy: &Arc<Proxy>, signed: SignedKillSet) -> KillAck {
+        let arrived = Instant::now();
+        let considered = self.hold.consider(&self.trust.load(), &signed);
+        let set = match considered {
+            Ok(Considered::Higher(set)) => set,
+            Ok(Considered::Same) => return self.acknowledged(Cuts::default(), arrived),
+            Err(error) => {
+                metrics::counter!("aip_kill_sets_rejected_total", "reason" => error.reason()).increment(1);
+                tracing::error!(reason = error.reason(), %error, "a kill set was not taken; the one that is held stays");
+                let held = self
+                    .held()
+                    .filter(|_| error.shows_held())
+                    .map(|held| held.signed.clone());
+                return KillAck {
+                    rejected: error.reason().into(),
+                    detail: error.to_string(),
+                    held,
+                    ..self.version()
+                };
+            }
+        };
+        // What the set adds holds before it is on disk, and what it lifts holds until then.
+        self.gate.put(Orders::of(&strictest_of(self.held(), &set)));
+        let cuts = cuts::enforce(proxy).await;
+        self.tell_supervisor(proxy).await;
+        if let Err(error) = self.write(&signed, self.granted).await {
+            metrics::counter!("aip_kill_sets_rejected_total", "reason" => "not_persisted").increment(1);
+            tracing::error!(%error, reason = "not_persisted", "a kill set is enforced and not on disk; trying again");
+            self.unwritten = Some(signed);
+            return KillAck {
+                term: set.term,
+                epoch: set.epoch,
+                rejected: "not_persisted".into(),
+                detail: error.to_string(),
+                ..KillAck::default()
+            };
+        }
+        self.hold(set, signed);
+        self.tell_supervisor(proxy).await;
+        self.show();
+        self.acknowledged(cuts, arrived)
+    }
+
+    /// Tries again to write what is enforced and not on disk.
+    pub(crate) async fn retry(&mut self, proxy: &Arc<Proxy>) -> Option<KillAck> {
+        let signed = self.unwritten.take()?;
+        Some(self.take(proxy, signed).await)
+    }
+
+    /// Takes what a heartbeat grants to the beat that was sent at `sent`.
+    pub(crate) async fn grant(&mut self, lease: Lease, sent: std::time::Duration) {
+        if self.granted != Some(lease) {
+            let Some(signed) = self.held().map(|held| held.signed.clone()) else {
+                return;
+            };
+            // On disk first: a restart must not go on where this process may not.
+            if let Err(error) = self.write(&signed, Some(lease)).await {
+                tracing::error!(%error, "the lease is not on disk, so it is not taken; trying again");
+                return;
+            }
+            self.granted = Some(lease);
+            tracing::info!(seconds = lease.seconds, on_lost = ?lease.on_lost, "lease granted");
+        }
+        self.gate.lease().grant(lease, sent);
+        self.show();
+    }
+
+    fn hold(&mut self, set: KillSet, signed: SignedKillSet) {
+        tracing::warn!(
+            term = set.term,
+            epoch = set.epoch,
+            orders = set.orders.len(),
+            "kill set taken"
+        );
+        self.unwritten = None;
+        self.gate.put(Orders::of(&set));
+        self.hold = Hold::of(Held { set, signed });
+    }
+
+    async fn write(&self, signed: &SignedKillSet, lease: Option<Lease>) -> std::io::Result<()> {
+        let (disk, signed) = (self.disk.clone(), signed.clone());
+        let written = tokio::task::spawn_blocking(move || disk.store(&signed, lease)).await;
+        written.map_err(std::io::Error::other)?
+    }
+
+    async fn tell_supervisor(&self, proxy: &Proxy) {
+        let snapshot = proxy.mesh.snapshot();
+        let svid = proxy.svid.current();
+        let order = self
+            .gate
+            .kills(gate::own(&snapshot, svid.as_ref().map(|svid| svid.result())));
+        let order = order.as_ref().map(|order| (order.id.as_str(), order.reason.as_str()));
+        self.supervisor.tell(order).await;
+    }
+
+    /// For whoever looks at the process from outside.
+    fn show(&self) {
+        let known = self.held().is_some() && self.granted.is_some();
+        let lost = self.gate.lease().is_lost();
+        let orders = self.gate.orders().map_or(0, |orders| orders.all().len());
+        metrics::gauge!("aip_kill_orders").set(orders as f64);
+        metrics::gauge!("aip_kill_lease_lost").set(if lost { 1.0 } else { 0.0 });
+        self.ready.set(READY, known && !lost);
+    }
+
+    fn version(&self) -> KillAck {
+        let (term, epoch) = self.hold.version().unwrap_or_default();
+        KillAck {
+            term,
+            epoch,
+            ..KillAck::default()
+        }
+    }
+
+    fn acknowledged(&self, cuts: Cuts, arrived: Instant) -> KillAck {
+        let took = arrived.elapsed();
+        metrics::histogram!("aip_kill_enforcement_seconds").record(took.as_secs_f64());
+        KillAck {
+            connections_cut: cuts.connections,
+            streams_cut: cuts.streams,
+            enforced_micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            ..self.version()
+        }
+    }
+}
