@@ -68,6 +68,37 @@ pub const TABLE: &[(&str, &str, &str)] = &[
         "counter",
         "Sidecars that have seen a later revision than the store's.",
     ),
+    ("aip_kill_streams", "gauge", "Open kill streams."),
+    (
+        "aip_kill_orders_in_force",
+        "gauge",
+        "Orders to stop in the set that was published last.",
+    ),
+    (
+        "aip_kill_ack_seconds",
+        "histogram",
+        "From the push of a kill set to its acknowledgement.",
+    ),
+    (
+        "aip_kill_sets_not_taken_total",
+        "counter",
+        "Kill sets that a sidecar answered with a rejection.",
+    ),
+    (
+        "aip_kill_streams_ended_total",
+        "counter",
+        "Kill streams that we ended, by reason.",
+    ),
+    (
+        "aip_kill_streams_refused_total",
+        "counter",
+        "Kill streams refused, by reason.",
+    ),
+    (
+        "aip_kill_restored_store_total",
+        "counter",
+        "Kill sets that sidecars held and this store never issued.",
+    ),
     (
         "aip_policy_admission_seconds",
         "histogram",

@@ -13,6 +13,7 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use crate::config::Config;
+use crate::kill::Gate;
 use crate::mesh::Mesh;
 use crate::proxy::Proxy;
 
@@ -46,6 +47,10 @@ pub fn router(config: Arc<Config>, mesh: Mesh, svid: SvidSource, proxy: Arc<Prox
         .route(
             "/identity",
             get(async |State(s): State<Sources>| Json(identity(&s.svid))),
+        )
+        .route(
+            "/kill",
+            get(async |State(s): State<Sources>| Json(kill(&s.proxy.settings.kill))),
         )
         .route(
             "/connections",
@@ -105,6 +110,23 @@ fn policies(mesh: &Mesh) -> Value {
         json!({ "name": name, "revision": attached.revision, "attach": attached.policy.attach, "rego": attached.policy.rego })
     });
     attached.collect()
+}
+
+fn kill(gate: &Gate) -> Value {
+    let orders = gate.orders();
+    let version = orders.as_ref().map(|orders| orders.version());
+    let left = gate
+        .lease()
+        .left()
+        .map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
+    json!({
+        "known": orders.is_some(),
+        "term": version.map(|(term, _)| term),
+        "epoch": version.map(|(_, epoch)| epoch),
+        "orders": orders.as_ref().map(|orders| orders.all()).unwrap_or_default(),
+        "lease_lost": gate.lease().is_lost(),
+        "lease_left_ms": left,
+    })
 }
 
 fn identity(svid: &SvidSource) -> Value {

@@ -163,6 +163,32 @@ const TABLE: &[(&str, Kind, &str)] = &[
         Kind::Counter,
         "writes of the signed cache that failed: a restart would begin with an older one",
     ),
+    (
+        "aip_kill_stream_connected",
+        Kind::Gauge,
+        "1 while the kill stream is up",
+    ),
+    ("aip_kill_orders", Kind::Gauge, "orders to stop that this sidecar holds"),
+    (
+        "aip_kill_lease_lost",
+        Kind::Gauge,
+        "1 while everything is refused since the control plane was not heard of",
+    ),
+    (
+        "aip_kill_enforcement_seconds",
+        Kind::Histogram,
+        "from a kill set's arrival until it was enforced and on disk",
+    ),
+    (
+        "aip_kill_sets_rejected_total",
+        Kind::Counter,
+        "kill sets that were not taken; the one that is held stays",
+    ),
+    (
+        "aip_kill_heartbeats_ignored_total",
+        Kind::Counter,
+        "heartbeats that granted nothing: forged, replayed, of another process or about another set",
+    ),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -32,6 +32,8 @@ mod expect;
 mod held;
 #[path = "data_path/hygiene.rs"]
 mod hygiene;
+#[path = "data_path/kill.rs"]
+mod kill;
 #[path = "data_path/peers.rs"]
 mod peers;
 #[path = "data_path/refuse.rs"]

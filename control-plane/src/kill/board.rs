@@ -220,12 +220,7 @@ impl Board {
                 true => process.not_after,
                 false => process.not_after.max(latest),
             };
-            let known = Known {
-                lease: process.lease,
-                silent: asked.saturating_sub(process.answered),
-                not_after,
-            };
-            let (stopped_by, stopped_how) = stopped_by(known, now);
+            let (stopped_by, stopped_how) = stopped_by(process.known(asked, not_after), now);
             if !connected && stopped_by < now {
                 // Certainly stopped already.
                 continue;
@@ -254,13 +249,22 @@ impl Board {
     ) -> Result<Progress, Refusal> {
         let mut changed = self.changed.subscribe();
         let deadline = tokio::time::Instant::now() + wait;
-        loop {
-            let progress = self.progress(registry, version, &publisher.current()).await?;
-            let done = progress.missing.is_empty() && publisher.current().set.version() >= version;
-            if done || tokio::time::timeout_at(deadline, changed.changed()).await.is_err() {
-                return Ok(progress);
+        // Cheap, since each acknowledgement of a fleet comes by here; the whole is put together once.
+        while self.is_awaited(version) {
+            if tokio::time::timeout_at(deadline, changed.changed()).await.is_err() {
+                break;
             }
         }
+        self.progress(registry, version, &publisher.current()).await
+    }
+
+    /// Whether a process that may run has not enforced it.
+    fn is_awaited(&self, version: (u64, u64)) -> bool {
+        let (now, asked) = (self.clock.now(), boottime());
+        self.lock().values().any(|process| {
+            let known = process.known(asked, process.not_after);
+            process.held < Some(version) && (process.stream.is_some() || stopped_by(known, now).0 >= now)
+        })
     }
 
     fn update(&self, open: &Open, change: impl FnOnce(&mut Process)) {
@@ -285,6 +289,14 @@ async fn svids(registry: &Registry) -> Result<BTreeMap<AgentName, u64>, Refusal>
 }
 
 impl Process {
+    fn known(&self, asked: Duration, not_after: u64) -> Known {
+        Known {
+            lease: self.lease,
+            silent: asked.saturating_sub(self.answered),
+            not_after,
+        }
+    }
+
     fn enforced(&self, sidecar: String, version: (u64, u64), committed: Option<Instant>) -> Enforced {
         let acked = self.acks.iter().find(|acked| acked.version >= version);
         let since = |acked: &Acked| {

@@ -354,3 +354,6 @@ fn with_set(draft: Draft, set: &KillSet, expect: Expect) -> Result<Draft, Refusa
         Expect::Any,
     ))
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ mod attacks;
 mod durability;
 mod endings;
 mod identity;
+mod kills;
 mod matrix;
 mod policies;
 mod prod;

@@ -13,6 +13,7 @@ mod drift;
 mod files;
 mod hop;
 mod identity;
+mod kill;
 mod look;
 mod mesh;
 mod outage;
@@ -102,6 +103,9 @@ async fn steps(mesh: &mut Mesh, board: &mut Board) {
     board.finish(ended);
     board.begin("A hallucination is reported", &reputation::PROMISES);
     let ended = Box::pin(reputation::show(mesh, board)).await;
+    board.finish(ended);
+    board.begin("An agent is stopped, everywhere and at once", &kill::PROMISES);
+    let ended = Box::pin(kill::show(mesh, board)).await;
     board.finish(ended);
 }
 

@@ -73,7 +73,7 @@ pub(crate) struct Wait {
     /// Wait until every sidecar has enforced it, at most this long, and say who has and who has not [default: 30 where
     /// no number is given]
     #[arg(long = "wait", value_name = "SECONDS", num_args = 0..=1, default_missing_value = WAIT_SECONDS)]
-    seconds: Option<u64>,
+    wait: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -150,7 +150,7 @@ impl Kill {
                 return Ok(ExitCode::SUCCESS);
             }
             Some(KillVerb::Progress(wait)) => {
-                let wait = Duration::from_secs(wait.seconds.unwrap_or(0));
+                let wait = Duration::from_secs(wait.wait.unwrap_or(0));
                 return Ok(progress::show(globals, &admin, json!({}), wait).await?);
             }
             None => {}
@@ -219,7 +219,7 @@ async fn said(globals: &Globals, admin: &Admin, answer: Value, done: &str, wait:
         let (term, epoch) = (cell(&answer["term"]), cell(&answer["epoch"]));
         output::line(format!("{done}{order} (term {term}, epoch {epoch})"));
     }
-    match wait.seconds {
+    match wait.wait {
         Some(seconds) => Ok(progress::show(globals, admin, answer, Duration::from_secs(seconds)).await?),
         None => {
             if globals.json() {
