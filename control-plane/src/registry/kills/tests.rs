@@ -71,7 +71,10 @@ impl Sidecar {
     /// Greets, shows, and takes what is higher; the message may be lost.
     async fn greet(&mut self, registry: &Registry, lost: bool) {
         if let (Some(payload), Some(set)) = (&self.0, self.set()) {
-            registry.shown_kill_set(&set, Digest::sha256(payload)).await.unwrap();
+            registry
+                .shown_kill_set(&set, Digest::sha256(payload.as_bytes()))
+                .await
+                .unwrap();
         }
         let current = registry.kill_set().await.unwrap();
         if !lost && self.set().is_none_or(|held| current.set.version() > held.version()) {
