@@ -4,6 +4,21 @@ use metrics::{describe_counter, describe_gauge, describe_histogram};
 
 /// Name, type, help.
 pub const TABLE: &[(&str, &str, &str)] = &[
+    (
+        "aip_reputation_reports_total",
+        "counter",
+        "Verifiers' reports that were counted, by finding and severity.",
+    ),
+    (
+        "aip_reputation_dropped_total",
+        "counter",
+        "Hops whose observations were lost: too many at once, or not written.",
+    ),
+    (
+        "aip_reputation_below_floor",
+        "gauge",
+        "Agents below the mesh's floor when all were looked at last.",
+    ),
     ("aip_store_revision", "gauge", "The store's revision."),
     (
         "aip_store_txn_seconds",

@@ -2,7 +2,7 @@
 //! there; what is old moves from the events into the base.
 
 use aip_api::AgentName;
-use aip_api::resource::reputation::ReputationSettings;
+use aip_api::resource::reputation::{ReputationSettings, Score};
 use aip_api::resource::{Agent, Kind, Reputation};
 
 use super::event::{Event, What};
@@ -177,18 +177,24 @@ impl Registry {
     /// The store fails.
     pub async fn review_reputations(&self) -> Result<usize, Refusal> {
         let settings = self.reputation_settings().await?;
-        let (mut after, mut count) = (String::new(), 0);
+        let (mut after, mut count, mut below) = (String::new(), 0, 0_u32);
         let prefix = keys::of_kind(Kind::Agent);
         loop {
             let rows = self.store.scan(prefix.clone(), after.clone(), REVIEW_PAGE).await?;
-            let Some(last) = rows.last() else { return Ok(count) };
+            let Some(last) = rows.last() else {
+                metrics::gauge!("aip_reputation_below_floor").set(below);
+                return Ok(count);
+            };
             after.clone_from(&last.key);
             for row in &rows {
                 let Some(agent) = row.key.strip_prefix(&prefix).and_then(|name| name.parse().ok()) else {
                     continue;
                 };
                 match self.review(&agent, row.revision, &settings).await {
-                    Ok(told) => count += usize::from(told),
+                    Ok((told, score)) => {
+                        count += usize::from(told);
+                        below += u32::from(score < settings.floor);
+                    }
                     // Somebody else wrote it meanwhile, and looked at it.
                     Err(refusal) if refusal.reason == Reason::Conflict => {}
                     Err(refusal) => return Err(refusal),
@@ -197,7 +203,12 @@ impl Registry {
         }
     }
 
-    async fn review(&self, agent: &AgentName, at: u64, settings: &ReputationSettings) -> Result<bool, Refusal> {
+    async fn review(
+        &self,
+        agent: &AgentName,
+        at: u64,
+        settings: &ReputationSettings,
+    ) -> Result<(bool, Score), Refusal> {
         let held = self.resource::<Reputation>(agent.as_str()).await?;
         let book = self.reputation_book(agent, settings).await?;
         let reputation = book.reputation(settings, self.clock.now());
@@ -214,7 +225,7 @@ impl Registry {
                 .commit()
                 .await?;
         }
-        Ok(tell)
+        Ok((tell, reputation.score))
     }
 }
 

@@ -1,14 +1,18 @@
 //! What hops say of their agents: only where both ends saw the same, gathered in memory and written every few seconds.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aip_api::AgentName;
-use aip_api::resource::Agent;
 use aip_api::resource::reputation::{Factor, ReputationSettings};
+use aip_api::resource::{Agent, Reputation};
+
+use tokio::sync::broadcast::{self, error::RecvError};
 
 use super::event::{Observation, What};
 use super::ledger::{MAX_REPORTERS, OTHERS};
+use crate::audit::hops::Matched;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::{Actor, Registry, retrying};
 
@@ -156,6 +160,11 @@ impl Registry {
         Ok(())
     }
 
+    async fn is_below_floor(&self, agent: &str, settings: &ReputationSettings) -> Result<bool, Refusal> {
+        let held = self.resource::<Reputation>(agent).await?;
+        Ok(held.is_some_and(|held| held.value.score < settings.floor))
+    }
+
     async fn observations(
         &self,
         agent: &Agent,
@@ -163,20 +172,79 @@ impl Registry {
         settings: &ReputationSettings,
     ) -> Result<Vec<Observation>, Refusal> {
         let mut all = Vec::new();
+        let own_falls = self.is_below_floor(agent.name.as_str(), settings).await?;
         for (peer, (good, bad)) in peers {
             let owner = self.resource::<Agent>(peer).await?.map(|held| held.value.owner);
             // Those of one owner don't vouch for each other; against each other they may speak.
             let vouches = agent.owner.is_empty() || owner.is_none_or(|owner| owner != agent.owner);
+            let mut bad = bad.clone();
+            if own_falls || self.is_below_floor(peer, settings).await? {
+                // That the floor refuses it must not push an agent, or whoever calls it, further down.
+                bad.remove(&Factor::Cooperativeness);
+            }
             let observation = Observation {
                 peer: peer.clone(),
                 weight: settings.reporters.get(peer).copied().unwrap_or(100),
                 good: if vouches { good.clone() } else { BTreeMap::new() },
-                bad: bad.clone(),
+                bad,
             };
             if !observation.good.is_empty() || !observation.bad.is_empty() {
                 all.push(observation);
             }
         }
         Ok(all)
+    }
+}
+
+impl Outcome {
+    /// What both ends say, where they say the same; else there is no telling who is right, and nothing counts.
+    pub fn of(matched: &Matched) -> Option<Self> {
+        let (caller, callee) = (&matched.caller_end, &matched.callee_end);
+        let same = matched.agreed && caller.status == callee.status && caller.end == callee.end;
+        same.then(|| Self {
+            caller: matched.caller.clone(),
+            callee: matched.callee.clone(),
+            status: callee.status,
+            blame: callee.blame.clone(),
+            ms: callee.ms,
+        })
+    }
+}
+
+/// Gathers what hops say, and writes it every [`FLUSH`], until the control plane ends.
+pub async fn follow(mut hops: broadcast::Receiver<Arc<Matched>>, registry: Registry) {
+    let mut gathered = Gathered::default();
+    let mut tick = tokio::time::interval(FLUSH);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut settings = ReputationSettings::default();
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {
+                settings = registry.reputation_settings().await.unwrap_or(settings);
+                write(&registry, std::mem::take(&mut gathered)).await;
+            }
+            hop = hops.recv() => match hop {
+                Ok(matched) => {
+                    if let Some(outcome) = Outcome::of(&matched) {
+                        gathered.take(&outcome, &settings);
+                    }
+                }
+                Err(RecvError::Lagged(missed)) => metrics::counter!("aip_reputation_dropped_total").increment(missed),
+                Err(RecvError::Closed) => return write(&registry, gathered).await,
+            },
+        }
+    }
+}
+
+async fn write(registry: &Registry, gathered: Gathered) {
+    if gathered.is_empty() {
+        return;
+    }
+    if let Err(refusal) = registry.observed_reputations(gathered).await {
+        metrics::counter!("aip_reputation_dropped_total").increment(1);
+        tracing::warn!(
+            reason = refusal.reason(),
+            "what hops say of agents was not written, and is lost"
+        );
     }
 }

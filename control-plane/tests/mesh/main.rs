@@ -14,6 +14,7 @@ mod kills;
 mod matrix;
 mod policies;
 mod prod;
+mod reputation;
 mod revoked;
 mod stream;
 mod tls;

@@ -1,10 +1,11 @@
 //! The library modules that policies may import as `data.aip.lib.<name>`.
 
 /// Name and text of each module.
-pub(crate) const MODULES: [(&str, &str); 3] = [
+pub(crate) const MODULES: [(&str, &str); 4] = [
     ("assurance", include_str!("../../../policies/lib/assurance.rego")),
     ("http", include_str!("../../../policies/lib/http.rego")),
     ("time", include_str!("../../../policies/lib/time.rego")),
+    ("trust", include_str!("../../../policies/lib/trust.rego")),
 ];
 
 /// The modules that one of the texts names, and those that these name. A word is enough: one too many costs nothing.

@@ -249,10 +249,10 @@ fn facts_that_are_never_established_are_refused_or_warned_of() {
             ("never_established", Some(6))
         );
     }
-    let whole = denying("bad(input.source)") + "\nbad(peer) if peer.name == \"x\"\n";
+    let whole = denying("bad(input.content)") + "\nbad(content) if content.findings[_] == \"x\"\n";
     let refused = fault(&whole);
     assert!(
-        refused.message.starts_with("all of `input.source` is read here"),
+        refused.message.starts_with("all of `input.content` is read here"),
         "{refused}"
     );
 }
