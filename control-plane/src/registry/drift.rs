@@ -188,6 +188,7 @@ impl Registry {
             }
             None => draft,
         };
+        let draft = self.drift_ops(draft, &record.agent).await?;
         let (draft, generation) = self.raised(draft, agent).await?;
         let revision = draft.commit().await?;
         metrics::counter!("aip_drift_reports_total").increment(1);

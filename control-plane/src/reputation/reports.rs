@@ -4,7 +4,7 @@ use aip_api::problem::FieldError;
 use aip_api::resource::reputation::{
     Evidence, Finding, MAX_CLAIM_BYTES, MAX_STATEMENT_BYTES, STATEMENT_TYP, Score, Severity, Statement,
 };
-use aip_api::resource::{Agent, KeyPurpose, MeshConfig};
+use aip_api::resource::{Agent, KeyPurpose, MeshConfig, Reputation};
 use aip_api::{AgentName, Digest, SpiffeId};
 use aip_runtime::jws;
 use serde::{Deserialize, Serialize};
@@ -166,10 +166,19 @@ impl Registry {
     /// # Errors
     /// The store fails.
     pub async fn drift_ops(&self, draft: Draft, agent: &AgentName) -> Result<Draft, Refusal> {
-        let settings = self.reputation_settings().await?;
-        let mut book = self.reputation_book(agent, &settings).await?;
-        let (draft, _) = self.reputation_ops(draft, &mut book, What::Drift, &settings).await?;
-        Ok(draft)
+        let read = async {
+            let settings = self.reputation_settings().await?;
+            self.resource::<Reputation>(agent.as_str()).await?;
+            Ok::<_, Refusal>((self.reputation_book(agent, &settings).await?, settings))
+        };
+        match read.await {
+            Ok((mut book, settings)) => Ok(self.reputation_ops(draft, &mut book, What::Drift, &settings).await?.0),
+            // That a drifted agent is blocked must not hang on its reputation.
+            Err(refusal) => {
+                tracing::error!(%agent, reason = refusal.reason(), "the drift is not counted in the reputation");
+                Ok(draft)
+            }
+        }
     }
 
     /// Forgets all that counts for or against an agent, or proposes to.
@@ -296,7 +305,7 @@ impl Registry {
         .await
     }
 
-    fn read_statement(&self, ca: &Ca, agent: &AgentName, text: &str) -> Result<aip_api::resource::Reputation, Refusal> {
+    fn read_statement(&self, ca: &Ca, agent: &AgentName, text: &str) -> Result<Reputation, Refusal> {
         let refuse = |why: &str| Refusal::new(Reason::StatementInvalid, why.to_owned());
         if text.len() > MAX_STATEMENT_BYTES {
             return Err(refuse("longer than any statement is"));
