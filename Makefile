@@ -14,7 +14,7 @@ ENVOY := 1.40.0
 BENCH_PROFILE ?= release
 BENCH_FLAGS ?=
 
-.PHONY: help build demo demo-stay test soak clients lint fmt doc proto tools bench bench-check bench-build bench-peers
+.PHONY: help build demo demo-stay test soak clients promtool lint fmt doc proto tools bench bench-check bench-build bench-peers
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -31,7 +31,7 @@ demo-stay: build ## the same, and the mesh stays up to be played with
 	$(TARGET)/debug/aip demo $(DEMO_FLAGS)
 
 # cargo's own runner, not nextest: tests of one file share a mesh, which a process for each test would start anew.
-test: build clients ## every test
+test: build clients promtool ## every test
 	$(CARGO) test --workspace --no-fail-fast
 
 soak: build ## processes killed at 300 random moments
@@ -39,6 +39,9 @@ soak: build ## processes killed at 300 random moments
 
 clients: ## the real agents and clients that the tests drive (Python, Node, curl)
 	sh tests/clients/setup.sh
+
+promtool: ## what tests the alert rules
+	@sh deploy/prometheus/promtool.sh >/dev/null
 
 lint: tools ## format, clippy, dependencies, documentation
 	$(CARGO) fmt --all --check

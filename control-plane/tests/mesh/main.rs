@@ -7,6 +7,7 @@ mod support;
 
 mod admin;
 mod attacks;
+mod drift;
 mod durability;
 mod endings;
 mod identity;

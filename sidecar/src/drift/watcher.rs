@@ -245,3 +245,6 @@ fn looking(error: &std::io::Error) -> Eyes {
 fn next(took: Duration) -> Instant {
     Instant::now() + MEASURE_EVERY.max(took * MEASURE_SHARE)
 }
+
+#[cfg(test)]
+mod tests;
