@@ -69,18 +69,7 @@ pub async fn run(config: Config, supervisor: Supervisor) -> anyhow::Result<()> {
     let _locks = lock_directories(&config)?;
     let secret = secret::of(&config.access)?;
     listeners.announce(&config)?;
-    let (config, svid) = (Arc::new(config), SvidSource::default());
-    let suspension = Suspension::open(&config.data);
-    let shared = Shared {
-        alarm: Alarm::new(config.clone(), svid.clone(), suspension.clone()),
-        svid,
-        trust: TrustState::new(aip_api::name::DEFAULT_TRUST_DOMAIN.parse()?, Vec::new()).shared(),
-        ready: Readiness::new(&GATES),
-        vault: Vault::open(&config)?,
-        audit: Audit::open(&config.data.join("audit"), Options::default()).context("no thread for the audit")?,
-        instance: uuid::Uuid::now_v7().to_string(),
-        config,
-    };
+    let shared = Shared::new(config)?;
     let metrics = telemetry::init_metrics();
     crate::metrics::describe();
     let addresses = listeners.addresses()?;
@@ -109,7 +98,7 @@ pub async fn run(config: Config, supervisor: Supervisor) -> anyhow::Result<()> {
         .served_by(workers)
         .recording_to(shared.audit.clone())
         .of_user(shared.config.access.agent_uid)
-        .unless(suspension)
+        .unless(shared.alarm.suspension().clone())
         .stopped_by(keeper_of_orders.gate())
         .reserving([shared.config.control_plane, addresses.admin, addresses.probes]);
     let proxy = shared.proxy(&mesh, settings);
@@ -154,6 +143,22 @@ fn explain(error: JoinError) -> anyhow::Error {
 }
 
 impl Shared {
+    /// What there is before anything runs; a suspension is as the process before left it.
+    fn new(config: Config) -> anyhow::Result<Self> {
+        let (config, svid) = (Arc::new(config), SvidSource::default());
+        let suspension = Suspension::open(&config.data);
+        Ok(Self {
+            alarm: Alarm::new(config.clone(), svid.clone(), suspension),
+            svid,
+            trust: TrustState::new(aip_api::name::DEFAULT_TRUST_DOMAIN.parse()?, Vec::new()).shared(),
+            ready: Readiness::new(&GATES),
+            vault: Vault::open(&config)?,
+            audit: Audit::open(&config.data.join("audit"), Options::default()).context("no thread for the audit")?,
+            instance: uuid::Uuid::now_v7().to_string(),
+            config,
+        })
+    }
+
     /// What gets and keeps the SVID, and the roots and keys that come with each.
     fn keeper(&self) -> (Keeper, mpsc::Receiver<Origin>) {
         let (send, origins) = mpsc::channel(1);

@@ -7,7 +7,6 @@ mod support;
 
 mod admin;
 mod attacks;
-mod drift;
 mod durability;
 mod endings;
 mod identity;

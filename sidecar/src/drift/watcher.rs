@@ -116,15 +116,10 @@ impl Watcher {
             if !seen.changed.is_empty() {
                 return seen.changed.into_iter().collect();
             }
-            if seen.again {
-                let before = std::mem::replace(&mut eyes, self.open_eyes().await);
-                // What the old watch heard while the new one was made.
-                if let Eyes::Notices(before) = before
-                    && let Ok((late, _)) = before.read()
-                    && !late.changed.is_empty()
-                {
-                    return late.changed.into_iter().collect();
-                }
+            if seen.again
+                && let Some(changed) = self.open_eyes_again(&mut eyes).await
+            {
+                return changed;
             }
             if seen.look {
                 let Some(looked) = self.measured().await else {
@@ -141,6 +136,14 @@ impl Watcher {
                 (stamps, due) = (looked.stamps, next(looked.took));
             }
         }
+    }
+
+    /// Watches what there is to watch now; answers what changed meanwhile, as the old watch heard it.
+    async fn open_eyes_again(&self, eyes: &mut Eyes) -> Option<Vec<String>> {
+        let before = std::mem::replace(eyes, self.open_eyes().await);
+        let Eyes::Notices(before) = before else { return None };
+        let (late, _) = before.read().ok()?;
+        (!late.changed.is_empty()).then(|| late.changed.into_iter().collect())
     }
 
     /// What is there, where it is what was approved.
