@@ -28,6 +28,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
+use crate::audit::Audit;
 use crate::ca::Ca;
 use crate::config::sessions::Sessions;
 use crate::config::world::World;
@@ -68,6 +69,8 @@ pub struct Api {
     pub sessions: Arc<Sessions>,
     /// Orders to stop.
     pub kills: Kills,
+    /// What was recorded.
+    pub audit: Arc<Audit>,
     /// The program that checks policies: this one.
     pub program: PathBuf,
     /// When the mesh was made.
@@ -88,7 +91,7 @@ impl Api {
         ca: Arc<Ca>,
         world: Arc<World>,
         sessions: Arc<Sessions>,
-        kills: Kills,
+        (kills, audit): (Kills, Arc<Audit>),
         program: PathBuf,
         created_at: u64,
         socket: PathBuf,
@@ -99,6 +102,7 @@ impl Api {
             world,
             sessions,
             kills,
+            audit,
             program,
             created_at,
             socket,

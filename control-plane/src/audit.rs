@@ -2,6 +2,279 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`service`], [`session`] | gRPC `Audit`: who may open a stream, and what one does |
+//! | [`statement`] | whether a checkpoint was signed by whom it speaks of |
+//! | [`ledger`] | the log of checkpoints: what was taken, under a signed tree head |
+//! | [`copy`] | the copy of one log: checked as it comes, on disk as the sidecar has it |
 //! | [`hops`] | hops whose both ends have been heard |
+//! | [`retention`] | what goes when it is old, or too much |
+//!
+//! On disk, in `<data>/audit`: `checkpoints.redb`, and `<agent>/<log>/` for each log.
 
+pub mod copy;
 pub mod hops;
+pub mod ledger;
+pub mod retention;
+pub mod service;
+pub mod session;
+pub mod statement;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use aip_api::AgentName;
+use aip_api::resource::{AuditConfig, MeshConfig};
+use aip_audit::Record;
+use aip_audit::index::Log;
+use aip_runtime::trust::Trust;
+use tokio::sync::{Notify, broadcast};
+use tokio_util::sync::CancellationToken;
+
+use crate::ca::Ca;
+use crate::clock::Clock;
+use crate::config::world::World;
+use crate::refusal::{Reason, Refusal};
+use crate::registry::{Actor, Registry};
+use crate::store::StoreError;
+
+use hops::Hops;
+use hops::join::{Heard, Join};
+use ledger::{Finding, Ledger, Writing};
+use retention::Used;
+
+/// The directory, in the data directory.
+pub const AUDIT_DIR: &str = "audit";
+/// Records that somebody who watches may be behind: seconds of a busy mesh. Who falls further behind is told so.
+const FEED: usize = 8_192;
+/// How long an older stream may take to let go of a log: the chunk that it is writing.
+const TAKE_OVER: Duration = Duration::from_secs(10);
+
+/// A record that has just come.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Whose log.
+    pub agent: AgentName,
+    /// Which.
+    pub log: Arc<str>,
+    /// Its segment.
+    pub segment: u64,
+    /// Where its line begins.
+    pub offset: u64,
+    /// What it says.
+    pub record: Record,
+}
+
+/// What was recorded in this mesh.
+#[derive(Debug)]
+pub struct Audit {
+    /// The log of checkpoints.
+    pub ledger: Ledger,
+    /// Hops whose both ends have been heard.
+    pub hops: Hops,
+    dir: PathBuf,
+    join: Mutex<Join>,
+    feed: broadcast::Sender<Arc<Seen>>,
+    live: Arc<Live>,
+    used: Used,
+    world: Arc<World>,
+    trust: Trust,
+    registry: Registry,
+    clock: Clock,
+}
+
+/// Who writes which copy now.
+#[derive(Debug, Default)]
+struct Live {
+    logs: Mutex<HashMap<String, Writer>>,
+    released: Notify,
+}
+
+/// Who writes a copy.
+#[derive(Debug, Clone)]
+struct Writer {
+    agent: AgentName,
+    // The process at the other end; empty where it is this one.
+    instance: Arc<str>,
+    cancel: CancellationToken,
+}
+
+/// The right to write one log's copy; it ends with this.
+#[derive(Debug)]
+pub struct Claim {
+    log: String,
+    live: Arc<Live>,
+}
+
+impl Live {
+    fn logs(&self) -> MutexGuard<'_, HashMap<String, Writer>> {
+        self.logs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.live.logs().remove(&self.log);
+        self.live.released.notify_waiters();
+    }
+}
+
+fn make(dir: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+impl Audit {
+    /// Opens what is in `<data>/audit`, or makes it. The second part must be run.
+    ///
+    /// # Errors
+    /// The disk does not allow it, or the log of checkpoints is not whole.
+    pub async fn open(
+        data: &Path,
+        registry: Registry,
+        ca: Arc<Ca>,
+        world: Arc<World>,
+        trust: Trust,
+    ) -> Result<(Arc<Self>, Writing), StoreError> {
+        let dir = data.join(AUDIT_DIR);
+        make(&dir).map_err(|e| StoreError::Failed(format!("{}: {e}", dir.display())))?;
+        let (ledger, writing) = Ledger::open(&dir, ca).await?;
+        let looked = dir.clone();
+        let used = tokio::task::spawn_blocking(move || Used::of(&looked)).await;
+        let audit = Self {
+            ledger,
+            hops: Hops::default(),
+            dir,
+            join: Mutex::default(),
+            feed: broadcast::Sender::new(FEED),
+            live: Arc::default(),
+            used: used.unwrap_or_default(),
+            world,
+            trust,
+            clock: registry.clock.clone(),
+            registry,
+        };
+        Ok((Arc::new(audit), writing))
+    }
+
+    /// What the mesh asks of the audit trail.
+    pub fn settings(&self) -> AuditConfig {
+        self.world
+            .document::<MeshConfig>(MeshConfig::NAME)
+            .map(|config| config.audit)
+            .unwrap_or_default()
+    }
+
+    /// Where a log's copy stands.
+    pub fn dir_of(&self, agent: &AgentName, log: &str) -> PathBuf {
+        self.dir.join(agent.as_str()).join(log)
+    }
+
+    /// The logs of an agent, or of all, whose copies are there.
+    pub fn copies(&self, of: Option<&AgentName>) -> Vec<Log> {
+        retention::copies(&self.dir, of)
+    }
+
+    /// Records as they come.
+    pub fn watch(&self) -> broadcast::Receiver<Arc<Seen>> {
+        self.feed.subscribe()
+    }
+
+    /// The right to write a log's copy, if nobody has it. A newer stream of the same process takes it from the older one,
+    /// which may not have noticed yet that it is cut off.
+    async fn claim(&self, log: &str, writer: Writer) -> Result<Claim, Refusal> {
+        let deadline = tokio::time::Instant::now() + TAKE_OVER;
+        loop {
+            let released = self.live.released.notified();
+            {
+                let mut live = self.live.logs();
+                match live.get(log) {
+                    None => {
+                        live.insert(log.to_owned(), writer);
+                        return Ok(Claim {
+                            log: log.to_owned(),
+                            live: self.live.clone(),
+                        });
+                    }
+                    Some(holds) if (&holds.agent, &holds.instance) == (&writer.agent, &writer.instance) => {
+                        holds.cancel.cancel();
+                    }
+                    Some(_) => return Err(Reason::LogInUse.into()),
+                }
+            }
+            if tokio::time::timeout_at(deadline, released).await.is_err() {
+                return Err(Reason::LogInUse.into());
+            }
+        }
+    }
+
+    /// Hears records: matches hops, and tells who watches. `replayed`: they were heard before this process began.
+    fn heard(&self, agent: &AgentName, log: &Arc<str>, segment: u64, records: Vec<(u64, Record)>, replayed: bool) {
+        let domain = self.trust.load().trust_domain().to_string();
+        let now = self.clock.now() * 1_000;
+        for (offset, record) in records {
+            let heard = {
+                let mut join = self.join.lock().unwrap_or_else(PoisonError::into_inner);
+                join.hear(&domain, agent, &record, now, replayed)
+            };
+            if let Heard::Both(matched) = heard {
+                self.matched(*matched);
+            }
+            if !replayed && self.feed.receiver_count() > 0 {
+                let seen = Seen {
+                    agent: agent.clone(),
+                    log: log.clone(),
+                    segment,
+                    offset,
+                    record,
+                };
+                // An error says only that nobody watches any more.
+                let _ = self.feed.send(Arc::new(seen));
+            }
+        }
+        let waiting = self.join.lock().unwrap_or_else(PoisonError::into_inner).waiting();
+        metrics::gauge!("aip_audit_hops_waiting").set(waiting as f64);
+    }
+
+    fn matched(&self, matched: hops::Matched) {
+        let mismatch = matched.mismatch();
+        let result = match (&mismatch, matched.agreed) {
+            (Some(_), _) => "differs",
+            (None, true) => "agreed",
+            (None, false) => "cut",
+        };
+        metrics::counter!("aip_audit_hops_total", "result" => result).increment(1);
+        if let Some(mismatch) = mismatch {
+            let (hop, differs) = (&mismatch.hop, mismatch.differs.join(","));
+            tracing::error!(hop, caller = %matched.caller, callee = %matched.callee, differs, "the two ends of a hop contradict each other");
+            self.ledger.mismatch(mismatch);
+        }
+        self.hops.tell(matched);
+    }
+
+    /// Keeps what can't be as evidence, and tells people of it; the log is taken no further.
+    async fn found(&self, finding: Finding) -> Result<(), Refusal> {
+        self.tell(&finding.agent, &finding.log, &finding.reason, &finding.detail)
+            .await;
+        self.ledger.broken(finding).await
+    }
+
+    /// Tells people of a finding: log, metric, and the audit of changes.
+    async fn tell(&self, agent: &AgentName, log: &str, reason: &str, detail: &str) {
+        let found = reason.to_owned();
+        metrics::counter!("aip_audit_findings_total", "reason" => found).increment(1);
+        tracing::error!(%agent, log, reason, detail, "an audit log is not what it must be");
+        let change = self
+            .registry
+            .change(&Actor::control_plane(), "audit.finding", format!("{agent}/{log}"))
+            .detail(format!("{reason}: {detail}"))
+            .routine();
+        if let Err(refusal) = change.commit().await {
+            tracing::warn!(
+                reason = refusal.reason(),
+                "the finding is not in the audit of changes; it is kept as evidence"
+            );
+        }
+    }
+}

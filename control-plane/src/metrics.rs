@@ -119,6 +119,68 @@ pub const TABLE: &[(&str, &str, &str)] = &[
         "histogram",
         "One policy check in its child process.",
     ),
+    ("aip_audit_streams", "gauge", "Open audit streams."),
+    (
+        "aip_audit_streams_refused_total",
+        "counter",
+        "Audit streams refused, by reason.",
+    ),
+    (
+        "aip_audit_streams_ended_total",
+        "counter",
+        "Audit streams that we ended, by reason.",
+    ),
+    (
+        "aip_audit_checkpoints_total",
+        "counter",
+        "Checkpoints of sidecars: taken, or sent again.",
+    ),
+    (
+        "aip_audit_checkpoint_lag_seconds",
+        "histogram",
+        "From a checkpoint's signature until it was taken.",
+    ),
+    (
+        "aip_audit_ledger_commit_seconds",
+        "histogram",
+        "One transaction of the log of checkpoints.",
+    ),
+    ("aip_audit_received_records_total", "counter", "Records received."),
+    (
+        "aip_audit_received_bytes_total",
+        "counter",
+        "Bytes of records received.",
+    ),
+    (
+        "aip_audit_record_lag_seconds",
+        "histogram",
+        "From the newest record of a chunk until it was received.",
+    ),
+    (
+        "aip_audit_rejected_total",
+        "counter",
+        "Checkpoints and chunks refused, by reason.",
+    ),
+    (
+        "aip_audit_findings_total",
+        "counter",
+        "Logs in which something was found that can't be, by reason.",
+    ),
+    (
+        "aip_audit_hops_total",
+        "counter",
+        "Hops whose both ends were heard, by result.",
+    ),
+    (
+        "aip_audit_hops_waiting",
+        "gauge",
+        "Ends of hops whose other end was not heard yet.",
+    ),
+    (
+        "aip_audit_hops_unmatched_total",
+        "counter",
+        "Ends of hops that were left to the verifier, by reason.",
+    ),
     (
         "aip_admin_refusals_total",
         "counter",

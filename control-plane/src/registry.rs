@@ -14,6 +14,7 @@ pub mod admins;
 pub mod agents;
 pub mod draft;
 pub mod drift;
+mod history;
 pub mod keys;
 pub mod kills;
 pub mod measurements;

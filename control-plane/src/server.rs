@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use aip_runtime::drain::{self, Drain, DrainWatch};
 use aip_runtime::files::lock_dir;
+use aip_runtime::grpc::audit_server::AuditServer;
 use aip_runtime::grpc::config_server::ConfigServer;
 use aip_runtime::grpc::identity_server::IdentityServer;
 use aip_runtime::grpc::kill_server::KillServer;
@@ -24,6 +25,8 @@ use crate::admin::guard::Port;
 use crate::admin::serve::{Listener, serve};
 use crate::admin::socket::{Socket, SocketPath};
 use crate::admin::{Api, Kills, router};
+use crate::audit::Audit;
+use crate::audit::service::AuditService;
 use crate::bootstrap::{Mesh, StartError, open, write};
 use crate::ca::{Ca, CaError};
 use crate::clock::Clock;
@@ -43,7 +46,7 @@ pub use ports::{RUN_FILE, Run};
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 /// HTTP/2 pings find a sidecar that vanished without a word.
 const KEEPALIVE: Duration = Duration::from_secs(20);
-/// Streams on one connection: one Config stream, and Identity calls beside it.
+/// Streams on one connection: a Config, a Kill and an Audit stream, and Identity calls beside them.
 const MAX_STREAMS: u32 = 8;
 /// How long a request may take until its answer begins: evidence of 3 MiB on a bad line.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
@@ -54,7 +57,8 @@ const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
 const MAX_JOIN_BYTES: usize = 4 * 1024 * 1024;
 /// Largest message of a sidecar that has joined: a Hello that lists all it may hold.
 const MAX_REQUEST_BYTES: usize = 8 * 1024 * 1024;
-
+/// Largest message of an Audit stream: a chunk of 1 MiB, and what is around it.
+const MAX_AUDIT_BYTES: usize = 1024 * 1024 + 64 * 1024;
 /// Largest message of a kill stream: the set that a sidecar holds, and what is around it.
 const MAX_KILL_BYTES: usize = 2 * aip_api::kill::MAX_KILL_SET_BYTES;
 
@@ -69,6 +73,8 @@ pub struct ControlPlane {
     pub clock: Clock,
     /// What the admin API works on.
     pub api: Arc<Api>,
+    /// What was recorded.
+    pub audit: Arc<Audit>,
     drain: Drain,
     tasks: JoinSet<()>,
     socket: SocketPath,
@@ -86,6 +92,7 @@ struct Parts {
     sessions: Arc<Sessions>,
     kills: Kills,
     clock: Clock,
+    audit: Arc<Audit>,
     watch: DrainWatch,
 }
 
@@ -121,8 +128,12 @@ impl ControlPlane {
         let run = ports.run(&socket, mesh.ca.root_digest())?;
         let (drain, watch) = drain::channel();
         let trust = mesh.ca.trust()?.shared();
+        let world = World::new(&mesh.registry.store, mesh.ca.clone(), trust.clone()).await?;
+        let known = (mesh.registry.clone(), mesh.ca.clone(), world.clone(), trust.clone());
+        let (audit, writing) = Audit::open(&settings.data, known.0, known.1, known.2, known.3).await?;
         let parts = Parts {
-            world: World::new(&mesh.registry.store, mesh.ca.clone(), trust.clone()).await?,
+            world,
+            audit,
             sessions: Sessions::new(clock.clone()),
             kills: Kills {
                 publisher: Publisher::new(mesh.registry.clone(), mesh.ca.clone()).await?,
@@ -136,6 +147,7 @@ impl ControlPlane {
             watch,
         };
         let mut tasks = JoinSet::new();
+        tasks.spawn(writing.run());
         parts.follow(&mut tasks);
         parts.mesh_side(ports.mesh, &mut tasks)?;
         ready.set("mesh", true);
@@ -150,6 +162,7 @@ impl ControlPlane {
             registry: parts.registry,
             clock: parts.clock,
             api,
+            audit: parts.audit,
             drain,
             tasks,
             socket: socket_path,
@@ -164,6 +177,7 @@ impl ControlPlane {
         self.drain.start();
         let idle = self.drain.idle(DRAIN_DEADLINE).await;
         self.tasks.shutdown().await;
+        self.audit.ledger.close().await;
         self.registry.store.close().await;
         drop(self.lock);
         idle
@@ -174,6 +188,7 @@ impl ControlPlane {
         self.api.stopping.cancel();
         self.drain.start();
         self.tasks.shutdown().await;
+        self.audit.ledger.close().await;
         self.registry.store.close().await;
     }
 }
@@ -188,6 +203,9 @@ impl Parts {
             self.kills.board.clone(),
         ));
         tasks.spawn(self.kills.publisher.clone().follow());
+        tasks.spawn(self.audit.clone().retain());
+        let hops = self.audit.hops.subscribe();
+        tasks.spawn(crate::reputation::observe::follow(hops, self.registry.clone()));
     }
 
     /// What sidecars connect to.
@@ -216,7 +234,15 @@ impl Parts {
         let tls = server_config(&self.ca.server, &self.trust, Clients::Optional, ALPN_H2)
             .map_err(|e| CaError::Certificate(e.to_string()))?;
         let connections = incoming(listener, tls, self.trust.clone());
-        tasks.spawn(mesh_port(identity, config, kill, connections, self.watch.clone()));
+        let audit = AuditService::new(self.audit.clone(), self.watch.clone());
+        tasks.spawn(mesh_port(
+            identity,
+            config,
+            kill,
+            audit,
+            connections,
+            self.watch.clone(),
+        ));
         Ok(())
     }
 
@@ -226,7 +252,7 @@ impl Parts {
             self.ca.clone(),
             self.world.clone(),
             self.sessions.clone(),
-            self.kills.clone(),
+            (self.kills.clone(), self.audit.clone()),
             self.settings.program.clone(),
             created_at,
             run.socket.clone(),
@@ -258,6 +284,7 @@ async fn mesh_port(
     identity: IdentityService,
     config: ConfigService,
     kill: KillService,
+    audit: AuditService,
     connections: Incoming,
     mut watch: DrainWatch,
 ) {
@@ -277,7 +304,8 @@ async fn mesh_port(
                 .max_decoding_message_size(MAX_REQUEST_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES),
         )
-        .add_service(KillServer::new(kill).max_decoding_message_size(MAX_KILL_BYTES));
+        .add_service(KillServer::new(kill).max_decoding_message_size(MAX_KILL_BYTES))
+        .add_service(AuditServer::new(audit).max_decoding_message_size(MAX_AUDIT_BYTES));
     let served = server
         .serve_with_incoming_shutdown(connections, async move { watch.draining().await })
         .await;

@@ -57,6 +57,8 @@ pub struct Store {
     writer: Arc<AsyncMutex<()>>,
     revision: signal::Sender<u64>,
     commits: Arc<Mutex<VecDeque<(u64, Instant)>>>,
+    // Whether it is the mesh's: the metrics of the store are of that one.
+    measured: bool,
 }
 
 impl std::fmt::Debug for Store {
@@ -77,6 +79,18 @@ impl Store {
             writer: Arc::default(),
             revision: signal::Sender::new(revision),
             commits: Arc::default(),
+            measured: true,
+        })
+    }
+
+    /// A store beside the mesh's, which the metrics of the store do not count.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn apart(backend: impl Backend) -> Result<Self, StoreError> {
+        Ok(Self {
+            measured: false,
+            ..Self::new(backend)?
         })
     }
 
@@ -166,7 +180,9 @@ impl Store {
         let done = task
             .await
             .unwrap_or_else(|e| Err(StoreError::Failed(format!("the writer died: {e}"))));
-        metrics::histogram!("aip_store_txn_seconds").record(begun.elapsed().as_secs_f64());
+        if self.measured {
+            metrics::histogram!("aip_store_txn_seconds").record(begun.elapsed().as_secs_f64());
+        }
         if let Err(error) = &done {
             metrics::counter!("aip_store_txn_failures_total", "reason" => error.reason()).increment(1);
             self.look_again(error).await;
@@ -194,7 +210,9 @@ impl Store {
         commits.push_back((revision, Instant::now()));
         drop(commits);
         self.revision.send_replace(revision);
-        metrics::gauge!("aip_store_revision").set(revision as f64);
+        if self.measured {
+            metrics::gauge!("aip_store_revision").set(revision as f64);
+        }
     }
 
     /// When `revision` was committed by this process; `None` for one that is older than what is remembered.

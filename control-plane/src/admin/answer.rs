@@ -7,7 +7,7 @@ use aip_api::problem::{CONTENT_TYPE, FieldError};
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Request};
-use axum::http::request::Parts;
+use axum::http::request as http;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -107,7 +107,7 @@ pub struct Params<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     type Rejection = ApiError;
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut http::Parts, _: &S) -> Result<Self, ApiError> {
         let read = axum::extract::Query::<T>::try_from_uri(&parts.uri);
         Ok(Self(
             read.map_err(|e| Refusal::new(Reason::Malformed, e.body_text()))?.0,
@@ -126,11 +126,25 @@ where
     S: Send + Sync,
 {
     type Rejection = ApiError;
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut http::Parts, state: &S) -> Result<Self, ApiError> {
         let bad = |text: String| Refusal::new(Reason::NameInvalid, text);
         let path = axum::extract::Path::<String>::from_request_parts(parts, state).await;
         let text = path.map_err(|e| bad(e.body_text()))?.0;
         Ok(Self(T::try_from(text).map_err(|e| bad(e.to_string()))?))
+    }
+}
+
+/// Several parts of the path, as their types.
+#[derive(Debug)]
+pub struct Parts<T>(pub T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Parts<T> {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut http::Parts, state: &S) -> Result<Self, ApiError> {
+        let path = axum::extract::Path::<T>::from_request_parts(parts, state).await;
+        Ok(Self(
+            path.map_err(|e| Refusal::new(Reason::NameInvalid, e.body_text()))?.0,
+        ))
     }
 }
 
@@ -140,7 +154,7 @@ pub struct IfMatch(pub Option<u64>);
 
 impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
     type Rejection = ApiError;
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut http::Parts, _: &S) -> Result<Self, ApiError> {
         let Some(value) = parts.headers.get(header::IF_MATCH) else {
             return Ok(Self(None));
         };

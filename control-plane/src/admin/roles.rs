@@ -77,7 +77,7 @@ pub enum Permission {
     Resume,
     /// Decide what others proposed.
     Decide,
-    /// Read the audit of changes.
+    /// Read the audit of changes, and what sidecars recorded.
     ReadAudit,
     /// Issue and revoke admin tokens.
     ManageAdmins,

@@ -4,6 +4,7 @@
 mod admins;
 mod agents;
 mod approvals;
+mod audit;
 mod drift;
 mod kills;
 mod measurements;
@@ -55,6 +56,7 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/v1/trust", Read),
     route("GET", "/v1/mesh-config", Read),
     route("PUT", "/v1/mesh-config", WriteMesh),
+    route("GET", "/v1/mesh-config/revisions/{revision}", Read),
     route("GET", "/v1/agents", Read),
     route("POST", "/v1/agents", WriteAgents),
     route("GET", "/v1/agents/{name}", Read),
@@ -80,6 +82,7 @@ pub const ROUTES: &[Route] = &[
     route("PUT", "/v1/policies/{name}", WritePolicies),
     route("DELETE", "/v1/policies/{name}", WritePolicies),
     route("GET", "/v1/policies/{name}/revisions", Read),
+    route("GET", "/v1/policies/{name}/revisions/{revision}", Read),
     route("POST", "/v1/policies/{name}/rollback", WritePolicies),
     route("GET", "/v1/traffic", Read),
     route("GET", "/v1/traffic/{agent}", Read),
@@ -104,6 +107,17 @@ pub const ROUTES: &[Route] = &[
     route("POST", "/v1/approvals/{id}/approve", Decide),
     route("POST", "/v1/approvals/{id}/refuse", Decide),
     route("GET", "/v1/audit", ReadAudit),
+    route("GET", "/v1/audit/logs", ReadAudit),
+    route("GET", "/v1/audit/logs/{log}/segments", ReadAudit),
+    route("GET", "/v1/audit/logs/{log}/segments/{number}", ReadAudit),
+    route("GET", "/v1/audit/logs/{log}/checkpoints", ReadAudit),
+    route("GET", "/v1/audit/records", ReadAudit),
+    route("GET", "/v1/audit/records/watch", ReadAudit),
+    route("GET", "/v1/audit/mismatches", ReadAudit),
+    route("GET", "/v1/audit/findings", ReadAudit),
+    route("GET", "/v1/audit/tree-head", ReadAudit),
+    route("GET", "/v1/audit/inclusion", ReadAudit),
+    route("GET", "/v1/audit/consistency", ReadAudit),
     route("GET", "/v1/admin-tokens", ManageAdmins),
     route("POST", "/v1/admin-tokens", ManageAdmins),
     route("DELETE", "/v1/admin-tokens/{jti}", ManageAdmins),
@@ -134,6 +148,7 @@ pub(super) fn all() -> OpenApiRouter<Arc<Api>> {
         .merge(watch::routes())
         .merge(approvals::routes())
         .merge(kills::routes())
+        .merge(audit::routes())
 }
 
 /// Bytes of a page's rows, as stored: some hundred policies. A page that is cut has a `next` as any other.

@@ -1,5 +1,7 @@
 //! Hops whose both ends have been heard: what the caller's sidecar and the callee's say of the same request.
 
+pub mod join;
+
 use std::sync::Arc;
 
 use aip_api::AgentName;
@@ -24,8 +26,10 @@ pub struct Matched {
     pub caller_end: End,
     /// What the callee's sidecar recorded.
     pub callee_end: End,
-    /// Whether both saw the same bytes go over and come back.
+    /// Whether the hop came to its end at both sides, and both say the same of it: bytes, digests, status.
     pub agreed: bool,
+    /// In what they contradict each other beyond what a cut explains; empty where they do not.
+    pub contradicts: Vec<&'static str>,
     /// When the later of the two records was made, in Unix milliseconds by its sidecar's clock.
     pub at: u64,
 }

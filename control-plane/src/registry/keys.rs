@@ -49,6 +49,21 @@ pub const ALIASES: &str = "alias/";
 /// All agents of a `prod` mesh that were removed and were more than a name, as they come back.
 pub const FORMER: &str = "former/";
 
+/// All policies and settings that were replaced or removed, by what they were.
+pub const FORMER_RESOURCES: &str = "former-resource/";
+/// The same by when that was.
+pub const FORMER_UNTIL: &str = "former-until/";
+
+/// A resource as it was; zero-padded, so that keys sort as numbers do.
+pub fn former_resource(kind: Kind, name: &str, revision: u64) -> String {
+    format!("{FORMER_RESOURCES}{kind}/{name}/{revision:020}")
+}
+
+/// Since when a resource is a former one.
+pub fn former_until(until: u64, key: &str) -> String {
+    format!("{FORMER_UNTIL}{until:020}/{key}")
+}
+
 /// An alias; without a port it is at 80.
 pub fn alias(alias: &str) -> String {
     match alias.contains(':') {

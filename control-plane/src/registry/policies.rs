@@ -118,6 +118,11 @@ impl Registry {
                 return Err(Refusal::new(Reason::LimitReached, detail));
             }
         }
+        let held = self.resource::<Policy>(policy.name.as_str()).await?;
+        let draft = match held.filter(|held| held.revision == replaces) {
+            Some(held) => self.keep_former(draft, &held)?,
+            None => draft,
+        };
         let draft = draft.resource(policy, expect);
         self.version_ops(draft, actor, &policy.name, Some(policy)).await
     }
@@ -130,6 +135,7 @@ impl Registry {
         name: &PolicyName,
     ) -> Result<Draft, Refusal> {
         let held = self.existing::<Policy>(name.as_str()).await?;
+        let draft = self.keep_former(draft, &held)?;
         let draft = draft.delete_resource(Kind::Policy, name.as_str(), Expect::At(held.revision));
         self.version_ops(draft, actor, name, None).await
     }

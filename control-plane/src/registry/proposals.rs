@@ -178,7 +178,7 @@ impl Registry {
             Action::PutAgent { agent, replaces } => self.agent_ops(draft, agent, *replaces).await,
             Action::PutPolicy { policy, replaces } => self.put_policy_ops(draft, actor, policy, *replaces).await,
             Action::DeletePolicy { name } => self.delete_policy_ops(draft, actor, name).await,
-            Action::PutMeshConfig { config, replaces } => Ok(draft.resource(config, Expect::At(*replaces))),
+            Action::PutMeshConfig { config, replaces } => self.mesh_config_ops(draft, config, *replaces).await,
             Action::IssueAdmin { wanted } => {
                 self.room_for_admin().await?;
                 Ok(admin_ops(draft, &self.admin_record(wanted)))

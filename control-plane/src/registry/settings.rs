@@ -40,6 +40,18 @@ impl Registry {
         .await
     }
 
+    /// Adds what writes the settings, and keeps what they were.
+    pub(super) async fn mesh_config_ops(
+        &self,
+        draft: Draft,
+        config: &MeshConfig,
+        replaces: u64,
+    ) -> Result<Draft, Refusal> {
+        let held = self.mesh_config().await?;
+        let draft = self.keep_former(draft, &held)?;
+        Ok(draft.resource(config, Expect::At(replaces)))
+    }
+
     /// Lifts a restored store above what sidecars have seen, or proposes to: what stands in the copy then replaces
     /// everything later.
     ///
@@ -61,6 +73,15 @@ impl Registry {
                 Reason::LimitReached,
                 "too many resources to rewrite in one transaction",
             ));
+        }
+        let mut draft = draft;
+        for entry in &snapshot.entries {
+            // Records name what they were decided on by the revision that it had.
+            let id = keys::resource_id(&entry.key).filter(|id| super::history::is_decided_on(id.kind));
+            if let Some(id) = id {
+                let held = super::decode(entry)?;
+                draft = self.keep_former_value(draft, id.kind, &id.name, (held.revision, held.value));
+            }
         }
         let again = snapshot.entries.into_iter().map(|e| {
             let expect = Expect::At(e.revision);

@@ -43,6 +43,12 @@ pub(super) async fn upkeep(registry: Registry, ca: Arc<Ca>, board: Arc<Board>) {
                 "ended orders and processes were not forgotten"
             );
         }
+        if let Err(refusal) = registry.sweep_history().await {
+            tracing::warn!(
+                reason = refusal.reason(),
+                "former policies were not removed; trying again"
+            );
+        }
         if ca.wants_rotation() {
             let rotated: Result<u64, Refusal> = ca.rotate(&registry, &Actor::control_plane()).await;
             if let Err(refusal) = rotated {

@@ -1,5 +1,6 @@
 //! A running control plane, an HTTP client for its admin API, and a sidecar's side of gRPC.
 
+pub mod audit;
 pub mod evidence;
 pub mod http;
 pub mod process;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`record`] | what one line says |
 //! | [`log`] | the files that lines are appended to, read from, and dropped by quota |
+//! | [`index`] | finding records by time, verdict, tool, hop, trace or decision |
 //! | [`merkle`] | tree heads over lines, inclusion and consistency proofs |
 //! | [`checkpoint`] | what a sidecar signs: so many records, with this root, at this time |
 //! | [`hop`] | what the two ends of a hop say of it, compared |
@@ -14,6 +15,7 @@
 
 pub mod checkpoint;
 pub mod hop;
+pub mod index;
 pub mod log;
 pub mod merkle;
 pub mod record;

@@ -13,7 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::admin::Api;
-use crate::admin::answer::{Answer, Body, Changed, Held, IfMatch};
+use crate::admin::answer::{Answer, Body, Changed, Held, IfMatch, Parts};
 use crate::admin::auth::Caller;
 use crate::admin::documents;
 use crate::registry::Actor;
@@ -22,6 +22,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
         .routes(routes!(mesh))
         .routes(routes!(config, put_config))
+        .routes(routes!(former_config))
         .routes(routes!(lift))
         .routes(routes!(rotate))
 }
@@ -65,6 +66,16 @@ async fn mesh(State(api): State<Arc<Api>>) -> Json<Mesh> {
 #[utoipa::path(get, path = "/v1/mesh-config", tag = "mesh", responses((status = 200, body = Held)))]
 async fn config(State(api): State<Arc<Api>>) -> Answer<Json<Held>> {
     Ok(Json(Held::of(&api.registry.mesh_config().await?)?))
+}
+
+/// The settings as one of their revisions was: kept as long as records may name it (`audit.retention.days`).
+#[utoipa::path(get, path = "/v1/mesh-config/revisions/{revision}", tag = "mesh", params(("revision" = u64, Path)), responses((status = 200, body = Held)))]
+async fn former_config(State(api): State<Arc<Api>>, Parts((revision,)): Parts<(u64,)>) -> Answer<Json<Held>> {
+    let held = api
+        .registry
+        .resource_at::<MeshConfig>(MeshConfig::NAME, revision)
+        .await?;
+    Ok(Json(Held::of(&held)?))
 }
 
 /// Changes the settings. In a `prod` mesh: proposes to (202).

@@ -15,7 +15,7 @@ use super::agents::named;
 use super::{MAX_PAGE_BYTES, resources};
 use crate::admin::Api;
 use crate::admin::admission::admit;
-use crate::admin::answer::{Answer, Body, Changed, Held, IfMatch, Name, Page, PageQuery, Params};
+use crate::admin::answer::{Answer, Body, Changed, Held, IfMatch, Name, Page, PageQuery, Params, Parts};
 use crate::admin::auth::Caller;
 use crate::admin::documents;
 
@@ -25,6 +25,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(check))
         .routes(routes!(show, put, remove))
         .routes(routes!(revisions))
+        .routes(routes!(revision))
         .routes(routes!(rollback))
 }
 
@@ -136,6 +137,19 @@ async fn revisions(State(api): State<Arc<Api>>, Name(name): Name<PolicyName>) ->
     Ok(Json(Versions {
         items: versions.collect(),
     }))
+}
+
+/// A policy as one of its revisions was: kept as long as records may name it (`audit.retention.days`), also after it was
+/// removed.
+#[utoipa::path(get, path = "/v1/policies/{name}/revisions/{revision}", tag = "policies", params(("name" = String, Path), ("revision" = u64, Path)),
+    responses((status = 200, body = Held)))]
+async fn revision(
+    State(api): State<Arc<Api>>,
+    Parts((name, revision)): Parts<(PolicyName, u64)>,
+) -> Answer<Json<Held>> {
+    Ok(Json(Held::of(
+        &api.registry.resource_at::<Policy>(name.as_str(), revision).await?,
+    )?))
 }
 
 fn size(policy: &Policy) -> usize {

@@ -1,0 +1,268 @@
+//! Holding both ends of a hop against each other.
+//!
+//! A hop is heard in four records: at each end a decision, which names the other party, and an end, which says what
+//! passed. They come from two logs at their own pace, so what has come is kept until the rest does: in memory, with bounds
+//! in all and for each agent, for [`WINDOW_MILLIS`]. What is not matched by then is counted, and no more than that: the
+//! verifier, which has all records, tells what is missing from what is late.
+
+use std::collections::{BTreeSet, HashMap};
+
+use aip_api::id::{DecisionId, HopId};
+use aip_api::{AgentName, SpiffeId};
+use aip_audit::hop::{Difference, compare};
+use aip_audit::record::{Decision, Direction, End, Event, Record};
+
+use super::Matched;
+use crate::audit::ledger::Mismatch;
+
+/// How long a record waits for those that belong to it, by the clock of this process: sidecars send within seconds; one
+/// that was cut off sends later, and its hops are then left to the verifier.
+pub const WINDOW_MILLIS: u64 = 10 * 60 * 1_000;
+/// Decisions whose end has not come: streams that are open; some 150 bytes each.
+const MAX_OPEN: usize = 262_144;
+/// Ends whose other end has not come: some 1 KiB each.
+const MAX_ENDS: usize = 65_536;
+/// How much of both one agent may take, so that one that records what never happened does not keep the others' out.
+const SHARE: usize = 4;
+
+/// A hop between two agents.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Key {
+    hop: HopId,
+    caller: AgentName,
+    callee: AgentName,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    since: u64,
+    at: u64,
+    agent: AgentName,
+    direction: Direction,
+    end: End,
+    replayed: bool,
+}
+
+/// What a record led to.
+#[derive(Debug, PartialEq)]
+pub enum Heard {
+    /// Nothing yet.
+    Nothing,
+    /// Both ends are there.
+    Both(Box<Matched>),
+    /// Both ends are there, and were before this process began.
+    Before,
+}
+
+/// What waits for the rest of its hop.
+#[derive(Debug, Default)]
+pub struct Join {
+    open: HashMap<(AgentName, DecisionId), (u64, Key)>,
+    ends: HashMap<Key, Waiting>,
+    // Oldest first: what is given up.
+    open_age: BTreeSet<(u64, AgentName, DecisionId)>,
+    ends_age: BTreeSet<(u64, Key)>,
+    of: HashMap<AgentName, (usize, usize)>,
+}
+
+fn agent(id: &str, like: &str) -> Option<AgentName> {
+    let id: SpiffeId = id.parse().ok()?;
+    // Only what is of this mesh has another end that reports here.
+    (id.trust_domain.as_str() == like).then_some(id.agent)
+}
+
+impl Join {
+    /// Hears a record of `agent`'s sidecar, at `now` (milliseconds). `replayed`: it was heard before, by an earlier process.
+    pub fn hear(&mut self, trust_domain: &str, of: &AgentName, record: &Record, now: u64, replayed: bool) -> Heard {
+        self.forget(now);
+        match &record.event {
+            Event::Decision(decision) => {
+                self.decided(trust_domain, of, decision, now);
+                Heard::Nothing
+            }
+            Event::End(end) => self.ended(of, end, record.at, now, replayed),
+            Event::Strangers(_) | Event::Gap(_) => Heard::Nothing,
+        }
+    }
+
+    fn decided(&mut self, trust_domain: &str, of: &AgentName, decision: &Decision, now: u64) {
+        // A refused request never became a hop; a replayed one carries the id of somebody else's.
+        let Some(hop) = decision
+            .hop
+            .as_ref()
+            .filter(|_| decision.reason.is_empty() || decision.observed)
+        else {
+            return;
+        };
+        let (caller, callee) = match decision.direction {
+            Direction::Outbound => (Some(of.clone()), agent(&decision.destination.id, trust_domain)),
+            Direction::Inbound => (agent(&decision.source.id, trust_domain), Some(of.clone())),
+        };
+        let (Some(caller), Some(callee)) = (caller, callee) else {
+            return;
+        };
+        let count = self.of.entry(of.clone()).or_default();
+        if self.open.len() >= MAX_OPEN || count.0 >= MAX_OPEN / SHARE {
+            metrics::counter!("aip_audit_hops_unmatched_total", "reason" => "full").increment(1);
+            return;
+        }
+        count.0 += 1;
+        let id = decision.id;
+        let key = Key {
+            hop: *hop,
+            caller,
+            callee,
+        };
+        self.open_age.insert((now, of.clone(), id));
+        if let Some((since, _)) = self.open.insert((of.clone(), id), (now, key)) {
+            self.open_age.remove(&(since, of.clone(), id));
+            self.less(of, (1, 0));
+        }
+    }
+
+    fn ended(&mut self, of: &AgentName, end: &End, at: u64, now: u64, replayed: bool) -> Heard {
+        let Some((since, key)) = self.open.remove(&(of.clone(), end.id)) else {
+            return Heard::Nothing;
+        };
+        self.open_age.remove(&(since, of.clone(), end.id));
+        self.less(of, (1, 0));
+        if end.hop != Some(key.hop) {
+            return Heard::Nothing;
+        }
+        match self.ends.remove(&key) {
+            Some(first) if first.direction != end.direction => {
+                self.ends_age.remove(&(first.since, key.clone()));
+                self.less(&first.agent, (0, 1));
+                if replayed && first.replayed {
+                    return Heard::Before;
+                }
+                Heard::Both(Box::new(matched(key, first, end, at)))
+            }
+            // The same end once more: an id that was used again. The first one counts.
+            Some(first) => {
+                self.ends.insert(key, first);
+                Heard::Nothing
+            }
+            None => {
+                self.wait(key, of, end, (at, now), replayed);
+                Heard::Nothing
+            }
+        }
+    }
+
+    fn wait(&mut self, key: Key, of: &AgentName, end: &End, (at, since): (u64, u64), replayed: bool) {
+        let count = self.of.entry(of.clone()).or_default();
+        if self.ends.len() >= MAX_ENDS || count.1 >= MAX_ENDS / SHARE {
+            metrics::counter!("aip_audit_hops_unmatched_total", "reason" => "full").increment(1);
+            return;
+        }
+        count.1 += 1;
+        self.ends_age.insert((since, key.clone()));
+        let waiting = Waiting {
+            since,
+            at,
+            agent: of.clone(),
+            direction: end.direction,
+            end: end.clone(),
+            replayed,
+        };
+        self.ends.insert(key, waiting);
+    }
+
+    fn less(&mut self, of: &AgentName, (open, ends): (usize, usize)) {
+        if let Some(count) = self.of.get_mut(of) {
+            *count = (count.0.saturating_sub(open), count.1.saturating_sub(ends));
+            if *count == (0, 0) {
+                self.of.remove(of);
+            }
+        }
+    }
+
+    /// Gives up what has waited too long.
+    fn forget(&mut self, now: u64) {
+        let old = now.saturating_sub(WINDOW_MILLIS);
+        while self.ends_age.first().is_some_and(|(since, _)| *since < old) {
+            let Some((_, key)) = self.ends_age.pop_first() else {
+                break;
+            };
+            if let Some(waiting) = self.ends.remove(&key) {
+                self.less(&waiting.agent, (0, 1));
+                metrics::counter!("aip_audit_hops_unmatched_total", "reason" => "late").increment(1);
+            }
+        }
+        // A stream may be open for hours: its decision waits as long as there is room.
+        while self.open.len() > MAX_OPEN / 2 && self.open_age.first().is_some_and(|(since, ..)| *since < old) {
+            let Some((_, of, id)) = self.open_age.pop_first() else {
+                break;
+            };
+            if self.open.remove(&(of.clone(), id)).is_some() {
+                self.less(&of, (1, 0));
+            }
+        }
+    }
+
+    /// Ends that wait.
+    pub fn waiting(&self) -> usize {
+        self.ends.len()
+    }
+}
+
+fn matched(key: Key, first: Waiting, end: &End, at: u64) -> Matched {
+    let (caller_end, callee_end) = match first.direction {
+        Direction::Outbound => (first.end, end.clone()),
+        Direction::Inbound => (end.clone(), first.end),
+    };
+    let contradicts = contradicts(&caller_end, &callee_end);
+    let whole = caller_end.end == COMPLETE && callee_end.end == COMPLETE;
+    Matched {
+        hop: key.hop,
+        caller: key.caller,
+        callee: key.callee,
+        agreed: whole && contradicts.is_empty(),
+        contradicts,
+        caller_end,
+        callee_end,
+        at: first.at.max(at),
+    }
+}
+
+/// How an end says that nothing went wrong.
+const COMPLETE: &str = "complete";
+
+/// In what the two ends contradict each other.
+fn contradicts(caller: &End, callee: &End) -> Vec<&'static str> {
+    let mut found: Vec<_> = compare(caller, callee).into_iter().map(word).collect();
+    let whole = [caller, callee]
+        .iter()
+        .all(|end| end.end == COMPLETE && end.blame.is_empty());
+    // What the callee's sidecar answered is what the caller's agent was given, where nothing went wrong.
+    if whole && caller.status != callee.status {
+        found.push("status");
+    }
+    found
+}
+
+const fn word(difference: Difference) -> &'static str {
+    match difference {
+        Difference::Salt => "salt",
+        Difference::RequestBytes => "request_bytes",
+        Difference::RequestDigest => "request_digest",
+        Difference::ResponseBytes => "response_bytes",
+        Difference::ResponseDigest => "response_digest",
+    }
+}
+
+impl Matched {
+    /// What is kept of a hop whose ends contradict each other; none where they do not.
+    pub fn mismatch(&self) -> Option<Mismatch> {
+        (!self.contradicts.is_empty()).then(|| Mismatch {
+            at: self.at,
+            hop: self.hop.to_string(),
+            caller: self.caller.clone(),
+            callee: self.callee.clone(),
+            differs: self.contradicts.iter().map(|d| (*d).to_owned()).collect(),
+            caller_decision: self.caller_end.id.to_string(),
+            callee_decision: self.callee_end.id.to_string(),
+        })
+    }
+}

@@ -1,0 +1,193 @@
+//! What goes when it is old, or too much: segments, oldest first. Checkpoints stay, and with them every proof.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use aip_api::AgentName;
+use aip_audit::index::Log;
+use aip_audit::log::{Options, SEGMENT_BYTES};
+use tokio_util::sync::CancellationToken;
+
+use super::copy::Copy;
+use super::ledger::{EXPIRED, Finding};
+use super::{Audit, Writer};
+use crate::refusal::Refusal;
+
+/// How often what nobody sends any more is looked at; what is being sent is looked at when a segment ends.
+const SWEEP: Duration = Duration::from_secs(300);
+/// Milliseconds of a day.
+const DAY: u64 = 86_400_000;
+
+/// Bytes that each log takes, by agent.
+#[derive(Debug, Default)]
+pub(super) struct Used(Mutex<HashMap<AgentName, HashMap<String, u64>>>);
+
+/// The copies in a directory, of one agent or of all.
+pub(super) fn copies(dir: &Path, of: Option<&AgentName>) -> Vec<Log> {
+    let names = |dir: &Path| -> Vec<String> {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        folders
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect()
+    };
+    let agents = match of {
+        Some(agent) => vec![agent.to_string()],
+        None => names(dir),
+    };
+    let mut logs = Vec::new();
+    for agent in agents {
+        let of_agent = dir.join(&agent);
+        for log in names(&of_agent) {
+            logs.push(Log {
+                dir: of_agent.join(log),
+                agent: agent.clone(),
+            });
+        }
+    }
+    logs
+}
+
+/// Bytes of a log's segments, and when the last of them was written.
+fn weigh(dir: &Path) -> (u64, Option<SystemTime>) {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let segments = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("segment-"));
+    segments
+        .filter_map(|entry| entry.metadata().ok())
+        .fold((0, None), |(bytes, newest), file| {
+            (bytes + file.len(), newest.max(file.modified().ok()))
+        })
+}
+
+impl Used {
+    /// What is there.
+    pub(super) fn of(dir: &Path) -> Self {
+        let used = Self::default();
+        for log in copies(dir, None) {
+            let name = log.dir.file_name().and_then(|name| name.to_str());
+            if let (Ok(agent), Some(name)) = (log.agent.parse(), name) {
+                used.set(&agent, name, weigh(&log.dir).0);
+            }
+        }
+        used
+    }
+
+    /// A log takes so many bytes now.
+    pub(super) fn set(&self, agent: &AgentName, log: &str, bytes: u64) {
+        let mut used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_agent = used.entry(agent.clone()).or_default();
+        match bytes {
+            0 => drop(of_agent.remove(log)),
+            bytes => drop(of_agent.insert(log.to_owned(), bytes)),
+        }
+    }
+
+    /// Bytes of the agent's other logs.
+    fn others(&self, agent: &AgentName, log: &str) -> u64 {
+        let used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_agent = used.get(agent).into_iter().flatten();
+        of_agent.filter(|(name, _)| *name != log).map(|(_, bytes)| bytes).sum()
+    }
+}
+
+impl Audit {
+    /// The bounds of a log's copy: what the mesh keeps of an agent, less what its other logs take.
+    pub(super) fn bounds(&self, agent: &AgentName, log: &str) -> Options {
+        let retention = self.settings().retention;
+        Options {
+            segment_bytes: SEGMENT_BYTES.min(retention.bytes / 4),
+            total_bytes: retention.bytes.saturating_sub(self.used.others(agent, log)),
+            total_millis: u64::from(retention.days) * DAY,
+            ..Options::default()
+        }
+    }
+
+    /// Looks after the logs that nobody sends, until the task is dropped.
+    pub async fn retain(self: std::sync::Arc<Self>) {
+        let mut tick = tokio::time::interval(SWEEP);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            self.sweep().await;
+        }
+    }
+
+    /// Lets go of what is too old or too much, in the logs that nobody sends.
+    pub async fn sweep(&self) {
+        for log in self.copies(None) {
+            let Ok(agent) = log.agent.parse::<AgentName>() else {
+                continue;
+            };
+            let Some(name) = log.dir.file_name().and_then(|name| name.to_str()).map(str::to_owned) else {
+                continue;
+            };
+            if let Err(refusal) = self.sweep_one(&agent, &name, &log.dir).await {
+                tracing::warn!(%agent, log = name, reason = refusal.reason(), detail = %refusal.detail, "an audit log was not swept; trying again");
+            }
+        }
+    }
+
+    async fn sweep_one(&self, agent: &AgentName, log: &str, dir: &Path) -> Result<(), Refusal> {
+        // Who sends it sweeps it.
+        let writer = Writer {
+            agent: agent.clone(),
+            instance: "".into(),
+            cancel: CancellationToken::new(),
+        };
+        let Ok(_claim) = self.claim(log, writer).await else {
+            return Ok(());
+        };
+        let (bounds, now) = (self.bounds(agent, log), self.clock.now() * 1_000);
+        let (bytes, written) = weigh(dir);
+        let written = written.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let age = written.map_or(0, |at| now.saturating_sub(at.as_millis() as u64));
+        if age > bounds.total_millis {
+            return self.expire(agent, log, dir).await;
+        }
+        let oldest = aip_audit::log::Manifest::read(dir).ok().and_then(|manifest| {
+            let begins = manifest.begins();
+            manifest.of(begins).map(|closed| closed.at)
+        });
+        let old = oldest.is_some_and(|at| now.saturating_sub(at) > bounds.total_millis);
+        if !old && bytes + bounds.segment_bytes <= bounds.total_bytes {
+            return Ok(());
+        }
+        let (dir, options) = (dir.to_owned(), bounds);
+        let left = tokio::task::spawn_blocking(move || -> Result<u64, Refusal> {
+            let (mut copy, _) = Copy::open(&dir, options)?;
+            copy.sweep(now)?;
+            Ok(copy.bytes())
+        });
+        let left = left
+            .await
+            .map_err(|e| Refusal::new(crate::refusal::Reason::Internal, e.to_string()))??;
+        self.used.set(agent, log, left);
+        Ok(())
+    }
+
+    /// A log to which nothing was added for as long as records are kept goes whole: it is refused from then on, since what
+    /// would continue it is not there.
+    async fn expire(&self, agent: &AgentName, log: &str, dir: &Path) -> Result<(), Refusal> {
+        let finding = Finding {
+            at: self.clock.now(),
+            agent: agent.clone(),
+            log: log.to_owned(),
+            reason: EXPIRED.to_owned(),
+            detail: "older than records are kept".to_owned(),
+            statement: String::new(),
+            chain: Vec::new(),
+            against: None,
+        };
+        self.ledger.broken(finding).await?;
+        let gone = dir.to_owned();
+        let removed = tokio::task::spawn_blocking(move || fs::remove_dir_all(gone)).await;
+        if matches!(removed, Ok(Ok(()))) {
+            self.used.set(agent, log, 0);
+            tracing::info!(%agent, log, "an audit log is older than records are kept, and gone");
+        }
+        Ok(())
+    }
+}
