@@ -67,16 +67,20 @@ pub fn compare(caller: &End, callee: &End) -> Vec<Difference> {
         let ended = whole || received.digest.is_some();
         if received.bytes > sent.bytes || (ended && received.bytes != sent.bytes) {
             found.push(bytes);
-        } else if salted && received.bytes == sent.bytes && other(sent, received) {
+        } else if salted && received.bytes == sent.bytes && other(sent, received, whole) {
             found.push(digest);
         }
     }
     found
 }
 
-/// Both have a digest, and not the same.
-fn other(sent: Passed, received: Passed) -> bool {
-    matches!((sent.digest, received.digest), (Some(a), Some(b)) if a != b)
+/// Both have a digest, and not the same; or, of a body that came whole, only one has: it vouches for nothing.
+fn other(sent: Passed, received: Passed, whole: bool) -> bool {
+    match (sent.digest, received.digest) {
+        (Some(a), Some(b)) => a != b,
+        (None, None) => false,
+        _ => whole && sent.bytes > 0,
+    }
 }
 
 #[cfg(test)]
@@ -125,6 +129,13 @@ mod tests {
         let mut early = end(b"que", b"answer");
         early.request_in.digest = None;
         assert_eq!(compare(&ours, &early), [], "it answered before it had read everything");
+        let mut silent = end(b"question", b"answer");
+        silent.response_out.digest = None;
+        assert_eq!(
+            compare(&ours, &silent),
+            [Difference::ResponseDigest],
+            "what nobody vouches for"
+        );
         let salted = End {
             salt: "01".repeat(16),
             ..end(b"question", b"answer")

@@ -12,6 +12,9 @@ pub const RECORD_VERSION: u32 = 1;
 /// Longest record, in bytes: kept facts may hold a whole body's arguments.
 pub const MAX_RECORD_BYTES: usize = 512 * 1024;
 
+/// Spellings that are tried until a float reads back as itself: those of usual size do at the second.
+const MAX_SPELLINGS: usize = 8;
+
 /// A line that is not a record.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
@@ -261,6 +264,46 @@ impl Record {
         }
     }
 
+    /// The bytes of a record that reads back as itself. A float that policy read may be printed as another one is read
+    /// that is one unit in the last place away; then that one is the fact. Where none settles, the facts are not kept, and
+    /// the record says so.
+    ///
+    /// # Errors
+    /// Longer than a record may be.
+    pub fn settled(mut self) -> Result<(Self, Vec<u8>), RecordError> {
+        let mut bytes = self.to_bytes()?;
+        if !self.has_floats() {
+            return Ok((self, bytes));
+        }
+        for _ in 0..MAX_SPELLINGS {
+            self = serde_json::from_slice(&bytes)?;
+            let again = self.to_bytes()?;
+            if again == bytes {
+                return Ok((self, bytes));
+            }
+            bytes = again;
+        }
+        // A record without its facts is still a record; one that can't be read back would be taken for a changed one.
+        if let Event::Decision(decision) = &mut self.event {
+            decision.facts.kept = serde_json::Value::Null;
+            decision.facts.dropped = vec!["input".to_owned()];
+        }
+        let bytes = self.to_bytes()?;
+        Ok((self, bytes))
+    }
+
+    fn has_floats(&self) -> bool {
+        fn floats(value: &serde_json::Value) -> bool {
+            match value {
+                serde_json::Value::Number(number) => number.is_f64(),
+                serde_json::Value::Array(items) => items.iter().any(floats),
+                serde_json::Value::Object(members) => members.values().any(floats),
+                _ => false,
+            }
+        }
+        matches!(&self.event, Event::Decision(decision) if floats(&decision.facts.kept))
+    }
+
     /// Reads a line, without its end.
     ///
     /// # Errors
@@ -326,5 +369,23 @@ mod tests {
             Record::from_bytes(later.as_bytes()),
             Err(RecordError::Version(2))
         ));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn every_fact_is_written_so_that_it_reads_back(numbers in proptest::collection::vec(proptest::num::f64::NORMAL, 1..20)) {
+            let facts = serde_json::json!({ "protocol": { "arguments": numbers } });
+            let decision = serde_json::json!({
+                "v": 1, "seq": 0, "prev": Digest::sha256(b""), "at": 1, "kind": "decision", "id": DecisionId::fresh(),
+                "direction": "inbound", "source": {"id": "a"}, "destination": {"id": "b"}, "method": "POST", "path": "/",
+                "protocol": "mcp", "verdict": "allow", "mesh_revision": 1, "revision": 1, "facts": {},
+            });
+            let mut record: Record = serde_json::from_value(decision).unwrap();
+            if let Event::Decision(decision) = &mut record.event {
+                decision.facts.kept = facts;
+            }
+            let (settled, bytes) = record.settled().unwrap();
+            proptest::prop_assert_eq!(Record::from_bytes(&bytes).unwrap(), settled);
+        }
     }
 }

@@ -76,6 +76,8 @@ pub struct LogReport {
     pub signed: u64,
     /// When that checkpoint was made, Unix milliseconds: what happened later is pending.
     pub signed_at: Option<u64>,
+    /// When the first record that is here was made, Unix milliseconds.
+    pub first_at: Option<u64>,
     /// Records that could not be written, by the sidecar's own word.
     pub gaps: u64,
     /// Bytes after the last whole line: being written, or what a crash left.

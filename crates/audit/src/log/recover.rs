@@ -49,7 +49,8 @@ pub(super) struct Open {
 
 pub(super) fn recover(dir: &Path, log: &str) -> Result<Found, LogError> {
     let mut manifest = Manifest::read(dir)?;
-    let (signed, closed) = signed(dir, log)?;
+    let (last, closed) = signed(dir, log)?;
+    let signed = last.map_or(0, |(size, _)| size);
     let begins = manifest.begins();
     for number in segments(dir)?.into_iter().filter(|n| *n < begins) {
         // A quota took it, and the process died before the file was gone.
@@ -58,7 +59,15 @@ pub(super) fn recover(dir: &Path, log: &str) -> Result<Found, LogError> {
     }
     let present = segments(dir)?;
     whole(dir, &manifest, &present)?;
-    let mut place = Place::after(manifest.closed.last(), log);
+    // Whoever signs on vouches for what was signed before: from the last checkpoint on, everything is read again.
+    let known = manifest
+        .closed
+        .iter()
+        .take_while(|c| c.segment < begins || c.end() <= signed)
+        .count();
+    manifest.closed.truncate(known);
+    let mut place = Place::after(manifest.closed.last(), log, last);
+    place.check(&Manifest::path(dir))?;
     let mut recovered = Recovered::default();
     let next = place.open.number;
     for number in present.iter().copied().filter(|n| *n >= next) {
@@ -75,7 +84,7 @@ pub(super) fn recover(dir: &Path, log: &str) -> Result<Found, LogError> {
         let bytes = place.read(&path, signed, present.last() == Some(&number), &mut recovered)?;
         if present.last() != Some(&number) {
             let closed = place.close(bytes);
-            place = Place::after(Some(&closed), log);
+            place = Place::after(Some(&closed), log, last);
             manifest.closed.push(closed);
         }
     }
@@ -95,14 +104,23 @@ pub(super) fn recover(dir: &Path, log: &str) -> Result<Found, LogError> {
     })
 }
 
-/// Records that the last kept checkpoint covers, and whether it closed the log.
-fn signed(dir: &Path, log: &str) -> Result<(u64, bool), LogError> {
+/// Records that the last kept checkpoint covers, with their root.
+type Last = Option<(u64, Digest)>;
+
+/// The last kept checkpoint, and whether it closed the log.
+fn signed(dir: &Path, log: &str) -> Result<(Last, bool), LogError> {
     let claims = checkpoints::kept(dir)?
         .into_iter()
         .filter_map(|k| checkpoints::claims_of(&k.statement));
-    Ok(claims.filter(|c| c.log == log).fold((0, false), |(size, _), c| {
-        (size.max(c.size), c.closing == Closing::Close)
-    }))
+    Ok(claims
+        .filter(|c| c.log == log)
+        .fold((None, false), |(last, _): (Last, _), c| {
+            let newer = last.is_none_or(|(size, _)| c.size >= size);
+            (
+                if newer { Some((c.size, c.root)) } else { last },
+                c.closing == Closing::Close,
+            )
+        }))
 }
 
 /// The closed segments are there, each as long as it was.
@@ -130,10 +148,11 @@ fn whole(dir: &Path, manifest: &Manifest, present: &[u64]) -> Result<(), LogErro
 struct Place {
     open: Open,
     tree: Tree,
+    last: Last,
 }
 
 impl Place {
-    fn after(closed: Option<&Closed>, log: &str) -> Self {
+    fn after(closed: Option<&Closed>, log: &str, signed: Last) -> Self {
         let (number, last, at) = closed.map_or((0, first_prev(log), 0), |c| (c.segment + 1, c.last, c.at));
         let tree = closed.and_then(Closed::tree).unwrap_or_default();
         let open = Open {
@@ -143,7 +162,27 @@ impl Place {
             at,
             last,
         };
-        Self { open, tree }
+        Self {
+            open,
+            tree,
+            last: signed,
+        }
+    }
+
+    /// Where the last checkpoint is, the root must be the one that was signed.
+    fn check(&self, path: &Path) -> Result<(), LogError> {
+        match self.last {
+            Some((size, root)) if size == self.tree.size() && root != self.tree.root() => {
+                let why = "the records up to here are not those that were signed";
+                Err(LogError::damaged(
+                    path,
+                    size.saturating_sub(self.open.first),
+                    Some(size),
+                    why,
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Reads a segment; of the last one, a tail that was never signed is cut where it stops being records.
@@ -152,7 +191,10 @@ impl Place {
         for line in Lines::open(path, LONGEST)? {
             let (offset, why) = match line {
                 Ok(line) => match self.take(&line.bytes, line.ended) {
-                    Ok(()) => continue,
+                    Ok(()) => {
+                        self.check(path)?;
+                        continue;
+                    }
                     Err(why) => (line.offset, why),
                 },
                 // A tail of zeros, as some file systems leave after a power loss, is one endless line.
@@ -167,6 +209,11 @@ impl Place {
             let file = file.map_err(|e| LogError::io(path, e))?;
             recovered.cut_bytes = length - offset;
             recovered.cut_lines = line_ends(path, offset)?;
+            if recovered.cut_lines > 0 {
+                // Whole lines were not cut off by a crash: kept for whoever asks how they came there.
+                let aside = path.with_extension(format!("cut-{offset}"));
+                fs::copy(path, &aside).map_err(|e| LogError::io(&aside, e))?;
+            }
             file.set_len(offset)
                 .and_then(|()| file.sync_all())
                 .map_err(|e| LogError::io(path, e))?;

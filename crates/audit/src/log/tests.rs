@@ -138,6 +138,40 @@ fn what_was_signed_is_never_cut_away() {
 }
 
 #[test]
+fn a_log_that_was_rewritten_while_its_sidecar_was_down_is_not_gone_on_with() {
+    let (_home, dir) = home();
+    let (mut writer, _) = Writer::open(&dir, small()).unwrap();
+    for n in 0..6 {
+        writer.append(event(n), n).unwrap();
+    }
+    sign(&mut writer, Closing::Periodic);
+    drop(writer);
+    // The chain fits, so that only the signed root shows it.
+    let mut prev: Option<Digest> = None;
+    for number in segments(&dir).unwrap() {
+        let path = segment_path(&dir, number);
+        let mut text = Vec::new();
+        for line in fs::read(&path)
+            .unwrap()
+            .split(|b| *b == b'\n')
+            .filter(|l| !l.is_empty())
+        {
+            let mut record = crate::Record::from_bytes(line).unwrap();
+            record.at += u64::from(record.seq == 1);
+            record.prev = prev.unwrap_or(record.prev);
+            let bytes = record.to_bytes().unwrap();
+            prev = Some(Digest::sha256(&bytes));
+            text.extend_from_slice(&bytes);
+            text.push(b'\n');
+        }
+        fs::write(&path, text).unwrap();
+    }
+    fs::remove_file(Manifest::path(&dir)).unwrap();
+    let refused = Writer::open(&dir, small()).unwrap_err();
+    assert!(refused.to_string().contains("not those that were signed"), "{refused}");
+}
+
+#[test]
 fn a_log_knows_whether_it_was_closed_in_order() {
     let (_home, dir) = home();
     let (mut writer, _) = Writer::open(&dir, Options::default()).unwrap();

@@ -46,7 +46,8 @@ impl Writer {
         if !dir.exists() {
             fs::create_dir_all(dir).map_err(failed)?;
             fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(failed)?;
-            dir.parent().map_or(Ok(()), super::disk::sync_dir)?;
+            // The names of the directories above may be as new.
+            dir.ancestors().skip(1).take(2).try_for_each(super::disk::sync_dir)?;
         }
         let found = recover::recover(dir, &log)?;
         found.manifest.write(dir)?;
@@ -130,7 +131,7 @@ impl Writer {
             at,
             event,
         };
-        let mut line = record.to_bytes()?;
+        let (_, mut line) = record.settled()?;
         let (digest, leaf) = (Digest::sha256(&line), merkle::leaf(&line));
         line.push(b'\n');
         let length = line.len() as u64;

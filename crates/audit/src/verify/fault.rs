@@ -45,6 +45,7 @@ kinds! {
     CheckpointOfAnother = "checkpoint_of_another": "A checkpoint of another log or another agent stands here.",
     Forked = "forked": "Two signed checkpoints tell different histories: the sidecar signed both, or its key was used elsewhere.",
     Unsigned = "unsigned": "Nothing of this log was ever signed: nobody vouches for it.",
+    TailUnsigned = "tail_unsigned": "Records after the last checkpoint are older than a checkpoint may take: nobody vouches for them.",
     AgentDiffers = "agent_differs": "A record speaks for another agent than the one whose sidecar signed the log.",
     DecisionTwice = "decision_twice": "One decision id was used for two decisions.",
     EndWithoutDecision = "end_without_decision": "A request ended that was never decided.",

@@ -12,6 +12,9 @@ use crate::checkpoint::Checkpoint;
 use crate::log::{Kept, Lines, LogError, MAX_CHECKPOINT_BYTES, read_checkpoints};
 use crate::merkle::{self, Tree};
 
+/// How long records are surely kept, in milliseconds: the control plane's default, 90 days.
+const KEPT_MILLIS: u64 = 90 * 24 * 3600 * 1000;
+
 /// The name under which faults of this log go.
 const NAME: &str = "control plane";
 
@@ -26,6 +29,8 @@ pub struct LedgerReport {
     pub heads: u64,
     /// Logs that it speaks of.
     pub logs: u64,
+    /// Of them, those that are not here and ended longer ago than records are kept.
+    pub expired: u64,
 }
 
 #[derive(Debug, Default)]
@@ -74,6 +79,13 @@ pub(super) fn read(ledger: &Ledger, keys: &dyn Keys, found: &mut Found) -> Resul
             }
         }
     }
+    if read.report.covered < read.report.checkpoints {
+        let detail = format!(
+            "{} checkpoints are here; a tree head covers {}",
+            read.report.checkpoints, read.report.covered
+        );
+        found.add(Kind::TreeHeadDiffers, at, detail);
+    }
     Ok(read)
 }
 
@@ -111,9 +123,15 @@ impl Read {
     }
 
     /// Looks for logs that it knows and that are not here.
-    pub(super) fn close(self, logs: &[LogReport], found: &mut Found) -> LedgerReport {
+    pub(super) fn close(mut self, logs: &[LogReport], found: &mut Found) -> LedgerReport {
         let here: HashSet<&str> = logs.iter().map(|l| l.log.as_str()).collect();
+        let newest = self.by_log.values().flatten().map(|c| c.at).max().unwrap_or(0);
+        let expired = |held: &[Checkpoint]| held.iter().all(|c| newest.saturating_sub(c.at) > KEPT_MILLIS);
         for (log, checkpoints) in self.by_log.iter().filter(|(log, _)| !here.contains(log.as_str())) {
+            if expired(checkpoints) {
+                self.report.expired += 1;
+                continue;
+            }
             let most = checkpoints.iter().max_by_key(|c| c.size);
             let detail = most.map_or_else(String::new, |c| format!("{} records of {}", c.size, c.agent));
             found.add(Kind::LogMissing, At::file(log, &self.path), detail);

@@ -67,8 +67,8 @@ struct Ends {
 struct Reach {
     /// When the last checkpoint was made.
     signed_at: u64,
-    /// Some records of it were dropped.
-    dropped: bool,
+    /// Records of it were dropped, up to this time: that of the first which is left, and so is signed.
+    dropped: Option<u64>,
 }
 
 /// The hops of all logs.
@@ -140,10 +140,12 @@ impl Pairing {
             let Some(agent) = log.agent.as_deref() else { continue };
             let known = reach.entry(agent).or_insert(Reach {
                 signed_at: 0,
-                dropped: false,
+                dropped: None,
             });
             known.signed_at = known.signed_at.max(log.signed_at.unwrap_or(0));
-            known.dropped |= log.dropped > 0;
+            if log.dropped > 0 {
+                known.dropped = known.dropped.max(Some(log.first_at.unwrap_or(u64::MAX)));
+            }
         }
         let skew = self.skew();
         let mut hops = Hops::default();
@@ -273,10 +275,14 @@ fn alone(
     };
     let apart = skew
         .get(&pair)
-        .map_or(SKEW_MILLIS, |seen| seen.saturating_add(MARGIN_MILLIS));
+        // Further apart than the mesh tolerates, a difference is no excuse.
+        .map_or(SKEW_MILLIS, |seen| seen.saturating_add(MARGIN_MILLIS).min(SKEW_MILLIS));
     if only.at.saturating_add(apart) > other.signed_at {
         hops.pending += 1;
-    } else if other.dropped {
+    } else if other
+        .dropped
+        .is_some_and(|until| only.at <= until.saturating_add(apart))
+    {
         hops.dropped += 1;
     } else {
         let detail = format!(

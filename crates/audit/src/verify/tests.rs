@@ -436,10 +436,45 @@ fn ends_that_differ_and_hops_used_twice_are_named() {
 }
 
 #[test]
+fn records_that_wait_too_long_for_a_checkpoint_are_not_vouched_for() {
+    let mut mesh = Mesh::busy();
+    mesh.hop();
+    assert!(mesh.verify().intact(), "{:?}", mesh.kinds());
+    mesh.planner.now += 100_000;
+    mesh.researcher.now += 100_000;
+    mesh.hop();
+    assert_eq!(mesh.kinds(), [Kind::TailUnsigned, Kind::TailUnsigned]);
+}
+
+#[test]
+fn an_id_that_decides_again_after_its_end_is_found() {
+    let mut mesh = Mesh::busy();
+    let (caller, own) = (mesh.planner.id.clone(), mesh.researcher.id.clone());
+    let first = decision(HopId::fresh(), Direction::Inbound, &own, &caller);
+    let again = Decision {
+        hop: None,
+        ..first.clone()
+    };
+    for decided in [Decision { hop: None, ..first }, again] {
+        let now = mesh.researcher.now;
+        mesh.researcher
+            .writer
+            .append(Event::Decision(Box::new(decided)), now)
+            .unwrap();
+    }
+    mesh.researcher.checkpoint();
+    assert_eq!(mesh.kinds(), [Kind::DecisionTwice]);
+}
+
+#[test]
 fn every_kind_has_its_name_and_a_meaning() {
+    let docs = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/audit.md")).unwrap();
     for kind in Kind::ALL {
         let name = serde_json::to_value(kind).unwrap();
         assert_eq!(name, kind.as_str());
-        assert!(kind.means().ends_with('.'));
+        assert!(
+            docs.contains(&format!("| `{}` | {} |", kind.as_str(), kind.means())),
+            "docs/audit.md: {name}"
+        );
     }
 }

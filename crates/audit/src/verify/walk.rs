@@ -16,6 +16,8 @@ use crate::record::{Direction, Event, Record};
 
 /// Bytes between two words about progress.
 const STEP: u64 = 4 * 1024 * 1024;
+/// How long a record may wait for a checkpoint, in milliseconds: a dozen of the five seconds that sidecars take.
+const UNSIGNED_MILLIS: u64 = 60_000;
 
 struct Walk<'a> {
     source: &'a Source,
@@ -37,6 +39,9 @@ struct Walk<'a> {
     begins: Vec<(u64, PathBuf)>,
     /// Decisions whose requests are under way.
     open: HashSet<DecisionId>,
+    /// All decisions so far: an id is used once.
+    decided: HashSet<DecisionId>,
+    last_at: u64,
 }
 
 /// Walks through a log and says what it is worth.
@@ -70,6 +75,8 @@ pub(super) fn walk(
         agent,
         begins: Vec::new(),
         open: HashSet::new(),
+        decided: HashSet::new(),
+        last_at: 0,
     };
     walk.skip_dropped(&manifest);
     let mut present = segments(&source.dir)?;
@@ -266,11 +273,14 @@ impl Walk<'_> {
     }
 
     fn content(&mut self, at: At<'_>, record: Record, place: Place) {
+        self.last_at = self.last_at.max(record.at);
+        self.report.first_at.get_or_insert(record.at);
         match record.event {
             Event::Decision(decision) => {
                 let id = decision.id.to_string();
                 let at = at.decision(Some(&id));
-                if !self.open.insert(decision.id) {
+                self.open.insert(decision.id);
+                if !self.decided.insert(decision.id) {
                     self.fault(Kind::DecisionTwice, at, "it was decided before");
                 }
                 let own = match decision.direction {
@@ -339,6 +349,14 @@ impl Walk<'_> {
             None if self.next > 0 => {
                 let at = At::file("", &file);
                 self.fault(Kind::Unsigned, at, format!("{} records and no checkpoint", self.next));
+            }
+            Some((size, at)) if size < self.next && self.last_at > at.saturating_add(UNSIGNED_MILLIS) => {
+                let detail = format!(
+                    "records {size} to {} follow; the last checkpoint was made at {at}",
+                    self.next - 1
+                );
+                let at = At::file("", &file).seq(size);
+                self.fault(Kind::TailUnsigned, at, detail);
             }
             _ => {}
         }

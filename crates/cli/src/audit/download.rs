@@ -67,6 +67,12 @@ pub(super) async fn fetch(globals: &Globals, dir: &Path) -> Result<Fetched, Fail
         fetched.logs += 1;
     }
     if let Some(statement) = head.as_ref().and_then(|h| h["statement"].as_str()) {
+        let covered = head
+            .as_ref()
+            .and_then(|h| h["head"]["size"].as_u64())
+            .unwrap_or(u64::MAX);
+        // What came after the head is in the logs' own files, and is covered by the next one.
+        ledger.retain(|(index, _)| *index < covered);
         write_ledger(dir, statement, ledger)?;
     }
     write(

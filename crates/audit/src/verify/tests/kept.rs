@@ -98,6 +98,11 @@ fn the_control_planes_log_shows_what_a_sidecar_took_back() {
     )
     .unwrap();
     assert!(mesh.kinds().contains(&Kind::TreeHeadDiffers));
+    fs::write(&heads, "").unwrap();
+    assert!(
+        mesh.kinds().contains(&Kind::TreeHeadDiffers),
+        "a ledger that nobody signed"
+    );
     fs::write(&heads, sign("somebody", &head)).unwrap();
     assert!(mesh.kinds().contains(&Kind::TreeHeadInvalid));
 }
