@@ -248,3 +248,6 @@ async fn write(registry: &Registry, gathered: Gathered) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -328,3 +328,6 @@ impl Registry {
 fn issuer(ca: &Ca) -> String {
     format!("spiffe://{}/control-plane", ca.trust_domain())
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,6 +41,22 @@ const STEPS: &[(&str, &str)] = &[
     ("assurance_too_low", SAID),
     ("enforcement_too_low", SAID),
     (
+        "reputation_too_low",
+        "`aip reputation show AGENT` says what its score rests on",
+    ),
+    ("reputation_unknown", AGAIN),
+    (
+        "killed",
+        "`aip kill list` shows the orders, `aip resume` takes one back",
+    ),
+    (
+        "paused",
+        "`aip kill list` shows the orders, `aip resume` takes one back",
+    ),
+    ("kill_state_unknown", SAID),
+    ("lease_lost", SAID),
+    ("drifted", "approve what it runs now, and restart it: `aip attest list`"),
+    (
         "policy_denied",
         "`aip policy list` shows the policies, the rule names the one that decided",
     ),
@@ -86,6 +102,16 @@ const STEPS: &[(&str, &str)] = &[
     ("evidence_other_agent", SAID),
     ("evidence_digest_mismatch", SAID),
     ("csr_invalid", SAID),
+    (
+        "agent_drifted",
+        "approve what it runs now, and restart it: `aip attest list`",
+    ),
+    ("drift_malformed", SAID),
+    ("drift_other_agent", SAID),
+    ("drift_other_key", SAID),
+    ("drift_stale", SAID),
+    ("self_report", SAID),
+    ("statement_invalid", SAID),
     (
         "measurement_pending",
         "a second look is due: `aip attest list --pending`, then `aip attest approve`",
