@@ -83,6 +83,7 @@ fn where_the_ends_differ_nothing_counts() {
         caller_end: end(Direction::Outbound, 200),
         callee_end: end(Direction::Inbound, status),
         agreed,
+        contradicts: Vec::new(),
         at: 1,
     };
     assert!(Outcome::of(&matched(true, 200)).is_some());
