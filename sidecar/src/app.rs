@@ -69,9 +69,10 @@ pub async fn run(config: Config, supervisor: Supervisor) -> anyhow::Result<()> {
     let _locks = lock_directories(&config)?;
     let secret = secret::of(&config.access)?;
     listeners.announce(&config)?;
-    let shared = Shared::new(config)?;
+    // Before whatever keeps handles of them.
     let metrics = telemetry::init_metrics();
     crate::metrics::describe();
+    let shared = Shared::new(config)?;
     let addresses = listeners.addresses()?;
     // Probes answer from the first moment: "not ready, waiting for identity" is an answer.
     let probes = admin::probes(shared.ready.clone());

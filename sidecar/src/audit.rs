@@ -39,6 +39,9 @@ use strangers::Strangers;
 /// How often written records are brought to disk until the mesh's settings say otherwise.
 const FLUSH: Duration = Duration::from_secs(1);
 
+/// How long a flush may take: a disk that takes longer is as good as none.
+const DISK: Duration = Duration::from_secs(10);
+
 /// The audit of a sidecar, or none. Cloning shares it; its thread ends with the last clone.
 #[derive(Clone)]
 pub struct Audit(Option<Arc<Owner>>);
@@ -115,7 +118,16 @@ impl Audit {
     /// It can't be written. It is counted, and the log will say how many are missing.
     pub(crate) fn append(&self, event: Event) -> Result<Option<Place>, Unrecorded> {
         let Some(shared) = self.shared() else { return Ok(None) };
-        shared.append(event).map(Some)
+        shared.append(event, None).map(Some)
+    }
+
+    /// Writes the record of an end, into the log that has its decision.
+    ///
+    /// # Errors
+    /// As [`Self::append`]; or that log is not written any more.
+    pub(crate) fn append_end(&self, event: Event, decision: Place) -> Result<Option<Place>, Unrecorded> {
+        let Some(shared) = self.shared() else { return Ok(None) };
+        shared.append(event, Some(decision)).map(Some)
     }
 
     /// Counts a refusal of somebody who is not known.
@@ -133,8 +145,9 @@ impl Audit {
         });
         async move {
             let Some(mut durable) = durable else { return true };
-            let settled = durable.wait_for(|known| known.settles(place)).await;
-            settled.is_ok_and(|known| known.has(place))
+            let settled = durable.wait_for(|known| known.settles(place));
+            let settled = tokio::time::timeout(DISK, settled).await;
+            settled.is_ok_and(|settled| settled.is_ok_and(|known| known.has(place)))
         }
     }
 
@@ -166,12 +179,15 @@ impl Shared {
         self.sent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn append(&self, event: Event) -> Result<Place, Unrecorded> {
+    fn append(&self, event: Event, after: Option<Place>) -> Result<Place, Unrecorded> {
         let kind = metrics::Kind::of(&event);
         let (written, bytes) = {
             let mut book = self.book();
             let before = book.bytes();
-            (book.append(event, unix_millis()), book.bytes().saturating_sub(before))
+            (
+                book.append(event, after, unix_millis()),
+                book.bytes().saturating_sub(before),
+            )
         };
         match &written {
             Ok(_) => self.metrics.recorded(kind, bytes),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use aip_api::SpiffeId;
 use aip_audit::log::{self, LogError, Options, SyncHandle, Writer};
-use aip_audit::record::{Event, Facts, Gap, RecordError};
+use aip_audit::record::{Event, Gap};
 use aip_audit::{Checkpoint, Closing};
 use serde_json::{Value, json};
 
@@ -56,6 +56,8 @@ pub(super) struct Book {
     lost_in_all: u64,
     /// An earlier life ended without a word: the next checkpoint says so.
     recovers: bool,
+    /// The last checkpoint was not believed: another one is made though nothing is new.
+    signs_again: bool,
     /// Up to where the last kept checkpoint covers the files.
     covers: Covers,
     closed: bool,
@@ -74,6 +76,7 @@ impl Book {
             lost_because: "io",
             lost_in_all: 0,
             recovers: false,
+            signs_again: false,
             covers: Covers::default(),
             closed: false,
         };
@@ -127,17 +130,13 @@ impl Book {
         tracing::error!(reason = self.why, %error, "the audit log can't be written");
     }
 
-    /// Begins a log where there is none, if it is time to try again. Whether there is one now that was not before.
-    pub(super) fn mend(&mut self) -> bool {
+    /// Begins a log where there is none, if it is time to try again.
+    pub(super) fn mend(&mut self) {
         if self.writer.is_some() || self.closed || self.tried.elapsed() < RETRY {
-            return false;
+            return;
         }
-        match self.begin(false) {
-            Ok(()) => true,
-            Err(error) => {
-                self.complain(&error);
-                false
-            }
+        if let Err(error) = self.begin(false) {
+            self.complain(&error);
         }
     }
 
@@ -161,8 +160,12 @@ impl Book {
         self.lost_because = why;
     }
 
-    pub(super) fn append(&mut self, event: Event, at: u64) -> Result<Place, Unrecorded> {
-        let written = self.mind_the_gap(at).and_then(|()| self.write(event, at));
+    /// Writes a record; `after` is the decision of an end, which belongs into the same log.
+    pub(super) fn append(&mut self, event: Event, after: Option<Place>, at: u64) -> Result<Place, Unrecorded> {
+        let written = match after {
+            Some(decision) if decision.life != self.life => Err(Unrecorded("io")),
+            _ => self.mind_the_gap(at).and_then(|()| self.write(event, at)),
+        };
         if let Err(Unrecorded(why)) = &written {
             self.lose(why, 1);
         }
@@ -192,21 +195,7 @@ impl Book {
         let Some(writer) = &mut self.writer else {
             return Err(Unrecorded(self.why));
         };
-        // The event is kept for a second attempt only where it can have become too long: by its facts.
-        let spare = match &event {
-            Event::Decision(decision) if !decision.facts.is_empty() => Some(event.clone()),
-            _ => None,
-        };
-        let written = match (writer.append(event, at), spare) {
-            (Err(LogError::Record(RecordError::TooLong(_))), Some(Event::Decision(mut decision))) => {
-                decision.facts = Facts {
-                    dropped: vec!["input".to_owned()],
-                    ..Facts::default()
-                };
-                writer.append(Event::Decision(decision), at)
-            }
-            (written, _) => written,
-        };
+        let written = writer.append(event, at);
         let life = self.life;
         written.map(|seq| Place { life, seq }).map_err(|error| {
             let why = word(&error);
@@ -246,7 +235,7 @@ impl Book {
             (false, true) => Closing::Close,
             (false, false) => Closing::Periodic,
         };
-        if closing == Closing::Periodic && writer.size() <= writer.signed() {
+        if closing == Closing::Periodic && writer.size() <= writer.signed() && !self.signs_again {
             return None;
         }
         let (segment, bytes) = writer.segment();
@@ -264,10 +253,16 @@ impl Book {
         };
         writer.keep(statement, chain)?;
         self.covers = signed.covers;
+        self.signs_again = false;
         if signed.checkpoint.closing == Closing::Recovery {
             self.recovers = false;
         }
         Ok(())
+    }
+
+    /// The last checkpoint was refused: sign again, by the key of then.
+    pub(super) fn sign_again(&mut self) {
+        self.signs_again = true;
     }
 
     /// The log ends here.

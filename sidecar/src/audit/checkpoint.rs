@@ -36,7 +36,7 @@ pub async fn run(audit: Audit, svid: SvidSource, mesh: Mesh) {
 pub async fn close(audit: &Audit, svid: &SvidSource) {
     let Some(shared) = audit.shared() else { return };
     for event in shared.strangers.take() {
-        let _ = shared.append(event);
+        let _ = shared.append(event, None);
     }
     // A recovery that was not signed yet comes first.
     sign(audit, svid, false).await;
@@ -58,6 +58,11 @@ pub async fn sign(audit: &Audit, svid: &SvidSource, closes: bool) {
     let (Some(shared), Some(svid)) = (audit.shared(), svid.current()) else {
         return;
     };
+    // Nobody believes what a key signs outside the time of its certificate.
+    let (identity, now) = (&svid.identity, aip_runtime::unix_now());
+    if now < identity.not_before || now >= identity.not_after {
+        return;
+    }
     let Some(unsigned) = shared.book().unsigned(svid.id(), closes, unix_millis()) else {
         return;
     };

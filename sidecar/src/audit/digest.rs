@@ -30,14 +30,28 @@ impl Salt {
         Some(Self(salt)).filter(|salt| salt.to_hex() == text)
     }
 
-    pub(crate) fn to_hex(self) -> String {
+    fn to_hex(self) -> String {
         hex::encode(self.0)
+    }
+
+    /// How records name it: two ends can see that they had the same, and who reads a record does not have it.
+    pub(crate) fn named(self) -> String {
+        hex::encode(&Digest::of_parts(&[b"aip salt v1", &self.0]).as_bytes()[..16])
     }
 
     /// The header.
     pub(crate) fn header(self) -> HeaderValue {
         crate::request::call::once(&self.to_hex())
     }
+}
+
+/// Which of a hop's bodies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// The request's.
+    Request = 1,
+    /// The response's.
+    Response = 2,
 }
 
 /// What has passed of a body.
@@ -54,9 +68,10 @@ impl std::fmt::Debug for Tally {
 }
 
 impl Tally {
-    pub(crate) fn new(salt: Salt) -> Self {
+    pub(crate) fn new(salt: Salt, way: Way) -> Self {
         let mut context = Context::new(&SHA256);
         context.update(&salt.0);
+        context.update(&[way as u8]);
         Self { context, bytes: 0 }
     }
 
@@ -81,8 +96,8 @@ impl Tally {
     }
 
     /// All of a body.
-    pub(crate) fn of(salt: Salt, data: &[u8]) -> Passed {
-        let mut tally = Self::new(salt);
+    pub(crate) fn of(salt: Salt, way: Way, data: &[u8]) -> Passed {
+        let mut tally = Self::new(salt, way);
         tally.add(data);
         tally.passed()
     }
@@ -95,18 +110,25 @@ mod tests {
     #[test]
     fn a_digest_is_of_the_salt_and_all_bytes_however_they_come() {
         let salt = Salt::parse("000102030405060708090a0b0c0d0e0f").unwrap();
-        let mut tally = Tally::new(salt);
+        let mut tally = Tally::new(salt, Way::Request);
         tally.add(b"in ");
         tally.add(b"parts");
         let mut whole = (0..16).collect::<Vec<u8>>();
+        whole.push(1);
         whole.extend(b"in parts");
         let expected = Passed {
             bytes: 8,
             digest: Some(Digest::sha256(&whole)),
         };
-        assert_eq!((tally.passed(), Tally::of(salt, b"in parts")), (expected, expected));
-        assert_eq!(Tally::of(salt, b""), Passed::default());
+        assert_eq!(
+            (tally.passed(), Tally::of(salt, Way::Request, b"in parts")),
+            (expected, expected)
+        );
+        assert_eq!(Tally::of(salt, Way::Request, b""), Passed::default());
+        let other = Tally::of(salt, Way::Response, b"in parts");
+        assert_ne!(other.digest, expected.digest, "an answer is no request");
         assert_ne!(Salt::fresh(), Salt::fresh());
+        assert!(salt.named().len() == 32 && salt.named() != salt.to_hex());
     }
 
     #[test]

@@ -72,9 +72,8 @@ impl Shared {
         loop {
             let stop = self.next();
             self.flush();
-            if self.book().mend() {
-                self.publish(0);
-            }
+            self.book().mend();
+            self.publish();
             if stop || tidied.elapsed() >= TIDY {
                 tidied = Instant::now();
                 self.tidy();
@@ -100,50 +99,49 @@ impl Shared {
 
     fn flush(&self) {
         let Some((handle, life)) = self.book().sync_handle() else {
-            return self.publish(0);
+            return self.publish();
         };
-        if handle.durable() == handle.written() {
-            return self.publish(handle.durable());
-        }
-        let begun = Instant::now();
+        let (begun, before) = (Instant::now(), handle.durable());
+        // Also where no record is new: checkpoints are lines in files, too.
         match handle.sync() {
             Ok(records) => {
-                self.metrics.flushed(begun.elapsed());
-                if self.book().life() == life {
-                    self.publish(records);
+                if records > before {
+                    self.metrics.flushed(begun.elapsed());
                 }
+                self.settle(Durable { life, records });
             }
             Err(error) => {
                 self.book().broken(life, &error);
-                self.publish(0);
+                self.publish();
             }
         }
     }
 
-    /// Tells those who wait what is on disk of the log that is being written now.
-    fn publish(&self, records: u64) {
+    /// Tells those who wait which log is written now.
+    fn publish(&self) {
         let (life, open) = {
             let book = self.book();
             (book.life(), book.is_open())
         };
         self.metrics.open(open);
+        self.settle(Durable { life, records: 0 });
+    }
+
+    /// Tells those who wait what is on disk. What is said of an earlier log comes too late.
+    fn settle(&self, next: Durable) {
         self.durable.send_if_modified(|known| {
-            let next = Durable {
-                life,
-                records: if known.life == life {
-                    known.records.max(records)
-                } else {
-                    records
-                },
-            };
-            std::mem::replace(known, next) != next
+            let newer = next.life > known.life || (next.life == known.life && next.records > known.records);
+            if newer {
+                *known = next;
+            }
+            newer
         });
     }
 
     fn tidy(&self) {
         for event in self.strangers.take() {
             // Counted where it can't be written.
-            let _ = self.append(event);
+            let _ = self.append(event, None);
         }
         let (dir, sent) = {
             let book = self.book();

@@ -30,8 +30,21 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 const HEALTHY: Duration = Duration::from_secs(10);
 /// How long the control plane may take to answer one message: it brings a chunk to its disk first.
 const ANSWER: Duration = Duration::from_secs(30);
-/// Logs that are spoken of at a time. Each orderly restart makes one, and what was sent is not spoken of for long.
-const MAX_LOGS: usize = 1_000;
+/// How long what was refused for now waits for the next stream.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
+/// Logs that one stream speaks of: as many as the control plane takes. Of those that are not all sent the oldest ones, and the
+/// one that is being written; the others come when there is room.
+const MAX_LOGS: usize = 64;
+
+/// Refusals that trying again can't mend: what came contradicts what was signed.
+const FOR_GOOD: [&str; 6] = [
+    "log_of_another",
+    "log_broken",
+    "checkpoint_fork",
+    "chain_broken",
+    "root_mismatch",
+    "log_truncated",
+];
 
 /// What the stream needs.
 #[derive(Debug)]
@@ -54,6 +67,8 @@ pub struct Client {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sent {
     connected: bool,
+    /// Something was refused that may be taken later, and why.
+    asks_again: Option<String>,
     logs: BTreeMap<String, Held>,
 }
 
@@ -78,6 +93,8 @@ enum StreamEnd {
     Status(#[from] tonic::Status),
     #[error("the control plane ended the stream, or did not answer")]
     Closed,
+    #[error("the control plane does not take it now ({0})")]
+    Refused(String),
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error(transparent)]
@@ -132,10 +149,12 @@ async fn stream(client: &Client, shared: &Shared) -> Result<(), StreamEnd> {
     let mut stub = AuditClient::new(channel).max_decoding_message_size(grpc::MAX_MESSAGE_BYTES);
     let answers = stub.stream(ReceiverStream::new(outgoing)).await?.into_inner();
     let mut session = Session { shared, send, answers };
+    shared.sent().asks_again = None;
     for _ in &all {
         session.answer(None).await?;
     }
     shared.sent().connected = true;
+    let began = tokio::time::Instant::now();
     let (mut kept, mut closing) = (shared.kept.subscribe(), client.closing.clone());
     loop {
         kept.borrow_and_update();
@@ -145,7 +164,11 @@ async fn stream(client: &Client, shared: &Shared) -> Result<(), StreamEnd> {
         if closed {
             break;
         }
+        let refused = shared.sent().asks_again.clone();
         tokio::select! {
+            () = tokio::time::sleep_until(began + ASK_AGAIN), if refused.is_some() => {
+                return Err(StreamEnd::Refused(refused.unwrap_or_default()));
+            }
             _ = kept.changed() => {}
             _ = closing.changed() => {}
             // Nothing was asked: what comes is the end.
@@ -161,13 +184,20 @@ async fn stream(client: &Client, shared: &Shared) -> Result<(), StreamEnd> {
     Ok(())
 }
 
-/// The logs of this sidecar, the newest ones where there are too many.
+/// The logs of this sidecar of which the control plane does not have everything.
 fn found(shared: &Shared) -> Vec<(String, PathBuf)> {
-    let root = shared.book().root().to_owned();
-    let mut all = logs(&root);
-    let first = all.len().saturating_sub(MAX_LOGS);
+    let (root, live) = {
+        let book = shared.book();
+        (book.root().to_owned(), book.dir().map(ToOwned::to_owned))
+    };
+    let (mut all, mut last) = (logs(&root), None);
+    if let Some(live) = live {
+        all.retain(|dir| *dir != live);
+        last = Some(live);
+    }
     let name = |dir: PathBuf| Some((dir.file_name()?.to_str()?.to_owned(), dir));
-    all.drain(first..).filter_map(name).collect()
+    let unsent = all.into_iter().filter(|dir| !files::is_done(dir)).take(MAX_LOGS - 1);
+    unsent.chain(last).filter_map(name).collect()
 }
 
 fn held(shared: &Shared, log: &str, dir: &Path) -> HeldLog {
@@ -201,11 +231,24 @@ impl Session<'_> {
             let book = self.shared.book();
             (book.dir() == Some(dir)).then(|| book.covers())
         };
-        let held = self.shared.sent().logs.entry(log.to_owned()).or_default().clone();
+        let mut held = self.shared.sent().logs.entry(log.to_owned()).or_default().clone();
         if held.refused.is_some() {
             return Ok(None);
         }
-        Ok(held.next(log, dir, covers)?)
+        let covers = match covers {
+            Some(covers) => covers,
+            None => held.covered(dir),
+        };
+        let next = held.next(log, dir, covers)?;
+        if next.is_none() && !self.is_live(dir) {
+            held.done(dir);
+        }
+        self.shared.sent().logs.insert(log.to_owned(), held);
+        Ok(next)
+    }
+
+    fn is_live(&self, dir: &Path) -> bool {
+        self.shared.book().dir() == Some(dir)
     }
 
     /// Waits for an answer and notes it: to what was sent last, or to the greeting.
@@ -219,25 +262,51 @@ impl Session<'_> {
                 let held = sent.logs.entry(resume.log.clone()).or_default();
                 if asked.is_none() {
                     held.greet(&root.join(&resume.log), resume.segment, resume.offset);
-                } else {
-                    held.resume(resume.segment, resume.offset);
+                } else if !held.resume(resume.segment, resume.offset) {
+                    // It would be sent the same for ever.
+                    return Err(StreamEnd::Closed);
                 }
             }
             audit_response::Message::Checkpoint(taken) => {
-                if let Some((log, Next::Checkpoint(at))) = asked
-                    && log == taken.log
-                {
-                    sent.logs
-                        .entry(taken.log.clone())
-                        .or_default()
-                        .taken(&root.join(&taken.log), at, taken.size);
-                }
+                let Some((log, Next::Checkpoint(at))) = asked.filter(|(log, _)| *log == taken.log) else {
+                    return Err(StreamEnd::Closed);
+                };
+                let held = sent.logs.entry(log.to_owned()).or_default();
+                held.taken(&root.join(log), at, taken.size);
             }
             audit_response::Message::Refused(refused) => {
                 let (log, reason, detail) = (&refused.log, &refused.reason, &refused.detail);
-                tracing::error!(log, reason, detail, "the control plane does not take this audit log");
                 self.shared.metrics.refused(reason);
-                sent.logs.entry(refused.log.clone()).or_default().refused = Some(refused.reason);
+                let log = asked.map_or(log.as_str(), |(log, _)| log);
+                if FOR_GOOD.contains(&reason.as_str()) {
+                    tracing::error!(
+                        log,
+                        reason,
+                        detail,
+                        "the control plane does not take this audit log any more"
+                    );
+                    sent.logs.entry(log.to_owned()).or_default().refused = Some(refused.reason);
+                } else if let (Some((_, Next::Checkpoint(at))), true) = (asked, reason.starts_with("checkpoint_")) {
+                    // The next one covers what this one did.
+                    tracing::warn!(
+                        log,
+                        reason,
+                        detail,
+                        "the control plane does not believe an audit checkpoint"
+                    );
+                    sent.logs.entry(log.to_owned()).or_default().skip(at);
+                    drop(sent);
+                    self.shared.book().sign_again();
+                } else {
+                    tracing::warn!(
+                        log,
+                        reason,
+                        detail,
+                        "the control plane does not take this audit log now"
+                    );
+                    sent.logs.entry(log.to_owned()).or_default().refused = Some(refused.reason.clone());
+                    sent.asks_again = Some(refused.reason);
+                }
             }
         }
         Ok(())

@@ -109,7 +109,15 @@ fn decide(proxy: &Arc<Proxy>, host: &Arc<str>, port: u16, record: Option<&mut Re
         },
         held: None,
     };
-    let (decision, _, kept) = told::decision(proxy, Direction::Outbound, &pair, &told, Content::Other, now)?;
+    let (decision, _, kept) = told::decision(
+        proxy,
+        Direction::Outbound,
+        &pair,
+        &told,
+        Content::Other,
+        now,
+        record.is_some(),
+    )?;
     let allowed = decision.verdict == Verdict::Allow;
     let enforced = snapshot.me.mode.enforces(now);
     if let Some(record) = record {

@@ -15,7 +15,7 @@ use super::classify::held::Held;
 use super::record::{Record, Wait};
 use super::refusal::Cut;
 use super::relay::endpoint::EndpointEvent;
-use crate::audit::digest::Tally;
+use crate::audit::digest::{Tally, Way};
 use crate::proxy::agent::Returning;
 use crate::proxy::gate::Permit;
 use crate::proxy::peers::Flight;
@@ -201,7 +201,7 @@ impl Body {
     /// As a request's body: counted, and ended when the exchange is cut.
     pub(crate) fn of_request(mut self, exchange: Arc<Exchange>) -> Self {
         if !matches!(self.source, Source::Empty) {
-            let tally = exchange.salt().map(|salt| Box::new(Tally::new(salt)));
+            let tally = exchange.salt().map(|salt| Box::new(Tally::new(salt, Way::Request)));
             self.watched = Some(Watched::Request(exchange, tally));
         }
         self
@@ -400,6 +400,9 @@ impl HttpBody for Body {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Poll::Ready(cut) = self.cut(cx) {
+            return Poll::Ready(Some(Err(BodyError::Cut(cut))));
+        }
         if let Some(last) = &mut self.last {
             let recorded = ready!(last.wait.as_mut().poll(cx));
             let frame = self.last.take().and_then(|last| last.frame);
@@ -407,9 +410,6 @@ impl HttpBody for Body {
                 true => frame.map(Ok),
                 false => Some(Err(BodyError::Unrecorded)),
             });
-        }
-        if let Poll::Ready(cut) = self.cut(cx) {
-            return Poll::Ready(Some(Err(BodyError::Cut(cut))));
         }
         let mut frame = ready!(self.source.poll(cx));
         match &mut frame {

@@ -11,7 +11,7 @@ pub(crate) fn decide(arrived: &mut Arrived, classified: &mut Classified) -> Resu
     let content = std::mem::take(&mut classified.content);
     let (pair, told, now) = (&classified.pair, &mut classified.told, classified.now);
     let record = &arrived.record;
-    let (decision, said, kept) = told::decision(&arrived.proxy, record.direction, pair, told, content, now)?;
+    let (decision, said, kept) = told::decision(&arrived.proxy, record.direction, pair, told, content, now, true)?;
     // What the body was read into is gone; its bytes stay.
     if let Some(held) = &mut told.held {
         held.settle();

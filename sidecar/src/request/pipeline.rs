@@ -13,7 +13,7 @@ use super::classify::content;
 use super::classify::held::Held;
 use super::refusal::{self, Form, Refusal, Refused};
 use super::{Arrived, From, Via, accept, admit, call, classify, decide, limit, relay, route};
-use crate::audit::digest::Tally;
+use crate::audit::digest::{Tally, Way};
 use crate::proxy::Proxy;
 use crate::proxy::limits::{REFUSED_BODY_BYTES, REFUSED_BODY_WAIT};
 use crate::request::record::Record;
@@ -87,7 +87,7 @@ pub(super) fn respond(mut record: Record, answer: Response<Bytes>) -> Response<B
             returning: None,
             flight: None,
             permit: None,
-            passed: exchange.salt().map(Tally::new),
+            passed: exchange.salt().map(|salt| Tally::new(salt, Way::Response)),
         };
         body.of_answer(exchange, tail)
     })

@@ -17,7 +17,7 @@ use super::call::{Answer, Sent, once};
 use super::classify::{HOP, headers};
 use super::record::Record;
 use super::refusal::Refused;
-use crate::audit::digest::Tally;
+use crate::audit::digest::{Tally, Way};
 use crate::proxy::agent::Returning;
 use crate::proxy::gate::Permit;
 use crate::proxy::peers::Flight;
@@ -181,7 +181,7 @@ async fn transform(arrived: &Arrived, head: &mut Parts, incoming: hyper::body::I
     if asked && head.status == StatusCode::OK && card::is_card(arrived.head.uri.path()) {
         let (body, received) = Box::pin(card::rewrite(&addresses(), head, incoming)).await;
         if let (Some(salt), Some(received)) = (exchange.salt(), received) {
-            let _ = exchange.response_in.set(Tally::of(salt, &received));
+            let _ = exchange.response_in.set(Tally::of(salt, Way::Response, &received));
         }
         body
     } else if asked && events {
@@ -215,7 +215,7 @@ impl Relayed {
                 returning: self.returning,
                 flight: self.flight,
                 permit: self.permit,
-                passed: exchange.salt().map(Tally::new),
+                passed: exchange.salt().map(|salt| Tally::new(salt, Way::Response)),
             };
             return response.map(|()| self.body.of_response(exchange, tail));
         };

@@ -171,6 +171,7 @@ pub(crate) fn decision(
     told: &Told,
     content: Content,
     now: u64,
+    recorded: bool,
 ) -> Result<(Decision, Said, Option<Kept>), Refused> {
     let set = pair
         .set
@@ -185,7 +186,7 @@ pub(crate) fn decision(
         decision.cached,
         begun.elapsed().as_secs_f64(),
     );
-    let kept = proxy.settings.audit.records().then(|| set.kept(&facts));
+    let kept = (recorded && proxy.settings.audit.records()).then(|| set.kept(&facts));
     Ok((decision, Said::of(facts.protocol), kept))
 }
 
@@ -228,7 +229,7 @@ pub(crate) fn recheck(proxy: &Proxy, snapshot: &Arc<Snapshot>, exchange: &Exchan
     } else {
         Content::Other
     };
-    let allowed = decision(proxy, decided.direction, &pair, &decided.told, content, now);
+    let allowed = decision(proxy, decided.direction, &pair, &decided.told, content, now, false);
     let goes_on = allowed.is_ok_and(|(decision, ..)| decision.verdict == aip_policy::Verdict::Allow);
     (!goes_on).then_some(Cut::PolicyDenied)
 }

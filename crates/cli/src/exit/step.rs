@@ -63,6 +63,10 @@ const STEPS: &[(&str, &str)] = &[
     ("unsupported_verdict", SAID),
     ("unsupported_obligation", SAID),
     ("policy_unusable", SAID),
+    (
+        "audit_unavailable",
+        "the log of the sidecar that refused says why: is its disk full?",
+    ),
     ("share_used_up", SAID),
     ("overloaded", AGAIN),
     ("no_endpoint", RUNS),

@@ -1,5 +1,6 @@
 //! What of a log's files is to be sent next.
 
+use std::cmp::Ordering;
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -30,6 +31,8 @@ pub(in crate::audit) struct Held {
     /// Records that they cover.
     signed: u64,
     pub(super) refused: Option<String>,
+    /// How far checkpoints cover the files, of a log that is not written any more.
+    covers: Option<Covers>,
 }
 
 /// What was sent.
@@ -43,6 +46,23 @@ pub(super) enum Next {
 #[derive(Serialize, Deserialize)]
 struct Note {
     checkpoints: u64,
+    /// The control plane has all that there will ever be.
+    #[serde(default)]
+    done: bool,
+}
+
+fn note(dir: &Path) -> Option<Note> {
+    serde_json::from_slice(&fs::read(dir.join(NOTE)).ok()?).ok()
+}
+
+fn write_note(dir: &Path, note: &Note) {
+    // Without it some of it is sent once more.
+    let _ = fs::write(dir.join(NOTE), serde_json::to_vec(note).unwrap_or_default());
+}
+
+/// Whether the control plane has all of a log that is not written any more.
+pub(super) fn is_done(dir: &Path) -> bool {
+    note(dir).is_some_and(|note| note.done)
 }
 
 #[derive(Deserialize)]
@@ -54,8 +74,7 @@ struct Line {
 impl Held {
     /// What the control plane says at a greeting. One that has nothing of the log is told all checkpoints again.
     pub(super) fn greet(&mut self, dir: &Path, segment: u64, offset: u64) {
-        let note = fs::read(dir.join(NOTE)).ok();
-        let note = note.and_then(|bytes| serde_json::from_slice::<Note>(&bytes).ok());
+        let note = note(dir);
         let has_nothing = (segment, offset) == (0, 0);
         *self = Self {
             segment,
@@ -63,31 +82,55 @@ impl Held {
             checkpoints: note.filter(|_| !has_nothing).map_or(0, |note| note.checkpoints),
             signed: self.signed,
             refused: None,
+            covers: self.covers,
         };
     }
 
-    pub(super) fn resume(&mut self, segment: u64, offset: u64) {
+    /// Where the control plane says that the log goes on; whether that is another place than before.
+    pub(super) fn resume(&mut self, segment: u64, offset: u64) -> bool {
+        let before = (self.segment, self.offset);
         (self.segment, self.offset) = (segment, offset);
+        before != (segment, offset)
+    }
+
+    /// Passes over a checkpoint that is not believed.
+    pub(super) fn skip(&mut self, at: u64) {
+        self.checkpoints = at;
+    }
+
+    /// How far checkpoints cover the files of a log that is not written any more; read from them once.
+    pub(super) fn covered(&mut self, dir: &Path) -> Covers {
+        *self.covers.get_or_insert_with(|| covers_of(dir))
+    }
+
+    /// Notes that there is nothing more to send of a log that is not written any more.
+    pub(super) fn done(&self, dir: &Path) {
+        if !is_done(dir) {
+            let (checkpoints, done) = (self.checkpoints, true);
+            write_note(dir, &Note { checkpoints, done });
+        }
     }
 
     pub(super) fn taken(&mut self, dir: &Path, at: u64, size: u64) {
         (self.checkpoints, self.signed) = (at, size);
-        let note = serde_json::to_vec(&Note { checkpoints: at }).unwrap_or_default();
-        // Without it some are sent once more.
-        let _ = fs::write(dir.join(NOTE), note);
+        let note = Note {
+            checkpoints: at,
+            done: false,
+        };
+        write_note(dir, &note);
     }
 
     pub(super) fn page(&self) -> Value {
         json!({ "segment": self.segment, "offset": self.offset, "checkpointed": self.signed, "refused": self.refused })
     }
 
-    /// What is to be sent next of this log. `covers` is how far the last checkpoint covers its files, of the one that is
-    /// being written; of the others everything goes up.
+    /// What is to be sent next of this log. `covers` is how far the last checkpoint covers its files: what nobody signed
+    /// stays here.
     pub(super) fn next(
         &self,
         log: &str,
         dir: &Path,
-        covers: Option<Covers>,
+        covers: Covers,
     ) -> io::Result<Option<(audit_request::Message, Next)>> {
         if let Some((checkpoint, at)) = checkpoint_at(dir, self.checkpoints)? {
             return Ok(Some((
@@ -108,17 +151,16 @@ impl Held {
         Ok(Some((audit_request::Message::Chunk(chunk), Next::Chunk)))
     }
 
-    fn chunk(&self, dir: &Path, covers: Option<Covers>) -> io::Result<Option<(Vec<u8>, bool)>> {
+    fn chunk(&self, dir: &Path, covers: Covers) -> io::Result<Option<(Vec<u8>, bool)>> {
         let path = log::segment_path(dir, self.segment);
         if !path.exists() {
             return Ok(None);
         }
         let length = fs::metadata(&path)?.len();
-        let (end, closed) = match covers {
-            None => (length, true),
-            Some(covers) if self.segment < covers.segment => (length, true),
-            Some(covers) if self.segment == covers.segment => (covers.bytes.min(length), false),
-            Some(_) => return Ok(None),
+        let (end, closed) = match self.segment.cmp(&covers.segment) {
+            Ordering::Less => (length, true),
+            Ordering::Equal => (covers.bytes.min(length), false),
+            Ordering::Greater => return Ok(None),
         };
         if self.offset > end || (self.offset == end && !closed) {
             return Ok(None);
@@ -164,6 +206,31 @@ fn checkpoint_at(dir: &Path, at: u64) -> io::Result<Option<(SignedCheckpoint, u6
     Ok(Some((checkpoint, at + read as u64)))
 }
 
+/// How far the files of a log reach that its last checkpoint covers. Where that is all, its last segment is closed.
+fn covers_of(dir: &Path) -> Covers {
+    let (signed, mut covers) = (signed(dir), Covers::default());
+    for entry in log::Reader::open(dir).into_iter().flatten().map_while(Result::ok) {
+        if entry.seq >= signed {
+            return covers;
+        }
+        if entry.segment != covers.segment {
+            covers = Covers {
+                segment: entry.segment,
+                bytes: 0,
+            };
+        }
+        covers.bytes += entry.bytes.len() as u64 + 1;
+    }
+    let length = fs::metadata(log::segment_path(dir, covers.segment)).map_or(0, |found| found.len());
+    if length > 0 && length == covers.bytes {
+        covers = Covers {
+            segment: covers.segment + 1,
+            bytes: 0,
+        };
+    }
+    covers
+}
+
 /// Records that the last checkpoint of a log covers.
 pub(super) fn signed(dir: &Path) -> u64 {
     let kept = log::kept(dir).unwrap_or_default();
@@ -193,10 +260,7 @@ pub(super) fn drop_old(shared: &Shared) -> io::Result<()> {
     let mut total: u64 = all.iter().map(|(_, bytes)| bytes).sum();
     for (dir, bytes) in all {
         let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let held = shared.sent().logs.get(name).cloned();
-        let has_it = held
-            .as_ref()
-            .is_some_and(|held| held.refused.is_none() && matches!(held.next(name, &dir, None), Ok(None)));
+        let has_it = is_done(&dir);
         let age = fs::metadata(dir.join("checkpoints.jsonl")).and_then(|found| found.modified());
         let age = age.map(|modified| SystemTime::now().duration_since(modified).unwrap_or_default());
         let old = age.is_ok_and(|age| age > Duration::from_millis(TOTAL_MILLIS));
@@ -218,27 +282,19 @@ mod tests {
     fn chunks_are_whole_lines_and_never_beyond_what_is_covered() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(log::segment_path(dir.path(), 0), b"one\ntwo\nthree\n").unwrap();
-        let covers = Covers { segment: 0, bytes: 8 };
+        let covers = |segment, bytes| Covers { segment, bytes };
         let mut held = Held::default();
-        let (data, last) = held.chunk(dir.path(), Some(covers)).unwrap().unwrap();
+        let (data, last) = held.chunk(dir.path(), covers(0, 8)).unwrap().unwrap();
         assert_eq!((&data[..], last), (&b"one\ntwo\n"[..], false));
-        held.resume(0, 8);
-        assert!(
-            held.chunk(dir.path(), Some(covers)).unwrap().is_none(),
-            "the rest is not signed"
-        );
-        let (data, last) = held
-            .chunk(dir.path(), Some(Covers { segment: 1, bytes: 0 }))
-            .unwrap()
-            .unwrap();
+        assert!(held.resume(0, 8));
+        let rest = held.chunk(dir.path(), covers(0, 8)).unwrap();
+        assert!(rest.is_none(), "the rest is not signed");
+        let (data, last) = held.chunk(dir.path(), covers(1, 0)).unwrap().unwrap();
         assert_eq!((&data[..], last), (&b"three\n"[..], true));
         held.resume(0, 14);
-        let (data, last) = held
-            .chunk(dir.path(), Some(Covers { segment: 1, bytes: 0 }))
-            .unwrap()
-            .unwrap();
+        let (data, last) = held.chunk(dir.path(), covers(1, 0)).unwrap().unwrap();
         assert_eq!((data.len(), last), (0, true), "its end is said");
-        held.resume(1, 0);
-        assert!(held.chunk(dir.path(), None).unwrap().is_none());
+        assert!(held.resume(1, 0) && !held.resume(1, 0));
+        assert!(held.chunk(dir.path(), covers(1, 0)).unwrap().is_none());
     }
 }

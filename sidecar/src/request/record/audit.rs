@@ -5,13 +5,13 @@ use std::pin::Pin;
 use std::sync::atomic::Ordering;
 
 use aip_api::resource::Durability;
-use aip_audit::record as said;
+use aip_audit::record::{self as said, MAX_RECORD_BYTES};
 use aip_audit::record::{Event, Facts, Party, Passed};
 use aip_audit::seal::seal;
 use aip_policy::Direction;
 
 use super::{Ends, Record, name};
-use crate::audit::digest::Tally;
+use crate::audit::digest::{Salt, Tally, Way};
 use crate::audit::{Place, Unrecorded};
 use crate::request::refusal::{Refusal, Refused};
 
@@ -25,6 +25,8 @@ pub(super) struct Audited {
     asked: Option<Durability>,
     kept: Option<Box<aip_policy::Kept>>,
     decided: bool,
+    /// Where the decision stands.
+    place: Option<Place>,
     /// The decision let it go on.
     went_out: bool,
     over: bool,
@@ -108,7 +110,9 @@ impl Record {
         if !audit.records() {
             return Ok(None);
         }
-        audit.append(Event::Decision(Box::new(self.decision_record())))
+        let written = audit.append(Event::Decision(Box::new(self.decision_record())));
+        self.audit.place = written.ok().flatten();
+        written
     }
 
     fn decision_record(&mut self) -> said::Decision {
@@ -149,7 +153,8 @@ impl Record {
                     }
                     (Ends::Asked(host), None) => {
                         let asked = Party {
-                            id: host.chars().take(MAX_ASKED).collect(),
+                            // What stands before it is a user's name and password.
+                            id: clipped(host.rsplit('@').next().unwrap_or_default()),
                             serial: String::new(),
                         };
                         (me, asked)
@@ -171,15 +176,15 @@ impl Record {
             direction: direction(self.direction),
             source,
             destination,
-            method: self.method.to_string(),
+            method: clipped(self.method.as_str()),
             path: self.path.clone(),
             protocol: self.protocol.name.clone(),
-            call: self.protocol.method.clone(),
-            tool: self.protocol.tool.clone(),
+            call: clipped(&self.protocol.method),
+            tool: clipped(&self.protocol.tool),
             verdict: self.verdict.to_owned(),
             reason: self.reason.clone(),
             rule: self.rule.clone(),
-            tags: self.tags.iter().cloned().collect(),
+            tags: self.tags.iter().map(|tag| clipped(tag)).collect(),
             observed: self.observed,
             policies,
             mesh_revision: revisions.0,
@@ -198,13 +203,13 @@ impl Record {
             _ => None,
         };
         let sealed = auditor
-            .filter(|_| !kept.sensitive.is_null())
+            .filter(|_| !kept.sensitive.is_null() && weight(&kept.sensitive) <= MAX_FACTS / 2)
             .and_then(|auditor| seal(&auditor, &self.decision.to_string(), &kept.sensitive).ok());
-        Facts {
+        bounded(Facts {
             kept: kept.kept,
             dropped: if sealed.is_some() { Vec::new() } else { kept.dropped },
             sealed,
-        }
+        })
     }
 
     /// Notes that the response broke off, and not because of its reader.
@@ -215,7 +220,7 @@ impl Record {
     /// Notes the body of a request that was read and not sent on.
     pub(crate) fn unsent(&mut self, body: &[u8]) {
         if let Some(salt) = self.exchange.salt().filter(|_| !body.is_empty()) {
-            self.audit.unsent = Tally::of(salt, body);
+            self.audit.unsent = Tally::of(salt, Way::Request, body);
         }
     }
 
@@ -259,10 +264,14 @@ impl Record {
     fn write_end(&mut self, end: &str, sent: Passed) -> Result<Option<Place>, Unrecorded> {
         self.audit.over = true;
         let audit = self.proxy.settings.audit.clone();
-        if !audit.records() || !self.audit.decided {
+        if !audit.records() {
             return Ok(None);
         }
-        audit.append(Event::End(Box::new(self.end_record(end, sent))))
+        // An end without its decision would say nothing; the decision was counted as lost.
+        let Some(decision) = self.audit.place else {
+            return Ok(None);
+        };
+        audit.append_end(Event::End(Box::new(self.end_record(end, sent))), decision)
     }
 
     fn end_record(&self, end: &str, sent: Passed) -> said::End {
@@ -299,7 +308,7 @@ impl Record {
             salt: exchange
                 .used_salt()
                 .filter(|_| received.bytes + sent.bytes + self.audit.unsent.bytes > 0)
-                .map(|salt| salt.to_hex())
+                .map(Salt::named)
                 .unwrap_or_default(),
             request_in: if went_on { received } else { self.audit.unsent },
             request_out: received,
@@ -313,8 +322,48 @@ impl Record {
     }
 }
 
-/// Characters of a host that was asked for, where nothing more is known of it.
-const MAX_ASKED: usize = 300;
+/// Longest text of a caller's own in a record, beside facts: names of tools and hosts are shorter.
+const MAX_TEXT: usize = 1024;
+/// Longest facts of a record, in bytes as JSON: a record is longer than this by less than its bound is.
+const MAX_FACTS: usize = MAX_RECORD_BYTES - 128 * 1024;
+/// Paths that a record names as not kept, one by one.
+const MAX_DROPPED: usize = 64;
+
+fn clipped(text: &str) -> String {
+    text[..text.floor_char_boundary(MAX_TEXT)].to_owned()
+}
+
+/// The facts, or that they were too long to be kept.
+fn bounded(facts: Facts) -> Facts {
+    let sealed = facts.sealed.as_ref().map_or(0, |sealed| sealed.data.len());
+    let most = weight(&facts.kept) + facts.dropped.iter().map(String::len).sum::<usize>();
+    // Text takes at most six times its bytes; only what might be too long is measured.
+    let fits = facts.dropped.len() <= MAX_DROPPED
+        && (6 * most + sealed <= MAX_FACTS || serde_json::to_vec(&facts).is_ok_and(|bytes| bytes.len() <= MAX_FACTS));
+    if fits {
+        return facts;
+    }
+    Facts {
+        dropped: vec!["input".to_owned()],
+        ..Facts::default()
+    }
+}
+
+/// At most this many bytes, before anything is escaped.
+fn weight(value: &serde_json::Value) -> usize {
+    use serde_json::Value;
+    match value {
+        Value::String(text) => text.len() + 4,
+        Value::Array(items) => 2 + items.iter().map(|item| weight(item) + 1).sum::<usize>(),
+        Value::Object(map) => {
+            2 + map
+                .iter()
+                .map(|(name, item)| name.len() + weight(item) + 4)
+                .sum::<usize>()
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => 32,
+    }
+}
 
 const fn direction(direction: Direction) -> said::Direction {
     match direction {

@@ -10,7 +10,7 @@ use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 
 use super::card::Addresses;
-use crate::audit::digest::Tally;
+use crate::audit::digest::{Tally, Way};
 use crate::proxy::limits::MAX_ENDPOINT_EVENT;
 use crate::proxy::streams::Exchange;
 
@@ -33,7 +33,7 @@ pub(crate) struct EndpointEvent {
 impl EndpointEvent {
     pub(crate) fn new(addresses: Addresses, exchange: Arc<Exchange>) -> Self {
         Self {
-            came: exchange.salt().map(Tally::new),
+            came: exchange.salt().map(|salt| Tally::new(salt, Way::Response)),
             exchange,
             addresses,
             seen: BytesMut::new(),

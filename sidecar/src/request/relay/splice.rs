@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 
-use crate::audit::digest::Tally;
+use crate::audit::digest::{Tally, Way};
 use crate::proxy::streams::Exchange;
 use crate::request::record::Record;
 
@@ -22,11 +22,16 @@ where
     B: AsyncRead + AsyncWrite + Unpin,
 {
     let exchange = record.exchange.clone();
-    let tally = || exchange.salt().filter(|_| !record.blind).map(Tally::new);
+    let tally = |way| {
+        exchange
+            .salt()
+            .filter(|_| !record.blind)
+            .map(|salt| Tally::new(salt, way))
+    };
     let mut caller = Counted {
         io: caller,
-        read: tally(),
-        written: tally(),
+        read: tally(Way::Request),
+        written: tally(Way::Response),
         exchange: exchange.clone(),
     };
     let ended = tokio::select! {

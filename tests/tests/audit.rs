@@ -1,0 +1,315 @@
+//! What sidecars record, as processes: both ends of each hop, whatever becomes of it, and through crashes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use aip_api::SpiffeId;
+use aip_audit::checkpoint::{Checkpoint, Closing, TreeHead};
+use aip_audit::log::{Kept, Reader, claims_of, kept, name_of};
+use aip_audit::record::{Decision, End, Event};
+use aip_audit::verify::{Keys, Sources, verify};
+use aip_tests::agent::Agent;
+use aip_tests::process::{Mesh, Sidecar};
+use aip_tests::{http as wire, wait};
+use http::{Method, Request};
+use http_body_util::Full;
+use rustix::process::Signal;
+use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+
+const HOST: &str = "callee.aip.internal";
+
+/// Who looks at files that it knows to be a sidecar's: that signatures hold is tested where they are checked.
+struct Believed;
+
+impl Keys for Believed {
+    fn checkpoint(&self, kept: &Kept) -> Result<(Checkpoint, SpiffeId), String> {
+        let claims = claims_of(&kept.statement).ok_or("not a checkpoint")?;
+        let agent = claims.agent.clone();
+        Ok((claims, agent))
+    }
+    fn tree_head(&self, _: &str) -> Result<TreeHead, String> {
+        Err("there is none".into())
+    }
+}
+
+fn logs(sidecar: &Sidecar) -> Vec<PathBuf> {
+    let mut found: Vec<_> = std::fs::read_dir(sidecar.dir.join("data/audit"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| name_of(path).is_ok())
+        .collect();
+    found.sort();
+    found
+}
+
+/// Both records of each request, by path; an end where there is one by now.
+fn requests(sidecar: &Sidecar) -> BTreeMap<String, (Decision, Option<End>)> {
+    let (mut decisions, mut ends) = (Vec::new(), BTreeMap::new());
+    for entry in logs(sidecar).iter().flat_map(|dir| Reader::open(dir).unwrap()) {
+        match entry.unwrap().record.event {
+            Event::Decision(decision) => decisions.push(*decision),
+            Event::End(end) => drop(ends.insert(end.id.to_string(), *end)),
+            _ => {}
+        }
+    }
+    let with_end = |decision: Decision| {
+        let end = ends.get(&decision.id.to_string()).cloned();
+        (decision.path.clone(), (decision, end))
+    };
+    decisions.into_iter().map(with_end).collect()
+}
+
+/// Both records of one request, once it is over.
+async fn over(sidecar: &Sidecar, path: &str) -> (Decision, End) {
+    wait::until(
+        &format!("{} recorded the end of {path}", sidecar.spec.name),
+        async || {
+            let (decision, end) = requests(sidecar).remove(path)?;
+            Some((decision, end?))
+        },
+    )
+    .await
+}
+
+struct Rig {
+    mesh: Mesh,
+    agent: Agent,
+    caller: Sidecar,
+    callee: Sidecar,
+}
+
+impl Rig {
+    async fn start(durability: &str) -> Self {
+        let mesh = Mesh::start().await;
+        let agent = Agent::start();
+        let caller = mesh.sidecar("caller", agent.address).await;
+        let callee = mesh.sidecar("callee", agent.address).await;
+        let mut config = mesh.admin().get("/v1/mesh-config").await;
+        let config = &mut config["resource"];
+        config["audit"]["durability"] = durability.into();
+        let put = mesh.admin().ok(Method::PUT, "/v1/mesh-config", Some(config)).await;
+        mesh.admin().acknowledged(put["revision"].as_u64().unwrap()).await;
+        let rig = Self {
+            mesh,
+            agent,
+            caller,
+            callee,
+        };
+        reaches(&rig.caller).await;
+        rig
+    }
+
+    /// The two ends of a request, which must tell the same story.
+    async fn both(&self, path: &str) -> (End, End) {
+        let ((_, caller), (_, callee)) = (over(&self.caller, path).await, over(&self.callee, path).await);
+        assert!(caller.hop.is_some() && caller.hop == callee.hop, "{path}");
+        assert_eq!(
+            aip_audit::hop::compare(&caller, &callee),
+            [],
+            "{path}: {caller:?} {callee:?}"
+        );
+        (caller, callee)
+    }
+}
+
+async fn reaches(caller: &Sidecar) {
+    wait::until_ok("a call gets through", async || {
+        let answer = caller.get(&format!("http://{HOST}/first")).await;
+        (answer.status == 200).then_some(()).ok_or_else(|| answer.text())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_ends_of_every_kind_of_request_are_recorded_and_agree() {
+    let rig = Rig::start("buffered").await;
+    let policy = json!({"name": "no-denied", "attach": "mesh", "rego":
+        "package aip.policy.no_denied\n\nrules contains {\"rule\": \"denied\", \"verdict\": \"deny\", \"reason\": \"no\"} if {\n\tinput.direction == \"inbound\"\n\tinput.request.path[0] == \"denied\"\n}\n"});
+    rig.mesh.admin().apply(&policy).await;
+
+    let post = Request::post(format!("http://{HOST}/allowed"));
+    assert_eq!(rig.caller.call(post, "a body").await.status, 200);
+    let (caller, callee) = rig.both("/allowed").await;
+    assert!(caller.response_in.digest.is_some() && callee.request_in.digest.is_some());
+    assert_eq!((caller.end.as_str(), callee.end.as_str()), ("complete", "complete"));
+
+    assert_eq!(rig.caller.get(&format!("http://{HOST}/denied")).await.status, 403);
+    let (_, callee) = rig.both("/denied").await;
+    assert_eq!(
+        (callee.status, callee.blame.as_str(), callee.request_out.bytes),
+        (403, "policy", 0)
+    );
+    assert_eq!(over(&rig.callee, "/denied").await.0.rule, "denied");
+
+    // A stream to its end.
+    for step in 1..=3 {
+        rig.agent.heard("whole", step);
+    }
+    rig.caller
+        .get(&format!("http://{HOST}/events?stream=whole&steps=3"))
+        .await;
+    let (caller, _) = rig.both("/events").await;
+    assert!(
+        caller.response_in.digest.is_some() && caller.end == "complete",
+        "{caller:?}"
+    );
+
+    // WebSocket, closed by the client.
+    let mut tcp = TcpStream::connect(rig.caller.outbound).await.unwrap();
+    let head = format!(
+        "GET http://{HOST}/upgrade HTTP/1.1\r\nhost: {HOST}\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+         sec-websocket-version: 13\r\nsec-websocket-key: abcd\r\n\r\n"
+    );
+    tcp.write_all(head.as_bytes()).await.unwrap();
+    let answer = wire::read_until(&mut tcp, wire::head_came).await;
+    assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
+    tcp.write_all(b"ping").await.unwrap();
+    assert_eq!(wire::read_until(&mut tcp, |came| came.len() >= 4).await, "ping");
+    tcp.shutdown().await.unwrap();
+    drop(tcp);
+    let (caller, callee) = rig.both("/upgrade").await;
+    assert_eq!(
+        (caller.request_out.bytes, callee.response_out.bytes),
+        (4, 4),
+        "{caller:?} {callee:?}"
+    );
+    assert!(caller.request_out.digest.is_some() && caller.request_out.digest == callee.request_in.digest);
+
+    // A stream that is cut by a new policy.
+    let stream = {
+        let (outbound, url) = (rig.caller.outbound, format!("http://{HOST}/events?stream=cut&steps=9"));
+        tokio::spawn(async move {
+            let request = Request::get(url).header("host", HOST).body(Full::default()).unwrap();
+            wire::send(outbound, request).await
+        })
+    };
+    wait::until("the stream is open", async || {
+        let open = |sidecar: &Sidecar| requests(sidecar).get("/events").is_some_and(|(_, end)| end.is_none());
+        (open(&rig.caller) && open(&rig.callee)).then_some(())
+    })
+    .await;
+    let later = json!({"name": "no-events", "attach": "mesh", "rego":
+        "package aip.policy.no_events\n\nrules contains {\"rule\": \"later\", \"verdict\": \"deny\", \"reason\": \"no\"} if input.request.path == [\"events\"]\n"});
+    rig.mesh.admin().apply(&later).await;
+    // The client panics over a body that breaks off.
+    assert!(stream.await.is_err(), "the stream breaks off");
+    let (caller, callee) = rig.both("/events").await;
+    let ends = [caller.end.as_str(), callee.end.as_str()];
+    assert!(ends.contains(&"policy_denied"), "{ends:?}");
+
+    // The end in order: everything is signed, and nothing follows.
+    for mut sidecar in [rig.caller, rig.callee] {
+        sidecar.process.signal(Signal::TERM);
+        assert!(
+            sidecar.process.end().await.success(),
+            "{}",
+            sidecar.process.last_words()
+        );
+        let dir = logs(&sidecar).pop().unwrap();
+        let last = claims_of(&kept(&dir).unwrap().pop().unwrap().statement).unwrap();
+        let records = Reader::open(&dir).unwrap().count() as u64;
+        assert_eq!((last.closing, last.size), (Closing::Close, records));
+    }
+}
+
+/// Calls with numbers of their own until told to stop; the numbers that were answered.
+async fn load(outbound: std::net::SocketAddr, lane: usize, stop: Arc<AtomicBool>, answered: Arc<Mutex<Vec<String>>>) {
+    for n in 0.. {
+        if stop.load(Ordering::Acquire) {
+            return;
+        }
+        let path = format!("/work/{lane}/{n}");
+        let request = Request::post(format!("http://{HOST}{path}")).header("host", HOST);
+        let sending = tokio::spawn(wire::send(outbound, request.body(Full::from("work")).unwrap()));
+        // An answer that breaks off is none.
+        if sending
+            .await
+            .is_ok_and(|answer| answer.is_ok_and(|answer| answer.status == 200))
+        {
+            answered.lock().unwrap().push(path);
+        }
+    }
+}
+
+/// Everything that was answered is in the log of whoever was killed, with its end, and the log holds as a whole.
+fn nothing_is_lost(sidecar: &Sidecar, answered: &[String]) {
+    let recorded = requests(sidecar);
+    for path in answered {
+        let (_, end) = recorded
+            .get(path)
+            .unwrap_or_else(|| panic!("{path} was answered and is not recorded"));
+        let end = end
+            .as_ref()
+            .unwrap_or_else(|| panic!("{path} was answered, and its end is not recorded"));
+        assert_eq!(end.end, "complete", "{path}");
+    }
+    holds(&sidecar.dir);
+}
+
+fn holds(dir: &Path) {
+    let sources = Sources::find(&dir.join("data/audit")).unwrap();
+    let report = verify(&sources, &Believed, &mut |_| ()).unwrap();
+    assert!(report.intact(), "{:?}", report.faults);
+    assert!(report.logs.iter().all(|log| log.gaps == 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_loses_nothing_that_was_answered() {
+    for durability in ["grouped", "required"] {
+        let mut rig = Rig::start(durability).await;
+        let answered = Arc::new(Mutex::new(Vec::new()));
+        for crash in 0..4 {
+            let stop = Arc::new(AtomicBool::new(false));
+            let lanes: Vec<_> = (0..4)
+                .map(|lane| {
+                    tokio::spawn(load(
+                        rig.caller.outbound,
+                        crash * 10 + lane,
+                        stop.clone(),
+                        answered.clone(),
+                    ))
+                })
+                .collect();
+            let before = answered.lock().unwrap().len();
+            wait::until("calls are answered", async || {
+                (answered.lock().unwrap().len() > before + 20 + 7 * crash).then_some(())
+            })
+            .await;
+            let victim = if crash % 2 == 0 {
+                &mut rig.callee
+            } else {
+                &mut rig.caller
+            };
+            victim.process.kill();
+            stop.store(true, Ordering::Release);
+            for lane in lanes {
+                lane.await.unwrap();
+            }
+            victim.restart().await;
+            reaches(&rig.caller).await;
+            let answered = answered.lock().unwrap().clone();
+            nothing_is_lost(&rig.caller, &answered);
+            nothing_is_lost(&rig.callee, &answered);
+        }
+        // The log went on, and says that it did.
+        let dirs = logs(&rig.callee);
+        let recovered = |dir: &Path| {
+            let all = kept(dir).unwrap();
+            let claims = all.iter().filter_map(|kept| claims_of(&kept.statement));
+            claims.filter(|claims| claims.closing == Closing::Recovery).count()
+        };
+        assert_eq!(dirs.len(), 1, "{durability}");
+        wait::until("a recovery is signed", async || {
+            (recovered(&dirs[0]) >= 2).then_some(())
+        })
+        .await;
+        let page = rig.callee.look("/audit").await.json();
+        assert!(page["log"]["records"].as_u64() > Some(0), "{page}");
+    }
+}
