@@ -288,3 +288,23 @@ async fn strangers_are_counted_and_not_recorded_one_by_one() {
     });
     assert_eq!(counted.await.unwrap(), ("proxy_auth_required".to_owned(), 20));
 }
+
+/// A record has a bound, and what a caller wrote does not make a decision vanish.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_of_any_length_is_recorded_clipped() {
+    let agent = Agent::start().await;
+    let mut world = world(Durability::Required);
+    let rego = "package aip.policy.baseline\nrules contains {\"rule\": \"named\", \"verdict\": \"allow\", \"reason\": \"\"} if \
+                input.protocol.tool != \"\"\n";
+    world.policies = vec![("baseline".into(), rego.into())];
+    let pair = Pair::in_world(agent.address, world).await;
+    let call = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call",
+        "params": {"name": "\u{1}".repeat(100 * 1024), "arguments": {}}});
+    let answer = send(pair.caller.outbound, post("/mcp", "application/json", call.to_string())).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+    for side in [&pair.caller, &pair.callee] {
+        let (decision, end) = side.audited(1).await.remove(0);
+        assert_eq!((decision.tool.len(), end.end.as_str()), (1024, "complete"));
+        assert_eq!(decision.facts.dropped, ["input"]);
+    }
+}
