@@ -86,7 +86,7 @@ const TABLE: &[(&str, Kind, &str)] = &[
     (
         "aip_audit_lost_total",
         Kind::Counter,
-        "records that could not be written; a `gap` record says so once one can be",
+        "records that could not be written; a record of its own says so once one can be",
     ),
     (
         "aip_audit_flush_seconds",

@@ -25,17 +25,17 @@ pub(crate) async fn handle(proxy: Arc<Proxy>, via: Arc<Via>, request: Request<In
     if let From::Peer(peer) = &via.from {
         record.caller = Some(peer.live.clone());
     }
-    let mut arrived = Arrived {
+    let mut arrived = Box::new(Arrived {
         proxy,
         via,
         head,
         body: Some(Body::stream(body)),
         record,
-    };
+    });
     // On the heap: what a connection keeps for its next request is then only what is above.
     let mut response = match Box::pin(phases(&mut arrived)).await {
         Ok(relayed) => relayed.into_response(arrived.record),
-        Err(refused) => Box::pin(refuse(arrived, refused)).await,
+        Err(refused) => Box::pin(refuse(*arrived, refused)).await,
     };
     // An answer without a body ends with its head.
     let recorded = match response.body_mut().recorded() {
