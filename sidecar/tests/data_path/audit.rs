@@ -70,7 +70,10 @@ async fn both_ends_record_alike_what_was_said() {
         }
         let echo = &callees.iter().find(|(d, _)| d.path == "/echo").unwrap().1;
         assert_eq!((echo.request_in.bytes, echo.response_out.bytes), (5, 5));
-        assert_eq!(echo.request_in, echo.response_out, "the agent echoes");
+        assert_ne!(
+            echo.request_in.digest, echo.response_out.digest,
+            "an echo can't pass for its request"
+        );
         for rewritten in ["/.well-known/agent-card.json", "/sse"] {
             let end = &callees.iter().find(|(d, _)| d.path == rewritten).unwrap().1;
             assert!(end.response_in.digest.is_some(), "{rewritten}");
@@ -225,7 +228,7 @@ async fn what_is_lost_is_counted_and_said() {
         assert_eq!(send(pair.caller.outbound, get("/x")).await.status, StatusCode::OK);
     }
     until("all of it is counted", async || {
-        (pair.callee.audit.page()["log"]["lost"] == 100).then_some(())
+        (pair.callee.audit.page()["log"]["lost"] == 50).then_some(())
     })
     .await;
     assert!(pair.callee.recorded().is_empty());
