@@ -2,8 +2,8 @@
 //!
 //! In the order of an order: `crate::registry::kills` (one transaction: the next set and its audit entry), [`publish`]
 //! (signs it, wakes the streams), [`service`] and [`session`] (one stream of each sidecar), [`board`] (who has enforced
-//! it, and by when who has not has certainly stopped: [`bound`]), [`webhook`] (tells others). [`merge`] is what happens
-//! when a sidecar shows a set that this store never issued: it was restored from a copy.
+//! it, and by when who has not has certainly stopped: [`bound`]). [`merge`] is what happens when a sidecar shows a set
+//! that this store never issued: it was restored from a copy.
 
 pub mod board;
 pub mod bound;
@@ -16,4 +16,4 @@ mod shown;
 pub use board::Board;
 pub use publish::Publisher;
 pub use service::KillService;
-pub use shown::{Enforced, Missing, Progress};
+pub use shown::{Away, Enforced, Missing, Progress};

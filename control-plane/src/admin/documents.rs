@@ -190,8 +190,6 @@ pub(super) struct KillSettings {
     /// In a `prod` mesh: orders that stop more than one agent wait for a second person.
     #[schema(required = false)]
     second_approver: bool,
-    /// Where it is posted that an order was given or taken back: `https://`, or `http://` to a loopback address.
-    webhook: Option<String>,
 }
 
 /// What is recorded of every request, and for how long.

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::bound::{Known, stopped_by};
 use super::publish::Published;
-use super::shown::{Enforced, Missing, Progress};
+use super::shown::{Away, Enforced, Missing, Progress};
 use crate::clock::Clock;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::Registry;
@@ -174,18 +174,22 @@ impl Board {
         })
     }
 
-    /// Forgets processes that have certainly ended; answers which.
-    pub fn forget_ended(&self) -> Vec<(AgentName, String)> {
+    /// Forgets processes that have certainly ended; answers of which the store still notes what they were granted.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn forget_ended(&self, registry: &Registry) -> Result<Vec<(AgentName, String)>, Refusal> {
+        // Read first: whoever comes meanwhile stands on the board before anything is noted of it.
+        let granted = registry.granted_leases().await?;
         let now = self.clock.now();
-        let mut gone = Vec::new();
-        self.lock().retain(|instance, process| {
-            let stays = process.stream.is_some() || process.not_after > now;
-            if !stays {
-                gone.push((process.agent.clone(), instance.clone()));
-            }
-            stays
-        });
-        gone
+        let mut processes = self.lock();
+        processes.retain(|_, process| process.stream.is_some() || process.not_after > now);
+        let gone = granted.into_iter().filter(|g| !processes.contains_key(&g.instance));
+        // The rest next time.
+        Ok(gone
+            .map(|g| (g.agent, g.instance))
+            .take(crate::store::MAX_OPS)
+            .collect())
     }
 
     /// Where the set `version` stands; `published` is the one in force.
@@ -204,11 +208,21 @@ impl Board {
             epoch: version.1,
             enforced: Vec::new(),
             missing: Vec::new(),
+            away: Vec::new(),
             p50_ms: None,
             p99_ms: None,
             last_ms: None,
         };
-        for process in self.lock().values() {
+        let processes = self.lock();
+        for (agent, not_after) in &svids {
+            if *not_after > now && !processes.values().any(|process| process.agent == *agent) {
+                progress.away.push(Away {
+                    agent: agent.to_string(),
+                    stopped_by: *not_after,
+                });
+            }
+        }
+        for process in processes.values() {
             let sidecar = format!("{}/{}", process.agent, process.instance);
             if process.held >= Some(version) {
                 progress.enforced.push(process.enforced(sidecar, version, committed));
@@ -216,10 +230,8 @@ impl Board {
             }
             let connected = process.stream.is_some();
             let latest = svids.get(&process.agent).copied().unwrap_or_default();
-            let not_after = match connected {
-                true => process.not_after,
-                false => process.not_after.max(latest),
-            };
+            // Also of one that is connected: it may have renewed since it opened its stream.
+            let not_after = process.not_after.max(latest);
             let (stopped_by, stopped_how) = stopped_by(process.known(asked, not_after), now);
             if !connected && stopped_by < now {
                 // Certainly stopped already.

@@ -27,8 +27,8 @@ pub struct Known {
 /// Unix seconds by which it has certainly stopped, and what stops it.
 pub fn stopped_by(known: Known, now: u64) -> (u64, &'static str) {
     let Some(lease) = known.lease else {
-        // It refuses everything until it is granted something.
-        return (now, "never_granted");
+        // Not by this control plane; it may hold from disk what it was granted before.
+        return (known.not_after, "svid");
     };
     if lease.on_lost == OnLost::Continue {
         return (known.not_after, "svid");
@@ -64,11 +64,11 @@ mod tests {
     }
 
     #[test]
-    fn whoever_was_granted_nothing_refuses_everything() {
+    fn whoever_was_granted_nothing_yet_may_hold_what_it_was_granted_before() {
         let known = Known {
             lease: None,
             ..known(OnLost::Deny, 0, 5_000)
         };
-        assert_eq!(stopped_by(known, 1_000), (1_000, "never_granted"));
+        assert_eq!(stopped_by(known, 1_000), (5_000, "svid"));
     }
 }

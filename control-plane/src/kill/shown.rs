@@ -29,8 +29,18 @@ pub struct Missing {
     pub rejected: Option<String>,
     /// Unix seconds by which it has certainly stopped.
     pub stopped_by: u64,
-    /// What stops it then: `lease`, `svid`, or `never_granted` where it never began.
+    /// What stops it then: `lease` or `svid`.
     pub stopped_how: &'static str,
+}
+
+/// An agent with no sidecar that is known to run, and with an SVID that has not ended: one that is started again out of
+/// reach goes on with what it holds.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Away {
+    /// Its name.
+    pub agent: String,
+    /// Unix seconds by which no sidecar of it serves that has not come by here.
+    pub stopped_by: u64,
 }
 
 /// Where a set stands.
@@ -44,6 +54,8 @@ pub struct Progress {
     pub enforced: Vec<Enforced>,
     /// Sidecars that have not.
     pub missing: Vec<Missing>,
+    /// Agents of which nothing is known to run. Nobody waits for them.
+    pub away: Vec<Away>,
     /// Half of the acknowledgements came within so many milliseconds of the commit.
     pub p50_ms: Option<f64>,
     /// 99 of 100 did.

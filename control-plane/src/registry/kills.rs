@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use aip_api::kill::{KillSet, Lease, MAX_KILL_SET_BYTES, Mode, Order, Scope};
+use aip_api::kill::{KillSet, Lease, MAX_KILL_SET_BYTES, MAX_ORDERS, Mode, Order, Scope};
 use aip_api::problem::FieldError;
 use aip_api::{AgentName, Digest, TrustDomain};
 use serde::{Deserialize, Serialize};
@@ -171,7 +171,9 @@ impl Registry {
         }
         (order.issued_at, order.expires) = (now, seconds.map(|seconds| now + seconds));
         let (mut next, draft) = following(draft, &current.set, now, |_| None);
+        let room = kept_free(&order.scope);
         next.orders.push(order);
+        has_room(&next, room)?;
         with_set(draft, &next, Expect::At(current.revision))
     }
 
@@ -280,6 +282,25 @@ impl Registry {
         }
         Ok(())
     }
+}
+
+/// Orders and bytes that an order of this scope leaves free, so that many narrow ones never keep the mesh from being
+/// stopped.
+const fn kept_free(scope: &Scope) -> (usize, usize) {
+    match scope {
+        Scope::Mesh {} => (0, 0),
+        scope if scope.is_broad() => (10, 32 * 1024),
+        _ => (100, 128 * 1024),
+    }
+}
+
+fn has_room(next: &KillSet, (orders, bytes): (usize, usize)) -> Result<(), Refusal> {
+    let length = serde_json::to_vec(next).map_or(usize::MAX, |payload| payload.len());
+    if next.orders.len() <= MAX_ORDERS - orders && length <= MAX_KILL_SET_BYTES - bytes {
+        return Ok(());
+    }
+    let detail = "what is left is kept for orders that stop more: resume some, or stop by label or the whole mesh";
+    Err(Refusal::new(Reason::LimitReached, detail))
 }
 
 fn all_in_force(current: &KillSet, orders: &[String]) -> Result<(), Refusal> {

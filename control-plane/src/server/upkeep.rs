@@ -35,7 +35,7 @@ pub(super) async fn upkeep(registry: Registry, ca: Arc<Ca>, board: Arc<Board>) {
         }
         let swept = async {
             registry.sweep_kills().await?;
-            registry.forget_granted(&board.forget_ended()).await
+            registry.forget_granted(&board.forget_ended(&registry).await?).await
         };
         if let Err(refusal) = swept.await {
             tracing::warn!(

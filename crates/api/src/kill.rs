@@ -17,6 +17,8 @@ pub const MAX_REASON_BYTES: usize = 500;
 pub const MAX_ISSUERS: usize = 4;
 /// Most labels of a selector.
 pub const MAX_SELECTOR_LABELS: usize = 8;
+/// Longest label of a selector, its value counted too, in bytes.
+pub const MAX_SELECTOR_LABEL_BYTES: usize = 256;
 /// Longest name of a tool or skill, in bytes.
 pub const MAX_TOOL_BYTES: usize = 256;
 /// Largest heartbeat, in bytes as JSON.
@@ -236,6 +238,9 @@ impl Order {
         match &self.scope {
             Scope::Selector { labels } if labels.is_empty() || labels.len() > MAX_SELECTOR_LABELS => {
                 wrong("scope.labels", format!("1 to {MAX_SELECTOR_LABELS} labels"));
+            }
+            Scope::Selector { labels } if labels.iter().any(|(k, v)| k.len() + v.len() > MAX_SELECTOR_LABEL_BYTES) => {
+                wrong("scope.labels", format!("at most {MAX_SELECTOR_LABEL_BYTES} bytes each"));
             }
             Scope::Tool { tool, .. } if tool.is_empty() || tool.len() > MAX_TOOL_BYTES => {
                 wrong("scope.tool", format!("1 to {MAX_TOOL_BYTES} bytes"));

@@ -17,6 +17,7 @@ pub(crate) enum Exit {
     Invalid = 6,
     TimedOut = 7,
     NotAuthorized = 8,
+    Proposed = 9,
 }
 
 /// What stands below the help of every verb.
@@ -31,7 +32,7 @@ pub(crate) fn help() -> String {
 
 impl Exit {
     /// Every code with its meaning, as the documentation prints them.
-    pub(crate) const ALL: [(u8, &str); 9] = [
+    pub(crate) const ALL: [(u8, &str); 10] = [
         (0, "done"),
         (1, "failed; the message says why"),
         (2, "usage: an argument is missing, unknown or malformed"),
@@ -52,6 +53,10 @@ impl Exit {
         (
             8,
             "not authorized: the admin token is missing, expired or its role may not do this",
+        ),
+        (
+            9,
+            "proposed: an order or its end waits for a second person, and nothing has changed yet",
         ),
     ];
 }

@@ -81,7 +81,7 @@ pub(crate) struct Resume {
     /// The orders, as `aip kill list` shows them
     #[arg(value_name = "ORDER", required_unless_present_any = ["all", "agent"])]
     orders: Vec<String>,
-    /// Every order on this agent
+    /// Every order on this agent itself; those on its tools stay
     #[arg(long, value_name = "NAME", conflicts_with = "orders")]
     agent: Option<AgentName>,
     /// Every order in force
@@ -179,11 +179,7 @@ impl Resume {
         let orders = match (self.all, &self.agent) {
             (false, None) => self.orders.clone(),
             (_, agent) => {
-                let on_it = |order: &&Value| {
-                    agent
-                        .as_ref()
-                        .is_none_or(|agent| order["scope"]["agent"] == json!(agent))
-                };
+                let on_it = |order: &&Value| agent.as_ref().is_none_or(|agent| is_on(order, agent));
                 let all = admin.get("/v1/kills").await?;
                 let items = all["items"].as_array().into_iter().flatten();
                 items.filter(on_it).map(|order| cell(&order["id"])).collect()
@@ -200,6 +196,11 @@ impl Resume {
     }
 }
 
+/// Whether an order stops this agent itself: not one of its tools, which stays stopped by its own order.
+fn is_on(order: &Value, agent: &AgentName) -> bool {
+    order["scope"]["kind"] == "agent" && order["scope"]["agent"] == json!(agent)
+}
+
 /// Says what came of a change, and waits for the sidecars where that was asked for.
 async fn said(globals: &Globals, admin: &Admin, answer: Value, done: &str, wait: &Wait) -> anyhow::Result<ExitCode> {
     if let Some(id) = answer["proposal"].as_str() {
@@ -209,7 +210,8 @@ async fn said(globals: &Globals, admin: &Admin, answer: Value, done: &str, wait:
                 "proposed: a second person must approve it with `aip approvals approve {id}`"
             )),
         }
-        return Ok(ExitCode::SUCCESS);
+        // Nothing is stopped or resumed yet, and scripts must not take it for done.
+        return Ok(ExitCode::from(Exit::Proposed as u8));
     }
     if !globals.json() {
         let order = answer["order"]
@@ -264,6 +266,19 @@ fn scope(document: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn resuming_an_agent_leaves_its_tools_stopped() {
+        let agent = "a".parse().unwrap();
+        assert!(is_on(&json!({ "scope": { "kind": "agent", "agent": "a" } }), &agent));
+        for scope in [
+            json!({ "kind": "tool", "agent": "a", "tool": "t" }),
+            json!({ "kind": "agent", "agent": "b" }),
+            json!({ "kind": "mesh" }),
+        ] {
+            assert!(!is_on(&json!({ "scope": scope }), &agent));
+        }
+    }
 
     #[test]
     fn times_are_read_as_people_write_them() {

@@ -155,6 +155,11 @@ impl Child {
         }
     }
 
+    /// What it says next on its standard input; never, of one that says nothing.
+    pub(crate) async fn heard(&mut self) -> String {
+        line(&mut self.lifeline).await
+    }
+
     /// What it has said already, line by line.
     pub(crate) async fn said(&mut self) -> Option<String> {
         tokio::select! {

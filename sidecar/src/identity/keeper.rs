@@ -1,7 +1,7 @@
 //! Keeps an SVID current: the first one from the vault or by joining, then a renewal at half of its life.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aip_api::Digest;
 use aip_api::token::JoinToken;
@@ -26,6 +26,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// not renew together.
 const RENEW_AT: f64 = 0.5;
 const SPREAD: f64 = 0.1;
+/// Between two looks at the clock, of whether the SVID has expired.
+const EXPIRY_LOOK: Duration = Duration::from_secs(1);
 
 /// Gets and keeps the SVID of one sidecar.
 pub struct Keeper {
@@ -307,22 +309,55 @@ impl Keeper {
             // A suspended sidecar renews nothing: what it would be attested as is not approved.
             _ = suspended.wait_for(|on| *on) => self.ready.set("identity", false),
             () = self.renew_forever() => {}
+            // By itself: an attempt to renew may hang for longer than the SVID lives.
+            () = self.clear_expired() => {}
+        }
+    }
+
+    /// Takes away an SVID that expires: nothing goes in or out without one, to agents or to outside hosts.
+    async fn clear_expired(&self) {
+        let mut changed = self.svid.subscribe();
+        loop {
+            let left = self.svid.current().map(|svid| {
+                let ends = UNIX_EPOCH + Duration::from_secs(svid.identity.not_after);
+                ends.duration_since(SystemTime::now()).unwrap_or_default()
+            });
+            match left {
+                Some(Duration::ZERO) => {
+                    tracing::error!(
+                        reason = "svid_expired",
+                        "the SVID has expired; nothing is served until it is renewed"
+                    );
+                    self.svid.clear();
+                    self.ready.set("identity", false);
+                }
+                // The clock may be set, and timers count nothing while a machine sleeps: it is looked at again.
+                Some(left) => tokio::time::sleep(left.min(EXPIRY_LOOK)).await,
+                None => {
+                    if changed.changed().await.is_err() {
+                        return;
+                    }
+                }
+            }
         }
     }
 
     async fn renew_forever(&self) {
         let random = SystemRandom::new();
         loop {
-            let Some(current) = self.svid.current() else { return };
-            let life = current.identity.not_after.saturating_sub(current.identity.not_before) as f64;
-            let part = RENEW_AT - SPREAD + 2.0 * SPREAD * jitter(&random);
-            let due = current.identity.not_before + (life * part) as u64;
-            tokio::time::sleep(Duration::from_secs(due.saturating_sub(unix_now()))).await;
-            self.renew_until_expiry(&current).await;
+            let mut not_after = 0;
+            if let Some(current) = self.svid.current() {
+                not_after = current.identity.not_after;
+                let life = not_after.saturating_sub(current.identity.not_before) as f64;
+                let part = RENEW_AT - SPREAD + 2.0 * SPREAD * jitter(&random);
+                let due = current.identity.not_before + (life * part) as u64;
+                tokio::time::sleep(Duration::from_secs(due.saturating_sub(unix_now()))).await;
+            }
+            self.renew_until_done(not_after).await;
         }
     }
 
-    async fn renew_until_expiry(&self, current: &Svid) {
+    async fn renew_until_done(&self, not_after: u64) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
             match self.renew().await {
@@ -335,15 +370,7 @@ impl Keeper {
                     metrics::counter!("aip_svid_renewal_failures_total").increment(1);
                 }
             }
-            let left = current.identity.not_after.saturating_sub(unix_now());
-            if left == 0 {
-                tracing::error!(
-                    reason = "svid_expired",
-                    "the SVID has expired; nothing is served until it is renewed"
-                );
-                self.svid.slot().clear();
-                self.ready.set("identity", false);
-            }
+            let left = not_after.saturating_sub(unix_now());
             let wait = backoff.next();
             tokio::time::sleep(if left == 0 {
                 wait

@@ -179,7 +179,12 @@ impl Keeper {
         written.map_err(std::io::Error::other)?
     }
 
+    /// Says what is to become of the agent. Nothing, while it is not known what holds: an agent that was stopped must
+    /// not run again because its sidecar forgot why.
     async fn tell_supervisor(&self, proxy: &Proxy) {
+        if self.gate.orders().is_none() {
+            return;
+        }
         let snapshot = proxy.mesh.snapshot();
         let svid = proxy.svid.current();
         let order = self

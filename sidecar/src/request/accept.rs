@@ -44,9 +44,13 @@ pub(crate) fn is_not_stopped(proxy: &Proxy, peer: Option<&Peer>) -> Result<(), R
 
 /// Whether this sidecar serves at all.
 pub(crate) fn serves(proxy: &Proxy) -> Result<(), Refused> {
-    match proxy.settings.suspension.is_on() {
-        true => Err(Refusal::Drifted.into()),
-        false => Ok(()),
+    if proxy.settings.suspension.is_on() {
+        return Err(Refusal::Drifted.into());
+    }
+    // Also in the moment before an expired one is taken away.
+    match proxy.svid.current() {
+        Some(svid) if svid.identity.not_after <= unix_now() => Err(Refusal::NoIdentity.because("the SVID has expired")),
+        _ => Ok(()),
     }
 }
 

@@ -116,6 +116,8 @@ pub(crate) async fn call(
         return Err(no_grpc());
     }
     let sent = tokio::select! {
+        // What is cut sends nothing more, also where both are ready.
+        biased;
         cut = exchange.ended() => return Err(Refusal::of_cut(cut).because(cut.reason())),
         sent = tokio::time::timeout(limits.response, send(arrived, classified, &route, carrier)) => {
             sent.map_err(|_| Refusal::ResponseTimeout)?

@@ -118,10 +118,7 @@ fn mesh_config() -> [(&'static str, Value); 8] {
             auditor_key: Some("CQkJ".into()),
             ..AuditConfig::default()
         },
-        kill: KillSettings {
-            second_approver: true,
-            webhook: Some("https://ops.example/kill".into()),
-        },
+        kill: KillSettings { second_approver: true },
         reputation: ReputationSettings::default(),
     };
     [

@@ -207,3 +207,29 @@ async fn in_prod_a_resume_takes_two_and_a_broad_order_where_it_is_set() {
     let broad = orders.iter().find(|o| o.id == order).unwrap();
     assert_eq!(broad.issued_by, ["ann", "bob"]);
 }
+
+/// A thousand narrow orders don't keep anybody from stopping the mesh.
+#[tokio::test]
+async fn room_is_kept_for_orders_that_stop_more() {
+    let many = |n: usize| {
+        let order = |i: usize| Order {
+            id: format!("00000000-0000-7000-8000-{i:012x}"),
+            scope: wanted(i).scope,
+            mode: Mode::Kill,
+            reason: String::new(),
+            issued_by: vec!["ann".into()],
+            issued_at: 1,
+            expires: None,
+        };
+        KillSet {
+            orders: (0..n).map(order).collect(),
+            ..KillSet::empty("aip.internal".parse().unwrap(), 1, 1)
+        }
+    };
+    let labels = [("team".to_owned(), "a".to_owned())].into();
+    let (narrow, broad) = (wanted(0).scope, Scope::Selector { labels });
+    for (scope, most) in [(narrow, 900), (broad, 990), (Scope::Mesh {}, 1_000)] {
+        assert!(has_room(&many(most), kept_free(&scope)).is_ok(), "{scope}");
+        assert!(has_room(&many(most + 1), kept_free(&scope)).is_err(), "{scope}");
+    }
+}

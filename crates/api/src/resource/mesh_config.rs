@@ -124,7 +124,6 @@ impl Resource for MeshConfig {
                 format!("{} rules; at most {MAX_EGRESS}", self.egress.len()),
             ));
         }
-        self.kill.validate(&mut errors);
         for (i, rule) in self.egress.iter().enumerate() {
             let host = rule.host.strip_prefix("*.").unwrap_or(&rule.host);
             let named = host.parse::<TrustDomain>().is_ok() && !self.trust_domain.owns_host(host);

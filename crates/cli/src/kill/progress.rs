@@ -66,6 +66,13 @@ fn print(progress: &Value) {
         counted(sum("streams_cut"), "stream"),
         counted(sum("connections_cut"), "connection"),
     ));
+    for agent in list("away") {
+        output::line(format!(
+            "no sidecar of {} is known to run; one started out of reach serves until {} at the latest",
+            cell(&agent["agent"]),
+            agent["stopped_by"].as_u64().map_or("-".into(), timestamp),
+        ));
+    }
     if missing.is_empty() {
         return;
     }
@@ -82,8 +89,7 @@ fn print(progress: &Value) {
             sidecar["stopped_by"].as_u64().map_or("-".into(), timestamp),
             match sidecar["stopped_how"].as_str() {
                 Some("lease") => "lease has ended".into(),
-                Some("svid") => "SVID has ended".into(),
-                _ => "start was never granted".to_owned(),
+                _ => "SVID has ended".to_owned(),
             },
         ]);
     }

@@ -96,6 +96,17 @@ fn first_state(run: &Run, plan: &Plan) -> StateFile {
     StateFile::new(state, plan.dir.join("state.json"), run.state_file.as_deref())
 }
 
+/// Resolves when the sidecar asks for the end of the agent's processes.
+async fn stop_asked(sidecar: &mut Child) -> Wish {
+    loop {
+        // It says what holds at each change: what it says last, while nothing is stopped, is to run.
+        let line = sidecar.heard().await;
+        if let Some(wish @ Wish::Stop { .. }) = orders::read(&line) {
+            return wish;
+        }
+    }
+}
+
 /// Waits for the sidecar, starts the command and waits until it serves; `Some` where the command ended already.
 async fn begin(
     globals: &Globals,
@@ -123,7 +134,20 @@ async fn begin(
     let Some(child) = running.command.as_mut() else {
         return Ok(Some(Exit::Failed as u8));
     };
-    if let Some(code) = wait::for_command(run, child, plan.agent).await? {
+    // An order may come while the command starts.
+    let waited = tokio::select! {
+        biased;
+        wish = stop_asked(&mut running.sidecar) => Err(wish),
+        waited = wait::for_command(run, child, plan.agent) => Ok(waited?),
+    };
+    let waited = match waited {
+        Ok(waited) => waited,
+        Err(wish) => {
+            running.obey(run, plan, secret, state, wish).await?;
+            return Ok(None);
+        }
+    };
+    if let Some(code) = waited {
         note(format!(
             "aip: the command ended before it listened on port {}",
             plan.agent.port()
@@ -131,6 +155,12 @@ async fn begin(
         return Ok(Some(code));
     }
     state.update(|s| s.phase = Phase::Ready);
+    serves(run, plan, running.ports);
+    Ok(None)
+}
+
+/// Says where it serves, and what the user may not have meant.
+fn serves(run: &Run, plan: &Plan, ports: Ports) {
     let wide = listen::beyond_loopback(plan.agent.port());
     if !wide.is_empty() {
         let list: Vec<String> = wide.iter().map(ToString::to_string).collect();
@@ -149,9 +179,8 @@ async fn begin(
     }
     note(format!(
         "aip: {} serves behind its sidecar; others reach it at {}",
-        run.name, running.ports.inbound
+        run.name, ports.inbound
     ));
-    Ok(None)
 }
 
 fn launch(run: &Run, plan: &Plan, ports: Ports, secret: &str) -> Result<Child, Failure> {
