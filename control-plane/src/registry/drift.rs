@@ -15,6 +15,9 @@ use super::{Actor, Draft, Registry, Versioned, keys, retrying};
 use crate::refusal::{Reason, Refusal};
 use crate::store::Expect;
 
+/// Runs that are remembered as drifted: of as many sidecars of one agent as an edit reaches at once.
+pub const MAX_RUNS: usize = 256;
+
 /// What a person approved after a drift.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Cleared {
@@ -35,8 +38,12 @@ pub struct DriftRecord {
     pub agent: AgentName,
     /// The generation that began with it; SVIDs of earlier ones are revoked.
     pub generation: u64,
-    /// The run of the agent that drifted: it never gets an SVID again.
+    /// The run of the agent that drifted last.
     pub run: String,
+    /// All runs that drifted, the last [`MAX_RUNS`]: none of them gets an SVID again. Several, where the agent has several
+    /// sidecars.
+    #[serde(default)]
+    pub runs: Vec<String>,
     /// The digest that was approved.
     #[schema(value_type = Option<String>)]
     pub was: Option<Digest>,
@@ -60,6 +67,21 @@ pub struct DriftRecord {
 }
 
 impl DriftRecord {
+    /// Whether this run of the agent drifted.
+    pub fn knows(&self, run: &str) -> bool {
+        self.run == run || self.runs.iter().any(|known| known == run)
+    }
+
+    /// The runs that drifted, with one more.
+    fn runs_and(held: Option<&Versioned<Self>>, run: &str) -> Vec<String> {
+        let mut runs = held.map(|held| held.value.runs.clone()).unwrap_or_default();
+        runs.retain(|known| known != run);
+        runs.push(run.to_owned());
+        let surplus = runs.len().saturating_sub(MAX_RUNS);
+        runs.drain(..surplus);
+        runs
+    }
+
     /// Whether the agent still gets no SVID.
     pub fn blocks(&self) -> bool {
         self.recovered_at.is_none()
@@ -119,6 +141,7 @@ impl Registry {
                 agent: drift.agent.clone(),
                 generation: agent.value.generation + 1,
                 run: drift.run.clone(),
+                runs: DriftRecord::runs_and(held.as_ref(), &drift.run),
                 was: Some(drift.was),
                 found: drift.found,
                 paths: drift.paths.iter().take(MAX_DRIFTED_NAMED).cloned().collect(),
@@ -144,14 +167,31 @@ impl Registry {
             let agent = self.resource::<Agent>(evidence.agent.as_str()).await?;
             let agent = agent.ok_or(Refusal::from(Reason::AgentUnknown))?;
             let held = self.record::<DriftRecord>(keys::drift(&evidence.agent)).await?;
-            if held.as_ref().is_some_and(|held| held.value.run == run) {
+            if held.as_ref().is_some_and(|held| held.value.knows(run)) {
                 return Ok(());
+            }
+            let runs = DriftRecord::runs_and(held.as_ref(), run);
+            // Another sidecar of the agent reported the same edit: the SVIDs of this one are revoked already, and raising
+            // the generation once more would only knock out those that are back.
+            let revoked = evidence
+                .drifted_generation
+                .is_some_and(|of| of < agent.value.generation);
+            if let Some(held) = held.as_ref().filter(|_| revoked) {
+                let record = DriftRecord {
+                    runs,
+                    ..held.value.clone()
+                };
+                let actor = Actor::sidecar(&evidence.agent);
+                let draft = self.change(&actor, "agent.drift", evidence.agent.as_str()).routine();
+                let draft = draft.put(keys::drift(&evidence.agent), &record, Expect::At(held.revision));
+                return draft.commit().await.map(|_| ());
             }
             let now = self.clock.now();
             let record = DriftRecord {
                 agent: evidence.agent.clone(),
                 generation: agent.value.generation + 1,
                 run: run.to_owned(),
+                runs,
                 was: None,
                 found: None,
                 paths: Vec::new(),
@@ -232,16 +272,33 @@ impl Registry {
             self.drifted_unreported(evidence, run).await?;
         }
         let held = self.record::<DriftRecord>(keys::drift(&evidence.agent)).await?;
-        let Some(held) = held.filter(|held| held.value.blocks()) else {
+        let Some(held) = held else {
             return Ok(Passage::Free);
         };
         let agent = &evidence.agent;
+        // Known by its name alone, so that no clock decides: a run that drifted stays out.
+        let fresh = evidence.run.as_ref().is_some_and(|run| !held.value.knows(run));
+        if !held.value.blocks() {
+            return match (fresh, &evidence.drifted) {
+                // Of a sidecar that drifted beside others a person must have approved what it runs now, since.
+                (true, Some(_)) if !self.approved_since(evidence, held.value.reported_at).await? => {
+                    let waits = self.record_pending(evidence).await?;
+                    let detail = format!("{agent} drifted; {}", waits.detail);
+                    Err(Refusal::new(Reason::AgentDrifted, detail))
+                }
+                (true, _) => Ok(Passage::Free),
+                (false, _) if evidence.run.is_none() => Ok(Passage::Free),
+                (false, _) => {
+                    let detail = format!("this run of {agent} drifted; restart it, so that it runs what is approved");
+                    Err(Refusal::new(Reason::AgentDrifted, detail))
+                }
+            };
+        }
         if let Some(cleared) = &held.value.cleared {
             let name = format!("{agent}/{}", cleared.fingerprint);
             let approved = self.resource::<Measurement>(&name).await?;
             if approved.is_some_and(|approved| approved.value.matches(evidence)) {
-                // Known by its name alone, so that no clock decides: a run that drifted stays out.
-                return match evidence.run.as_ref().is_some_and(|run| *run != held.value.run) {
+                return match fresh {
                     true => Ok(Passage::Recovers(Box::new(held))),
                     false => {
                         let detail = format!("what {agent} is to run is approved; restart it, so that it runs that");
@@ -266,16 +323,30 @@ impl Registry {
         Ok(blocked)
     }
 
+    /// Whether a person approved what this evidence shows, no earlier than then.
+    async fn approved_since(&self, evidence: &Evidence, then: u64) -> Result<bool, Refusal> {
+        let all = self.measurements_of(&evidence.agent).await?;
+        let by_a_person = |m: &Measurement| m.approved_by != "dev" && m.approved_at >= then;
+        Ok(all
+            .iter()
+            .any(|(_, held)| by_a_person(&held.value) && held.value.matches(evidence)))
+    }
+
     /// Whether approving this measurement would let a drifted agent run it, also where it was approved before.
     ///
     /// # Errors
     /// The store fails.
     pub(super) async fn awaits_clearance(&self, measurement: &Measurement) -> Result<bool, Refusal> {
         let held = self.record::<DriftRecord>(keys::drift(&measurement.agent)).await?;
+        let Some(held) = held else { return Ok(false) };
+        if !held.value.blocks() {
+            // Also for a sidecar that drifted beside others, of which one is back.
+            let approved = self.resource::<Measurement>(&measurement.name()).await?;
+            let since = |m: &Measurement| m.approved_by != "dev" && m.approved_at >= held.value.reported_at;
+            return Ok(approved.is_some_and(|approved| !since(&approved.value)));
+        }
         let print = measurement.fingerprint();
-        Ok(held.is_some_and(|held| {
-            held.value.blocks() && held.value.cleared.is_none_or(|cleared| cleared.fingerprint != print)
-        }))
+        Ok(held.value.cleared.is_none_or(|cleared| cleared.fingerprint != print))
     }
 
     /// Adds to an approval what it means for an agent that drifted.
@@ -304,5 +375,5 @@ impl Registry {
 
 /// Whether the report was taken already: the reply was lost, or somebody replays it.
 fn is_the_same(held: &DriftRecord, drift: &Drift) -> bool {
-    held.run == drift.run && held.generation > drift.generation
+    held.knows(&drift.run) && held.generation > drift.generation
 }

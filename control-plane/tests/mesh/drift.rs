@@ -56,6 +56,7 @@ struct Join<'a> {
     run: &'a str,
     code: &'a [u8],
     drifted: Option<&'a str>,
+    of: Option<u64>,
 }
 
 async fn join(mesh: &Mesh, agent: &str, with: Join<'_>) -> Result<Sidecar, String> {
@@ -66,6 +67,7 @@ async fn join(mesh: &Mesh, agent: &str, with: Join<'_>) -> Result<Sidecar, Strin
     let mut said = evidence(agent, &key, &nonce, with.code);
     said.run = Some(with.run.into());
     said.drifted = with.drifted.map(str::to_owned);
+    said.drifted_generation = with.of;
     let request = IssueRequest {
         agent: agent.into(),
         credential: Some(Credential::JoinToken(token)),
@@ -82,6 +84,7 @@ async fn joins(mesh: &Mesh, run: &str, code: &[u8]) -> Result<u64, String> {
         run,
         code,
         drifted: None,
+        of: None,
     };
     let sidecar = join(mesh, "planner", with).await?;
     Ok(sidecar.svid.current().unwrap().result().generation)
@@ -143,6 +146,7 @@ async fn a_report_revokes_and_blocks_and_only_approval_and_restart_end_it() {
 
     assert!(record(&mesh).await["recovered_at"].is_u64());
     assert_eq!(mesh.admin.get("/v1/status").await["drifted"], 0);
+    blocked(joins(&mesh, FIRST_RUN, b"edited").await);
     // From here on it is a dev mesh as before.
     assert_eq!(joins(&mesh, "a third run", b"developed").await, Ok(2));
 }
@@ -255,6 +259,7 @@ async fn a_report_that_is_said_again_or_replayed_changes_nothing() {
         run: "another run",
         code: b"edited",
         drifted: None,
+        of: None,
     };
     let back = join(&mesh, "planner", with).await.unwrap();
     // On the old connection, and on the new one: that agent is back.
@@ -275,6 +280,7 @@ async fn a_report_that_never_came_is_made_good_by_the_evidence() {
         run,
         code: b"edited",
         drifted: Some(FIRST_RUN),
+        of: Some(1),
     };
     blocked(join(&mesh, "planner", after("another run")).await);
     assert_eq!(mesh.admin.get("/v1/agents/planner").await["resource"]["generation"], 2);
@@ -364,6 +370,7 @@ async fn whatever_the_order_generations_never_fall_and_a_blocked_agent_gets_noth
                     run: &name,
                     code,
                     drifted: None,
+                    of: None,
                 },
             );
             let approved = async {
@@ -396,4 +403,38 @@ async fn whatever_the_order_generations_never_fall_and_a_blocked_agent_gets_noth
         }
         assert!(highest > 1, "seed {seed} reported nothing");
     }
+}
+
+/// One edit reaches all sidecars of an agent: the second to say so knocks out nobody, and comes back by approval alone.
+#[tokio::test]
+async fn sidecars_of_one_agent_that_drift_together_come_back_one_by_one() {
+    let mesh = Mesh::dev().await;
+    let first = mesh.joined("planner").await;
+    let beside = Join {
+        run: "beside",
+        code: b"code",
+        drifted: None,
+        of: None,
+    };
+    let _beside = join(&mesh, "planner", beside).await.unwrap();
+    report(&first, &drift(&first, b"edited")).await.unwrap();
+    approve(&mesh, &waiting(&mesh).await[0]).await;
+    assert_eq!(joins(&mesh, "first again", b"edited").await, Ok(2));
+
+    // Its own report can't get through any more: its SVID is of the generation that was revoked.
+    let later = |code| Join {
+        run: "beside again",
+        code,
+        drifted: Some("beside"),
+        of: Some(1),
+    };
+    blocked(join(&mesh, "planner", later(b"other")).await);
+    let back = join(&mesh, "planner", later(b"edited")).await.unwrap();
+    assert_eq!(
+        back.svid.current().unwrap().result().generation,
+        2,
+        "nobody was knocked out"
+    );
+    assert_eq!(joins(&mesh, "first again", b"edited").await, Ok(2));
+    blocked(joins(&mesh, "beside", b"edited").await);
 }

@@ -121,6 +121,9 @@ pub struct Evidence {
     /// never arrived is made good by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drifted: Option<String>,
+    /// The generation of the SVID that it held then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drifted_generation: Option<u64>,
     /// When, in Unix seconds.
     pub iat: u64,
 }

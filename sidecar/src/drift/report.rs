@@ -18,7 +18,7 @@ use crate::config::Config;
 /// First and last bound of the wait between attempts.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// How long the report waits for what was found. The agent is cut off already; its peers still hold an SVID of it for good.
-const SETTLED: Duration = Duration::from_secs(5);
+const SETTLED: Duration = Duration::from_secs(1);
 /// How long one attempt may take.
 const ANSWER: Duration = Duration::from_secs(10);
 

@@ -116,17 +116,19 @@ impl Watcher {
             if !seen.changed.is_empty() {
                 return seen.changed.into_iter().collect();
             }
-            if seen.again
-                && let Some(changed) = self.open_eyes_again(&mut eyes).await
-            {
-                return changed;
+            let mut blind = seen.blind;
+            if seen.again {
+                match self.open_eyes_again(&mut eyes).await {
+                    Ok(unheard) => blind |= unheard,
+                    Err(changed) => return changed,
+                }
             }
             if seen.look {
                 let Some(looked) = self.measured().await else {
                     return Vec::new();
                 };
                 let differing = looked.stamps.differing(&stamps);
-                if seen.blind && !differing.is_empty() {
+                if blind && !differing.is_empty() {
                     tracing::warn!(
                         "notices were lost, or there are none here, and these files were touched meanwhile: that they hold \
                          what was approved does not say that they always did"
@@ -138,12 +140,26 @@ impl Watcher {
         }
     }
 
-    /// Watches what there is to watch now; answers what changed meanwhile, as the old watch heard it.
-    async fn open_eyes_again(&self, eyes: &mut Eyes) -> Option<Vec<String>> {
+    /// Watches what there is to watch now, and hears all that the old watch heard meanwhile: what changed, else whether
+    /// some of it was lost.
+    async fn open_eyes_again(&self, eyes: &mut Eyes) -> Result<bool, Vec<String>> {
         let before = std::mem::replace(eyes, self.open_eyes().await);
-        let Eyes::Notices(before) = before else { return None };
-        let (late, _) = before.read().ok()?;
-        (!late.changed.is_empty()).then(|| late.changed.into_iter().collect())
+        let Eyes::Notices(before) = before else {
+            return Ok(true);
+        };
+        let mut blind = false;
+        loop {
+            let Ok((late, emptied)) = before.read() else {
+                return Ok(true);
+            };
+            if !late.changed.is_empty() {
+                return Err(late.changed.into_iter().collect());
+            }
+            blind |= late.blind;
+            if emptied {
+                return Ok(blind);
+            }
+        }
     }
 
     /// What is there, where it is what was approved.

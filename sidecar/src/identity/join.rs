@@ -260,6 +260,7 @@ impl Joiner {
             enforcement: measured.enforcement,
             run: Some(self.run.clone()),
             drifted: self.suspension.marker().map(|marker| marker.run.clone()),
+            drifted_generation: self.suspension.marker().map(|marker| marker.generation),
             iat: unix_now(),
         }
     }

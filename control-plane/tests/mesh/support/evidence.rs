@@ -29,6 +29,7 @@ pub fn evidence(agent: &str, key: &PendingKey, nonce: &[u8], code: &[u8]) -> Evi
         enforcement: Enforcement::Cooperative,
         run: Some("the first run".into()),
         drifted: None,
+        drifted_generation: None,
         iat: aip_runtime::unix_now(),
     }
 }

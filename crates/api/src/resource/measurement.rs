@@ -121,6 +121,7 @@ mod tests {
             enforcement: Enforcement::Cooperative,
             run: None,
             drifted: None,
+            drifted_generation: None,
             iat: 0,
         }
     }

@@ -139,6 +139,7 @@ fn measurements_match_field_by_field() {
         enforcement: crate::evidence::Enforcement::Cooperative,
         run: None,
         drifted: None,
+        drifted_generation: None,
         iat: 0,
     };
     let approved = Measurement::of(&evidence);

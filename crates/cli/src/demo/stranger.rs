@@ -104,6 +104,7 @@ fn evidence(agent: &AgentName, nonce: &[u8], key: &PendingKey, facts: &Facts) ->
         enforcement: Enforcement::Cooperative,
         run: None,
         drifted: None,
+        drifted_generation: None,
         iat: unix_now(),
     })
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -17,7 +18,10 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// The digest of a regular file, whose length is taken from `budget`; `None` where it has more.
 pub(super) fn of_file(path: &Path, budget: &mut u64) -> Result<Option<Digest>, MeasureError> {
     let failed = |e| io_error(path, e);
-    let mut file = File::open(path).map_err(failed)?;
+    // A named pipe in a file's place would wait for somebody to write to it; so it is opened, and refused below.
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let opened = File::options().read(true).custom_flags(nonblocking).open(path);
+    let mut file = opened.map_err(failed)?;
     if !file.metadata().map_err(failed)?.is_file() {
         return Err(failed(io::Error::new(
             io::ErrorKind::InvalidInput,
