@@ -26,9 +26,6 @@ const AGE_STEP: u64 = aip_policy::limits::AGE_STEP_SECONDS;
 /// take its neutral value for the truth.
 pub(crate) const NOT_IN_THIS_VERSION: &str = "not_in_this_version";
 
-/// Why an agent's reputation is not established: the control plane has not told of it yet.
-const NO_REPUTATION: &str = "reputation_not_held";
-
 /// Which parts of a request the policies between two ends can read; what they can't is not built.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Needs {
@@ -255,7 +252,7 @@ fn agent_facts(agent: &Agent, identity: Option<&PeerIdentity>, snapshot: &Snapsh
         manifest,
         reputation: snapshot
             .reputation(&agent.name)
-            .map_or(Fact::Unestablished(NO_REPUTATION), |held| {
+            .map_or(Fact::Unestablished("reputation_not_held"), |held| {
                 Fact::Known(reputation_facts(held))
             }),
     }
