@@ -6,6 +6,7 @@
 //! is the adversary. To add a step: a file, its promises, a line in [`steps`].
 
 mod access;
+mod again;
 mod board;
 mod calls;
 mod denied;
@@ -22,6 +23,7 @@ mod rollout;
 mod stranger;
 mod strangers;
 mod text;
+mod trail;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -107,6 +109,12 @@ async fn steps(mesh: &mut Mesh, board: &mut Board) {
     board.begin("An agent is stopped, everywhere and at once", &kill::PROMISES);
     let ended = Box::pin(kill::show(mesh, board)).await;
     board.finish(ended);
+    board.begin("The audit trail, proved from the files of both ends", &trail::PROMISES);
+    let ended = Box::pin(trail::show(mesh, board)).await;
+    board.finish(ended);
+    board.begin("A denied call, decided again from its record", &again::PROMISES);
+    let ended = Box::pin(again::show(mesh, board)).await;
+    board.finish(ended);
 }
 
 /// Where this program lies, unless a shell finds it by name.
@@ -132,6 +140,8 @@ fn what_to_try(board: &Board, mesh: &Mesh) {
         "   \"params\":{\"name\":\"close_books\"}}'",
         "aip policy list",
         "aip attest list",
+        "aip audit query --verdict deny",
+        "aip audit verify",
         "aip dump",
     ] {
         board.say(&format!("  {line}"));

@@ -210,10 +210,11 @@ fn add(found: &mut Found, kind: Kind, side: &Side, detail: String) {
     found.add(kind, at, detail);
 }
 
-/// The callee's sidecar answered, by what the caller's recorded.
+/// The callee's sidecar let it through, by what the caller's recorded. Of a refusal it need not have a record of this hop:
+/// before it knows who asks, it only counts.
 fn answered(caller: &Side) -> bool {
     let end = caller.end.as_ref();
-    !caller.refused && end.is_some_and(|end| !end.other.is_empty() || end.response_in.bytes > 0)
+    !caller.refused && end.is_some_and(|end| end.status < 400 && (!end.other.is_empty() || end.response_in.bytes > 0))
 }
 
 fn both(hop: HopId, caller: &Side, callee: &Side, hops: &mut Hops, found: &mut Found) {

@@ -33,7 +33,7 @@ pub struct Ledger {
 /// What is to be verified.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sources {
-    /// Each log once; of several copies the longest.
+    /// Each log once; of several copies the longest that has checkpoints.
     pub logs: Vec<Source>,
     /// The control plane's word about them.
     pub ledger: Option<Ledger>,
@@ -78,7 +78,7 @@ impl Sources {
 
     fn add(&mut self, source: Source) -> Result<(), LogError> {
         match self.logs.iter_mut().find(|s| s.log == source.log) {
-            Some(held) if bytes(&held.dir)? < bytes(&source.dir)? => *held = source,
+            Some(held) if worth(&held.dir)? < worth(&source.dir)? => *held = source,
             Some(_) => {}
             None => self.logs.push(source),
         }
@@ -89,6 +89,12 @@ impl Sources {
     pub(super) fn bytes(&self) -> Result<u64, LogError> {
         self.logs.iter().map(|source| bytes(&source.dir)).sum()
     }
+}
+
+/// Which of two copies is read: one with the checkpoints beside it, which the control plane keeps elsewhere; else the longer.
+fn worth(dir: &Path) -> Result<(bool, u64), LogError> {
+    let signed = fs::metadata(dir.join("checkpoints.jsonl")).is_ok_and(|m| m.len() > 0);
+    Ok((signed, bytes(dir)?))
 }
 
 fn bytes(dir: &Path) -> Result<u64, LogError> {

@@ -42,6 +42,8 @@ struct Walk<'a> {
     /// All decisions so far: an id is used once.
     decided: HashSet<DecisionId>,
     last_at: u64,
+    /// When the first record after the last checkpoint was made.
+    unsigned_since: Option<u64>,
 }
 
 /// Walks through a log and says what it is worth.
@@ -77,6 +79,7 @@ pub(super) fn walk(
         open: HashSet::new(),
         decided: HashSet::new(),
         last_at: 0,
+        unsigned_since: None,
     };
     walk.skip_dropped(&manifest);
     let mut present = segments(&source.dir)?;
@@ -275,6 +278,10 @@ impl Walk<'_> {
     fn content(&mut self, at: At<'_>, record: Record, place: Place) {
         self.last_at = self.last_at.max(record.at);
         self.report.first_at.get_or_insert(record.at);
+        let signed = self.signed.roots.last_key_value().map_or(0, |(size, _)| *size);
+        if record.seq >= signed {
+            self.unsigned_since.get_or_insert(record.at);
+        }
         match record.event {
             Event::Decision(decision) => {
                 let id = decision.id.to_string();
@@ -337,6 +344,10 @@ impl Walk<'_> {
             .last()
             .map_or_else(|| self.source.dir.clone(), |(_, path)| path.clone());
         let most = self.signed.roots.last_key_value().map(|(size, (_, at))| (*size, *at));
+        // A log in which nothing happens is not signed again: what counts is how long a record waited.
+        let waited = self
+            .unsigned_since
+            .map_or(0, |since| self.last_at.saturating_sub(since));
         match most {
             Some((size, at)) if size > self.next => {
                 let detail = format!(
@@ -350,10 +361,11 @@ impl Walk<'_> {
                 let at = At::file("", &file);
                 self.fault(Kind::Unsigned, at, format!("{} records and no checkpoint", self.next));
             }
-            Some((size, at)) if size < self.next && self.last_at > at.saturating_add(UNSIGNED_MILLIS) => {
+            Some((size, at)) if size < self.next && waited > UNSIGNED_MILLIS => {
                 let detail = format!(
-                    "records {size} to {} follow; the last checkpoint was made at {at}",
-                    self.next - 1
+                    "records {size} to {} follow, over {} s; the last checkpoint was made at {at}",
+                    self.next - 1,
+                    waited / 1000
                 );
                 let at = At::file("", &file).seq(size);
                 self.fault(Kind::TailUnsigned, at, detail);

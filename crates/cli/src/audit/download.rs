@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use aip_audit::log;
 use aip_audit::verify::LEDGER_DIR;
@@ -62,8 +63,8 @@ pub(super) async fn fetch(globals: &Globals, dir: &Path) -> Result<Fetched, Fail
         let folder = dir.join(agent_folder(&held)).join(&name);
         log::name_of(&folder).map_err(|e| failed(&folder, &e))?;
         make(&folder)?;
-        checkpoints(&admin, &name, &folder, &mut ledger, &mut fetched).await?;
-        segments(&admin, &held, &name, &folder, &mut fetched).await?;
+        let signed = checkpoints(&admin, &name, &folder, &mut ledger, &mut fetched).await?;
+        segments(&admin, &name, &folder, signed, &mut fetched).await?;
         fetched.logs += 1;
     }
     if let Some(statement) = head.as_ref().and_then(|h| h["statement"].as_str()) {
@@ -96,8 +97,8 @@ async fn checkpoints(
     folder: &Path,
     ledger: &mut Vec<(u64, String)>,
     fetched: &mut Fetched,
-) -> Result<(), Failure> {
-    let mut text = String::new();
+) -> Result<u64, Failure> {
+    let (mut text, mut signed) = (String::new(), 0);
     for item in admin
         .list(&format!("/v1/audit/logs/{}/checkpoints", encoded(name)))
         .await?
@@ -106,30 +107,49 @@ async fn checkpoints(
         text.push_str(&line);
         ledger.extend(item["index"].as_u64().map(|index| (index, line)));
         fetched.checkpoints += 1;
+        signed = signed.max(item["size"].as_u64().unwrap_or_default());
     }
-    write(&folder.join("checkpoints.jsonl"), text.as_bytes())
+    write(&folder.join("checkpoints.jsonl"), text.as_bytes())?;
+    Ok(signed)
 }
 
-async fn segments(
-    admin: &Admin,
-    held: &Value,
-    name: &str,
-    folder: &Path,
-    fetched: &mut Fetched,
-) -> Result<(), Failure> {
+/// Fetches segments until they reach what is `signed`: checkpoints come up at once, and records after them.
+async fn segments(admin: &Admin, name: &str, folder: &Path, signed: u64, fetched: &mut Fetched) -> Result<(), Failure> {
     let path = format!("/v1/audit/logs/{}/segments", encoded(name));
-    if let Some(manifest) = admin.bytes(&path).await? {
-        write(&folder.join("segments.jsonl"), &manifest)?;
-    }
-    let number = |key: &str| held["segments"][key].as_u64().unwrap_or_default();
-    for segment in number("first")..number("next").max(number("first")) {
-        // One that a quota took meanwhile; the manifest then says so, or verification does.
-        if let Some(bytes) = admin.bytes(&format!("{path}/{segment}")).await? {
-            write(&log::segment_path(folder, segment), &bytes)?;
-            fetched.segments += 1;
+    let (mut from, mut held) = (None::<u64>, 0);
+    for wait in [0, 1, 2, 4, 8] {
+        tokio::time::sleep(Duration::from_secs(wait)).await;
+        if let Some(manifest) = admin.bytes(&path).await? {
+            write(&folder.join("segments.jsonl"), &manifest)?;
+        }
+        let all = admin.list("/v1/audit/logs").await?;
+        let Some(row) = all.iter().find(|row| row["log"] == name) else {
+            break;
+        };
+        let (Some(first), Some(last)) = (row["segments"]["first"].as_u64(), row["segments"]["last"].as_u64()) else {
+            continue;
+        };
+        for segment in from.unwrap_or(first)..=last {
+            // One that a quota took meanwhile; the manifest then says so, or verification does.
+            if let Some(bytes) = admin.bytes(&format!("{path}/{segment}")).await? {
+                held = end_of(&bytes).unwrap_or(held);
+                write(&log::segment_path(folder, segment), &bytes)?;
+            }
+        }
+        fetched.segments += last + 1 - from.map_or(first, |from| from + 1);
+        from = Some(last);
+        if held >= signed {
+            break;
         }
     }
     Ok(())
+}
+
+/// Records of the log up to the end of these lines.
+fn end_of(lines: &[u8]) -> Option<u64> {
+    let whole = lines.iter().rposition(|b| *b == b'\n')?;
+    let last = lines[..whole].rsplit(|b| *b == b'\n').next()?;
+    aip_audit::Record::from_bytes(last).ok().map(|record| record.seq + 1)
 }
 
 /// The control plane's log of checkpoints; left out where older ones are not kept any more, as its root could not be

@@ -204,10 +204,9 @@ pub(super) fn replay(decision: &Decision, then: &Then, opened: Option<Value>) ->
     }
     let facts = Facts::from_json(document).map_err(|e| wrong(e.to_string()))?;
     let decided = Evaluator::new().decide_uncached(&Arc::new(set), &facts);
-    let rule = decided.rules.first();
     let replayed = Outcome {
         verdict: decided.verdict.as_str().to_owned(),
-        rule: rule.map_or_else(String::new, |r| named(&r.policy, &r.rule)),
+        rule: decided.rule().to_owned(),
     };
     let recorded = recorded(decision);
     Ok(Replayed {
@@ -222,15 +221,6 @@ pub(super) fn replay(decision: &Decision, then: &Then, opened: Option<Value>) ->
         },
         opened: is_open,
     })
-}
-
-/// A rule as records name it.
-fn named(policy: &str, rule: &str) -> String {
-    if policy.is_empty() {
-        rule.to_owned()
-    } else {
-        format!("{policy}/{rule}")
-    }
 }
 
 /// Adds what `more` has and `document` has not.
@@ -316,13 +306,13 @@ mod tests {
     #[test]
     fn what_was_kept_decides_alike_and_what_was_not_is_said() {
         let kept = json!({"request": {"method": "POST"}, "protocol": {"arguments": {"amount": 500}}});
-        let same = replay(&decision(kept.clone(), &[], "deny", "books/large"), &then(), None).unwrap();
+        let same = replay(&decision(kept.clone(), &[], "deny", "large"), &then(), None).unwrap();
         assert!(same.same && same.not_kept.is_empty(), "{same:?}");
-        let other = replay(&decision(kept, &[], "allow", "books/calls"), &then(), None).unwrap();
+        let other = replay(&decision(kept, &[], "allow", "calls"), &then(), None).unwrap();
         assert!(!other.same, "a record that says otherwise is found out");
         let without = json!({"request": {"method": "POST"}});
         let unsure = replay(
-            &decision(without, &["protocol.arguments.amount"], "deny", "books/large"),
+            &decision(without, &["protocol.arguments.amount"], "deny", "large"),
             &then(),
             None,
         );
@@ -336,7 +326,7 @@ mod tests {
     #[test]
     fn sealed_facts_are_opened_by_the_auditor_alone() {
         let without = json!({"request": {"method": "POST"}});
-        let mut decision = decision(without, &["protocol.arguments.amount"], "deny", "books/large");
+        let mut decision = decision(without, &["protocol.arguments.amount"], "deny", "large");
         let (private, public) = seal::generate();
         let sensitive = json!({"protocol": {"arguments": {"amount": 500}}});
         let sealed = seal::seal(&public, &decision.id.to_string(), &sensitive).unwrap();

@@ -106,3 +106,17 @@ fn the_control_planes_log_shows_what_a_sidecar_took_back() {
     fs::write(&heads, sign("somebody", &head)).unwrap();
     assert!(mesh.kinds().contains(&Kind::TreeHeadInvalid));
 }
+
+#[test]
+fn of_two_copies_the_one_with_its_checkpoints_is_read() {
+    let mesh = Mesh::busy();
+    let dir = mesh.home.path().join("control-plane").join(mesh.planner.writer.log());
+    copy(&mesh.dir(), &dir);
+    fs::remove_file(dir.join("checkpoints.jsonl")).unwrap();
+    let mut longer = fs::read(segment_path(&dir, 0)).unwrap();
+    longer.extend_from_slice(b"more");
+    fs::write(segment_path(&dir, 0), longer).unwrap();
+    let report = mesh.verify();
+    assert!(report.intact(), "{:#?}", report.faults);
+    assert_eq!(report.logs.len(), 2);
+}
