@@ -115,7 +115,7 @@ pub(crate) struct Replay {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum As {
-    /// One record a line, as it was written
+    /// One record a line, with where it stands
     Jsonl,
     /// A table with one line a decision or end
     Csv,

@@ -152,13 +152,13 @@ fn end_of(lines: &[u8]) -> Option<u64> {
     aip_audit::Record::from_bytes(last).ok().map(|record| record.seq + 1)
 }
 
-/// The control plane's log of checkpoints; left out where older ones are not kept any more, as its root could not be
+/// The control plane's log of checkpoints; left out where some are not listed (an older one of the same size), as its root could not be
 /// computed.
 fn write_ledger(dir: &Path, head: &str, mut lines: Vec<(u64, String)>) -> Result<(), Failure> {
     lines.sort_unstable();
     lines.dedup_by_key(|(index, _)| *index);
     if lines.iter().enumerate().any(|(at, (index, _))| at as u64 != *index) {
-        output::note("the control plane no longer keeps all checkpoints that it took: its tree head is not checked");
+        output::note("the control plane does not list every checkpoint that it took: its tree head is not checked");
         return Ok(());
     }
     let folder = dir.join(LEDGER_DIR);
