@@ -112,10 +112,10 @@ fn checking_runs_the_tests_that_lie_beside() {
     let tests = policies.join("read-only_test.rego");
     let (module, tests) = (module.to_str().unwrap(), tests.to_str().unwrap());
     for (arguments, count) in [
-        (&[dir][..], 7),
+        (&[dir][..], 9),
         (&[module], 1),
         (&[tests, module], 1),
-        (&[dir, tests], 7),
+        (&[dir, tests], 9),
     ] {
         let output = aip(
             home.path(),
