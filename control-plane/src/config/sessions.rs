@@ -38,10 +38,10 @@ struct Held {
 }
 
 impl Held {
-    /// Whether this is a sidecar that left and presented this certificate: whoever presents it now is its successor,
-    /// and nothing is waited for from the dead one.
-    fn left_with(&self, serial: &str) -> bool {
-        !self.shown.connected && self.shown.serial == serial
+    /// Whether this is a sidecar that left and `new` stands in its place: it presents the same certificate, or one of a
+    /// later generation, with which that of the dead one was revoked. Nothing is waited for from the dead one.
+    fn left_before(&self, new: &Sidecar) -> bool {
+        !self.shown.connected && (self.shown.serial == new.serial || self.shown.generation < new.generation)
     }
 }
 
@@ -185,11 +185,11 @@ impl Sessions {
     }
 }
 
-/// Ends the older streams of the same instance, and forgets the dead process whose certificate this one presents.
+/// Ends the older streams of the same instance, and forgets the dead processes in whose place this one stands.
 fn supersede(by_id: &mut BTreeMap<u64, Held>, new: &Sidecar) {
     by_id.retain(|_, held| {
         let own = held.shown.agent == new.agent;
-        let stays = !own || held.shown.instance != new.instance && !held.left_with(&new.serial);
+        let stays = !own || held.shown.instance != new.instance && !held.left_before(new);
         if !stays {
             held.cancel.cancel();
         }

@@ -68,6 +68,33 @@ async fn a_restarted_sidecar_is_waited_for_in_the_place_of_its_ghost() {
     assert_eq!(instances, [json!(successor.instance)]);
 }
 
+/// Drift and revocation raise the generation: what had the earlier one is refused by every peer.
+#[tokio::test]
+async fn a_ghost_of_an_earlier_generation_is_not_waited_for() {
+    let mesh = Mesh::dev().await;
+    let revoked = mesh.joined("planner").await;
+    let mut ghost = revoked.stream().await;
+    ghost.synced().await;
+    drop(ghost);
+    eventually("its end to be noticed", async || {
+        (sidecars(&mesh).await[0]["connected"] == false).then_some(())
+    })
+    .await;
+    mesh.admin
+        .ok("POST", "/v1/agents/planner/revoke", json!({"reason": "test"}))
+        .await;
+    let token = mesh.another_token("planner").await;
+    let mut again = Sidecar::new(mesh.plane.run.mesh, "planner", &token).await;
+    again.join(&token).await.unwrap();
+    let mut successor = again.stream().await;
+    successor.synced().await;
+    let revision = change(&mesh, 7).await;
+    let acks = mesh.admin.get(&format!("/v1/revisions/{revision}/acks?wait_ms=10000")).await;
+    assert_eq!(acks["missing"], json!([]), "{acks}");
+    let instances: Vec<_> = sidecars(&mesh).await.iter().map(|s| s["instance"].clone()).collect();
+    assert_eq!(instances, [json!(successor.instance)]);
+}
+
 #[tokio::test]
 async fn who_drained_is_not_waited_for_and_who_vanished_is_while_it_may_serve() {
     let mesh = Mesh::dev().await;

@@ -78,8 +78,7 @@ impl Drop for Session {
         // A network that went away lets the successor connect before anybody notices that this stream is dead.
         let superseded = by_id.get(&self.id).is_some_and(|gone| {
             let mut later = by_id.range(self.id + 1..);
-            later
-                .any(|(_, h)| h.shown.connected && h.shown.agent == gone.shown.agent && gone.left_with(&h.shown.serial))
+            later.any(|(_, h)| h.shown.connected && h.shown.agent == gone.shown.agent && gone.left_before(&h.shown))
         });
         if superseded {
             by_id.remove(&self.id);
