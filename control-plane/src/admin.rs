@@ -84,25 +84,33 @@ pub struct Api {
     pub stopping: CancellationToken,
 }
 
+/// What of the control plane the API shows and changes.
+#[derive(Debug)]
+pub struct Parts {
+    /// The mesh's documents.
+    pub registry: Registry,
+    /// The CA.
+    pub ca: Arc<Ca>,
+    /// All resources.
+    pub world: Arc<World>,
+    /// Who is connected.
+    pub sessions: Arc<Sessions>,
+    /// Orders to stop.
+    pub kills: Kills,
+    /// What was recorded.
+    pub audit: Arc<Audit>,
+}
+
 impl Api {
     /// The API over these parts.
-    pub fn new(
-        registry: Registry,
-        ca: Arc<Ca>,
-        world: Arc<World>,
-        sessions: Arc<Sessions>,
-        (kills, audit): (Kills, Arc<Audit>),
-        program: PathBuf,
-        created_at: u64,
-        socket: PathBuf,
-    ) -> Self {
+    pub fn new(parts: Parts, program: PathBuf, created_at: u64, socket: PathBuf) -> Self {
         Self {
-            registry,
-            ca,
-            world,
-            sessions,
-            kills,
-            audit,
+            registry: parts.registry,
+            ca: parts.ca,
+            world: parts.world,
+            sessions: parts.sessions,
+            kills: parts.kills,
+            audit: parts.audit,
             program,
             created_at,
             socket,

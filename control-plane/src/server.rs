@@ -247,16 +247,16 @@ impl Parts {
     }
 
     fn api(&self, created_at: u64, run: &Run) -> Arc<Api> {
-        Arc::new(Api::new(
-            self.registry.clone(),
-            self.ca.clone(),
-            self.world.clone(),
-            self.sessions.clone(),
-            (self.kills.clone(), self.audit.clone()),
-            self.settings.program.clone(),
-            created_at,
-            run.socket.clone(),
-        ))
+        let parts = admin::Parts {
+            registry: self.registry.clone(),
+            ca: self.ca.clone(),
+            world: self.world.clone(),
+            sessions: self.sessions.clone(),
+            kills: self.kills.clone(),
+            audit: self.audit.clone(),
+        };
+        let program = self.settings.program.clone();
+        Arc::new(Api::new(parts, program, created_at, run.socket.clone()))
     }
 
     /// What people and programs connect to: a port, and the socket.

@@ -89,7 +89,10 @@ async fn a_ghost_of_an_earlier_generation_is_not_waited_for() {
     let mut successor = again.stream().await;
     successor.synced().await;
     let revision = change(&mesh, 7).await;
-    let acks = mesh.admin.get(&format!("/v1/revisions/{revision}/acks?wait_ms=10000")).await;
+    let acks = mesh
+        .admin
+        .get(&format!("/v1/revisions/{revision}/acks?wait_ms=10000"))
+        .await;
     assert_eq!(acks["missing"], json!([]), "{acks}");
     let instances: Vec<_> = sidecars(&mesh).await.iter().map(|s| s["instance"].clone()).collect();
     assert_eq!(instances, [json!(successor.instance)]);

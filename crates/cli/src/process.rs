@@ -216,11 +216,11 @@ pub(crate) enum Event {
 
 /// The next line; never, of one that says nothing.
 async fn line(lifeline: &mut Option<Lines<BufReader<UnixStream>>>) -> String {
-    if let Some(lines) = lifeline {
-        if let Ok(Some(line)) = lines.next_line().await {
-            return line;
-        }
-        // The other end is closed: whether the process has ended is seen elsewhere.
+    // Once the other end is closed nothing comes: whether the process has ended is seen elsewhere.
+    if let Some(lines) = lifeline
+        && let Ok(Some(line)) = lines.next_line().await
+    {
+        return line;
     }
     std::future::pending().await
 }

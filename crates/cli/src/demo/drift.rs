@@ -171,7 +171,7 @@ async fn recover(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<Duration>
     let waits = search(mesh).await?;
     anyhow::ensure!(!waits.went_through(), "the approval alone let it back in");
     let log = mesh.end_agent(AGENT).await?;
-    let told = log.lines().filter(|line| line.contains("drifted:")).next_back();
+    let told = log.lines().rfind(|line| line.contains("drifted:"));
     board.fact("aip run said", told.unwrap_or("nothing").trim_start_matches("aip: "));
     let started = Instant::now();
     mesh.start_agent(AGENT, &text)?;

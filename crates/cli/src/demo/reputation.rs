@@ -76,7 +76,7 @@ pub(super) async fn show(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<(
         "score",
         format!("{} ({}) -> {} ({})", before.0, before.1, after.0, after.1),
     );
-    let slashed = after.0 < before.0 - 1.9 && after.2.iter().any(|e| *e == evidence);
+    let slashed = after.0 < before.0 - 1.9 && after.2.contains(&evidence);
     board.decide(
         "slashed",
         slashed,
@@ -163,9 +163,10 @@ async fn once(mesh: &Mesh, board: &mut Board, report: &[&str]) -> anyhow::Result
     forged[token] = &viewer;
     let forged = mesh.aip(&forged).await?;
     board.fact("again", "the same report: nothing was counted");
-    board.fact("as a viewer", forged.stderr.lines().next().unwrap_or("-").to_owned());
+    board.fact("as a viewer", forged.stderr.lines().next().unwrap_or("-"));
     let after = score(mesh).await?;
-    let holds = repeated && forged.code != Some(0) && (after.0 - before.0).abs() < 0.02;
+    let refused = forged.stderr.contains("role_forbidden");
+    let holds = repeated && refused && (after.0 - before.0).abs() < 0.02;
     board.decide("once", holds, format!("still {:.2}; a viewer's is refused", after.0));
     Ok(())
 }
