@@ -127,7 +127,7 @@ reasons! {
     CheckpointFork "checkpoint_fork" 409 DataLoss Caller NO "Another root was signed before for as many records of this audit log."
     CheckpointBehind "checkpoint_behind" 409 OutOfRange Caller NO "The checkpoint covers fewer records than the one before it, and was never taken."
     CheckpointMissing "checkpoint_missing" 409 FailedPrecondition Caller YES "No checkpoint that was taken covers these records: it comes first."
-    AuditQuota "audit_quota" 507 ResourceExhausted Caller YES "The agent's audit logs take as much room as they may, and nothing of them may go yet."
+    AuditQuota "audit_quota" 507 ResourceExhausted Server YES "The agent's audit logs take as much room as they may, and nothing of them may go yet."
     AuditLogLimit "audit_log_limit" 429 ResourceExhausted Caller NO "As many audit logs as one agent, or one stream, may have."
     AuditCopyFailed "audit_copy_failed" 500 Internal Server YES "The control plane's copy of the audit log can't be written or read."
     NotFound "not_found" 404 NotFound Caller NO "No such thing."

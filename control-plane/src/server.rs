@@ -24,7 +24,7 @@ use tonic::transport::Server;
 use crate::admin::guard::Port;
 use crate::admin::serve::{Listener, serve};
 use crate::admin::socket::{Socket, SocketPath};
-use crate::admin::{Api, Kills, router};
+use crate::admin::{self, Api, Kills, router};
 use crate::audit::Audit;
 use crate::audit::service::AuditService;
 use crate::bootstrap::{Mesh, StartError, open, write};

@@ -81,7 +81,8 @@ impl Task {
                 let reason = refusal.reason();
                 metrics::counter!("aip_kill_streams_ended_total", "reason" => reason).increment(1);
                 tracing::info!(agent, instance, reason, detail = %refusal.detail, "kill stream ended");
-                let _ = self.out.try_send(Err(refusal.status()));
+                // A sidecar that reads nothing does not hold this task for long.
+                let _ = tokio::time::timeout(LOOK, self.out.send(Err(refusal.status()))).await;
             }
         }
     }

@@ -12,7 +12,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use crate::support::sidecar::{evidence, sign, why};
-use crate::support::{Mesh, Sidecar, settings};
+use crate::support::{Mesh, Sidecar, eventually, settings};
 
 /// As the sidecars of the other tests say it.
 const FIRST_RUN: &str = "the first run";
@@ -114,7 +114,11 @@ async fn a_report_revokes_and_blocks_and_only_approval_and_restart_end_it() {
     let mesh = Mesh::dev().await;
     let sidecar = mesh.joined("planner").await;
     assert_eq!(report(&sidecar, &drift(&sidecar, b"edited")).await.unwrap(), 2);
-    assert!(sidecar.connected().await.is_err() || report(&sidecar, &drift(&sidecar, b"edited")).await.is_err());
+    let refused = async || {
+        let heard = sidecar.connected().await.is_ok() && report(&sidecar, &drift(&sidecar, b"edited")).await.is_ok();
+        (!heard).then_some(())
+    };
+    eventually("its SVID to be refused", refused).await;
 
     // One transaction: the agent, its revocation and the block.
     let agent = mesh.admin.get("/v1/agents/planner").await;

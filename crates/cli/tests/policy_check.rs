@@ -44,7 +44,7 @@ fn what_is_read_and_what_to_beware_of_is_shown() {
     for part in [
         "typo: 1 warning\n",
         "reads input.budget.tokens.used, input.protocol.tool, input.source.reputation.score\n",
-        "denies where it is not known: input.protocol.tool, input.source.reputation\n",
+        "denies where it is not known: input.source.reputation, input.protocol.tool\n",
         "at the caller and at the callee",
     ] {
         assert!(shown.contains(part), "{part}: {shown}");

@@ -76,6 +76,15 @@ impl Live {
         Duration::from_secs(self.expires.saturating_sub(unix_now()))
     }
 
+    /// Why it ends where this sidecar has no SVID any more: that has expired, or was taken away.
+    pub(crate) fn without_ours(&self) -> Cut {
+        if self.remaining().is_zero() {
+            Cut::Expired
+        } else {
+            Cut::Suspended
+        }
+    }
+
     pub(crate) fn count_request(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }

@@ -61,7 +61,7 @@ async fn recheck(proxy: &Arc<Proxy>) {
     let trust = proxy.trust.load_full();
     let ours = own.as_ref().map(|svid| trust.revoked(&svid.identity));
     proxy.live.each(|live| match (ours, trust.revoked(&live.peer)) {
-        (None, _) => live.cut(Cut::Suspended),
+        (None, _) => live.cut(live.without_ours()),
         (Some(Some(reason)), _) | (_, Some(reason)) => live.cut(Cut::of_revocation(reason)),
         (Some(None), None) => {}
     });
@@ -76,7 +76,7 @@ async fn recheck(proxy: &Arc<Proxy>) {
     proxy.pairs.forget_all_but(&snapshot);
     for exchange in proxy.streams.all() {
         let cut = if own.is_none() {
-            Some(Cut::Suspended)
+            Some(exchange.live().map_or(Cut::Suspended, |live| live.without_ours()))
         } else {
             told::recheck(proxy, &snapshot, &exchange)
         };

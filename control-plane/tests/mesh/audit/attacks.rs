@@ -271,7 +271,7 @@ async fn changed(records: u64, change: impl FnOnce(&Log, Vec<u8>) -> Vec<u8>) ->
         ..log.whole(0, false)
     };
     let reason = stream.chunk(chunk).await.unwrap_err();
-    assert_eq!(findings(&mesh).await, [reason.clone()]);
+    assert_eq!(findings(&mesh).await, std::slice::from_ref(&reason));
     let copy = mesh
         .data
         .join("audit/planner")
