@@ -8,13 +8,18 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Waits until `condition` answers; panics with `what` past [`DEADLINE`].
-pub async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn until<T>(what: &str, condition: impl AsyncFnMut() -> Option<T>) -> T {
+    until_within(DEADLINE, what, condition).await
+}
+
+/// As [`until`], of something that takes longer.
+pub async fn until_within<T>(deadline: Duration, what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(value) = condition().await {
             return value;
         }
-        assert!(start.elapsed() < DEADLINE, "waited {DEADLINE:?} in vain: {what}");
+        assert!(start.elapsed() < deadline, "waited {deadline:?} in vain: {what}");
         tokio::time::sleep(LOOK).await;
     }
 }

@@ -4,10 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::process::Command;
+use std::time::Duration;
 
 use aip_tests::process::{Mesh, Process, RunAgent, binary};
 use aip_tests::wait;
 use rustix::process::Signal;
+
+/// How long all steps of the demo may take: half a minute on idle cores.
+const DEMO: Duration = Duration::from_secs(150);
 
 /// One process, as the kernel lists it.
 #[derive(Debug)]
@@ -139,7 +143,7 @@ async fn an_interrupted_aip_demo_leaves_nothing() {
     let mut command = Command::new(binary("aip"));
     command.arg("demo").env("TMPDIR", dir.path());
     let mut demo = Process::start_supervisor("demo", &command, dir.path());
-    wait::until("it stays up", async || {
+    wait::until_within(DEMO, "it stays up", async || {
         demo.assert_alive();
         demo.stdout().contains("Ctrl-C ends it").then_some(())
     })
