@@ -6,7 +6,7 @@ use aip_api::{AgentName, Digest};
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::records::TokenRecord;
-use super::{Actor, Registry, keys};
+use super::{Actor, Registry, keys, retrying};
 use crate::refusal::{Reason, Refusal};
 use crate::store::Expect;
 
@@ -47,6 +47,17 @@ impl Registry {
                 message,
             )]));
         }
+        // The agent's document also changes by itself, as when a drift raises its generation.
+        retrying(async || self.create_token_once(actor, agent, ttl, root).await).await
+    }
+
+    async fn create_token_once(
+        &self,
+        actor: &Actor,
+        agent: &AgentName,
+        ttl: u64,
+        root: Digest,
+    ) -> Result<NewToken, Refusal> {
         let registered = keys::resource(Kind::Agent, agent.as_str());
         let held = self.resource::<Agent>(agent.as_str()).await?.ok_or_else(|| {
             Refusal::new(
