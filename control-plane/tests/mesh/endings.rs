@@ -29,6 +29,16 @@ async fn change(mesh: &Mesh, limit: u64) -> u64 {
         .unwrap()
 }
 
+/// Who acknowledged, once the others were waited for, while this stream acknowledges whatever comes: a change may come in
+/// the push after the one that completes the first state.
+async fn waited(mesh: &Mesh, stream: &mut Stream, revision: u64) -> Value {
+    let acks = format!("/v1/revisions/{revision}/acks?wait_ms=30000");
+    tokio::select! {
+        acks = mesh.admin.get(&acks) => acks,
+        () = stream.follow() => panic!("the stream ended"),
+    }
+}
+
 async fn sidecars(mesh: &Mesh) -> Vec<Value> {
     mesh.admin.get("/v1/sidecars").await["items"]
         .as_array()
@@ -59,7 +69,7 @@ async fn a_restarted_sidecar_is_waited_for_in_the_place_of_its_ghost() {
     // The same sealed identity, another process.
     let mut successor = sidecar.stream().await;
     successor.synced().await;
-    let all = mesh.admin.get(&format!("{acks}?wait_ms=10000")).await;
+    let all = waited(&mesh, &mut successor, revision).await;
     assert_eq!(
         (&all["missing"], all["acked"].as_array().unwrap().len()),
         (&json!([]), 1)
@@ -89,10 +99,7 @@ async fn a_ghost_of_an_earlier_generation_is_not_waited_for() {
     let revision = change(&mesh, 7).await;
     let mut successor = again.stream().await;
     successor.synced().await;
-    let acks = mesh
-        .admin
-        .get(&format!("/v1/revisions/{revision}/acks?wait_ms=10000"))
-        .await;
+    let acks = waited(&mesh, &mut successor, revision).await;
     assert_eq!(acks["missing"], json!([]), "{acks}");
     let instances: Vec<_> = sidecars(&mesh).await.iter().map(|s| s["instance"].clone()).collect();
     assert_eq!(instances, [json!(successor.instance)]);
@@ -141,15 +148,9 @@ async fn a_ghost_that_is_noticed_late_is_not_waited_for_either() {
     let mut successor = sidecar.stream().await;
     successor.synced().await;
     let revision = change(&mesh, 7).await;
-    let push = successor.push().await.unwrap();
-    successor.ack(push.nonce).await;
-    let acks = format!("/v1/revisions/{revision}/acks?wait_ms=10000");
-    let waiting = {
-        let (admin, acks) = (mesh.admin.clone(), acks.clone());
-        tokio::spawn(async move { admin.get(&acks).await })
-    };
-    drop(ghost);
-    assert_eq!(waiting.await.unwrap()["missing"], json!([]));
+    let waiting = waited(&mesh, &mut successor, revision);
+    let (acks, ()) = tokio::join!(waiting, async { drop(ghost) });
+    assert_eq!(acks["missing"], json!([]));
     assert_eq!(sidecars(&mesh).await.len(), 1);
 }
 

@@ -3,6 +3,7 @@
 use std::io::{PipeReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
@@ -30,6 +31,9 @@ pub(crate) const GRACE: Duration = Duration::from_secs(25);
 const LEFTOVERS: Duration = Duration::from_secs(2);
 /// Between two looks at whether a group is empty.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long the rest of what a child wrote may take to be in its log, once the child has ended: what it started may hold
+/// the pipe open for longer.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Lines of a log that an error shows.
 const TAIL_LINES: usize = 6;
 /// Bytes of a log that are read for them.
@@ -51,8 +55,16 @@ pub(crate) struct Child {
     group: Option<Pid>,
     /// Closed by the kernel when this process ends, however it does; what the child writes into its end is for us.
     lifeline: Option<Lines<BufReader<UnixStream>>>,
-    /// Its log, and how long that was before.
-    log: Option<(PathBuf, u64)>,
+    log: Option<Logged>,
+}
+
+/// Where a child's output goes.
+#[derive(Debug)]
+struct Logged {
+    path: PathBuf,
+    /// How long it was before.
+    from: u64,
+    pump: JoinHandle<()>,
 }
 
 /// A command for the program that lies beside this one, or in `PATH`.
@@ -87,7 +99,6 @@ impl Child {
         let failed =
             |e: std::io::Error| Failure::new(Exit::Failed, format!("{program} can't be started")).why(e.to_string());
         command.process_group(0);
-        let mut logged = None;
         let (reader, lifeline) = match output {
             Output::Inherit => (None, None),
             Output::Log(path) => {
@@ -96,16 +107,17 @@ impl Child {
                 command.stdin(watched);
                 command.stdout(writer.try_clone().map_err(failed)?).stderr(writer);
                 let log = log::Log::open(path).map_err(failed)?;
-                logged = Some((path.to_owned(), log.bytes()));
-                (Some((reader, log)), Some(lifeline))
+                (Some((path, reader, log)), Some(lifeline))
             }
         };
         let child = command.spawn().map_err(failed)?;
         // The command holds the writing end: the reader would never see the end of the child's output.
         drop(command);
-        if let Some((reader, log)) = reader {
-            std::thread::spawn(move || pump(reader, log));
-        }
+        let log = reader.map(|(path, reader, log)| Logged {
+            path: path.to_owned(),
+            from: log.bytes(),
+            pump: std::thread::spawn(move || pump(reader, log)),
+        });
         let pid = child.id().unwrap_or_default();
         let group = i32::try_from(pid).ok().and_then(Pid::from_raw);
         Ok(Self {
@@ -113,7 +125,7 @@ impl Child {
             pid,
             group,
             lifeline: lifeline.map(|ours| BufReader::new(ours).lines()),
-            log: logged,
+            log,
         })
     }
 
@@ -121,11 +133,14 @@ impl Child {
         self.pid
     }
 
-    /// What it said last, of all that it logged.
+    /// What it said last, of all that it logged. To be asked once it has ended.
     pub(crate) fn last_words(&self) -> String {
-        self.log
-            .as_ref()
-            .map_or_else(String::new, |(path, from)| tail_from(path, *from))
+        let Some(log) = &self.log else { return String::new() };
+        let deadline = std::time::Instant::now() + LAST_WORDS;
+        while !log.pump.is_finished() && std::time::Instant::now() < deadline {
+            std::thread::sleep(LOOK);
+        }
+        tail_from(&log.path, log.from)
     }
 
     /// How it ended, if it has.

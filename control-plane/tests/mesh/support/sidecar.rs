@@ -240,6 +240,13 @@ impl Stream {
         }
     }
 
+    /// Takes and acknowledges pushes for as long as the stream lasts.
+    pub async fn follow(&mut self) {
+        while let Ok(push) = self.push().await {
+            self.ack(push.nonce).await;
+        }
+    }
+
     pub async fn subscribe(&self, kind: Kind, names: &[&str]) {
         let names = names.iter().map(|n| (*n).to_owned()).collect();
         self.say(Message::Subscribe(Subscribe {
