@@ -12,6 +12,7 @@ use std::time::Duration;
 use aip_audit::log::Options;
 use aip_runtime::files::{self, DirLock};
 use aip_runtime::ready::Readiness;
+use aip_runtime::spans::Spans;
 use aip_runtime::svid::SvidSource;
 use aip_runtime::telemetry::Metrics;
 use aip_runtime::trust::{Trust, TrustState};
@@ -43,7 +44,7 @@ use listeners::Listeners;
 /// measured.
 const GATES: [&str; 5] = ["identity", "config", "kill", "listeners", watcher::GATE];
 
-/// How long the end of the streams may take: one message to the control plane and back.
+/// How long the end of the streams may take: one message to the control plane and back, or to the collector of spans.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// What all parts of a sidecar share.
@@ -54,6 +55,7 @@ struct Shared {
     ready: Readiness,
     vault: Option<Vault>,
     audit: Audit,
+    spans: Spans,
     /// This process, on its streams.
     instance: String,
     alarm: Alarm,
@@ -98,6 +100,7 @@ pub async fn run(config: Config, supervisor: Supervisor) -> anyhow::Result<()> {
     let settings = ProxySettings::new(shared.config.agent, secret)
         .served_by(workers)
         .recording_to(shared.audit.clone())
+        .traced_to(shared.spans.clone())
         .of_user(shared.config.access.agent_uid)
         .unless(shared.alarm.suspension().clone())
         .stopped_by(keeper_of_orders.gate())
@@ -148,7 +151,9 @@ impl Shared {
     fn new(config: Config) -> anyhow::Result<Self> {
         let (config, svid) = (Arc::new(config), SvidSource::default());
         let suspension = Suspension::open(&config.data);
+        let spans = config.otlp.as_ref().map(Spans::start).transpose();
         Ok(Self {
+            spans: spans.context("spans can't be sent")?.unwrap_or_default(),
             alarm: Alarm::new(config.clone(), svid.clone(), suspension),
             svid,
             trust: TrustState::new(aip_api::name::DEFAULT_TRUST_DOMAIN.parse()?, Vec::new()).shared(),
@@ -366,6 +371,7 @@ async fn serve(shared: &Shared, mesh: &Mesh, serving: Serving) -> anyhow::Result
         async { drop(tokio::time::timeout(GOODBYE, serving.followed).await) },
         async { drop(tokio::time::timeout(GOODBYE, serving.obeyed).await) },
         shared.end_audit(serving.audit),
+        shared.spans.close(GOODBYE),
     );
     tracing::info!(idle, "ended");
     Ok(())

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use aip_api::AgentName;
+use aip_runtime::spans;
 use aip_runtime::telemetry::LogFormat;
 use serde::Serialize;
 
@@ -79,6 +80,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// What is logged.
     pub log: String,
+    /// Where spans go, if anywhere.
+    pub otlp: Option<spans::Settings>,
 }
 
 /// Who may speak as the agent at the outbound port. Everything that is given here must hold; with neither a secret nor a

@@ -55,6 +55,12 @@ const TABLE: &[(&str, Kind, &str)] = &[
         Kind::Counter,
         "access log lines that were dropped, since nobody read standard output",
     ),
+    ("aip_spans_exported_total", Kind::Counter, "spans that a collector took"),
+    (
+        "aip_spans_dropped_total",
+        Kind::Counter,
+        "spans that were dropped: more came than are sent, or the collector was not there, refused, or did not answer",
+    ),
     (
         "aip_connections",
         Kind::Gauge,

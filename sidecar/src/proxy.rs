@@ -45,6 +45,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use aip_runtime::drain::DrainWatch;
+use aip_runtime::spans::Spans;
 use aip_runtime::svid::SvidSource;
 use aip_runtime::trust::Trust;
 use arc_swap::ArcSwap;
@@ -71,6 +72,8 @@ pub struct ProxySettings {
     pub access_log: AccessLog,
     /// Where requests are recorded.
     pub audit: Audit,
+    /// Where spans of them go.
+    pub spans: Spans,
     /// What serves the connections.
     pub workers: Workers,
     /// Orders to stop.
@@ -82,7 +85,7 @@ pub struct ProxySettings {
 }
 
 impl ProxySettings {
-    /// Access log on standard output, no audit, served by the caller's runtime, nothing reserved beyond the listeners.
+    /// Access log on standard output, no audit, no spans, served by the caller's runtime, nothing reserved beyond the listeners.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -93,6 +96,7 @@ impl ProxySettings {
             agent_uid: None,
             access_log: AccessLog::stdout(),
             audit: Audit::none(),
+            spans: Spans::default(),
             workers: Workers::of_caller(),
             kill: Gate::default(),
             reserved: Vec::new(),
@@ -127,6 +131,12 @@ impl ProxySettings {
     /// Records requests there.
     pub fn recording_to(mut self, audit: Audit) -> Self {
         self.audit = audit;
+        self
+    }
+
+    /// Sends spans of requests there.
+    pub fn traced_to(mut self, spans: Spans) -> Self {
+        self.spans = spans;
         self
     }
 

@@ -5,6 +5,7 @@
 //! | [`wait`] | conditions with deadlines; no test sleeps |
 //! | [`process`] | the binaries, a whole mesh of them, their access logs and admin APIs |
 //! | [`clients`] | the agents and clients of `tests/clients`, as their users run them |
+//! | [`collector`] | an OTLP receiver in this process |
 //! | [`agent`] | an HTTP agent in this process that shows exactly what reached it |
 //! | [`http`] | HTTP through a sidecar, and raw bytes where a client library would be too polite |
 //! | [`pair`] | two sidecars with that agent behind both, for tests of what a request meets |
@@ -18,6 +19,7 @@
 
 pub mod agent;
 pub mod clients;
+pub mod collector;
 pub mod http;
 pub mod pair;
 pub mod pki;

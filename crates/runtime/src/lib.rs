@@ -3,7 +3,7 @@
 //!
 //! | for | modules |
 //! |---|---|
-//! | being a process | [`settings`], [`telemetry`], [`shutdown`], [`drain`], [`ready`], [`admin`], [`backoff`], [`files`], [`fault`] |
+//! | being a process | [`settings`], [`telemetry`], [`spans`], [`shutdown`], [`drain`], [`ready`], [`admin`], [`backoff`], [`files`], [`fault`] |
 //! | keys and statements | [`signing`], [`jws`], [`signed`], [`kill`], [`sealing`] |
 //! | identity | [`x509`], [`trust`], [`svid`] |
 //! | the wire | [`sockets`], [`door`], [`tls`], [`grpc`] |
@@ -30,6 +30,7 @@ pub mod shutdown;
 pub mod signed;
 pub mod signing;
 pub mod sockets;
+pub mod spans;
 pub mod svid;
 pub mod telemetry;
 pub mod tls;

@@ -10,7 +10,7 @@ use aip_api::AgentName;
 use aip_api::evidence::{Enforcement, MAX_RUN_BYTES};
 use aip_api::problem::FieldError;
 use aip_runtime::settings::{Text, parsed};
-use aip_runtime::telemetry;
+use aip_runtime::{spans, telemetry};
 
 use super::{Access, Config, Flags, Measured};
 
@@ -65,6 +65,8 @@ impl Flags {
         let runtime_dir = self.runtime_dir.clone();
         let runtime_dir = runtime_dir.or_else(|| data.as_ref().map(|data| data.join("runtime")));
         let access = self.access(runtime_dir.as_deref(), errors);
+        let service = name.as_ref().map_or("aip-sidecar", AgentName::as_str);
+        let otlp = spans::Settings::check(self.spans(), service, &|name| std::env::var(name).ok(), errors);
         Some(Config {
             name: name?,
             control_plane: control_plane?,
@@ -86,7 +88,19 @@ impl Flags {
             drain_seconds,
             log_format: log_format.unwrap_or_default(),
             log: log.unwrap_or_else(|| "info".into()),
+            otlp,
         })
+    }
+
+    /// What was said of spans.
+    fn spans(&self) -> spans::Asked<'_> {
+        spans::Asked {
+            endpoint: self.otlp_endpoint.as_ref(),
+            ca_file: self.otlp_ca_file.as_deref(),
+            insecure: self.otlp_insecure.as_ref(),
+            sampler: self.otlp_sampler.as_ref(),
+            sampler_arg: self.otlp_sampler_arg.as_ref(),
+        }
     }
 
     /// Closed, unless it is said in so many words that it is to be open.

@@ -108,6 +108,22 @@ pub struct Flags {
     /// Log filter, as in RUST_LOG
     #[arg(long, env = "AIP_SIDECAR_LOG")]
     pub log: Option<Text>,
+    /// The collector that spans are sent to, OTLP over gRPC; also OTEL_EXPORTER_OTLP_ENDPOINT [default: none, and no spans]
+    #[arg(long, value_name = "URL", env = "AIP_SIDECAR_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<Text>,
+    /// File with the authorities, as PEM, that an https collector's certificate may be of; also
+    /// OTEL_EXPORTER_OTLP_CERTIFICATE [default: the system's]
+    #[arg(long, value_name = "FILE", env = "AIP_SIDECAR_OTLP_CA_FILE")]
+    pub otlp_ca_file: Option<PathBuf>,
+    /// Send spans in plain text to a collector that is not on this machine; also OTEL_EXPORTER_OTLP_INSECURE
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "AIP_SIDECAR_OTLP_INSECURE")]
+    pub otlp_insecure: Option<Text>,
+    /// Which traces are sent, by OpenTelemetry's names; also OTEL_TRACES_SAMPLER [default: parentbased_always_on]
+    #[arg(long, value_name = "NAME", env = "AIP_SIDECAR_OTLP_SAMPLER")]
+    pub otlp_sampler: Option<Text>,
+    /// The part of them that a sampler by ratio takes, from 0 to 1; also OTEL_TRACES_SAMPLER_ARG [default: 1]
+    #[arg(long, value_name = "RATIO", env = "AIP_SIDECAR_OTLP_SAMPLER_ARG")]
+    pub otlp_sampler_arg: Option<Text>,
 }
 
 impl Flags {
@@ -163,6 +179,11 @@ impl Flags {
             drain_seconds: self.drain_seconds.or(file.drain_seconds),
             log_format: self.log_format.or(file.log_format),
             log: self.log.or(file.log),
+            otlp_endpoint: self.otlp_endpoint.or(file.otlp_endpoint),
+            otlp_ca_file: self.otlp_ca_file.or(file.otlp_ca_file),
+            otlp_insecure: self.otlp_insecure.or(file.otlp_insecure),
+            otlp_sampler: self.otlp_sampler.or(file.otlp_sampler),
+            otlp_sampler_arg: self.otlp_sampler_arg.or(file.otlp_sampler_arg),
         }
     }
 }

@@ -103,8 +103,9 @@ pub(crate) async fn classify(arrived: &mut Arrived) -> Result<Classified, Refuse
     let (pair, end, connection) = ends(arrived, &meant, &own, now).await?;
     arrived.record.ends = Ends::Pair(pair.clone());
     check_head(arrived, &pair, &end)?;
-    let trace = Trace::of(&arrived.head.headers, &meant.hop);
-    arrived.record.trace.clone_from(&trace.id);
+    let sampler = arrived.proxy.settings.spans.sampler();
+    let trace = Trace::of(&arrived.head.headers, &meant.hop, sampler);
+    arrived.record.traced(&trace);
     let hops = meant.hops.unwrap_or_else(|| arrived.proxy.traces.next(&trace));
     let reads_body = pair.needs.body || arrived.proxy.settings.kill.names_tools(&pair.snapshot, &end);
     let read = match reads_body {

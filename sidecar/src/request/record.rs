@@ -1,7 +1,8 @@
-//! Phase 9, record: when a request is over, however it ended, its record drops: metrics, one access log line, and the end
+//! Phase 9, record: when a request is over, however it ended, its record drops: metrics, one access log line, a span, and the end
 //! in the audit where that was not written before its caller learnt of it.
 
 mod audit;
+mod span;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -20,7 +21,7 @@ use audit::Audited;
 pub(crate) use audit::Wait;
 
 use super::refusal::{Cut, Refusal, Refused};
-use super::trace::Trace;
+use super::trace::{SpanId, Trace};
 use crate::proxy::connections::Live;
 use crate::proxy::limits::{MAX_LOGGED_DETAIL, MAX_LOGGED_PATH};
 use crate::proxy::pair::Pair;
@@ -36,6 +37,10 @@ pub(crate) struct Record {
     pub(crate) decision: DecisionId,
     pub(crate) hop: Option<HopId>,
     pub(crate) trace: String,
+    /// The span that the request comes from.
+    parent: Option<SpanId>,
+    /// Whether a span of it is sent.
+    sampled: bool,
     pub(crate) ends: Ends,
     pub(crate) method: http::Method,
     pub(crate) path: String,
@@ -134,6 +139,10 @@ struct Line<'a> {
     hop: String,
     decision: String,
     trace: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    span: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent: Option<&'a str>,
     source: &'a str,
     destination: &'a str,
     method: &'a str,
@@ -185,6 +194,8 @@ impl Record {
             decision: DecisionId::fresh(),
             hop: None,
             trace: String::new(),
+            parent: None,
+            sampled: false,
             ends: Ends::Unknown,
             method,
             path: path[..end].to_owned(),
@@ -220,6 +231,13 @@ impl Record {
         if self.proxy.settings.suspension.is_on() {
             self.exchange.cut(Cut::Drifted);
         }
+    }
+
+    /// Notes the trace that it belongs to.
+    pub(crate) fn traced(&mut self, trace: &Trace) {
+        self.trace.clone_from(&trace.id);
+        self.parent = trace.parent;
+        self.sampled = trace.sampled;
     }
 
     /// Notes that the agent works on it: calls that it makes in this trace are one hop further.
@@ -281,6 +299,8 @@ impl Record {
             None if self.completed => "complete",
             None => "aborted",
         };
+        let span = SpanId::of(&self.decision);
+        let elapsed = self.exchange.elapsed();
         let line = Line {
             ts: OffsetDateTime::from(self.began).format(&Rfc3339).unwrap_or_default(),
             kind: "access",
@@ -288,6 +308,8 @@ impl Record {
             hop: self.hop.map(|hop| hop.to_string()).unwrap_or_default(),
             decision: self.decision.to_string(),
             trace: &self.trace,
+            span: if self.trace.is_empty() { "" } else { span.as_str() },
+            parent: self.parent.as_ref().map(SpanId::as_str),
             source: &source,
             destination: &destination,
             method: self.method.as_str(),
@@ -302,7 +324,7 @@ impl Record {
             tool: &self.protocol.tool,
             bytes_in: received,
             bytes_out: sent,
-            ms: (self.exchange.elapsed().as_secs_f64() * 1e6).round() / 1e3,
+            ms: (elapsed.as_secs_f64() * 1e6).round() / 1e3,
             end,
             cached: self.cached,
             tags: &self.tags,
@@ -320,6 +342,16 @@ impl Record {
             if !self.proxy.settings.access_log.write(&out) {
                 self.proxy.metrics.log_dropped();
             }
+        }
+        if self.sampled {
+            let seen = span::Seen {
+                source: &source,
+                destination: &destination,
+                end,
+                took: elapsed,
+                bytes: (received, sent),
+            };
+            self.proxy.settings.spans.send(self.span(span, &seen));
         }
     }
 }

@@ -1,7 +1,10 @@
 //! W3C trace context: a valid one is carried on with a span of this hop, another is replaced. And how many hops a trace
-//! has by now, as the sidecars counted them.
+//! has by now, as the sidecars counted them. Where spans are sent, whether this trace's are.
+
+use std::fmt;
 
 use aip_api::id::{DecisionId, HopId};
+use aip_runtime::spans::Sampler;
 use dashmap::DashMap;
 use http::{HeaderMap, HeaderName};
 
@@ -10,14 +13,54 @@ use super::call::once;
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
+/// The flag of a trace whose spans are sent.
+const SAMPLED: u8 = 1;
+/// Flags that there are: sampled, and that the id is random (Trace Context level 2, section 3.2.2.3). Others are nobody's
+/// to hand on.
+const FLAGS: u8 = 3;
+
+/// The id of a span: 16 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SpanId([u8; 16]);
+
+impl SpanId {
+    /// The span of a decision: the last 16 of its 32 digits. Random bits, and never all zero (the variant is set).
+    pub(crate) fn of(decision: &DecisionId) -> Self {
+        let mut digits = [b'0'; 16];
+        let text = decision.to_string();
+        let last = text.bytes().rev().filter(|digit| *digit != b'-');
+        for (place, digit) in digits.iter_mut().rev().zip(last) {
+            *place = digit;
+        }
+        Self(digits)
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        // Hex digits, always.
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+
+    pub(crate) fn bytes(&self) -> [u8; 8] {
+        u64::from_str_radix(self.as_str(), 16).unwrap_or_default().to_be_bytes()
+    }
+}
+
+impl fmt::Debug for SpanId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// The trace that a request belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Trace {
     /// 32 hex digits.
     pub(crate) id: String,
-    flags: [u8; 2],
-    /// Whether it came with the request; another's state is dropped with it.
-    carried: bool,
+    /// The span that it comes from; none where the trace begins here, and another's state is dropped with its trace.
+    pub(crate) parent: Option<SpanId>,
+    flags: u8,
+    /// Whether a span of this hop is sent.
+    pub(crate) sampled: bool,
 }
 
 fn is_hex(text: &str, len: usize) -> bool {
@@ -25,20 +68,23 @@ fn is_hex(text: &str, len: usize) -> bool {
     text.len() == len && hex && text.bytes().any(|b| b != b'0')
 }
 
-/// Trace id and flags of a `traceparent` (Trace Context level 2, section 3.2).
+/// Trace id, parent and flags of a `traceparent` (Trace Context level 2, section 3.2).
 fn parse(value: &str) -> Option<Trace> {
     let mut parts = value.splitn(5, '-');
     let (version, id, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
     let known = version == "00" && parts.next().is_none();
     let later = version != "00" && version != "ff" && version.len() == 2 && is_hex(version, 2);
-    let flags: [u8; 2] = flags.as_bytes().try_into().ok()?;
     let lower = |b: &u8| b.is_ascii_digit() || (b'a'..=b'f').contains(b);
-    let valid = (known || later) && is_hex(id, 32) && is_hex(parent, 16) && flags.iter().all(lower);
-    valid.then(|| Trace {
+    let flags = Some(flags).filter(|flags| flags.len() == 2 && flags.as_bytes().iter().all(lower))?;
+    let valid = (known || later) && is_hex(id, 32) && is_hex(parent, 16);
+    let parent = SpanId(parent.as_bytes().try_into().ok()?);
+    Some(Trace {
         id: id.to_owned(),
-        flags,
-        carried: true,
+        parent: Some(parent),
+        flags: u8::from_str_radix(flags, 16).ok()? & FLAGS,
+        sampled: false,
     })
+    .filter(|_| valid)
 }
 
 impl Trace {
@@ -47,26 +93,37 @@ impl Trace {
         u128::from_str_radix(&self.id, 16).unwrap_or_default()
     }
 
-    /// The trace in `headers`, or a new one named after the hop: a UUIDv7 is as unique as a trace id must be.
-    pub(crate) fn of(headers: &HeaderMap, hop: &HopId) -> Self {
+    /// Its id as bytes.
+    pub(crate) fn bytes(id: &str) -> [u8; 16] {
+        u128::from_str_radix(id, 16).unwrap_or_default().to_be_bytes()
+    }
+
+    /// The trace in `headers`, or a new one named after the hop: a UUIDv7 is as unique as a trace id must be. Where spans
+    /// are sent, `sampler` says whether this trace's are, and the next are told; else what came in goes on.
+    pub(crate) fn of(headers: &HeaderMap, hop: &HopId, sampler: Option<&Sampler>) -> Self {
         let mut values = headers.get_all(TRACEPARENT).iter();
         let one = values.next().filter(|_| values.next().is_none());
         let carried = one.and_then(|v| v.to_str().ok()).and_then(parse);
-        carried.unwrap_or_else(|| Self {
+        let mut trace = carried.unwrap_or_else(|| Self {
             id: hop.to_string().replace('-', ""),
-            flags: *b"01",
-            carried: false,
-        })
+            parent: None,
+            flags: SAMPLED,
+            sampled: false,
+        });
+        if let Some(sampler) = sampler {
+            let theirs = trace.parent.map(|_| trace.flags & SAMPLED != 0);
+            trace.sampled = sampler.samples(trace.key(), theirs);
+            trace.flags = trace.flags & !SAMPLED | u8::from(trace.sampled);
+        }
+        trace
     }
 
     /// Writes it into the head of the request onwards, with a span named after the decision.
     pub(crate) fn write(&self, headers: &mut HeaderMap, decision: &DecisionId) {
-        let decision = decision.to_string();
-        // The last 16 of 32 digits: random bits, and never all zero (the variant is set).
-        let span: String = decision.chars().filter(|c| *c != '-').skip(16).collect();
-        let flags = String::from_utf8_lossy(&self.flags);
-        headers.insert(TRACEPARENT, once(&format!("00-{}-{span}-{flags}", self.id)));
-        if !self.carried {
+        let span = SpanId::of(decision);
+        let value = format!("00-{}-{}-{:02x}", self.id, span.as_str(), self.flags);
+        headers.insert(TRACEPARENT, once(&value));
+        if self.parent.is_none() {
             headers.remove(TRACESTATE);
         }
     }
@@ -106,7 +163,7 @@ impl Traces {
 
     /// The number of a hop that goes out.
     pub(crate) fn next(&self, trace: &Trace) -> u32 {
-        if !trace.carried {
+        if trace.parent.is_none() {
             return 1;
         }
         let way = self.0.get(&trace.key());
@@ -130,11 +187,14 @@ mod tests {
     #[test]
     fn a_valid_trace_goes_on_with_a_span_of_ours() {
         let mut headers = headers(GOOD);
-        let trace = Trace::of(&headers, &HopId::fresh());
-        trace.write(&mut headers, &DecisionId::fresh());
+        let trace = Trace::of(&headers, &HopId::fresh(), None);
+        assert_eq!(trace.parent.unwrap().as_str(), "00f067aa0ba902b7");
+        let decision = DecisionId::fresh();
+        trace.write(&mut headers, &decision);
         let written = headers[TRACEPARENT].to_str().unwrap().to_owned();
-        assert!(written.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-") && written.ends_with("-01"));
-        assert_ne!(written, GOOD);
+        let span = decision.to_string().replace('-', "")[16..].to_owned();
+        assert_eq!(written, format!("00-4bf92f3577b34da6a3ce929d0e0e4736-{span}-01"));
+        assert_eq!(hex::encode(SpanId::of(&decision).bytes()), span);
         assert!(parse(&written).is_some() && headers.contains_key(TRACESTATE));
     }
 
@@ -151,7 +211,7 @@ mod tests {
         ] {
             let mut headers = headers(bad);
             let hop = HopId::fresh();
-            let trace = Trace::of(&headers, &hop);
+            let trace = Trace::of(&headers, &hop, None);
             assert_eq!(trace.id, hop.to_string().replace('-', ""), "{bad}");
             trace.write(&mut headers, &DecisionId::fresh());
             assert!(parse(headers[TRACEPARENT].to_str().unwrap()).is_some());
@@ -160,13 +220,48 @@ mod tests {
     }
 
     #[test]
+    fn whether_a_trace_is_sent_is_obeyed_and_told_and_flags_that_are_none_end_here() {
+        let written = |came: Option<&str>, sampler: Option<&str>| {
+            let sampler = sampler.map(|name| name.parse::<Sampler>().unwrap());
+            let mut headers = came.map(headers).unwrap_or_default();
+            let trace = Trace::of(&headers, &HopId::fresh(), sampler.as_ref());
+            trace.write(&mut headers, &DecisionId::fresh());
+            let written = headers[TRACEPARENT].to_str().unwrap();
+            (trace.sampled, written[written.len() - 2..].to_owned())
+        };
+        let unsampled = GOOD.replace("-01", "-00");
+        let odd = GOOD.replace("-01", "-ff");
+        for (came, sampler, expected) in [
+            (None, None, (false, "01")),
+            (Some(&*unsampled), None, (false, "00")),
+            (Some(&*odd), None, (false, "03")),
+            (None, Some("parentbased_always_on"), (true, "01")),
+            (Some(GOOD), Some("parentbased_always_off"), (true, "01")),
+            (Some(&*unsampled), Some("parentbased_always_on"), (false, "00")),
+            (Some(&*unsampled), Some("always_on"), (true, "01")),
+            (Some(GOOD), Some("always_off"), (false, "00")),
+            (None, Some("always_off"), (false, "00")),
+        ] {
+            assert_eq!(
+                written(came, sampler),
+                (expected.0, expected.1.to_owned()),
+                "{came:?} {sampler:?}"
+            );
+        }
+    }
+
+    #[test]
     fn hops_are_counted_while_their_calls_are_open() {
         let (traces, hop) = (Traces::default(), HopId::fresh());
-        let carried = Trace::of(&headers(GOOD), &hop);
+        let carried = Trace::of(&headers(GOOD), &hop, None);
         assert_eq!(traces.next(&carried), 1);
         let (first, second) = (traces.enter(&carried, 1), traces.enter(&carried, 3));
         assert_eq!(traces.next(&carried), 4);
-        assert_eq!(traces.next(&Trace::of(&HeaderMap::new(), &hop)), 1, "another trace");
+        assert_eq!(
+            traces.next(&Trace::of(&HeaderMap::new(), &hop, None)),
+            1,
+            "another trace"
+        );
         traces.leave(first);
         assert_eq!(traces.next(&carried), 4);
         traces.leave(second);
