@@ -1,20 +1,75 @@
 //! The time of day, which tests can move.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use aip_runtime::boottime;
+
+/// Seconds by which the system's clock may run ahead of what has passed and still be followed: what the mesh tolerates
+/// between any two clocks. A clock that is disciplined is moved by less at a time.
+pub const MAX_STEP_SECONDS: u64 = 300;
 
 /// Unix seconds. Cloning shares it.
 #[derive(Debug, Clone, Default)]
-pub struct Clock(Arc<AtomicU64>);
+pub struct Clock(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    passed: AtomicU64,
+    stepped: AtomicU64,
+    /// What the system's clock said when it was last believed, and what had passed since the boot.
+    believed: Mutex<Option<(u64, Duration)>>,
+}
 
 impl Clock {
     /// Seconds since the Unix epoch, and what [`Self::advance`] added.
     pub fn now(&self) -> u64 {
-        aip_runtime::unix_now() + self.0.load(Ordering::Relaxed)
+        let added = self.0.passed.load(Ordering::Relaxed) + self.0.stepped.load(Ordering::Relaxed);
+        aip_runtime::unix_now() + added
     }
 
-    /// Moves the clock forward. For tests of what expires: certificates go by the system's clock.
+    /// Like [`Self::now`], but a clock that steps ahead while this process runs is not followed by more than
+    /// [`MAX_STEP_SECONDS`]: for what would be lost if a day passed in a moment. One that is set back is followed.
+    pub fn steady(&self) -> u64 {
+        let passed = boottime() + Duration::from_secs(self.0.passed.load(Ordering::Relaxed));
+        let now = self.now();
+        let mut believed = self.0.believed.lock().unwrap_or_else(PoisonError::into_inner);
+        let (then, at) = *believed.get_or_insert((now, passed));
+        let most = then + passed.saturating_sub(at).as_secs() + MAX_STEP_SECONDS;
+        if now <= most {
+            *believed = Some((now, passed));
+        }
+        now.min(most)
+    }
+
+    /// Lets time pass. For tests of what expires: certificates go by the system's clock.
     pub fn advance(&self, seconds: u64) {
-        self.0.fetch_add(seconds, Ordering::Relaxed);
+        self.0.passed.fetch_add(seconds, Ordering::Relaxed);
+    }
+
+    /// Sets the clock to this many seconds ahead of the system's, though no time has passed. For tests of a wrong clock.
+    pub fn step(&self, seconds: u64) {
+        self.0.stepped.store(seconds, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_ahead_is_not_followed_and_what_passes_is() {
+        let clock = Clock::default();
+        let before = clock.steady();
+        clock.step(86_400);
+        assert!(clock.now() >= before + 86_400);
+        let held = clock.steady();
+        assert!(held <= before + MAX_STEP_SECONDS + 60, "{held} after {before}");
+        assert!(clock.steady() <= held + 60, "looking often does not carry it along");
+        clock.advance(7 * 86_400);
+        assert!(clock.steady() >= before + 7 * 86_400, "what passed, passed");
+        clock.step(0);
+        assert!(clock.steady() >= before + 7 * 86_400 && clock.steady() <= clock.now());
     }
 }

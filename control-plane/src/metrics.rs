@@ -17,7 +17,17 @@ pub const TABLE: &[(&str, &str, &str)] = &[
     (
         "aip_reputation_below_floor",
         "gauge",
-        "Agents below the mesh's floor when all were looked at last.",
+        "Agents that sidecars refuse for their score, when all were looked at last.",
+    ),
+    (
+        "aip_reputation_unreadable",
+        "gauge",
+        "Agents whose reputation could not be read then.",
+    ),
+    (
+        "aip_clock_ahead_seconds",
+        "gauge",
+        "By how much the clock stepped ahead of what has passed.",
     ),
     ("aip_store_revision", "gauge", "The store's revision."),
     (

@@ -7,17 +7,27 @@
 //! | [`ledger`] | what all events of one agent come to; nothing but a fold over them |
 //! | [`score`] | the score of a ledger, at a moment; pure |
 //! | [`book`] | ledgers in the store, and the change that adds an event and tells of the score |
-//! | [`reports`] | what people and programs do: report, import, reset |
+//! | [`evidence`] | whether what a report is about happened, by the audit |
+//! | [`reports`] | what verifiers report |
 //! | [`observe`] | what hops say, gathered and written every few seconds |
+//! | [`drift`] | what a drift does |
+//! | [`resets`] | forgetting what counts, by two people |
+//! | [`statements`] | signed statements: made, and taken back after a restore |
+//! | [`review`] | looking at all of them now and then |
 //!
 //! Not here: what a sidecar does with a score (`aip-sidecar`), nor how it travels ([`crate::config`]).
 
 pub mod book;
+mod drift;
 pub mod event;
+pub mod evidence;
 pub mod ledger;
 pub mod observe;
 pub mod reports;
+mod resets;
+mod review;
 pub mod score;
+pub mod statements;
 pub mod tally;
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! | `/trailers` | a body and trailers, one of which no agent may set |
 //! | `/forged` | headers that no agent may set |
 //! | `/slow` | begins when the test calls [`Agent::heard`] |
+//! | `/fail` | 500 |
 //! | `/early` | answers without reading the body |
 //! | `/upgrade` | switches protocols where asked to, and then echoes bytes |
 //! | anything else | 200 and the body as it came |
@@ -153,6 +154,10 @@ impl Agent {
             "/slow" => {
                 self.until_heard(&query["stream"], 1).await;
                 Response::new(full("at last"))
+            }
+            "/fail" => {
+                let failed = Response::builder().status(StatusCode::INTERNAL_SERVER_ERROR);
+                failed.body(full("it failed")).unwrap()
             }
             "/trailers" => trailers_answer(),
             "/forged" => Response::builder()

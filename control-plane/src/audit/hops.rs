@@ -28,6 +28,8 @@ pub struct Matched {
     pub callee_end: End,
     /// Whether the hop came to its end at both sides, and both say the same of it: bytes, digests, status.
     pub agreed: bool,
+    /// Whether a policy of the callee's side refused it, which is then how it ended.
+    pub denied: bool,
     /// In what they contradict each other beyond what a cut explains; empty where they do not.
     pub contradicts: Vec<&'static str>,
     /// When the later of the two records was made, in Unix milliseconds by its sidecar's clock.

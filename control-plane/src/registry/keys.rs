@@ -35,6 +35,10 @@ pub const POLICY_VERSIONS: &str = "policy-version/";
 pub const REPUTATION_BASES: &str = "reputation/base/";
 /// All reports that were counted.
 pub const REPUTATION_REPORTS: &str = "reputation/report/";
+/// What all reports of one hop came to.
+pub const REPUTATION_HOPS: &str = "reputation/hop/";
+/// What each reporter reported lately.
+pub const REPUTATION_REPORTERS: &str = "reputation/reporter/";
 /// The kill set in force.
 pub const KILL_SET: &str = "kill/set";
 /// All kill sets that were issued here.
@@ -168,7 +172,18 @@ pub fn reputation_event(agent: &AgentName, seq: u64) -> String {
     format!("{}{seq:016}", reputation_events(agent))
 }
 
-/// A report that was counted, by the digest of its reporter and its evidence.
-pub fn reputation_report(agent: &AgentName, digest: &Digest) -> String {
+/// A report that was counted, by its reporter and the hop.
+pub fn reputation_report(agent: &AgentName, reporter: &str, hop: &str) -> String {
+    let digest = Digest::of_parts(&[reporter.as_bytes(), b"\0", hop.as_bytes()]);
     format!("{REPUTATION_REPORTS}{agent}/{digest}")
+}
+
+/// What all reports of one hop came to.
+pub fn reputation_hop(agent: &AgentName, hop: &str) -> String {
+    format!("{REPUTATION_HOPS}{agent}/{hop}")
+}
+
+/// What one reporter reported lately.
+pub fn reputation_reporter(sub: &str) -> String {
+    format!("{REPUTATION_REPORTERS}{}", Digest::sha256(sub.as_bytes()))
 }

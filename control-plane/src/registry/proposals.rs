@@ -95,6 +95,10 @@ impl Registry {
                 let detail = format!("{sub} proposed this; somebody else must approve it");
                 return Err(Refusal::new(Reason::SecondPersonRequired, detail));
             }
+            if let Action::ResetReputation { agent, .. } = action {
+                // The second person is none whom it helps, either.
+                self.may_judge(sub, agent).await?;
+            }
             self.still_stands(&held.value).await?;
             let draft = self.change(&actor, "proposal.approve", id);
             let draft = draft.detail(format!("{} (proposed by {proposed_by})", action.summary()));

@@ -15,6 +15,9 @@ const TOKEN_MEMORY: u64 = 86_400;
 /// How long a measurement waits for a person.
 const PENDING_SECONDS: u64 = 7 * 86_400;
 
+/// How long it is known how much somebody reported: as long as it counts, and as much as clocks may be off.
+const REPORTER_MEMORY: u64 = 2 * 3_600;
+
 /// Whether a row is over, and what it is called in the audit.
 type Over = fn(&Value, u64) -> bool;
 
@@ -34,7 +37,7 @@ impl Registry {
     /// # Errors
     /// The store fails.
     pub async fn sweep(&self) -> Result<usize, Refusal> {
-        let kinds: [(String, Over); 8] = [
+        let kinds: [(String, Over); 10] = [
             (keys::TOKENS.into(), |row, now| {
                 passed(row, "expires_at", TOKEN_MEMORY, now)
             }),
@@ -49,6 +52,12 @@ impl Registry {
             }),
             (keys::REPUTATION_REPORTS.into(), |row, now| {
                 passed(row, "at", REPORT_MEMORY_SECONDS, now)
+            }),
+            (keys::REPUTATION_HOPS.into(), |row, now| {
+                passed(row, "at", REPORT_MEMORY_SECONDS, now)
+            }),
+            (keys::REPUTATION_REPORTERS.into(), |row, now| {
+                passed(row, "at", REPORTER_MEMORY, now)
             }),
             (keys::of_kind(Kind::Revocation), revocation_over),
         ];

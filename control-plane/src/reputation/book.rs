@@ -2,15 +2,19 @@
 //! there; what is old moves from the events into the base.
 
 use aip_api::AgentName;
-use aip_api::resource::reputation::{ReputationSettings, Score};
+use aip_api::resource::reputation::ReputationSettings;
 use aip_api::resource::{Agent, Kind, Reputation};
 
-use super::event::{Event, What};
+use super::event::{Event, Rules, What};
 use super::ledger::Ledger;
 use super::score;
 use crate::refusal::{Reason, Refusal};
-use crate::registry::{Actor, Draft, Registry, Versioned, keys};
+use crate::registry::{Draft, Registry, Versioned, keys};
 use crate::store::{Expect, Op};
+
+/// Seconds by which the clock may have been set back without an event being earlier than the one before: as much as any
+/// clock of the mesh may be off.
+const CLOCK_SLACK: u64 = 300;
 
 /// Events that are kept of an agent at least, where there were as many: what a person who asks why looks through.
 pub const KEPT_EVENTS: usize = 64;
@@ -39,9 +43,9 @@ pub struct Recorded {
 }
 
 impl Book {
-    fn folded(base: Option<&Ledger>, events: &[Event], settings: &ReputationSettings) -> Ledger {
+    fn folded(base: Option<&Ledger>, events: &[Event]) -> Ledger {
         let mut ledger = base.cloned().unwrap_or_default();
-        events.iter().for_each(|event| ledger.apply(event, settings));
+        events.iter().for_each(|event| ledger.apply(event));
         ledger
     }
 
@@ -54,10 +58,14 @@ impl Book {
     fn append(&mut self, what: What, now: u64, settings: &ReputationSettings) -> Result<Vec<Op>, Refusal> {
         let event = Event {
             seq: self.ledger.seq + 1,
-            at: now.max(self.ledger.at),
+            at: match self.ledger.at {
+                before if before > now + CLOCK_SLACK => now,
+                before => now.max(before),
+            },
+            rules: Rules::from(settings),
             what,
         };
-        self.ledger.apply(&event, settings);
+        self.ledger.apply(&event);
         let mut ops = vec![Op::Put {
             key: keys::reputation_event(&self.agent, event.seq),
             value: crate::registry::encode(&event)?,
@@ -75,7 +83,7 @@ impl Book {
             n if n < MAX_EVENTS => Vec::new(),
             n => self.events.drain(..n - KEPT_EVENTS).collect(),
         };
-        let base = Self::folded(self.base.as_ref().map(|b| &b.value), &old, settings);
+        let base = Self::folded(self.base.as_ref().map(|b| &b.value), &old);
         ops.push(Op::Put {
             key,
             value: crate::registry::encode(&base)?,
@@ -102,16 +110,16 @@ impl Registry {
     ///
     /// # Errors
     /// The store fails.
-    pub async fn reputation_book(&self, agent: &AgentName, settings: &ReputationSettings) -> Result<Book, Refusal> {
-        let base = self.record::<Ledger>(keys::reputation_base(agent)).await?;
+    pub async fn reputation_book(&self, agent: &AgentName) -> Result<Book, Refusal> {
+        // The events first: between the two reads the older ones may move into the base, and none is then missing.
         let events = self
             .all::<Event>(keys::reputation_events(agent), MAX_EVENTS + 1)
             .await?;
-        // Between the two reads the older events may have moved into the base.
+        let base = self.record::<Ledger>(keys::reputation_base(agent)).await?;
         let from = base.as_ref().map_or(0, |b| b.value.seq);
         let after = events.into_iter().map(|(_, held)| held.value).filter(|e| e.seq > from);
         let events: Vec<Event> = after.collect();
-        let ledger = Book::folded(base.as_ref().map(|b| &b.value), &events, settings);
+        let ledger = Book::folded(base.as_ref().map(|b| &b.value), &events);
         Ok(Book {
             agent: agent.clone(),
             ledger,
@@ -131,7 +139,7 @@ impl Registry {
         what: What,
         settings: &ReputationSettings,
     ) -> Result<(Draft, Recorded), Refusal> {
-        let now = self.clock.now();
+        let now = self.clock.steady();
         let is_reset = matches!(what, What::Reset { .. });
         let agent = book.agent.clone();
         let draft = draft.ops(book.append(what, now, settings)?);
@@ -166,68 +174,7 @@ impl Registry {
     /// The store fails.
     pub async fn reputation_at_registration(&self, agent: &AgentName) -> Result<Reputation, Refusal> {
         let settings = self.reputation_settings().await?;
-        let book = self.reputation_book(agent, &settings).await?;
-        Ok(book.reputation(&settings, self.clock.now()))
-    }
-
-    /// Looks at all agents with a history, and tells of those whose level is another by now: scores recover with time,
-    /// and settings change. Agents that have none (a store of an earlier version) are given one. Answers how many.
-    ///
-    /// # Errors
-    /// The store fails.
-    pub async fn review_reputations(&self) -> Result<usize, Refusal> {
-        let settings = self.reputation_settings().await?;
-        let (mut after, mut count, mut below) = (String::new(), 0, 0_u32);
-        let prefix = keys::of_kind(Kind::Agent);
-        loop {
-            let rows = self.store.scan(prefix.clone(), after.clone(), REVIEW_PAGE).await?;
-            let Some(last) = rows.last() else {
-                metrics::gauge!("aip_reputation_below_floor").set(below);
-                return Ok(count);
-            };
-            after.clone_from(&last.key);
-            for row in &rows {
-                let Some(agent) = row.key.strip_prefix(&prefix).and_then(|name| name.parse().ok()) else {
-                    continue;
-                };
-                match self.review(&agent, row.revision, &settings).await {
-                    Ok((told, score)) => {
-                        count += usize::from(told);
-                        below += u32::from(score < settings.floor);
-                    }
-                    // Somebody else wrote it meanwhile, and looked at it.
-                    Err(refusal) if refusal.reason == Reason::Conflict => {}
-                    Err(refusal) => return Err(refusal),
-                }
-            }
-        }
-    }
-
-    async fn review(
-        &self,
-        agent: &AgentName,
-        at: u64,
-        settings: &ReputationSettings,
-    ) -> Result<(bool, Score), Refusal> {
-        let held = self.resource::<Reputation>(agent.as_str()).await?;
-        let book = self.reputation_book(agent, settings).await?;
-        let reputation = book.reputation(settings, self.clock.now());
-        let tell = held
-            .as_ref()
-            .is_none_or(|held| score::worth_telling(&held.value, &reputation, settings));
-        if tell {
-            let expect = held.map_or(Expect::Absent, |held| Expect::At(held.revision));
-            self.change(&Actor::control_plane(), "reputation.review", agent.as_str())
-                .routine()
-                .detail(format!("score {} ({})", reputation.score, reputation.level.as_str()))
-                .resource(&reputation, expect)
-                .check(keys::resource(Kind::Agent, agent.as_str()), Expect::At(at))
-                .commit()
-                .await?;
-        }
-        Ok((tell, reputation.score))
+        let book = self.reputation_book(agent).await?;
+        Ok(book.reputation(&settings, self.clock.steady()))
     }
 }
-
-/// Agents that are looked at in one step.
-const REVIEW_PAGE: usize = 500;

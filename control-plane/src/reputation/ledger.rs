@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use aip_api::resource::reputation::{Factor, Finding, ReputationSettings, Score, Slash};
+use aip_api::resource::reputation::{Factor, Finding, Score, Slash};
 use serde::{Deserialize, Serialize};
 
-use super::event::{Event, Observation, Report, What};
+use super::event::{Event, Observation, Report, Rules, What};
 use super::tally::{HOUR, Tally, UNIT, left, place};
 
 /// Reporters of one agent that are told apart. All others are one together: who makes up reporters gains nothing by it.
+/// Who complains takes the place of one who only praises: praise can't crowd complaints out.
 pub const MAX_REPORTERS: usize = 64;
 /// Who those others are; no reporter can be called so.
 pub const OTHERS: &str = "*";
@@ -25,8 +26,12 @@ const CONTROL_PLANE: &str = "control-plane";
 pub struct Ledger {
     /// The last event that is in it.
     pub seq: u64,
-    /// When that was, Unix seconds; never goes back.
+    /// When that was, Unix seconds.
     pub at: u64,
+    /// The last event that was no observation of hops: what a person decides about.
+    pub noted: u64,
+    /// By which rules the last event was taken in.
+    pub rules: Rules,
     /// Observations of hours that are over, each hour with its cap.
     pub settled: Tally,
     /// Those of the hour that is not over.
@@ -49,30 +54,53 @@ pub struct Reporter {
 }
 
 impl Ledger {
-    /// Takes the next event in.
-    pub fn apply(&mut self, event: &Event, settings: &ReputationSettings) {
+    /// Takes the next event in, by the rules that stand with it.
+    pub fn apply(&mut self, event: &Event) {
         self.seq = event.seq;
-        self.at = self.at.max(event.at);
+        if event.at < self.at {
+            self.back_to(event.at);
+        }
+        self.at = event.at;
+        if !matches!(event.what, What::Observed { .. }) {
+            self.noted = event.seq;
+        }
+        let rules = &event.rules;
         match &event.what {
-            What::Report(report) => self.report(report, settings),
-            What::Observed { by } => by.iter().for_each(|o| self.observed(o, settings)),
+            What::Report(report) => self.report(report, rules),
+            What::Observed { by } => by.iter().for_each(|o| self.observed(o, rules)),
             What::Drift => {
                 let mut tally = Tally::at(self.hour());
                 tally.bad[place(Factor::Honesty)] = DRIFT_OBSERVATIONS * UNIT;
-                self.count(CONTROL_PLANE, &tally, settings);
+                self.count(CONTROL_PLANE, &tally, rules);
             }
             What::Imported { score, .. } => {
                 // Of two statements the lower one holds.
                 self.ceiling = Some(self.ceiling.map_or(*score, |held| held.min(*score)));
             }
             What::Reset { .. } => {
-                let (seq, at) = (self.seq, self.at);
                 *self = Self {
-                    seq,
-                    at,
+                    seq: self.seq,
+                    at: self.at,
+                    noted: self.noted,
                     ..Self::default()
                 };
             }
+        }
+        self.rules = event.rules;
+    }
+
+    /// The clock was set back: what came in while it was ahead is of now, and fades from now on.
+    fn back_to(&mut self, at: u64) {
+        let hour = at / HOUR;
+        let tallies = self.reporters.values_mut().map(|held| &mut held.tally);
+        for tally in tallies.chain([&mut self.settled, &mut self.open]) {
+            tally.hour = tally.hour.min(hour);
+        }
+        for held in self.reporters.values_mut() {
+            held.reports.0 = held.reports.0.min(hour);
+        }
+        for slash in &mut self.slashes {
+            slash.at = slash.at.min(at);
         }
     }
 
@@ -80,7 +108,7 @@ impl Ledger {
         self.at / HOUR
     }
 
-    fn report(&mut self, report: &Report, settings: &ReputationSettings) {
+    fn report(&mut self, report: &Report, rules: &Rules) {
         let mut tally = Tally::at(self.hour());
         let worth = UNIT * u64::from(report.weight) / 100;
         let side = match report.finding {
@@ -89,7 +117,7 @@ impl Ledger {
         };
         side[place(report.finding.factor())] = worth;
         let hour = self.hour();
-        let reporter = self.count(&report.reporter, &tally, settings);
+        let reporter = self.count(&report.reporter, &tally, rules);
         reporter.reports = match reporter.reports {
             (at, n) if at == hour => (hour, n + 1),
             _ => (hour, 1),
@@ -106,12 +134,12 @@ impl Ledger {
             evidence: report.evidence.clone(),
         });
         if self.slashes.len() > MAX_SLASHES {
-            self.forget_lightest(settings);
+            self.forget_lightest(rules);
         }
     }
 
-    fn forget_lightest(&mut self, settings: &ReputationSettings) {
-        let (now, days) = (self.at, settings.slash_half_life_days);
+    fn forget_lightest(&mut self, rules: &Rules) {
+        let (now, days) = (self.at, rules.slash_half_life_days);
         let weighs = |slash: &Slash| remaining(slash, now, days);
         let lightest = (0..self.slashes.len()).min_by(|a, b| {
             let (a, b) = (&self.slashes[*a], &self.slashes[*b]);
@@ -122,7 +150,7 @@ impl Ledger {
         }
     }
 
-    fn observed(&mut self, observation: &Observation, settings: &ReputationSettings) {
+    fn observed(&mut self, observation: &Observation, rules: &Rules) {
         let mut tally = Tally::at(self.hour());
         let worth = |n: u32| u64::from(n) * UNIT * u64::from(observation.weight) / 100;
         for (factor, n) in &observation.good {
@@ -131,37 +159,59 @@ impl Ledger {
         for (factor, n) in &observation.bad {
             tally.bad[place(*factor)] = worth(*n);
         }
-        self.count(&observation.peer, &tally, settings);
+        self.count(&observation.peer, &tally, rules);
     }
 
     /// Counts observations once in their hour, and once with their reporter.
-    fn count(&mut self, reporter: &str, tally: &Tally, settings: &ReputationSettings) -> &mut Reporter {
-        let (hour, days) = (tally.hour, settings.half_life_days);
+    fn count(&mut self, reporter: &str, tally: &Tally, rules: &Rules) -> &mut Reporter {
+        let (hour, days) = (tally.hour, rules.half_life_days);
         if self.open.hour < hour {
             let mut over = std::mem::replace(&mut self.open, Tally::at(hour));
-            over.cap(settings.hour_cap);
+            over.cap(self.rules.hour_cap);
             self.settled.fade(over.hour, days);
             self.settled.add(&over);
         }
         self.open.add(tally);
-        let name = self.place_of(reporter, hour, days);
+        let name = self.place_of(reporter, tally, rules);
         let held = self.reporters.entry(name).or_default();
         held.tally.fade(hour, days);
         held.tally.add(tally);
-        held.tally.cap(settings.reporter_cap);
+        held.tally.cap(rules.reporter_cap);
         held
     }
 
-    fn place_of(&mut self, reporter: &str, hour: u64, half_life_days: u32) -> String {
+    /// Under which name a reporter counts.
+    fn place_of(&mut self, reporter: &str, tally: &Tally, rules: &Rules) -> String {
+        let (hour, days) = (tally.hour, rules.half_life_days);
         if self.reporters.contains_key(reporter) || self.reporters.len() < MAX_REPORTERS {
             return reporter.to_owned();
         }
         self.reporters.retain(|_, held| {
-            held.tally.fade(hour, half_life_days);
+            held.tally.fade(hour, days);
             !held.tally.is_empty() || held.reports.0 == hour
         });
-        let full = self.reporters.len() >= MAX_REPORTERS;
-        if full { OTHERS.to_owned() } else { reporter.to_owned() }
+        if self.reporters.len() < MAX_REPORTERS {
+            return reporter.to_owned();
+        }
+        let Some(mildest) = self.mildest(hour).filter(|(bad, _)| *bad < tally.against()) else {
+            return OTHERS.to_owned();
+        };
+        if let Some(gone) = self.reporters.remove(&mildest.1) {
+            let others = &mut self.reporters.entry(OTHERS.to_owned()).or_default().tally;
+            others.fade(hour, days);
+            others.add(&gone.tally);
+            others.cap(rules.reporter_cap);
+        }
+        reporter.to_owned()
+    }
+
+    /// Who of those that are told apart has the least to say against the agent, and how much that is. Who reported in this
+    /// hour keeps the place: its reports are counted there.
+    fn mildest(&self, hour: u64) -> Option<(u64, String)> {
+        let mut all: Vec<_> = self.reporters.iter().collect();
+        all.retain(|(name, held)| *name != OTHERS && held.reports.0 != hour);
+        let mildest = all.into_iter().min_by_key(|(name, held)| (held.tally.against(), *name));
+        mildest.map(|(name, held)| (held.tally.against(), name.clone()))
     }
 
     /// How many reports of `reporter` there are in the hour of `now`.
@@ -171,7 +221,7 @@ impl Ledger {
             full.then(|| self.reporters.get(OTHERS)).flatten()
         });
         match known.map(|r| r.reports) {
-            Some((hour, n)) if hour == now.max(self.at) / HOUR => n,
+            Some((hour, n)) if hour == now / HOUR => n,
             _ => 0,
         }
     }

@@ -7,12 +7,13 @@ use std::time::Duration;
 use aip_api::AgentName;
 use aip_api::resource::reputation::{Factor, ReputationSettings};
 use aip_api::resource::{Agent, Reputation};
-
+use aip_audit::record::End;
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use super::event::{Observation, What};
 use super::ledger::{MAX_REPORTERS, OTHERS};
 use crate::audit::hops::Matched;
+use crate::audit::hops::join::COMPLETE;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::{Actor, Registry, retrying};
 
@@ -23,6 +24,28 @@ pub const MAX_AGENTS: usize = 10_000;
 /// Agents in one transaction.
 const AGENTS_AT_ONCE: usize = 200;
 
+/// What the callee's sidecar says when its agent failed a hop, by the stable reason. All other reasons count against
+/// nobody: they are the caller's doing, the mesh's, or that of whoever runs it (`overloaded`, `audit_unavailable`, `killed`).
+pub const AGENT_FAILED: [(&str, Ended); 4] = [
+    ("agent_unreachable", Ended::Failed),
+    ("connection_broken", Ended::Failed),
+    ("upgrade_failed", Ended::Failed),
+    ("response_timeout", Ended::TooLate),
+];
+
+/// How a hop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The callee answered, and said no failure of its own.
+    Answered,
+    /// The callee answered that it failed (5xx), was not there, or broke off.
+    Failed,
+    /// The callee did not begin to answer in time.
+    TooLate,
+    /// A policy of the callee's side refused it: `policy_denied`, and no other refusal.
+    Denied,
+}
+
 /// One hop, as both of its ends saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
@@ -30,10 +53,8 @@ pub struct Outcome {
     pub caller: AgentName,
     /// Who was asked.
     pub callee: AgentName,
-    /// The status that both saw.
-    pub status: u16,
-    /// Whose doing a failure was, by the callee's sidecar; empty where nothing failed.
-    pub blame: String,
+    /// How it ended.
+    pub ended: Ended,
     /// Milliseconds that it took the callee.
     pub ms: u64,
 }
@@ -60,14 +81,14 @@ pub fn said(outcome: &Outcome, settings: &ReputationSettings) -> Vec<Said> {
     if outcome.caller == outcome.callee {
         return Vec::new();
     }
-    match (outcome.blame.as_str(), outcome.status) {
-        ("policy", _) => vec![say(true, Factor::Cooperativeness, false)],
-        ("agent", 504) => vec![
+    match outcome.ended {
+        Ended::Denied => vec![say(true, Factor::Cooperativeness, false)],
+        Ended::Failed => vec![say(false, Factor::Reliability, false)],
+        Ended::TooLate => vec![
             say(false, Factor::Reliability, false),
             say(false, Factor::Responsiveness, false),
         ],
-        ("" | "agent", 500..) => vec![say(false, Factor::Reliability, false)],
-        ("", 100..400) => {
+        Ended::Answered => {
             let mut all = vec![
                 say(false, Factor::Reliability, true),
                 say(true, Factor::Cooperativeness, true),
@@ -78,8 +99,6 @@ pub fn said(outcome: &Outcome, settings: &ReputationSettings) -> Vec<Said> {
             }
             all
         }
-        // What the caller did wrong, and what the mesh did.
-        _ => Vec::new(),
     }
 }
 
@@ -102,7 +121,8 @@ impl Gathered {
                 continue;
             }
             let peers = self.0.entry(agent.clone()).or_default();
-            let known = peers.contains_key(peer.as_str()) || peers.len() < MAX_REPORTERS;
+            let known =
+                peers.contains_key(peer.as_str()) || peers.len() < MAX_REPORTERS || !said.good && made_room(peers);
             let peer = if known { peer.as_str() } else { OTHERS };
             let (good, bad) = peers.entry(peer.to_owned()).or_default();
             let side = if said.good { good } else { bad };
@@ -115,6 +135,23 @@ impl Gathered {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+/// Lets one that only praised be one of the others, for somebody who complains; answers whether there was one.
+fn made_room(peers: &mut BTreeMap<String, Counts>) -> bool {
+    let mut names = peers
+        .iter()
+        .filter(|(name, (_, bad))| *name != OTHERS && bad.is_empty());
+    let Some(name) = names.next().map(|(name, _)| name.clone()) else {
+        return false;
+    };
+    let (good, _) = peers.remove(&name).unwrap_or_default();
+    let others = &mut peers.entry(OTHERS.to_owned()).or_default().0;
+    for (factor, n) in good {
+        let count = others.entry(factor).or_default();
+        *count = count.saturating_add(n);
+    }
+    true
 }
 
 impl Registry {
@@ -148,7 +185,7 @@ impl Registry {
             if by.is_empty() {
                 continue;
             }
-            let mut book = self.reputation_book(agent, &settings).await?;
+            let mut book = self.reputation_book(agent).await?;
             let what = What::Observed { by };
             draft = self.reputation_ops(draft, &mut book, what, &settings).await?.0;
             draft = draft.ops([check]);
@@ -175,8 +212,9 @@ impl Registry {
         let own_falls = self.is_below_floor(agent.name.as_str(), settings).await?;
         for (peer, (good, bad)) in peers {
             let owner = self.resource::<Agent>(peer).await?.map(|held| held.value.owner);
-            // Those of one owner don't vouch for each other; against each other they may speak.
-            let vouches = agent.owner.is_empty() || owner.is_none_or(|owner| owner != agent.owner);
+            // Those of one owner don't vouch for each other; against each other they may speak. Whose somebody is who is not
+            // registered any more, or is one of many others, nobody knows.
+            let vouches = agent.owner.is_empty() || owner.is_some_and(|owner| owner != agent.owner);
             let mut bad = bad.clone();
             if own_falls || self.is_below_floor(peer, settings).await? {
                 // That the floor refuses it must not push an agent, or whoever calls it, further down.
@@ -197,17 +235,42 @@ impl Registry {
 }
 
 impl Outcome {
-    /// What both ends say, where they say the same; else there is no telling who is right, and nothing counts.
+    /// What both ends say, where they say the same: the same bytes, the same status, and no other end of it than a failure
+    /// at one side explains at the other. Else there is no telling who is right, and nothing counts.
     pub fn of(matched: &Matched) -> Option<Self> {
         let (caller, callee) = (&matched.caller_end, &matched.callee_end);
-        let same = matched.agreed && caller.status == callee.status && caller.end == callee.end;
-        same.then(|| Self {
+        if !matched.contradicts.is_empty() || caller.status != callee.status {
+            return None;
+        }
+        Some(Self {
             caller: matched.caller.clone(),
             callee: matched.callee.clone(),
-            status: callee.status,
-            blame: callee.blame.clone(),
+            ended: ended(caller, callee, matched.denied)?,
             ms: callee.ms,
         })
+    }
+}
+
+fn ended(caller: &End, callee: &End, denied: bool) -> Option<Ended> {
+    let said = |end: &End| (end.end.clone(), end.blame.clone());
+    let is = |end: &End, word: &str, blame: &str| said(end) == (word.to_owned(), blame.to_owned());
+    if is(callee, "aborted", "agent") && is(caller, "aborted", "callee") {
+        return Some(Ended::Failed);
+    }
+    // A refusal of the callee's sidecar is an answer that the caller's passes on whole.
+    if !is(caller, COMPLETE, "") {
+        return None;
+    }
+    match (callee.blame.as_str(), callee.status) {
+        _ if denied => Some(Ended::Denied),
+        ("", 100..400) if callee.end == COMPLETE => Some(Ended::Answered),
+        ("", 500..) if callee.end == COMPLETE => Some(Ended::Failed),
+        ("agent", _) => {
+            let known = AGENT_FAILED.iter().find(|(reason, _)| *reason == callee.end);
+            known.map(|(_, ended)| *ended)
+        }
+        // What the caller did wrong, and what the mesh did.
+        _ => None,
     }
 }
 

@@ -33,7 +33,8 @@ pub fn counted(ledger: &Ledger, settings: &ReputationSettings, factor: Factor, n
             let whole = amount(tally, place) as f64 / UNIT as f64;
             cap.map_or(whole, |cap| whole.min(f64::from(cap))) * left(hours, days)
         };
-        let hours = faded(&ledger.settled, None) + faded(&ledger.open, Some(settings.hour_cap));
+        let hour_cap = settings.hour_cap.min(ledger.rules.hour_cap);
+        let hours = faded(&ledger.settled, None) + faded(&ledger.open, Some(hour_cap));
         let reporters: f64 = ledger
             .reporters
             .values()
@@ -68,7 +69,6 @@ pub fn mean(factors: &BTreeMap<Factor, f64>, settings: &ReputationSettings) -> f
 
 /// The reputation that a ledger comes to at `now`.
 pub fn reputation(agent: &AgentName, ledger: &Ledger, settings: &ReputationSettings, now: u64) -> Reputation {
-    let now = now.max(ledger.at);
     let all: BTreeMap<Factor, Counted> = Factor::ALL
         .into_iter()
         .map(|factor| (factor, counted(ledger, settings, factor, now)))
@@ -107,12 +107,22 @@ fn in_force<'a>(ledger: &'a Ledger, settings: &ReputationSettings, now: u64) -> 
     all
 }
 
-/// Whether sidecars must be told: another level, another side of the floor, or another slash. Not at every event.
+/// Whether sidecars must be told: another level of the score or of a factor, another side of the floor, or another slash.
+/// Not at every event.
 pub fn worth_telling(told: &Reputation, now: &Reputation, settings: &ReputationSettings) -> bool {
+    let well_above = |now: Score, border: Score| now.hundredths() >= border.hundredths() + RISE || now == Score::MAX;
+    let changes_level = |told: Score, now: Score| {
+        let (was, is) = (told.level(), now.level());
+        is < was || is > was && well_above(now, is.from())
+    };
     let below = |reputation: &Reputation| reputation.score < settings.floor;
-    let well_above = |border: Score| now.score.hundredths() >= border.hundredths() + RISE || now.score == Score::MAX;
-    let fell = now.level < told.level || below(now) && !below(told);
-    let rose = now.level > told.level && well_above(now.level.from()) || below(told) && well_above(settings.floor);
+    let crosses_floor = match (below(told), below(now)) {
+        (false, is_below) => is_below,
+        (true, _) => well_above(now.score, settings.floor),
+    };
+    let mut factors = now.factors.iter();
+    let factor_changes =
+        factors.any(|(factor, now)| told.factors.get(factor).is_none_or(|was| changes_level(*was, *now)));
     let is_new = |slash: &Slash| told.slashes.iter().all(|known| known.id != slash.id);
-    fell || rose || now.slashes.iter().any(is_new)
+    crosses_floor || changes_level(told.score, now.score) || factor_changes || now.slashes.iter().any(is_new)
 }

@@ -83,6 +83,11 @@ impl Tally {
             .for_each(|a| *a = (*a).min(most));
     }
 
+    /// All that speaks against the agent.
+    pub fn against(&self) -> u64 {
+        self.bad.iter().fold(0, |sum, amount| sum.saturating_add(*amount))
+    }
+
     /// Whether nothing is left.
     pub fn is_empty(&self) -> bool {
         self.good == [0; 5] && self.bad == [0; 5]

@@ -5,10 +5,12 @@ use aip_api::resource::Reputation;
 use aip_api::resource::reputation::{Factor, Finding, ReputationSettings, Score, Severity};
 use proptest::prelude::*;
 
-use super::event::{Event, Observation, Report, What};
+use super::event::{Event, Observation, Report, Rules, What};
 use super::ledger::{Ledger, MAX_REPORTERS, MAX_SLASHES};
 use super::score::{Counted, factor_of, mean, reputation, worth_telling};
 use super::tally::HOUR;
+
+mod log;
 
 const NOW: u64 = 1_800_000_000 / HOUR * HOUR;
 
@@ -56,8 +58,19 @@ fn report(reporter: &str, n: u32, finding: Finding, severity: Severity) -> What 
             .to_owned()
             .try_into()
             .unwrap(),
+        hop: String::new(),
+        seen_by: Vec::new(),
         claim: String::new(),
     })
+}
+
+fn event(seq: u64, at: u64, what: What) -> Event {
+    Event {
+        seq,
+        at,
+        rules: Rules::default(),
+        what,
+    }
 }
 
 /// The ledger of events at their times.
@@ -65,7 +78,7 @@ fn ledger(events: impl IntoIterator<Item = (u64, What)>) -> Ledger {
     let mut ledger = Ledger::default();
     for (at, what) in events {
         let seq = ledger.seq + 1;
-        ledger.apply(&Event { seq, at, what }, &settings());
+        ledger.apply(&event(seq, at, what));
     }
     ledger
 }
@@ -187,7 +200,7 @@ fn colluding_reporters_count_within_their_weights() {
     for i in 0..10_000_u64 {
         let what = observed(&format!("sybil{i}"), counts(Factor::Quality, 1), BTreeMap::new());
         let seq = i + 1;
-        crowd.apply(&Event { seq, at: NOW, what }, &settings());
+        crowd.apply(&event(seq, NOW, what));
     }
     assert!(crowd.reporters.len() <= MAX_REPORTERS + 1, "{}", crowd.reporters.len());
 }
@@ -371,9 +384,9 @@ proptest! {
         let base = serde_json::to_string(&ledger(rest)).unwrap();
         let mut again: Ledger = serde_json::from_str(&base).unwrap();
         for (at, what) in tail {
-            let event = Event { seq: again.seq + 1, at, what };
+            let event = event(again.seq + 1, at, what);
             let event: Event = serde_json::from_str(&serde_json::to_string(&event).unwrap()).unwrap();
-            again.apply(&event, &settings());
+            again.apply(&event);
         }
         prop_assert_eq!(&again, &whole);
         let now = whole.at + 3 * HOUR;

@@ -1,20 +1,44 @@
 //! Reputation against those who would bend it: who may report, about whom, how often; what a statement is worth.
 
+mod evidence;
+
 use aip_api::resource::KeyPurpose;
 use aip_api::resource::reputation::{STATEMENT_TYP, Score, Statement};
+use aip_audit::record::Direction;
 use aip_control_plane::store::Expect;
 use aip_runtime::jws;
 use serde_json::{Value, json};
 
-use crate::support::{Admin, Mesh, settings};
+use crate::support::audit::{Audit, Log, decision};
+use crate::support::{Admin, Mesh, Sidecar, settings};
 
 const REPORTS: &str = "/v1/reputation/planner/reports";
 const IMPORT: &str = "/v1/reputation/planner/import";
 const RESET: &str = "/v1/reputation/planner/reset";
 
+/// Hops that planner answered, as far as the audit has them.
+const HOPS: u32 = 100;
+
+fn hop(n: u32) -> String {
+    format!("0198f2f0-7d2b-7c3e-8a11-{n:012x}")
+}
+
 fn report(severity: &str, n: u32) -> Value {
-    let evidence = format!("hop:0198f2f0-7d2b-7c3e-8a11-{n:012x}");
-    json!({"finding": "hallucination", "severity": severity, "evidence": evidence})
+    json!({"finding": "hallucination", "severity": severity, "evidence": format!("hop:{}", hop(n))})
+}
+
+/// Planner's sidecar records that it let the hops in.
+async fn answers_hops(mesh: &Mesh) -> Sidecar {
+    let token = mesh.another_token("planner").await;
+    let mut sidecar = Sidecar::new(mesh.plane.run.mesh, "planner", &token).await;
+    sidecar.join(&token).await.unwrap();
+    let mut log = Log::fresh();
+    for n in 0..HOPS {
+        let hop = hop(n).parse().unwrap();
+        log.add(decision("researcher", "planner", Direction::Inbound, Some(hop)));
+    }
+    Audit::resumed(&sidecar, &log).await.0.all(&sidecar, &log).await;
+    sidecar
 }
 
 async fn as_role(mesh: &Mesh, sub: &str, role: &str) -> Admin {
@@ -29,6 +53,7 @@ async fn with_planner() -> Mesh {
     let mesh = Mesh::dev().await;
     let planner = json!({"name": "planner", "owner": "team-a"});
     mesh.admin.ok("POST", "/v1/agents", planner).await;
+    answers_hops(&mesh).await;
     mesh
 }
 
@@ -72,7 +97,9 @@ async fn only_verifiers_report_and_nobody_on_itself() {
             .0,
         401
     );
-    for oneself in ["planner", "team-a"] {
+    let sibling = json!({"name": "sibling", "owner": "team-a"});
+    mesh.admin.ok("POST", "/v1/agents", sibling).await;
+    for oneself in ["planner", "team-a", "sibling"] {
         let verifier = as_role(&mesh, oneself, "verifier").await;
         let refused = verifier.refused("POST", REPORTS, report("low", 1)).await;
         assert_eq!(refused, (403, "self_report".into()), "{oneself}");
@@ -159,12 +186,18 @@ async fn a_long_history_is_the_same_after_a_restart() {
     let data = dir.path().join("data");
     let mesh = Mesh::start(settings(&data)).await;
     mesh.admin.ok("POST", "/v1/agents", json!({"name": "planner"})).await;
+    answers_hops(&mesh).await;
     for reporter in 0..6 {
         let verifier = as_role(&mesh, &format!("v{reporter}"), "verifier").await;
         for n in 0..25 {
             let severity = if n == 0 { "low" } else { "medium" };
             verifier.ok("POST", REPORTS, report(severity, n)).await;
         }
+        // By other rules from now on: what was taken in stays what it was, also where it moves into the base later.
+        let mut config = mesh.admin.get("/v1/mesh-config").await["resource"].clone();
+        config["reputation"]["half_life_days"] = (reporter + 1).into();
+        config["reputation"]["reporter_cap"] = (4 - reporter % 3).into();
+        mesh.admin.ok("PUT", "/v1/mesh-config", config).await;
     }
     let before = mesh.admin.get("/v1/reputation/planner").await;
     let kept = before["history"].as_array().unwrap().len();

@@ -70,6 +70,8 @@ pub(crate) struct Failure {
     /// The mistakes in what was sent, by field or by file and line.
     pub(crate) errors: Vec<FieldError>,
     pub(crate) next: Option<String>,
+    /// The stable reason that the control plane or a sidecar gave; empty where none did.
+    pub(crate) reason: String,
 }
 
 impl Failure {
@@ -80,6 +82,7 @@ impl Failure {
             why: Vec::new(),
             errors: Vec::new(),
             next: None,
+            reason: String::new(),
         }
     }
 
@@ -106,6 +109,7 @@ impl Failure {
         };
         let mut failure = Self::new(exit, what).why(format!("{} ({})", problem.detail, problem.reason));
         failure.errors.clone_from(&problem.errors);
+        failure.reason.clone_from(&problem.reason);
         if let Some(rule) = &problem.rule {
             failure.why.push(format!("rule: {rule}"));
         }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aip_api::AgentName;
 use aip_api::resource::reputation::{Evidence, MAX_STATEMENT_BYTES};
@@ -16,6 +16,12 @@ use crate::client::{Admin, encoded};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Table, cell, timestamp};
 use crate::policy::rollout::{self, Outcome};
+
+/// How long a record may take from a sidecar to the audit before a report about it is given up: sidecars send theirs within
+/// seconds.
+const RECORDED: Duration = Duration::from_secs(30);
+/// Between two tries.
+const LOOK: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ReputationVerb {
@@ -111,7 +117,7 @@ impl Report {
         });
         let what = format!("{} was not reported", self.agent);
         let path = format!("{}/reports", path_of(&self.agent));
-        let answer = admin.send(Method::POST, &path, Some(&body), &what).await?;
+        let answer = self.taken(admin, &path, &body, &what).await?;
         if answer["repeated"] == true {
             match globals.json() {
                 true => output::json(&answer),
@@ -126,6 +132,27 @@ impl Report {
         let sentence = format!("{} is at {score} ({level})", self.agent);
         let outcome = Outcome::of(&answer, &what)?;
         rollout::report(globals, admin, &outcome, &sentence, started, &self.wait).await
+    }
+}
+
+impl Report {
+    /// The answer; a hop of this moment is in the audit a moment later.
+    async fn taken(&self, admin: &Admin, path: &str, body: &Value, what: &str) -> Result<Value, Failure> {
+        let started = Instant::now();
+        loop {
+            match admin.send(Method::POST, path, Some(body), what).await {
+                Err(failure) if failure.reason == "hop_unknown" && self.is_fresh() && started.elapsed() < RECORDED => {
+                    tokio::time::sleep(LOOK).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Whether what it is about was made within the last [`RECORDED`], as its id says.
+    fn is_fresh(&self) -> bool {
+        let made = self.evidence.made_at();
+        made.is_some_and(|made| made + RECORDED.as_secs() > aip_runtime::unix_now())
     }
 }
 
@@ -195,8 +222,14 @@ fn points(score: &Value) -> String {
     score.as_f64().map_or("-".into(), |score| format!("{score:.2}"))
 }
 
+/// What sidecars do by the score that they were told, and whether they will do otherwise by the one of now.
 fn floor(row: &Value) -> &'static str {
-    if row["below_floor"] == true { "refused" } else { "ok" }
+    match (row["refused"] == true, row["below_floor"] == true) {
+        (true, true) => "refused",
+        (true, false) => "refused until it is told",
+        (false, true) => "ok until it is told",
+        (false, false) => "ok",
+    }
 }
 
 async fn show(globals: &Globals, admin: &Admin, agent: &AgentName, statement: bool) -> anyhow::Result<()> {
@@ -244,9 +277,12 @@ fn detail(event: &Value) -> String {
         Some("report") => {
             let (finding, severity) = (cell(&event["finding"]), cell(&event["severity"]));
             let (off, by) = (points(&event["points"]), cell(&event["reporter"]));
+            let seen = event["seen_by"].as_array().into_iter().flatten().map(cell);
+            let seen: Vec<String> = seen.collect();
+            let evidence = cell(&event["evidence"]);
             format!(
-                "{finding}, {severity}: {off} off, by {by}, {}",
-                cell(&event["evidence"])
+                "{finding}, {severity}: {off} off, by {by}, {evidence}, recorded by {}",
+                seen.join(" and ")
             )
         }
         Some("observed") => {

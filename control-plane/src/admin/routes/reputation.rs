@@ -18,9 +18,10 @@ use super::page;
 use crate::admin::answer::{Answer, Body, Changed, Name, Page, PageQuery, Params};
 use crate::admin::auth::Caller;
 use crate::admin::{Api, documents};
-use crate::refusal::Refusal;
+use crate::refusal::{Reason, Refusal};
 use crate::registry::{decode, keys};
 use crate::reputation::event::Event;
+use crate::reputation::evidence;
 use crate::reputation::reports::NewReport;
 
 /// Every path has the agent before the verb: so no agent's name can hide a route, nor a route an agent.
@@ -44,8 +45,10 @@ struct Scored {
     /// `exemplary` from 8, `trusted` from 6, `standard` from 4, `doubtful` from 2, `untrusted` below.
     #[schema(value_type = String)]
     level: Level,
-    /// Whether requests from and to it are refused at this score.
+    /// Whether this score is below the mesh's floor.
     below_floor: bool,
+    /// Whether sidecars refuse requests from and to it: they go by the score that they were told.
+    refused: bool,
     /// How much evidence it rests on, in percent.
     confidence: u8,
     /// The whole document, as it would be told now.
@@ -70,13 +73,14 @@ struct ScoredFully {
 
 async fn scored(api: &Api, told: &Reputation, revision: u64) -> Result<(Scored, Vec<Event>), Refusal> {
     let settings = api.registry.reputation_settings().await?;
-    let book = api.registry.reputation_book(&told.agent, &settings).await?;
-    let reputation = book.reputation(&settings, api.registry.clock.now());
+    let book = api.registry.reputation_book(&told.agent).await?;
+    let reputation = book.reputation(&settings, api.registry.clock.steady());
     let scored = Scored {
         agent: told.agent.clone(),
         score: reputation.score.value(),
         level: reputation.level,
         below_floor: reputation.score < settings.floor,
+        refused: told.score < settings.floor,
         confidence: reputation.confidence,
         told: told.score.value(),
         revision,
@@ -142,6 +146,8 @@ struct Taken {
     id: String,
     /// True where it did: nothing was counted then.
     repeated: bool,
+    /// What it took off the score: less than its severity says where another report of the same hop did before.
+    points: f64,
     /// The store's revision; `/v1/revisions/{revision}/acks` says which sidecars act on it.
     revision: u64,
     /// The score with it; absent where nothing was counted.
@@ -155,7 +161,8 @@ struct Taken {
     told: bool,
 }
 
-/// Reports what a verifier found in what an agent said or did. Counted once for each reporter and evidence.
+/// Reports what a verifier found in what an agent said or did. The audit must have the hop, with the agent as one of its
+/// ends; it counts once, by the worst of all reports about it.
 #[utoipa::path(post, path = "/v1/reputation/{agent}/reports", tag = "reputation", params(("agent" = String, Path)), request_body = Reported,
     responses((status = 200, body = Taken), (status = 201, body = Taken)))]
 async fn report(
@@ -164,18 +171,27 @@ async fn report(
     Name(agent): Name<AgentName>,
     Body(reported): Body<Reported>,
 ) -> Answer<Response> {
+    api.registry.may_judge(&caller.sub, &agent).await?;
+    let seen = {
+        // It reads the rows of many segments, as a search does.
+        let place = api.watchers.try_take(&caller.sub);
+        let _place = place.ok_or_else(|| Refusal::new(Reason::Overloaded, "too many searches; ask again"))?;
+        evidence::look_up(&api.audit, api.ca.trust_domain(), &agent, &reported.evidence).await?
+    };
     let report = NewReport {
         agent,
         finding: reported.finding,
         severity: reported.severity,
         evidence: reported.evidence,
         claim: reported.claim,
+        seen,
     };
     let done = api.registry.report_reputation(&caller.sub, report).await?;
     let reputation = done.recorded.as_ref().map(|recorded| &recorded.reputation);
     let taken = Taken {
         id: done.id,
         repeated: done.repeated,
+        points: done.points.value(),
         revision: done.revision,
         score: reputation.map(|r| r.score.value()),
         level: reputation.map(|r| r.level),

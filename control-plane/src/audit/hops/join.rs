@@ -33,6 +33,14 @@ struct Key {
     callee: AgentName,
 }
 
+/// A decision whose end has not come.
+#[derive(Debug)]
+struct Open {
+    since: u64,
+    key: Key,
+    denied: bool,
+}
+
 #[derive(Debug)]
 struct Waiting {
     since: u64,
@@ -40,6 +48,7 @@ struct Waiting {
     agent: AgentName,
     direction: Direction,
     end: End,
+    denied: bool,
     replayed: bool,
 }
 
@@ -57,7 +66,7 @@ pub enum Heard {
 /// What waits for the rest of its hop.
 #[derive(Debug, Default)]
 pub struct Join {
-    open: HashMap<(AgentName, DecisionId), (u64, Key)>,
+    open: HashMap<(AgentName, DecisionId), Open>,
     ends: HashMap<Key, Waiting>,
     // Oldest first: what is given up.
     open_age: BTreeSet<(u64, AgentName, DecisionId)>,
@@ -86,12 +95,11 @@ impl Join {
     }
 
     fn decided(&mut self, trust_domain: &str, of: &AgentName, decision: &Decision, now: u64) {
-        // A refused request never became a hop; a replayed one carries the id of somebody else's.
-        let Some(hop) = decision
-            .hop
-            .as_ref()
-            .filter(|_| decision.reason.is_empty() || decision.observed)
-        else {
+        // A refused request never became a hop; a replayed one carries the id of somebody else's. What the callee's side
+        // refused by policy did, and its sidecar had looked for replays before.
+        let passed = decision.reason.is_empty() || decision.observed;
+        let denied = !passed && decision.direction == Direction::Inbound && decision.reason == POLICY_DENIED;
+        let Some(hop) = decision.hop.as_ref().filter(|_| passed || denied) else {
             return;
         };
         let (caller, callee) = match decision.direction {
@@ -114,14 +122,19 @@ impl Join {
             callee,
         };
         self.open_age.insert((now, of.clone(), id));
-        if let Some((since, _)) = self.open.insert((of.clone(), id), (now, key)) {
-            self.open_age.remove(&(since, of.clone(), id));
+        let open = Open {
+            since: now,
+            key,
+            denied,
+        };
+        if let Some(before) = self.open.insert((of.clone(), id), open) {
+            self.open_age.remove(&(before.since, of.clone(), id));
             self.less(of, (1, 0));
         }
     }
 
     fn ended(&mut self, of: &AgentName, end: &End, at: u64, now: u64, replayed: bool) -> Heard {
-        let Some((since, key)) = self.open.remove(&(of.clone(), end.id)) else {
+        let Some(Open { since, key, denied }) = self.open.remove(&(of.clone(), end.id)) else {
             return Heard::Nothing;
         };
         self.open_age.remove(&(since, of.clone(), end.id));
@@ -129,6 +142,15 @@ impl Join {
         if end.hop != Some(key.hop) {
             return Heard::Nothing;
         }
+        let waiting = Waiting {
+            since: now,
+            at,
+            agent: of.clone(),
+            direction: end.direction,
+            end: end.clone(),
+            denied,
+            replayed,
+        };
         match self.ends.remove(&key) {
             Some(first) if first.direction != end.direction => {
                 self.ends_age.remove(&(first.since, key.clone()));
@@ -136,7 +158,7 @@ impl Join {
                 if replayed && first.replayed {
                     return Heard::Before;
                 }
-                Heard::Both(Box::new(matched(key, first, end, at)))
+                Heard::Both(Box::new(matched(key, first, waiting)))
             }
             // The same end once more: an id that was used again. The first one counts.
             Some(first) => {
@@ -144,28 +166,20 @@ impl Join {
                 Heard::Nothing
             }
             None => {
-                self.wait(key, of, end, (at, now), replayed);
+                self.wait(key, waiting);
                 Heard::Nothing
             }
         }
     }
 
-    fn wait(&mut self, key: Key, of: &AgentName, end: &End, (at, since): (u64, u64), replayed: bool) {
-        let count = self.of.entry(of.clone()).or_default();
+    fn wait(&mut self, key: Key, waiting: Waiting) {
+        let count = self.of.entry(waiting.agent.clone()).or_default();
         if self.ends.len() >= MAX_ENDS || count.1 >= MAX_ENDS / SHARE {
             metrics::counter!("aip_audit_hops_unmatched_total", "reason" => "full").increment(1);
             return;
         }
         count.1 += 1;
-        self.ends_age.insert((since, key.clone()));
-        let waiting = Waiting {
-            since,
-            at,
-            agent: of.clone(),
-            direction: end.direction,
-            end: end.clone(),
-            replayed,
-        };
+        self.ends_age.insert((waiting.since, key.clone()));
         self.ends.insert(key, waiting);
     }
 
@@ -207,10 +221,11 @@ impl Join {
     }
 }
 
-fn matched(key: Key, first: Waiting, end: &End, at: u64) -> Matched {
+fn matched(key: Key, first: Waiting, second: Waiting) -> Matched {
+    let (denied, at) = (first.denied || second.denied, first.at.max(second.at));
     let (caller_end, callee_end) = match first.direction {
-        Direction::Outbound => (first.end, end.clone()),
-        Direction::Inbound => (end.clone(), first.end),
+        Direction::Outbound => (first.end, second.end),
+        Direction::Inbound => (second.end, first.end),
     };
     let contradicts = contradicts(&caller_end, &callee_end);
     let whole = caller_end.end == COMPLETE && callee_end.end == COMPLETE;
@@ -219,15 +234,18 @@ fn matched(key: Key, first: Waiting, end: &End, at: u64) -> Matched {
         caller: key.caller,
         callee: key.callee,
         agreed: whole && contradicts.is_empty(),
+        denied,
         contradicts,
         caller_end,
         callee_end,
-        at: first.at.max(at),
+        at,
     }
 }
 
 /// How an end says that nothing went wrong.
-const COMPLETE: &str = "complete";
+pub const COMPLETE: &str = "complete";
+/// The reason of what policy refused.
+const POLICY_DENIED: &str = "policy_denied";
 
 /// In what the two ends contradict each other.
 fn contradicts(caller: &End, callee: &End) -> Vec<&'static str> {

@@ -5,12 +5,11 @@ use aip_audit::record::{Direction, End, Passed};
 use super::*;
 use crate::testing::mesh;
 
-fn outcome(status: u16, blame: &str, ms: u64) -> Outcome {
+fn outcome(ended: Ended, ms: u64) -> Outcome {
     Outcome {
         caller: "planner".parse().unwrap(),
         callee: "ledger".parse().unwrap(),
-        status,
-        blame: blame.into(),
+        ended,
         ms,
     }
 }
@@ -28,30 +27,27 @@ fn words(outcome: &Outcome) -> Vec<String> {
 }
 
 #[test]
-fn a_refusal_by_the_callees_policy_is_no_failure_of_the_callee() {
-    for status in [403, 503] {
-        assert_eq!(words(&outcome(status, "policy", 1)), ["caller-cooperativeness"]);
-    }
-}
-
-#[test]
 fn each_outcome_says_what_it_says_and_no_more() {
     let good = ["callee+reliability", "caller+cooperativeness", "callee+responsiveness"];
-    assert_eq!(words(&outcome(200, "", 5_000)), good);
-    assert_eq!(words(&outcome(200, "", 5_001)), good[..2], "a long stream is not slow");
-    assert_eq!(words(&outcome(500, "", 1)), ["callee-reliability"]);
-    assert_eq!(words(&outcome(502, "agent", 1)), ["callee-reliability"]);
+    assert_eq!(words(&outcome(Ended::Answered, 5_000)), good);
     assert_eq!(
-        words(&outcome(504, "agent", 1)),
+        words(&outcome(Ended::Answered, 5_001)),
+        good[..2],
+        "a long stream is not slow"
+    );
+    assert_eq!(words(&outcome(Ended::Failed, 1)), ["callee-reliability"]);
+    assert_eq!(
+        words(&outcome(Ended::TooLate, 1)),
         ["callee-reliability", "callee-responsiveness"]
     );
-    for blame in ["caller", "callee", "control_plane"] {
-        assert!(words(&outcome(502, blame, 1)).is_empty(), "{blame}");
-    }
-    assert!(words(&outcome(404, "", 1)).is_empty(), "a question that has no answer");
+    assert_eq!(
+        words(&outcome(Ended::Denied, 1)),
+        ["caller-cooperativeness"],
+        "no failure of the callee"
+    );
     let itself = Outcome {
         callee: "planner".parse().unwrap(),
-        ..outcome(200, "", 1)
+        ..outcome(Ended::Answered, 1)
     };
     assert!(words(&itself).is_empty());
 }
@@ -74,24 +70,111 @@ fn end(direction: Direction, status: u16) -> End {
     }
 }
 
-#[test]
-fn where_the_ends_differ_nothing_counts() {
-    let matched = |agreed, status| Matched {
+fn matched(caller_end: End, callee_end: End) -> Matched {
+    Matched {
         hop: HopId::fresh(),
         caller: "planner".parse().unwrap(),
         callee: "ledger".parse().unwrap(),
-        caller_end: end(Direction::Outbound, 200),
-        callee_end: end(Direction::Inbound, status),
-        agreed,
+        agreed: caller_end.end == COMPLETE && callee_end.end == COMPLETE,
+        caller_end,
+        callee_end,
+        denied: false,
         contradicts: Vec::new(),
         at: 1,
-    };
-    assert!(Outcome::of(&matched(true, 200)).is_some());
-    assert!(Outcome::of(&matched(false, 200)).is_none(), "digests differ");
-    assert!(
-        Outcome::of(&matched(true, 500)).is_none(),
-        "one end says that it failed"
+    }
+}
+
+/// What the callee's sidecar says of how it ended; the caller's passed on what it was answered.
+fn said_by_callee(status: u16, word: &str, blame: &str) -> Matched {
+    let mut callee = end(Direction::Inbound, status);
+    (callee.end, callee.blame) = (word.into(), blame.into());
+    matched(end(Direction::Outbound, status), callee)
+}
+
+fn ended(matched: &Matched) -> Option<Ended> {
+    Outcome::of(matched).map(|outcome| outcome.ended)
+}
+
+#[test]
+fn what_its_own_sidecar_says_of_an_agent_counts_by_its_reason() {
+    assert_eq!(ended(&said_by_callee(200, "complete", "")), Some(Ended::Answered));
+    assert_eq!(ended(&said_by_callee(500, "complete", "")), Some(Ended::Failed));
+    assert_eq!(
+        ended(&said_by_callee(404, "complete", "")),
+        None,
+        "no answer to a question"
     );
+    for status in [504, 200] {
+        // An answer in the form of JSON-RPC or gRPC has the status 200.
+        let late = said_by_callee(status, "response_timeout", "agent");
+        assert_eq!(ended(&late), Some(Ended::TooLate));
+    }
+    for down in ["agent_unreachable", "connection_broken", "upgrade_failed"] {
+        assert_eq!(
+            ended(&said_by_callee(502, down, "agent")),
+            Some(Ended::Failed),
+            "{down}"
+        );
+    }
+    for (reason, blame) in [
+        ("overloaded", "agent"),
+        ("audit_unavailable", "agent"),
+        ("drifted", "agent"),
+        ("killed", "policy"),
+        ("interrupted", "policy"),
+        ("no_endpoint", "callee"),
+        ("lease_lost", "control_plane"),
+        ("aborted", "caller"),
+        ("drained", ""),
+    ] {
+        assert_eq!(ended(&said_by_callee(503, reason, blame)), None, "{reason}");
+    }
+}
+
+/// Every reason that counts is one for which the agent is to blame, and both pages say so.
+#[test]
+fn the_reasons_that_count_are_in_the_docs() {
+    let read = |page: &str| {
+        let path = format!("{}/../docs/{page}", env!("CARGO_MANIFEST_DIR"));
+        std::fs::read_to_string(path).unwrap()
+    };
+    let (errors, reputation) = (read("errors.md"), read("reputation.md"));
+    for (reason, _) in AGENT_FAILED {
+        let row = errors.lines().find(|line| line.starts_with(&format!("| `{reason}` |")));
+        assert!(row.unwrap().contains("| agent |"), "{reason}");
+        assert!(reputation.contains(&format!("`{reason}`")), "{reason}");
+    }
+    assert!(reputation.contains("`policy_denied`"));
+}
+
+#[test]
+fn only_what_policy_refused_is_the_callers_violation() {
+    let mut denied = said_by_callee(403, "complete", "policy");
+    assert_eq!(ended(&denied), None, "another refusal: below the floor, say");
+    denied.denied = true;
+    assert_eq!(ended(&denied), Some(Ended::Denied));
+}
+
+#[test]
+fn an_answer_that_the_agent_broke_off_is_a_failure_where_both_saw_it() {
+    let mut broke = said_by_callee(200, "aborted", "agent");
+    assert_eq!(ended(&broke), None, "the caller has it whole");
+    (broke.caller_end.end, broke.caller_end.blame) = ("aborted".into(), "callee".into());
+    assert_eq!(ended(&broke), Some(Ended::Failed));
+    broke.callee_end.blame = "caller".into();
+    assert_eq!(ended(&broke), None, "its caller hung up");
+}
+
+#[test]
+fn where_the_ends_differ_nothing_counts() {
+    let mut digests = said_by_callee(200, "complete", "");
+    digests.contradicts = vec!["response_digest"];
+    assert_eq!(ended(&digests), None);
+    let mut late = said_by_callee(504, "response_timeout", "agent");
+    late.contradicts = vec!["response_bytes"];
+    assert_eq!(ended(&late), None);
+    let status = matched(end(Direction::Outbound, 200), end(Direction::Inbound, 500));
+    assert_eq!(ended(&status), None, "one end says that it failed");
 }
 
 async fn with_agents(owner: &str) -> Registry {
@@ -106,10 +189,7 @@ async fn with_agents(owner: &str) -> Registry {
 
 async fn score(registry: &Registry, agent: &str) -> f64 {
     let settings = ReputationSettings::default();
-    let book = registry
-        .reputation_book(&agent.parse().unwrap(), &settings)
-        .await
-        .unwrap();
+    let book = registry.reputation_book(&agent.parse().unwrap()).await.unwrap();
     book.reputation(&settings, registry.clock.now()).score.value()
 }
 
@@ -126,14 +206,15 @@ async fn what_hops_say_becomes_one_event_an_agent() {
     let registry = with_agents("").await;
     told(
         &registry,
-        &[outcome(200, "", 1), outcome(200, "", 1), outcome(500, "", 1)],
+        &[
+            outcome(Ended::Answered, 1),
+            outcome(Ended::Answered, 1),
+            outcome(Ended::Failed, 1),
+        ],
     )
     .await;
     let settings = ReputationSettings::default();
-    let book = registry
-        .reputation_book(&"ledger".parse().unwrap(), &settings)
-        .await
-        .unwrap();
+    let book = registry.reputation_book(&"ledger".parse().unwrap()).await.unwrap();
     assert_eq!(book.events.len(), 1);
     let factors = book.reputation(&settings, registry.clock.now()).factors;
     assert!(factors[&Factor::Responsiveness] > settings.prior);
@@ -143,9 +224,9 @@ async fn what_hops_say_becomes_one_event_an_agent() {
 #[tokio::test]
 async fn agents_of_one_owner_do_not_vouch_for_each_other_and_may_complain() {
     let registry = with_agents("team").await;
-    told(&registry, &[outcome(200, "", 1)]).await;
+    told(&registry, &[outcome(Ended::Answered, 1)]).await;
     assert!((score(&registry, "ledger").await - 5.0).abs() < f64::EPSILON);
-    told(&registry, &[outcome(500, "", 1)]).await;
+    told(&registry, &[outcome(Ended::Failed, 1)]).await;
     assert!(score(&registry, "ledger").await < 5.0);
 }
 
@@ -162,8 +243,58 @@ async fn what_the_floor_refuses_counts_against_nobody() {
             .try_into()
             .unwrap(),
         claim: String::new(),
+        seen: super::super::evidence::Seen {
+            hop: "0198f2f0-7d2b-7c3e-8a11-3b7d5b1f0a42".into(),
+            by: Vec::new(),
+        },
     };
     registry.report_reputation("checker", slash).await.unwrap();
-    told(&registry, &[outcome(403, "policy", 1)]).await;
+    told(&registry, &[outcome(Ended::Denied, 1)]).await;
     assert!((score(&registry, "planner").await - 5.0).abs() < f64::EPSILON);
+}
+
+/// Friends of one owner are made no strangers by being many, or by leaving.
+#[tokio::test]
+async fn many_friends_of_one_owner_do_not_vouch_either() {
+    let registry = with_agents("team").await;
+    let mut all = Vec::new();
+    for n in 0..=MAX_REPORTERS {
+        let name: AgentName = format!("friend{n}").parse().unwrap();
+        let mut friend = Agent::new(name.clone());
+        friend.owner = "team".into();
+        registry.create_agent(&Actor::admin("a"), friend).await.unwrap();
+        all.push(Outcome {
+            caller: name,
+            ..outcome(Ended::Answered, 1)
+        });
+    }
+    let gone = "friend0".parse().unwrap();
+    registry.delete_agent(&Actor::admin("a"), &gone).await.unwrap();
+    told(&registry, &all).await;
+    assert!((score(&registry, "ledger").await - 5.0).abs() < f64::EPSILON);
+}
+
+/// Whoever praises in masses takes no place from who complains.
+#[test]
+fn praise_does_not_crowd_out_complaints_before_they_are_written() {
+    let mut gathered = Gathered::default();
+    let settings = ReputationSettings::default();
+    let mut from = |name: &str, ended| {
+        let outcome = Outcome {
+            caller: name.parse().unwrap(),
+            ..outcome(ended, 1)
+        };
+        gathered.take(&outcome, &settings);
+    };
+    for n in 0..2 * MAX_REPORTERS {
+        from(&format!("friend{n}"), Ended::Answered);
+    }
+    from("honest", Ended::Failed);
+    let peers = &gathered.0[&"ledger".parse::<AgentName>().unwrap()];
+    assert!(peers.contains_key("honest") && peers.len() <= MAX_REPORTERS + 1);
+    let good: u32 = peers
+        .values()
+        .filter_map(|(good, _)| good.get(&Factor::Reliability))
+        .sum();
+    assert_eq!(good as usize, 2 * MAX_REPORTERS, "nothing of the praise is lost");
 }

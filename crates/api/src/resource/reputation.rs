@@ -263,6 +263,17 @@ impl Finding {
 pub struct Evidence(String);
 
 impl Evidence {
+    /// `hop` or `decision`, and the id.
+    pub fn kind_and_id(&self) -> (&str, &str) {
+        self.0.split_once(':').unwrap_or_default()
+    }
+
+    /// When the hop or decision was made, Unix seconds, as its id says: whoever made it chose that.
+    pub fn made_at(&self) -> Option<u64> {
+        let id = uuid::Uuid::parse_str(self.kind_and_id().1).ok()?;
+        id.get_timestamp().map(|made| made.to_unix().0)
+    }
+
     /// The text form.
     pub fn as_str(&self) -> &str {
         &self.0

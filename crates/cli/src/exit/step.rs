@@ -128,6 +128,11 @@ const STEPS: &[(&str, &str)] = &[
     ("drift_other_key", SAID),
     ("drift_stale", SAID),
     ("self_report", SAID),
+    (
+        "hop_unknown",
+        "`aip audit query` shows what is there; a hop of this moment is there in a moment",
+    ),
+    ("hop_of_others", SAID),
     ("statement_invalid", SAID),
     (
         "measurement_pending",
