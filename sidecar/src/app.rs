@@ -9,7 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aip_audit::log::Options;
+use aip_audit::log::{Options, SEGMENT_BYTES};
+use aip_runtime::fault;
 use aip_runtime::files::{self, DirLock};
 use aip_runtime::ready::Readiness;
 use aip_runtime::spans::Spans;
@@ -159,7 +160,7 @@ impl Shared {
             trust: TrustState::new(aip_api::name::DEFAULT_TRUST_DOMAIN.parse()?, Vec::new()).shared(),
             ready: Readiness::new(&GATES),
             vault: Vault::open(&config)?,
-            audit: Audit::open(&config.data.join("audit"), Options::default()).context("no thread for the audit")?,
+            audit: Audit::open(&config.data.join("audit"), quota(&config)).context("no thread for the audit")?,
             instance: uuid::Uuid::now_v7().to_string(),
             config,
         })
@@ -321,6 +322,20 @@ struct Serving {
     followed: JoinHandle<()>,
     obeyed: JoinHandle<()>,
     audit: AuditTasks,
+}
+
+/// Segments that a log has room for: each is dropped as a whole.
+const SEGMENTS: u64 = 8;
+
+/// The bounds of the audit's logs. Each step that makes something durable is a point at which a test ends the process.
+fn quota(config: &Config) -> Options {
+    let total_bytes = config.audit_mib * 1024 * 1024;
+    Options {
+        segment_bytes: SEGMENT_BYTES.min(total_bytes / SEGMENTS),
+        total_bytes,
+        step: |name| fault::point(|| name.to_owned()),
+        ..Options::default()
+    }
 }
 
 /// What sees to the audit.

@@ -3,6 +3,9 @@
 //! | file | what |
 //! |---|---|
 //! | `book` | the log that is being written; what is lost while none can be |
+//! | `earlier` | logs of earlier lives |
+//! | `lost` | what could not be written, counted over crashes |
+//! | `shares` | who may write how much, while room is short |
 //! | `flush` | brings records to disk, and whoever waits for that on |
 //! | `digest` | salted digests of bodies as they stream |
 //! | `strangers` | refusals of parties that nobody knows: counted, not recorded one by one |
@@ -15,8 +18,11 @@
 mod book;
 pub mod checkpoint;
 pub(crate) mod digest;
+mod earlier;
 mod flush;
+mod lost;
 mod metrics;
+mod shares;
 mod strangers;
 pub mod stream;
 
@@ -31,7 +37,7 @@ use aip_audit::record::Event;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use book::Book;
+use book::{Book, Entry};
 pub(crate) use book::{Place, Unrecorded};
 use flush::{Durable, Wants};
 use strangers::Strangers;
@@ -181,17 +187,29 @@ impl Shared {
 
     fn append(&self, event: Event, after: Option<Place>) -> Result<Place, Unrecorded> {
         let kind = metrics::Kind::of(&event);
-        let (written, bytes) = {
+        let from = match &event {
+            Event::Decision(decision) => Some(decision.source.id.clone()),
+            _ => None,
+        };
+        // Made ready before anybody is kept waiting.
+        let entry = Entry {
+            event: event.settled(),
+            after,
+            from: from.as_deref(),
+        };
+        let (written, bytes, to_begin) = {
             let mut book = self.book();
             let before = book.bytes();
-            (
-                book.append(event, after, unix_millis()),
-                book.bytes().saturating_sub(before),
-            )
+            let written = book.append(entry, unix_millis());
+            let to_begin = written.is_err() && book.to_begin().is_some();
+            (written, book.bytes().saturating_sub(before), to_begin)
         };
         match &written {
             Ok(_) => self.metrics.recorded(kind, bytes),
             Err(error) => self.metrics.lost(error.0),
+        }
+        if to_begin {
+            self.want();
         }
         written
     }
@@ -213,3 +231,6 @@ fn unix_millis() -> u64 {
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

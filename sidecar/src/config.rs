@@ -76,6 +76,8 @@ pub struct Config {
     pub workers: usize,
     /// How long a drain may take, seconds.
     pub drain_seconds: u64,
+    /// MiB that the audit's logs may take.
+    pub audit_mib: u64,
     /// How log lines look.
     pub log_format: LogFormat,
     /// What is logged.

@@ -115,6 +115,11 @@ const TABLE: &[(&str, Kind, &str)] = &[
         "bytes of records that the control plane does not have yet",
     ),
     (
+        "aip_audit_thread_failures_total",
+        Kind::Counter,
+        "times that the thread which brings records to the disk failed; a new log began each time",
+    ),
+    (
         "aip_audit_refused_total",
         Kind::Counter,
         "logs that the control plane refused to take",

@@ -11,6 +11,7 @@
 //! | [`pair`] | two sidecars with that agent behind both, for tests of what a request meets |
 //! | [`pki`] | a mesh's keys, and certificates with every fault |
 //! | [`scripted`] | a control plane that pushes what a test tells it to |
+//! | [`trail`] | the audit logs of a sidecar |
 //! | [`wire`] | TLS as a stranger would speak it to a sidecar's port |
 //!
 //! Tests live in `tests/tests`. Everything here may panic: a broken harness is a failed test.
@@ -25,5 +26,6 @@ pub mod pair;
 pub mod pki;
 pub mod process;
 pub mod scripted;
+pub mod trail;
 pub mod wait;
 pub mod wire;

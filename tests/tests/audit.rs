@@ -7,14 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use aip_api::SpiffeId;
-use aip_audit::checkpoint::{Checkpoint, Closing, TreeHead};
-use aip_audit::log::{Kept, Reader, claims_of, kept, name_of};
-use aip_audit::record::{Decision, End, Event};
-use aip_audit::verify::{Keys, Sources, verify};
+use aip_audit::checkpoint::Closing;
+use aip_audit::log::{Reader, claims_of, kept};
+use aip_audit::record::{Decision, End};
 use aip_tests::agent::Agent;
 use aip_tests::process::{Mesh, Sidecar};
-use aip_tests::{http as wire, wait};
+use aip_tests::{http as wire, trail, wait};
 use http::{Method, Request};
 use http_body_util::Full;
 use rustix::process::Signal;
@@ -24,45 +22,16 @@ use tokio::net::TcpStream;
 
 const HOST: &str = "callee.aip.internal";
 
-/// Who looks at files that it knows to be a sidecar's: that signatures hold is tested where they are checked.
-struct Believed;
-
-impl Keys for Believed {
-    fn checkpoint(&self, kept: &Kept) -> Result<(Checkpoint, SpiffeId), String> {
-        let claims = claims_of(&kept.statement).ok_or("not a checkpoint")?;
-        let agent = claims.agent.clone();
-        Ok((claims, agent))
-    }
-    fn tree_head(&self, _: &str) -> Result<TreeHead, String> {
-        Err("there is none".into())
-    }
+fn audit(sidecar: &Sidecar) -> PathBuf {
+    sidecar.dir.join("data/audit")
 }
 
 fn logs(sidecar: &Sidecar) -> Vec<PathBuf> {
-    let mut found: Vec<_> = std::fs::read_dir(sidecar.dir.join("data/audit"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| name_of(path).is_ok())
-        .collect();
-    found.sort();
-    found
+    trail::logs(&audit(sidecar))
 }
 
-/// Both records of each request, by path; an end where there is one by now.
 fn requests(sidecar: &Sidecar) -> BTreeMap<String, (Decision, Option<End>)> {
-    let (mut decisions, mut ends) = (Vec::new(), BTreeMap::new());
-    for entry in logs(sidecar).iter().flat_map(|dir| Reader::open(dir).unwrap()) {
-        match entry.unwrap().record.event {
-            Event::Decision(decision) => decisions.push(*decision),
-            Event::End(end) => drop(ends.insert(end.id.to_string(), *end)),
-            _ => {}
-        }
-    }
-    let with_end = |decision: Decision| {
-        let end = ends.get(&decision.id.to_string()).cloned();
-        (decision.path.clone(), (decision, end))
-    };
-    decisions.into_iter().map(with_end).collect()
+    trail::requests(&audit(sidecar))
 }
 
 /// Both records of one request, once it is over.
@@ -218,25 +187,6 @@ async fn both_ends_of_every_kind_of_request_are_recorded_and_agree() {
     }
 }
 
-/// Calls with numbers of their own until told to stop; the numbers that were answered.
-async fn load(outbound: std::net::SocketAddr, lane: usize, stop: Arc<AtomicBool>, answered: Arc<Mutex<Vec<String>>>) {
-    for n in 0.. {
-        if stop.load(Ordering::Acquire) {
-            return;
-        }
-        let path = format!("/work/{lane}/{n}");
-        let request = Request::post(format!("http://{HOST}{path}")).header("host", HOST);
-        let sending = tokio::spawn(wire::send(outbound, request.body(Full::from("work")).unwrap()));
-        // An answer that breaks off is none.
-        if sending
-            .await
-            .is_ok_and(|answer| answer.is_ok_and(|answer| answer.status == 200))
-        {
-            answered.lock().unwrap().push(path);
-        }
-    }
-}
-
 /// Everything that was answered is in the log of whoever was killed, with its end, and the log holds as a whole.
 async fn nothing_is_lost(sidecar: &Sidecar, answered: &[String]) {
     let recorded = requests(sidecar);
@@ -254,8 +204,7 @@ async fn nothing_is_lost(sidecar: &Sidecar, answered: &[String]) {
 }
 
 fn holds(dir: &Path) -> Result<(), String> {
-    let sources = Sources::find(&dir.join("data/audit")).unwrap();
-    let report = verify(&sources, &Believed, &mut |_| ()).unwrap();
+    let report = trail::report(&dir.join("data/audit"));
     assert!(report.logs.iter().all(|log| log.gaps == 0));
     report
         .intact()
@@ -272,8 +221,9 @@ async fn a_crash_loses_nothing_that_was_answered() {
             let stop = Arc::new(AtomicBool::new(false));
             let lanes: Vec<_> = (0..4)
                 .map(|lane| {
-                    tokio::spawn(load(
+                    tokio::spawn(trail::load(
                         rig.caller.outbound,
+                        HOST,
                         crash * 10 + lane,
                         stop.clone(),
                         answered.clone(),

@@ -23,6 +23,11 @@ macro_rules! uuid_type {
             pub fn fresh() -> Self {
                 Self(Uuid::now_v7())
             }
+
+            /// Its 16 bytes.
+            pub const fn as_bytes(&self) -> &[u8; 16] {
+                self.0.as_bytes()
+            }
         }
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

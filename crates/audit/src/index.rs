@@ -76,7 +76,7 @@ impl Said {
                 verdict: String::new(),
                 tool: String::new(),
             },
-            Event::Strangers(_) | Event::Gap(_) => Self {
+            Event::Strangers(_) | Event::Gap(_) | Event::Dropped(_) => Self {
                 hop: String::new(),
                 trace: String::new(),
                 decision: String::new(),

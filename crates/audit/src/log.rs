@@ -12,21 +12,25 @@ mod checkpoints;
 mod disk;
 mod lines;
 mod manifest;
+mod quota;
 mod reader;
 mod receive;
 mod recover;
+mod shorten;
 mod writer;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use checkpoints::{Kept, claims_of, kept, read_checkpoints};
+pub use checkpoints::{CheckpointLines, Kept, Statements, chain_id, claims_of, kept, read_checkpoints};
 pub use disk::SyncHandle;
 pub use lines::{Line, Lines};
 pub use manifest::{Closed, Dropped, Manifest};
+pub use quota::Gone;
 pub use reader::{Entry, Reader};
 pub use receive::{ChainError, Staged};
 pub use recover::Recovered;
+pub use shorten::{Long, Shorter};
 pub use writer::Writer;
 
 use aip_api::Digest;
@@ -41,11 +45,14 @@ pub const SEGMENT_MILLIS: u64 = 3600 * 1000;
 pub const TOTAL_BYTES: u64 = 1024 * 1024 * 1024;
 /// How long closed segments are kept unless told otherwise.
 pub const TOTAL_MILLIS: u64 = 30 * 24 * 3600 * 1000;
-/// Longest line of `checkpoints.jsonl`: a statement and a chain of three certificates of at most 16 KiB each.
+/// Longest line of `checkpoints.jsonl`: a chain of three certificates of at most 16 KiB each, or a statement.
 pub const MAX_CHECKPOINT_BYTES: usize = 128 * 1024;
 
+/// Is told of each step that makes something durable, by a name: where a test ends the process, or lets it fail.
+pub type Step = fn(&'static str);
+
 /// Bounds of a log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// A segment is closed when it has this many bytes.
     pub segment_bytes: u64,
@@ -55,6 +62,8 @@ pub struct Options {
     pub total_bytes: u64,
     /// Closed segments whose last record is older than this may be dropped, in milliseconds.
     pub total_millis: u64,
+    /// Who is told of steps.
+    pub step: Step,
 }
 
 impl Default for Options {
@@ -64,6 +73,7 @@ impl Default for Options {
             segment_millis: SEGMENT_MILLIS,
             total_bytes: TOTAL_BYTES,
             total_millis: TOTAL_MILLIS,
+            step: |_| (),
         }
     }
 }

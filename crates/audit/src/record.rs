@@ -39,7 +39,7 @@ pub struct Record {
     pub v: u32,
     /// Its place in the log, from 0.
     pub seq: u64,
-    /// SHA-256 of the line before, without its end; of the log's name for the first.
+    /// Leaf hash (RFC 6962) of the line before, without its end; SHA-256 of the log's name for the first.
     pub prev: Digest,
     /// Unix milliseconds.
     pub at: u64,
@@ -60,6 +60,8 @@ pub enum Event {
     Strangers(Strangers),
     /// Records that could not be written, where the durability lets traffic go on.
     Gap(Gap),
+    /// Records that a quota takes: said, and signed, before they go.
+    Dropped(Dropped),
 }
 
 /// Which way the request went, seen from the sidecar that recorded it.
@@ -247,8 +249,117 @@ pub struct Strangers {
 pub struct Gap {
     /// How many.
     pub lost: u64,
-    /// Why: `disk_full`, `io`, `quota`.
+    /// Why: `disk_full`, `io`, `quota`, `share`.
     pub reason: String,
+}
+
+/// Records that a quota takes. Everything before them went earlier.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dropped {
+    /// The log that goes, where it is an earlier one and goes whole; none where the first records of this one go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
+    /// The first that goes now.
+    pub first: u64,
+    /// How many.
+    pub records: u64,
+    /// Time of the last of them, Unix milliseconds.
+    pub until: u64,
+    /// Which quota: `size` or `age`.
+    pub quota: String,
+}
+
+impl Dropped {
+    /// The first record that is left; nothing before it is.
+    pub const fn end(&self) -> u64 {
+        self.first.saturating_add(self.records)
+    }
+}
+
+/// An event as it stands in its line, made before its place in a log is known: nobody waits for that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settled {
+    /// Its JSON.
+    event: Vec<u8>,
+}
+
+/// Longest beginning of a line, up to its event: two numbers of 20 digits, a digest, and their names.
+const MAX_BEGIN: usize = 192;
+
+impl Settled {
+    /// The line of the record with this event, without its end.
+    pub(crate) fn line(&self, seq: u64, prev: Digest, at: u64) -> Vec<u8> {
+        use std::io::Write as _;
+        // Room for the line's end, too.
+        let mut line = Vec::with_capacity(MAX_BEGIN + self.event.len() + 1);
+        // Writing to memory does not fail.
+        let _ = write!(
+            line,
+            "{{\"v\":{RECORD_VERSION},\"seq\":{seq},\"prev\":\"{prev}\",\"at\":{at},"
+        );
+        // Its own brace gives way to the members before it.
+        line.extend_from_slice(&self.event[1..]);
+        line
+    }
+}
+
+impl Event {
+    /// The event as it will be written. A float that policy read may be printed as another one is read that is one unit in
+    /// the last place away; then that one is the fact. Where none settles, the facts are not kept, and the record says so.
+    ///
+    /// # Errors
+    /// Longer than a record may be.
+    pub fn settled(mut self) -> Result<Settled, RecordError> {
+        let mut bytes = serde_json::to_vec(&self)?;
+        if self.has_floats() {
+            let mut spellings = 0;
+            loop {
+                self = serde_json::from_slice(&bytes)?;
+                let again = serde_json::to_vec(&self)?;
+                if again == bytes {
+                    break;
+                }
+                bytes = again;
+                spellings += 1;
+                if spellings == MAX_SPELLINGS {
+                    // A record without its facts is still a record; one that can't be read back would be taken for a
+                    // changed one.
+                    self.drop_facts();
+                    bytes = serde_json::to_vec(&self)?;
+                    break;
+                }
+            }
+        }
+        if bytes.len() + MAX_BEGIN > MAX_RECORD_BYTES {
+            return Err(RecordError::TooLong(bytes.len()));
+        }
+        Ok(Settled { event: bytes })
+    }
+
+    /// Leaves out the facts, and says so.
+    pub fn drop_facts(&mut self) {
+        if let Self::Decision(decision) = self
+            && !decision.facts.is_empty()
+        {
+            decision.facts = Facts {
+                dropped: vec!["input".to_owned()],
+                ..Facts::default()
+            };
+        }
+    }
+
+    fn has_floats(&self) -> bool {
+        fn floats(value: &serde_json::Value) -> bool {
+            match value {
+                serde_json::Value::Number(number) => number.is_f64(),
+                serde_json::Value::Array(items) => items.iter().any(floats),
+                serde_json::Value::Object(members) => members.values().any(floats),
+                _ => false,
+            }
+        }
+        matches!(self, Self::Decision(decision) if floats(&decision.facts.kept))
+    }
 }
 
 impl Record {
@@ -262,46 +373,6 @@ impl Record {
             length if length > MAX_RECORD_BYTES => Err(RecordError::TooLong(length)),
             _ => Ok(bytes),
         }
-    }
-
-    /// The bytes of a record that reads back as itself. A float that policy read may be printed as another one is read
-    /// that is one unit in the last place away; then that one is the fact. Where none settles, the facts are not kept, and
-    /// the record says so.
-    ///
-    /// # Errors
-    /// Longer than a record may be.
-    pub fn settled(mut self) -> Result<(Self, Vec<u8>), RecordError> {
-        let mut bytes = self.to_bytes()?;
-        if !self.has_floats() {
-            return Ok((self, bytes));
-        }
-        for _ in 0..MAX_SPELLINGS {
-            self = serde_json::from_slice(&bytes)?;
-            let again = self.to_bytes()?;
-            if again == bytes {
-                return Ok((self, bytes));
-            }
-            bytes = again;
-        }
-        // A record without its facts is still a record; one that can't be read back would be taken for a changed one.
-        if let Event::Decision(decision) = &mut self.event {
-            decision.facts.kept = serde_json::Value::Null;
-            decision.facts.dropped = vec!["input".to_owned()];
-        }
-        let bytes = self.to_bytes()?;
-        Ok((self, bytes))
-    }
-
-    fn has_floats(&self) -> bool {
-        fn floats(value: &serde_json::Value) -> bool {
-            match value {
-                serde_json::Value::Number(number) => number.is_f64(),
-                serde_json::Value::Array(items) => items.iter().any(floats),
-                serde_json::Value::Object(members) => members.values().any(floats),
-                _ => false,
-            }
-        }
-        matches!(&self.event, Event::Decision(decision) if floats(&decision.facts.kept))
     }
 
     /// Reads a line, without its end.
@@ -355,6 +426,18 @@ mod tests {
     }
 
     #[test]
+    fn a_line_is_the_same_whether_its_event_was_written_before_its_place_or_with_it() {
+        let record = end();
+        let line = record
+            .event
+            .clone()
+            .settled()
+            .unwrap()
+            .line(record.seq, record.prev, record.at);
+        assert_eq!(line, record.to_bytes().unwrap());
+    }
+
+    #[test]
     fn a_record_is_read_back_and_has_one_spelling() {
         let record = end();
         let bytes = record.to_bytes().unwrap();
@@ -384,8 +467,9 @@ mod tests {
             if let Event::Decision(decision) = &mut record.event {
                 decision.facts.kept = facts;
             }
-            let (settled, bytes) = record.settled().unwrap();
-            proptest::prop_assert_eq!(Record::from_bytes(&bytes).unwrap(), settled);
+            let line = record.event.settled().unwrap().line(0, Digest::sha256(b""), 1);
+            let read = Record::from_bytes(&line).unwrap();
+            proptest::prop_assert_eq!(read.to_bytes().unwrap(), line);
         }
     }
 }

@@ -66,6 +66,12 @@ pub struct LogReport {
     pub records: u64,
     /// Of them, those whose lines a quota took: only their subtrees are here.
     pub dropped: u64,
+    /// Time of the last of those, Unix milliseconds, by a signed record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped_until: Option<u64>,
+    /// Earlier logs of this sidecar that a quota took whole, by a signed record.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dropped_logs: Vec<String>,
     /// Segments that are here.
     pub segments: u64,
     /// Checkpoints whose signature holds.
@@ -118,6 +124,10 @@ pub fn verify(sources: &Sources, keys: &dyn Keys, progress: &mut dyn FnMut(Progr
         Some(ledger) => Some(ledger::read(ledger, keys, &mut found)?),
         None => None,
     };
+    let kept = match ledger {
+        Some(_) => walk::Kept::ByControlPlane,
+        None => walk::Kept::BySidecar,
+    };
     let all = sources.bytes()?;
     let mut done = 0;
     for source in &sources.logs {
@@ -129,7 +139,7 @@ pub fn verify(sources: &Sources, keys: &dyn Keys, progress: &mut dyn FnMut(Progr
         };
         report
             .logs
-            .push(walk::walk(source, &signed, &mut found, &mut pairing, &mut step)?);
+            .push(walk::walk(source, &signed, &mut found, &mut pairing, kept, &mut step)?);
     }
     if let Some(ledger) = ledger {
         report.ledger = Some(ledger.close(&report.logs, &mut found));

@@ -1,14 +1,19 @@
 //! The log that is being written. A log goes on over crashes and ends with an orderly end; one that can't be gone on with
 //! stays as it is, for the auditor, and the next one begins.
+//!
+//! Requests wait for whoever holds this: nothing here syncs, and nothing reads a directory, once it is open.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use aip_api::SpiffeId;
-use aip_audit::log::{self, LogError, Options, SyncHandle, Writer};
-use aip_audit::record::{Event, Gap};
+use aip_audit::log::{self, Gone, LogError, Long, Options, Shorter, SyncHandle, Writer};
+use aip_audit::record::{Dropped, Event, Gap, RecordError, Settled};
 use aip_audit::{Checkpoint, Closing};
 use serde_json::{Value, json};
+
+use super::lost::Lost;
+use super::shares::Shares;
 
 /// Time between two attempts to begin a log, where none can be written: a disk that was full has room within seconds or
 /// not for long.
@@ -25,6 +30,16 @@ pub(crate) struct Place {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the audit log can't be written ({0})")]
 pub(crate) struct Unrecorded(pub(crate) &'static str);
+
+/// What is to be written.
+pub(super) struct Entry<'a> {
+    /// The event, as its line has it.
+    pub(super) event: Result<Settled, RecordError>,
+    /// Of an end, where its decision stands: both belong into the same log.
+    pub(super) after: Option<Place>,
+    /// Of a decision, who asked.
+    pub(super) from: Option<&'a str>,
+}
 
 /// What is to be signed, and how far the files reach that it covers.
 pub(super) struct Unsigned {
@@ -43,17 +58,17 @@ pub(super) struct Covers {
 pub(super) struct Book {
     root: PathBuf,
     options: Options,
+    /// Bytes of logs of earlier lives that can't be dropped: they are of the quota, too.
+    earlier: u64,
     /// How many logs this process has begun or gone on with.
     life: u64,
     writer: Option<Writer>,
     /// Why there is none.
     why: &'static str,
-    tried: Instant,
-    /// Records that could not be written since the last one that could.
-    lost: u64,
-    lost_because: &'static str,
-    /// What was lost in this process' life.
-    lost_in_all: u64,
+    /// When one was last tried to begin, where that failed.
+    failed: Option<Instant>,
+    lost: Lost,
+    shares: Shares,
     /// An earlier life ended without a word: the next checkpoint says so.
     recovers: bool,
     /// The last checkpoint was not believed: another one is made though nothing is new.
@@ -68,61 +83,79 @@ impl Book {
         let mut book = Self {
             root: root.to_owned(),
             options,
+            earlier: 0,
             life: 0,
             writer: None,
             why: "io",
-            tried: Instant::now(),
-            lost: 0,
-            lost_because: "io",
-            lost_in_all: 0,
+            failed: None,
+            lost: Lost::open(root),
+            shares: Shares::new(options.total_bytes),
             recovers: false,
             signs_again: false,
             covers: Covers::default(),
             closed: false,
         };
-        if let Err(error) = book.begin(true) {
-            book.complain(&error);
+        if !book.go_on() {
+            let begun = begin(root, options);
+            book.began(begun);
         }
         book
     }
 
-    /// Goes on with the last log, where it may, or begins one.
-    fn begin(&mut self, may_go_on: bool) -> Result<(), LogError> {
-        self.tried = Instant::now();
-        let last = may_go_on.then(|| logs(&self.root).pop()).flatten();
-        if let Some(dir) = last {
-            match Writer::open(&dir, self.options) {
-                Ok((_, found)) if found.clean && found.records > 0 => {}
-                Ok((writer, found)) => {
-                    let log = writer.log();
-                    tracing::info!(
-                        log,
-                        records = found.records,
-                        signed = found.signed,
-                        cut_bytes = found.cut_bytes,
-                        "the audit log goes on after an end without a word"
-                    );
-                    if found.cut_lines > 0 {
-                        self.lose("io", found.cut_lines);
-                    }
-                    self.recovers = found.records > 0;
-                    self.enter(writer);
-                    return Ok(());
+    /// Goes on with the last log, where it may.
+    fn go_on(&mut self) -> bool {
+        let Some(dir) = logs(&self.root).pop() else {
+            return false;
+        };
+        match Writer::open(&dir, self.options) {
+            Ok((_, found)) if found.clean && found.records > 0 => false,
+            Ok((writer, found)) => {
+                tracing::info!(
+                    log = writer.log(),
+                    records = found.records,
+                    signed = found.signed,
+                    cut_bytes = found.cut_bytes,
+                    "the audit log goes on after an end without a word"
+                );
+                if found.cut_lines > 0 {
+                    self.lost.add("io", found.cut_lines);
                 }
-                Err(error) => tracing::error!(reason = error.reason(), %error, log = %dir.display(),
-                    "this audit log can't be gone on with; it stays as it is, and a new one begins"),
+                self.enter(writer);
+                self.recovers = found.records > 0;
+                true
+            }
+            Err(error) => {
+                tracing::error!(reason = error.reason(), %error, log = %dir.display(),
+                    "this audit log can't be gone on with; it stays as it is, and a new one begins");
+                false
             }
         }
-        let (writer, _) = Writer::open(&self.root.join(log::fresh_name()), self.options)?;
-        self.recovers = false;
-        self.enter(writer);
-        Ok(())
     }
 
-    fn enter(&mut self, writer: Writer) {
+    fn enter(&mut self, mut writer: Writer) {
+        writer.bounded(self.bounds());
         self.life += 1;
         self.covers = Covers::default();
+        self.recovers = false;
+        self.failed = None;
         self.writer = Some(writer);
+    }
+
+    /// The bounds of this log: what earlier ones leave it.
+    fn bounds(&self) -> Options {
+        Options {
+            total_bytes: self.options.total_bytes.saturating_sub(self.earlier),
+            ..self.options
+        }
+    }
+
+    /// Logs of earlier lives take so many bytes that can't be dropped.
+    pub(super) fn earlier(&mut self, bytes: u64) {
+        self.earlier = bytes;
+        let bounds = self.bounds();
+        if let Some(writer) = &mut self.writer {
+            writer.bounded(bounds);
+        }
     }
 
     fn complain(&mut self, error: &LogError) {
@@ -130,101 +163,148 @@ impl Book {
         tracing::error!(reason = self.why, %error, "the audit log can't be written");
     }
 
-    /// Begins a log where there is none, if it is time to try again.
-    pub(super) fn mend(&mut self) {
-        if self.writer.is_some() || self.closed || self.tried.elapsed() < RETRY {
-            return;
-        }
-        if let Err(error) = self.begin(false) {
-            self.complain(&error);
+    /// Where a log is to begin, and within which bounds, if there is none and it is time to try.
+    pub(super) fn to_begin(&self) -> Option<(PathBuf, Options)> {
+        let waits = self.failed.is_some_and(|failed| failed.elapsed() < RETRY);
+        let wanted = self.writer.is_none() && !self.closed && !waits;
+        wanted.then(|| (self.root.clone(), self.options))
+    }
+
+    /// What became of an attempt to begin one.
+    pub(super) fn began(&mut self, begun: Result<Writer, LogError>) {
+        match begun {
+            Ok(writer) if self.writer.is_none() && !self.closed => self.enter(writer),
+            Ok(_) => {}
+            Err(error) => {
+                self.failed = Some(Instant::now());
+                self.complain(&error);
+            }
         }
     }
 
-    /// The log of `life` can't be brought to disk: nobody knows what of it is there.
+    /// The log of `life` can't be brought to disk: nobody knows what of it is there. The next one begins soon.
     pub(super) fn broken(&mut self, life: u64, error: &LogError) {
-        if self.life != life || self.writer.is_none() {
-            return;
-        }
-        self.complain(error);
-        self.writer = None;
-        // The next one begins at once.
-        if let Err(error) = self.begin(false) {
+        if self.life == life && self.writer.take().is_some() {
+            // Whoever waits for it waits no longer.
             self.life += 1;
-            self.complain(&error);
+            self.complain(error);
         }
     }
 
-    fn lose(&mut self, why: &'static str, count: u64) {
-        self.lost += count;
-        self.lost_in_all += count;
-        self.lost_because = why;
+    /// Lets some time go by before the next log begins: whatever failed may fail again.
+    pub(super) fn wait_to_begin(&mut self) {
+        self.failed = Some(Instant::now());
     }
 
-    /// Writes a record; `after` is the decision of an end, which belongs into the same log.
-    pub(super) fn append(&mut self, event: Event, after: Option<Place>, at: u64) -> Result<Place, Unrecorded> {
-        let written = match after {
-            Some(decision) if decision.life != self.life => Err(Unrecorded("io")),
-            _ => self.mind_the_gap(at).and_then(|()| self.write(event, at)),
-        };
+    /// Writes a record.
+    pub(super) fn append(&mut self, entry: Entry<'_>, at: u64) -> Result<Place, Unrecorded> {
+        let written = self.try_append(entry, at);
         if let Err(Unrecorded(why)) = &written {
-            self.lose(why, 1);
+            self.lost.add(why, 1);
         }
         written
     }
 
+    fn try_append(&mut self, entry: Entry<'_>, at: u64) -> Result<Place, Unrecorded> {
+        if entry.after.is_some_and(|decision| decision.life != self.life) {
+            return Err(Unrecorded("io"));
+        }
+        let event = match &entry.event {
+            Ok(event) => event,
+            Err(error) => {
+                tracing::error!(%error, "a record could not be written");
+                return Err(Unrecorded("io"));
+            }
+        };
+        if let Some(from) = entry.from
+            && !self.shares.allows(from)
+        {
+            return Err(Unrecorded("share"));
+        }
+        self.mind_the_gap(at)?;
+        let before = self.bytes();
+        let place = self.write(event, at)?;
+        if let Some(from) = entry.from {
+            self.shares.took(from, self.bytes().saturating_sub(before));
+        }
+        Ok(place)
+    }
+
     /// Says first what is missing.
     fn mind_the_gap(&mut self, at: u64) -> Result<(), Unrecorded> {
-        if self.lost == 0 {
+        let Some((lost, reason)) = self.lost.unsaid() else {
             return Ok(());
-        }
-        let gap = Gap {
-            lost: self.lost,
-            reason: self.lost_because.to_owned(),
         };
-        self.write(Event::Gap(gap), at)?;
-        tracing::warn!(
-            lost = self.lost,
-            reason = self.lost_because,
-            "the audit log is written again, with a gap"
-        );
-        self.lost = 0;
+        let gap = Gap {
+            lost,
+            reason: reason.to_owned(),
+        };
+        let gap = Event::Gap(gap).settled().map_err(|_| Unrecorded("io"))?;
+        self.write(&gap, at)?;
+        tracing::warn!(lost, reason, "the audit log is written again, with a gap");
+        self.lost.said();
         Ok(())
     }
 
-    fn write(&mut self, event: Event, at: u64) -> Result<Place, Unrecorded> {
+    fn write(&mut self, event: &Settled, at: u64) -> Result<Place, Unrecorded> {
         let Some(writer) = &mut self.writer else {
             return Err(Unrecorded(self.why));
         };
-        let written = writer.append(event, at);
+        let written = writer.append_settled(event, at);
         let life = self.life;
         written.map(|seq| Place { life, seq }).map_err(|error| {
             let why = word(&error);
             match error {
                 LogError::Poisoned => self.broken(life, &error),
-                _ if self.lost == 0 => tracing::error!(reason = why, %error, "a record could not be written"),
+                _ if self.lost.unsaid().is_none() => {
+                    tracing::error!(reason = why, %error, "a record could not be written");
+                }
                 _ => {}
             }
             Unrecorded(why)
         })
     }
 
-    /// Closes the segment by age, and drops what a quota asks for of what the control plane has.
-    pub(super) fn tidy(&mut self, sent_segment: u64, at: u64) {
-        let Some(writer) = &mut self.writer else { return };
-        let mut done = Ok(());
+    /// Closes the segment by age, and says what a quota takes of what the control plane has. What was said, and signed since,
+    /// goes from the log; whoever calls takes the files away.
+    pub(super) fn tidy(&mut self, sent_segment: u64, at: u64) -> Option<Gone> {
+        let writer = self.writer.as_mut()?;
+        let mut tidied = Ok(());
         if writer.is_due(at) {
-            done = writer.rotate();
+            tidied = writer.rotate();
         }
-        let swept = done.and_then(|()| writer.sweep(sent_segment, at));
-        match swept {
-            Ok(Some(dropped)) => tracing::info!(
-                through = dropped.through,
-                quota = dropped.quota,
-                "audit segments dropped"
-            ),
-            Ok(None) => {}
-            Err(error) => tracing::warn!(reason = error.reason(), %error, "the audit log can't be tidied"),
+        let tidied = tidied
+            .and_then(|()| writer.say_dropped(sent_segment, at))
+            .and_then(|_| writer.drop_said());
+        self.shares.press(writer.unsent(sent_segment));
+        tidied.unwrap_or_else(|error| {
+            tracing::warn!(reason = error.reason(), %error, "the audit log can't be tidied");
+            None
+        })
+    }
+
+    /// A file of the log that is to be made shorter.
+    pub(super) fn long(&self) -> Option<(u64, Long)> {
+        Some((self.life, self.writer.as_ref()?.long()?))
+    }
+
+    /// Puts the shorter one in its place.
+    pub(super) fn shortened(&mut self, life: u64, shorter: Shorter) -> Result<(), LogError> {
+        match self.writer.as_mut().filter(|_| self.life == life) {
+            Some(writer) => writer.shortened(shorter),
+            None => Ok(()),
         }
+    }
+
+    /// Says that an earlier log goes, whole.
+    pub(super) fn say_dropped(&mut self, dropped: Dropped, at: u64) -> Option<Place> {
+        let event = Event::Dropped(dropped).settled().ok()?;
+        self.write(&event, at).ok()
+    }
+
+    /// Whether a kept checkpoint covers that record.
+    pub(super) fn has_signed(&self, place: Place) -> bool {
+        self.life == place.life && self.signed() > place.seq
     }
 
     /// What is to be signed now, if there is anything.
@@ -309,6 +389,11 @@ impl Book {
         self.writer.is_some()
     }
 
+    /// The bounds of all logs together.
+    pub(super) const fn options(&self) -> &Options {
+        &self.options
+    }
+
     pub(super) fn page(&self) -> Value {
         json!({
             "id": self.writer.as_ref().map(|writer| writer.log().to_owned()),
@@ -316,9 +401,14 @@ impl Book {
             "records": self.size(),
             "bytes": self.bytes(),
             "signed": self.signed(),
-            "lost": self.lost_in_all,
+            "lost": self.lost.in_all(),
         })
     }
+}
+
+/// Begins a log.
+pub(super) fn begin(root: &Path, options: Options) -> Result<Writer, LogError> {
+    Writer::open(&root.join(log::fresh_name()), options).map(|(writer, _)| writer)
 }
 
 /// The logs below `root`, oldest first: their names begin with the time.

@@ -1,7 +1,9 @@
 //! Salted digests of bodies as they stream. The caller's sidecar makes the salt of a hop and tells the callee's: the
-//! records of both ends can be compared, and nobody who has only the records can try out what was said.
+//! records of both ends can be compared, and nobody who has only the records can try out what was said. A digest is one of
+//! its hop and its direction: in the record of another it is wrong.
 
 use aip_api::Digest;
+use aip_api::id::HopId;
 use aip_audit::record::Passed;
 use http::HeaderValue;
 use ring::digest::{Context, SHA256};
@@ -45,6 +47,16 @@ impl Salt {
     }
 }
 
+/// What digests are for, and how they are made: nothing else begins so.
+const LABEL: &[u8] = b"aip hop v1";
+
+/// What digests of a hop begin with: its own, and its salt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Seed {
+    pub(crate) hop: HopId,
+    pub(crate) salt: Salt,
+}
+
 /// Which of a hop's bodies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
@@ -68,10 +80,12 @@ impl std::fmt::Debug for Tally {
 }
 
 impl Tally {
-    pub(crate) fn new(salt: Salt, way: Way) -> Self {
+    pub(crate) fn new(seed: Seed, way: Way) -> Self {
         let mut context = Context::new(&SHA256);
-        context.update(&salt.0);
+        context.update(LABEL);
+        context.update(seed.hop.as_bytes());
         context.update(&[way as u8]);
+        context.update(&seed.salt.0);
         Self { context, bytes: 0 }
     }
 
@@ -96,8 +110,8 @@ impl Tally {
     }
 
     /// All of a body.
-    pub(crate) fn of(salt: Salt, way: Way, data: &[u8]) -> Passed {
-        let mut tally = Self::new(salt, way);
+    pub(crate) fn of(seed: Seed, way: Way, data: &[u8]) -> Passed {
+        let mut tally = Self::new(seed, way);
         tally.add(data);
         tally.passed()
     }
@@ -108,27 +122,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_digest_is_of_the_salt_and_all_bytes_however_they_come() {
-        let salt = Salt::parse("000102030405060708090a0b0c0d0e0f").unwrap();
-        let mut tally = Tally::new(salt, Way::Request);
+    fn a_digest_is_of_its_hop_its_way_its_salt_and_all_bytes_however_they_come() {
+        let seed = Seed {
+            hop: HopId::fresh(),
+            salt: Salt::parse("000102030405060708090a0b0c0d0e0f").unwrap(),
+        };
+        let mut tally = Tally::new(seed, Way::Request);
         tally.add(b"in ");
         tally.add(b"parts");
-        let mut whole = (0..16).collect::<Vec<u8>>();
-        whole.push(1);
-        whole.extend(b"in parts");
+        let salt: Vec<u8> = (0..16).collect();
+        let whole = [&b"aip hop v1"[..], seed.hop.as_bytes(), &[1], &salt, b"in parts"].concat();
         let expected = Passed {
             bytes: 8,
             digest: Some(Digest::sha256(&whole)),
         };
         assert_eq!(
-            (tally.passed(), Tally::of(salt, Way::Request, b"in parts")),
+            (tally.passed(), Tally::of(seed, Way::Request, b"in parts")),
             (expected, expected)
         );
-        assert_eq!(Tally::of(salt, Way::Request, b""), Passed::default());
-        let other = Tally::of(salt, Way::Response, b"in parts");
+        assert_eq!(Tally::of(seed, Way::Request, b""), Passed::default());
+        let other = Tally::of(seed, Way::Response, b"in parts");
         assert_ne!(other.digest, expected.digest, "an answer is no request");
+        let moved = Seed {
+            hop: HopId::fresh(),
+            ..seed
+        };
+        let moved = Tally::of(moved, Way::Request, b"in parts");
+        assert_ne!(moved.digest, expected.digest, "it stands for no other hop");
         assert_ne!(Salt::fresh(), Salt::fresh());
-        assert!(salt.named().len() == 32 && salt.named() != salt.to_hex());
+        assert!(seed.salt.named().len() == 32 && seed.salt.named() != seed.salt.to_hex());
     }
 
     #[test]

@@ -2,12 +2,16 @@
 //! does so waits for the next time, together with all others that came.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::book::{Book, Place};
+use aip_audit::log::LogError;
+
+use super::book::{self, Book, Place};
+use super::earlier::Earlier;
 use super::{Shared, unix_millis};
 
 /// How often strangers are recorded, and quotas looked at.
@@ -47,9 +51,12 @@ impl Durable {
 }
 
 pub(super) fn start(shared: Arc<Shared>) -> io::Result<JoinHandle<()>> {
-    std::thread::Builder::new()
-        .name("audit".into())
-        .spawn(move || shared.run())
+    std::thread::Builder::new().name("audit".into()).spawn(move || {
+        // Requests wait for this thread: it says that it failed, and goes on with a new log.
+        while catch_unwind(AssertUnwindSafe(|| shared.run())).is_err() {
+            shared.panicked();
+        }
+    })
 }
 
 impl Shared {
@@ -68,15 +75,14 @@ impl Shared {
     }
 
     fn run(&self) {
-        let mut tidied = Instant::now();
+        let (mut tidied, mut earlier) = (Instant::now(), Earlier::default());
         loop {
             let stop = self.next();
             self.flush();
-            self.book().mend();
-            self.publish();
+            self.begin();
             if stop || tidied.elapsed() >= TIDY {
                 tidied = Instant::now();
-                self.tidy();
+                self.tidy(&mut earlier);
             }
             if stop {
                 self.flush();
@@ -97,9 +103,35 @@ impl Shared {
         wants.stop
     }
 
+    /// Begins a log where there is none: not while somebody holds the book, since a new directory is synced.
+    fn begin(&self) {
+        let wanted = self.book().to_begin();
+        if let Some((root, options)) = wanted {
+            let begun = book::begin(&root, options);
+            self.book().began(begun);
+        }
+        self.publish();
+    }
+
+    /// What is in the log's memory may be half done: the log is left as it is, and whoever waits for it is told so.
+    fn panicked(&self) {
+        tracing::error!(
+            reason = "audit_thread_panicked",
+            "the audit's thread failed, and begins a new log"
+        );
+        self.metrics.panicked();
+        {
+            let mut book = self.book();
+            let life = book.life();
+            book.broken(life, &LogError::Poisoned);
+            book.wait_to_begin();
+        }
+        self.publish();
+    }
+
     fn flush(&self) {
         let Some((handle, life)) = self.book().sync_handle() else {
-            return self.publish();
+            return;
         };
         let (begun, before) = (Instant::now(), handle.durable());
         // Also where no record is new: checkpoints are lines in files, too.
@@ -112,7 +144,6 @@ impl Shared {
             }
             Err(error) => {
                 self.book().broken(life, &error);
-                self.publish();
             }
         }
     }
@@ -138,22 +169,39 @@ impl Shared {
         });
     }
 
-    fn tidy(&self) {
+    fn tidy(&self, earlier: &mut Earlier) {
         for event in self.strangers.take() {
             // Counted where it can't be written.
             let _ = self.append(event, None);
         }
-        let (dir, sent) = {
-            let book = self.book();
-            (book.dir().map(ToOwned::to_owned), self.sent().clone())
-        };
-        if let Some(dir) = dir {
-            self.book().tidy(sent.segment_of(&dir), unix_millis());
+        let dir = self.book().dir().map(ToOwned::to_owned);
+        let sent = dir.map_or(0, |dir| self.sent().segment_of(&dir));
+        let gone = self.book().tidy(sent, unix_millis());
+        if let Some(gone) = gone {
+            match gone.remove() {
+                Ok(dropped) => {
+                    let (segments, quota) = (dropped.through, &dropped.quota);
+                    tracing::info!(segments, quota, "audit records were dropped up to this segment");
+                }
+                Err(error) => tracing::warn!(reason = error.reason(), %error, "dropped audit records are still there"),
+            }
         }
+        self.shorten();
+        earlier.tidy(self);
         let (size, signed) = {
             let book = self.book();
             (book.size(), book.signed())
         };
         self.metrics.unsigned(size.saturating_sub(signed));
+    }
+
+    /// Makes files shorter that have grown long.
+    fn shorten(&self) {
+        let long = self.book().long();
+        let Some((life, long)) = long else { return };
+        let done = long.shorten().and_then(|shorter| self.book().shortened(life, shorter));
+        if let Err(error) = done {
+            tracing::warn!(reason = error.reason(), %error, "a file of the audit log can't be made shorter");
+        }
     }
 }

@@ -19,6 +19,8 @@ const OPEN: &str = "aip_audit_log_open";
 const UNSIGNED: &str = "aip_audit_unsigned_records";
 /// Bytes that the control plane does not have.
 const UNSENT: &str = "aip_audit_unsent_bytes";
+/// Times that the thread which brings records to disk failed.
+const PANICS: &str = "aip_audit_thread_failures_total";
 /// What the control plane refused.
 const REFUSED: &str = "aip_audit_refused_total";
 
@@ -29,6 +31,7 @@ pub(super) enum Kind {
     End,
     Strangers,
     Gap,
+    Dropped,
 }
 
 impl Kind {
@@ -38,13 +41,14 @@ impl Kind {
             Event::End(_) => Self::End,
             Event::Strangers(_) => Self::Strangers,
             Event::Gap(_) => Self::Gap,
+            Event::Dropped(_) => Self::Dropped,
         }
     }
 }
 
 /// Handles, registered once.
 pub(super) struct Metrics {
-    records: [Counter; 4],
+    records: [Counter; 5],
     bytes: Counter,
     flush: Histogram,
     open: Gauge,
@@ -55,7 +59,7 @@ pub(super) struct Metrics {
 impl Metrics {
     pub(super) fn register() -> Self {
         Self {
-            records: ["decision", "end", "strangers", "gap"].map(|kind| counter!(RECORDS, "kind" => kind)),
+            records: ["decision", "end", "strangers", "gap", "dropped"].map(|kind| counter!(RECORDS, "kind" => kind)),
             bytes: counter!(BYTES),
             flush: histogram!(FLUSH_SECONDS),
             open: gauge!(OPEN),
@@ -87,6 +91,10 @@ impl Metrics {
 
     pub(super) fn unsent(&self, bytes: u64) {
         self.unsent.set(bytes as f64);
+    }
+
+    pub(super) fn panicked(&self) {
+        counter!(PANICS).increment(1);
     }
 
     pub(super) fn refused(&self, reason: &str) {

@@ -1,15 +1,17 @@
 //! The `Audit` stream: checkpoints go up at once, and segments follow, one chunk outstanding. What earlier lives of this
 //! sidecar left goes up, too. What the control plane has is asked at each greeting.
 
-mod files;
+pub(super) mod files;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aip_api::wire::{AuditHello, AuditRequest, AuditResponse, HeldLog};
 use aip_api::wire::{audit_request, audit_response};
+use aip_audit::log::Statements;
 use aip_runtime::backoff::Backoff;
 use aip_runtime::grpc::{self, ChannelError, audit_client::AuditClient};
 use aip_runtime::svid::SvidSource;
@@ -79,6 +81,32 @@ impl Sent {
         self.logs.get(name).map_or(0, |held| held.segment)
     }
 
+    /// Whether the control plane said, on the stream of now, that it has all of a log.
+    pub(super) fn has_all(&self, log: &str) -> bool {
+        self.connected && self.logs.get(log).is_some_and(|held| held.has_all)
+    }
+
+    /// Logs beside these of which the control plane was asked, and of which it did not say that it has all.
+    fn again(&self, beside: &[(String, PathBuf)], root: &Path) -> Vec<(String, PathBuf)> {
+        let greeted = self
+            .logs
+            .iter()
+            .filter(|(_, held)| !held.has_all && held.refused.is_none());
+        let others = greeted.filter(|(log, _)| !beside.iter().any(|(known, _)| known == *log));
+        others.map(|(log, _)| (log.clone(), root.join(log))).collect()
+    }
+
+    #[cfg(test)]
+    pub(super) fn says_it_has_all(&mut self, log: &str) {
+        self.connected = true;
+        self.logs.entry(log.to_owned()).or_default().has_all = true;
+    }
+
+    /// A log is gone.
+    pub(super) fn forget(&mut self, log: &str) {
+        self.logs.remove(log);
+    }
+
     pub(super) fn page(&self) -> Value {
         let logs: serde_json::Map<_, _> = self.logs.iter().map(|(log, held)| (log.clone(), held.page())).collect();
         json!({ "connected": self.connected, "logs": logs })
@@ -130,27 +158,50 @@ pub async fn run(client: Client) {
 }
 
 /// One stream, up to the end of the process or of the stream.
-struct Session<'a> {
-    shared: &'a Shared,
+struct Session {
+    shared: Arc<Shared>,
     send: mpsc::Sender<AuditRequest>,
     answers: Streaming<AuditResponse>,
+    /// Where each log's checkpoints are read.
+    statements: HashMap<String, Statements>,
 }
 
-async fn stream(client: &Client, shared: &Shared) -> Result<(), StreamEnd> {
+/// Runs what reads files: not in a thread that requests wait for.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StreamEnd> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|failed| StreamEnd::Log(std::io::Error::other(failed)))
+}
+
+async fn stream(client: &Client, shared: &Arc<Shared>) -> Result<(), StreamEnd> {
     let tls = tls::control_plane_client(Some(client.svid.slot()), &client.trust)?;
     let channel = grpc::channel(client.control_plane, tls).await?;
     let (send, outgoing) = mpsc::channel(1);
-    let all = found(shared);
-    let hello = AuditHello {
-        instance: client.instance.clone(),
-        logs: all.iter().map(|(log, dir)| held(shared, log, dir)).collect(),
-    };
+    let ours = shared.clone();
+    let logs: Vec<HeldLog> = blocking(move || {
+        let all = found(&ours, Wanted::All);
+        all.iter().map(|(log, dir)| held(&ours, log, dir)).collect()
+    })
+    .await?;
+    let greeted: Vec<String> = logs.iter().map(|held| held.log.clone()).collect();
+    let instance = client.instance.clone();
+    let hello = AuditHello { instance, logs };
     say(&send, audit_request::Message::Hello(hello)).await?;
     let mut stub = AuditClient::new(channel).max_decoding_message_size(grpc::MAX_MESSAGE_BYTES);
     let answers = stub.stream(ReceiverStream::new(outgoing)).await?.into_inner();
-    let mut session = Session { shared, send, answers };
-    shared.sent().asks_again = None;
-    for _ in &all {
+    let mut session = Session {
+        shared: shared.clone(),
+        send,
+        answers,
+        statements: HashMap::new(),
+    };
+    {
+        let mut sent = shared.sent();
+        sent.asks_again = None;
+        // What it had before it was restored, it may not have now.
+        sent.logs.retain(|log, _| greeted.contains(log));
+        sent.logs.values_mut().for_each(|held| held.has_all = false);
+    }
+    for _ in &greeted {
         session.answer(None).await?;
     }
     shared.sent().connected = true;
@@ -160,7 +211,6 @@ async fn stream(client: &Client, shared: &Shared) -> Result<(), StreamEnd> {
         kept.borrow_and_update();
         let closed = *closing.borrow_and_update();
         session.send_all().await?;
-        files::drop_old(shared)?;
         if closed {
             break;
         }
@@ -184,8 +234,17 @@ async fn stream(client: &Client, shared: &Shared) -> Result<(), StreamEnd> {
     Ok(())
 }
 
-/// The logs of this sidecar of which the control plane does not have everything.
-fn found(shared: &Shared) -> Vec<(String, PathBuf)> {
+/// Which logs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// Those of which the control plane does not have everything.
+    Unsent,
+    /// And those that it had: it may have been restored since, and a quota takes none that it does not say it has.
+    All,
+}
+
+/// The logs of this sidecar, at most as many as a stream speaks of; the live one last.
+fn found(shared: &Shared, wanted: Wanted) -> Vec<(String, PathBuf)> {
     let (root, live) = {
         let book = shared.book();
         (book.root().to_owned(), book.dir().map(ToOwned::to_owned))
@@ -196,7 +255,12 @@ fn found(shared: &Shared) -> Vec<(String, PathBuf)> {
         last = Some(live);
     }
     let name = |dir: PathBuf| Some((dir.file_name()?.to_str()?.to_owned(), dir));
-    let unsent = all.into_iter().filter(|dir| !files::is_done(dir)).take(MAX_LOGS - 1);
+    let (done, mut unsent): (Vec<_>, Vec<_>) = all.into_iter().partition(|dir| files::is_done(dir));
+    if wanted == Wanted::All {
+        // The oldest of them are the next that a quota asks for.
+        unsent.extend(done);
+    }
+    let unsent = unsent.into_iter().take(MAX_LOGS - 1);
     unsent.chain(last).filter_map(name).collect()
 }
 
@@ -211,44 +275,39 @@ fn held(shared: &Shared, log: &str, dir: &Path) -> HeldLog {
     }
 }
 
-impl Session<'_> {
+impl Session {
     /// Sends what is there of all logs: checkpoints first, and a log after the other.
     async fn send_all(&mut self) -> Result<(), StreamEnd> {
+        let shared = self.shared.clone();
+        let mut all = blocking(move || found(&shared, Wanted::Unsent)).await?;
+        // One that was done and that the control plane does not have any more.
+        let root = self.shared.book().root().to_owned();
+        let greeted = self.shared.sent().again(&all, &root);
+        all.splice(..0, greeted);
         let mut unsent = 0;
-        for (log, dir) in found(self.shared) {
-            while let Some((message, next)) = self.next(&log, &dir)? {
+        for (log, dir) in all {
+            while let Some((message, next)) = self.next(&log, &dir).await? {
                 say(&self.send, message).await?;
                 self.answer(Some((&log, next))).await?;
             }
-            unsent += files::unsent(&dir, self.shared.sent().logs.get(&log));
+            let held = self.shared.sent().logs.get(&log).cloned();
+            unsent += blocking(move || files::unsent(&dir, held.as_ref())).await?;
         }
         self.shared.metrics.unsent(unsent);
         Ok(())
     }
 
-    fn next(&self, log: &str, dir: &Path) -> Result<Option<(audit_request::Message, Next)>, StreamEnd> {
-        let covers = {
-            let book = self.shared.book();
-            (book.dir() == Some(dir)).then(|| book.covers())
-        };
-        let mut held = self.shared.sent().logs.entry(log.to_owned()).or_default().clone();
-        if held.refused.is_some() {
-            return Ok(None);
-        }
-        let covers = match covers {
-            Some(covers) => covers,
-            None => held.covered(dir),
-        };
-        let next = held.next(log, dir, covers)?;
-        if next.is_none() && !self.is_live(dir) {
-            held.done(dir);
-        }
-        self.shared.sent().logs.insert(log.to_owned(), held);
-        Ok(next)
-    }
-
-    fn is_live(&self, dir: &Path) -> bool {
-        self.shared.book().dir() == Some(dir)
+    async fn next(&mut self, log: &str, dir: &Path) -> Result<Option<(audit_request::Message, Next)>, StreamEnd> {
+        let mut statements = self.statements.remove(log);
+        let (shared, name, dir) = (self.shared.clone(), log.to_owned(), dir.to_owned());
+        let (next, statements) = blocking(move || {
+            let next = next(&shared, &name, &dir, &mut statements);
+            (next, statements)
+        })
+        .await?;
+        self.statements
+            .extend(statements.map(|statements| (log.to_owned(), statements)));
+        Ok(next?)
     }
 
     /// Waits for an answer and notes it: to what was sent last, or to the greeting.
@@ -286,6 +345,14 @@ impl Session<'_> {
                         "the control plane does not take this audit log any more"
                     );
                     sent.logs.entry(log.to_owned()).or_default().refused = Some(refused.reason);
+                } else if let (Some((_, Next::Chunk)), "checkpoint_missing") = (asked, reason.as_str())
+                    && sent.logs.entry(log.to_owned()).or_default().retell()
+                {
+                    tracing::info!(
+                        log,
+                        detail,
+                        "the control plane lacks audit checkpoints that it had: they are told again"
+                    );
                 } else if let (Some((_, Next::Checkpoint(at))), true) = (asked, reason.starts_with("checkpoint_")) {
                     // The next one covers what this one did.
                     tracing::warn!(
@@ -311,6 +378,33 @@ impl Session<'_> {
         }
         Ok(())
     }
+}
+
+/// What is to be sent next of a log.
+fn next(
+    shared: &Shared,
+    log: &str,
+    dir: &Path,
+    statements: &mut Option<Statements>,
+) -> std::io::Result<Option<(audit_request::Message, Next)>> {
+    let live = {
+        let book = shared.book();
+        (book.dir() == Some(dir)).then(|| book.covers())
+    };
+    let mut held = shared.sent().logs.entry(log.to_owned()).or_default().clone();
+    if held.refused.is_some() {
+        return Ok(None);
+    }
+    let covers = match live {
+        Some(covers) => covers,
+        None => held.covered(dir),
+    };
+    let next = held.next(log, dir, covers, statements)?;
+    if next.is_none() && live.is_none() {
+        held.done(dir);
+    }
+    shared.sent().logs.insert(log.to_owned(), held);
+    Ok(next)
 }
 
 async fn say(send: &mpsc::Sender<AuditRequest>, message: audit_request::Message) -> Result<(), StreamEnd> {

@@ -20,6 +20,10 @@ const DEFAULT_WORKERS: usize = 2;
 const DEFAULT_DRAIN_SECONDS: u64 = 20;
 /// More threads than any machine gives one sidecar of many.
 const MAX_WORKERS: usize = 64;
+/// A sidecar is one of many on a machine.
+const DEFAULT_AUDIT_MIB: u64 = aip_audit::log::TOTAL_BYTES / (1024 * 1024);
+/// A TiB: more than anybody keeps beside an agent.
+const MAX_AUDIT_MIB: u64 = 1024 * 1024;
 /// Past an hour, whatever waits for the end has long ended it.
 const MAX_DRAIN_SECONDS: u64 = 3_600;
 
@@ -48,6 +52,8 @@ impl Flags {
         let seconds = self.drain_seconds.as_ref();
         let bounds = 0..=MAX_DRAIN_SECONDS;
         let drain_seconds = bounded(errors, "drain_seconds", seconds, DEFAULT_DRAIN_SECONDS, bounds);
+        let audit = self.audit_mib.as_ref();
+        let audit_mib = bounded(errors, "audit_mib", audit, DEFAULT_AUDIT_MIB, 1..=MAX_AUDIT_MIB);
         let log_format = parsed(errors, "log_format", self.log_format.as_ref(), "json or text", read);
         let read_filter = |text: &str| telemetry::is_filter(text).then(|| text.to_owned());
         let log = parsed(errors, "log", self.log.as_ref(), telemetry::A_FILTER, read_filter);
@@ -86,6 +92,7 @@ impl Flags {
             access,
             workers,
             drain_seconds,
+            audit_mib,
             log_format: log_format.unwrap_or_default(),
             log: log.unwrap_or_else(|| "info".into()),
             otlp,

@@ -102,6 +102,9 @@ pub struct Flags {
     /// Seconds that a drain may take
     #[arg(long, env = "AIP_SIDECAR_DRAIN_SECONDS")]
     pub drain_seconds: Option<Text>,
+    /// MiB that the audit's logs may take on disk
+    #[arg(long, env = "AIP_SIDECAR_AUDIT_MIB")]
+    pub audit_mib: Option<Text>,
     /// `json` or `text`
     #[arg(long, env = "AIP_SIDECAR_LOG_FORMAT")]
     pub log_format: Option<Text>,
@@ -177,6 +180,7 @@ impl Flags {
             enforcement: self.enforcement.or(file.enforcement),
             workers: self.workers.or(file.workers),
             drain_seconds: self.drain_seconds.or(file.drain_seconds),
+            audit_mib: self.audit_mib.or(file.audit_mib),
             log_format: self.log_format.or(file.log_format),
             log: self.log.or(file.log),
             otlp_endpoint: self.otlp_endpoint.or(file.otlp_endpoint),

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use aip_api::id::HopId;
 use aip_audit::record::Passed;
 use dashmap::DashMap;
 use futures_util::task::AtomicWaker;
 
 use super::connections::Live;
-use crate::audit::digest::Salt;
+use crate::audit::digest::{Salt, Seed};
 use crate::kill::lease::Lease;
 use crate::request::refusal::Cut;
 use crate::request::told::Decided;
@@ -32,8 +33,10 @@ pub(crate) struct Exchange {
     pub(crate) is_no_grpc: AtomicBool,
     request: AtomicWaker,
     response: AtomicWaker,
-    /// What digests of its bodies begin with; none where nothing is recorded.
+    /// The salt of its digests; none where nothing is recorded.
     salt: Option<OnceLock<Salt>>,
+    /// Which hop it is, once that is known.
+    hop: OnceLock<HopId>,
     /// The request's body, once all of it has passed.
     pub(crate) request_in: OnceLock<Passed>,
     /// The response's body as it came, where it was rewritten on its way.
@@ -58,6 +61,7 @@ impl Exchange {
             request: AtomicWaker::new(),
             response: AtomicWaker::new(),
             salt: recorded.then(OnceLock::new),
+            hop: OnceLock::new(),
             request_in: OnceLock::new(),
             response_in: OnceLock::new(),
             decided: OnceLock::new(),
@@ -65,9 +69,18 @@ impl Exchange {
         })
     }
 
-    /// The salt of this hop, where bodies are digested: the one that the caller's sidecar made, or else a new one.
-    pub(crate) fn salt(&self) -> Option<Salt> {
-        self.salt.as_ref().map(|salt| *salt.get_or_init(Salt::fresh))
+    /// What digests of its bodies begin with, where they are made: with the salt that the caller's sidecar made, or else a new
+    /// one.
+    pub(crate) fn seed(&self) -> Option<Seed> {
+        let salt = *self.salt.as_ref()?.get_or_init(Salt::fresh);
+        // Of what never became a hop there is nothing to compare.
+        let hop = *self.hop.get_or_init(HopId::fresh);
+        Some(Seed { hop, salt })
+    }
+
+    /// Which hop it is.
+    pub(crate) fn on(&self, hop: HopId) {
+        let _ = self.hop.set(hop);
     }
 
     /// The salt, if anything was digested with it.

@@ -27,6 +27,14 @@ use crate::request::told::{self, Decided, End, Told};
 use crate::request::{Arrived, From, Target, Via, accept, pipeline, relay};
 use aip_api::id::HopId;
 
+/// Whom a CONNECT asks for: what stands before an `@` is a user's name and password, and nobody's to read.
+fn asked(authority: &str) -> String {
+    authority
+        .rsplit_once('@')
+        .map_or(authority, |(_, host)| host)
+        .to_owned()
+}
+
 /// Answers a CONNECT of the agent.
 pub(super) async fn connect(proxy: Arc<Proxy>, via: Arc<Via>, request: Request<Incoming>) -> Response<Body> {
     let (mut head, _) = request.into_parts();
@@ -35,8 +43,8 @@ pub(super) async fn connect(proxy: Arc<Proxy>, via: Arc<Via>, request: Request<I
     let refuse = |refused: Refused, head| {
         let mut record = Record::begin(&proxy, Direction::Outbound, Method::CONNECT, "");
         record.connect = true;
-        record.hop = Some(HopId::fresh());
-        record.ends = Ends::Asked(authority.clone());
+        record.on_hop(HopId::fresh());
+        record.ends = Ends::Asked(asked(&authority));
         let arrived = Arrived {
             proxy: proxy.clone(),
             via: via.clone(),
@@ -143,7 +151,7 @@ async fn blind(proxy: Arc<Proxy>, host: Arc<str>, port: u16, mut inner: Prefixed
     let mut record = Record::begin(&proxy, Direction::Outbound, Method::CONNECT, "");
     record.connect = true;
     record.blind = true;
-    record.hop = Some(HopId::fresh());
+    record.on_hop(HopId::fresh());
     record.protocol = Said {
         name: "tunnel".into(),
         ..Said::default()
@@ -207,5 +215,6 @@ async fn open<IO: AsyncRead + AsyncWrite + Unpin>(
     let snapshot = proxy.mesh.snapshot();
     let (tcp, address) = egress::connect(proxy, &snapshot, host, port).await?;
     record.endpoint = Some(address);
+    record.settled().await?;
     Ok((first, tcp, told))
 }

@@ -201,7 +201,7 @@ impl Body {
     /// As a request's body: counted, and ended when the exchange is cut.
     pub(crate) fn of_request(mut self, exchange: Arc<Exchange>) -> Self {
         if !matches!(self.source, Source::Empty) {
-            let tally = exchange.salt().map(|salt| Box::new(Tally::new(salt, Way::Request)));
+            let tally = exchange.seed().map(|seed| Box::new(Tally::new(seed, Way::Request)));
             self.watched = Some(Watched::Request(exchange, tally));
         }
         self

@@ -249,7 +249,7 @@ async fn inbound(arrived: &mut Arrived, peer: &Peer) -> Result<Meant, Refused> {
         None => None,
         Some(text) => Some(Salt::parse(text).ok_or(Refusal::InvalidHop)?),
     };
-    arrived.record.hop = Some(hop);
+    arrived.record.on_hop(hop);
     if let Some(salt) = salt {
         arrived.record.exchange.salted(salt);
     }
@@ -282,7 +282,7 @@ async fn inbound(arrived: &mut Arrived, peer: &Peer) -> Result<Meant, Refused> {
 
 async fn outbound(arrived: &mut Arrived) -> Result<Meant, Refused> {
     let hop = HopId::fresh();
-    arrived.record.hop = Some(hop);
+    arrived.record.on_hop(hop);
     arrived.record.connect = matches!(arrived.via.from, From::Tunnel(_));
     let version = arrived.head.version;
     arrived.record.ends = Ends::Asked(String::new());

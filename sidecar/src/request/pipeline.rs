@@ -60,6 +60,7 @@ async fn phases(arrived: &mut Arrived) -> Result<relay::Relayed, Refused> {
     let route = route::route(arrived, &classified)?;
     arrived.record.decided().await?;
     let answer = call::call(arrived, &mut classified, route, limits).await?;
+    arrived.record.settled().await?;
     relay::relay(arrived, answer).await
 }
 
@@ -87,7 +88,7 @@ pub(super) fn respond(mut record: Record, answer: Response<Bytes>) -> Response<B
             returning: None,
             flight: None,
             permit: None,
-            passed: exchange.salt().map(|salt| Tally::new(salt, Way::Response)),
+            passed: exchange.seed().map(|seed| Tally::new(seed, Way::Response)),
         };
         body.of_answer(exchange, tail)
     })

@@ -35,7 +35,7 @@ pub(crate) struct Record {
     began: SystemTime,
     pub(crate) direction: Direction,
     pub(crate) decision: DecisionId,
-    pub(crate) hop: Option<HopId>,
+    pub(super) hop: Option<HopId>,
     pub(crate) trace: String,
     /// The span that the request comes from.
     parent: Option<SpanId>,
@@ -222,6 +222,12 @@ impl Record {
             tunnelled: None,
             audit: Audited::default(),
         }
+    }
+
+    /// Notes which hop it is.
+    pub(crate) fn on_hop(&mut self, hop: HopId) {
+        self.hop = Some(hop);
+        self.exchange.on(hop);
     }
 
     /// Notes that the request goes on to whoever answers it: it is in flight from now on.

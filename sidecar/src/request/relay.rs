@@ -180,8 +180,8 @@ async fn transform(arrived: &Arrived, head: &mut Parts, incoming: hyper::body::I
         .is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
     if asked && head.status == StatusCode::OK && card::is_card(arrived.head.uri.path()) {
         let (body, received) = Box::pin(card::rewrite(&addresses(), head, incoming)).await;
-        if let (Some(salt), Some(received)) = (exchange.salt(), received) {
-            let _ = exchange.response_in.set(Tally::of(salt, Way::Response, &received));
+        if let (Some(seed), Some(received)) = (exchange.seed(), received) {
+            let _ = exchange.response_in.set(Tally::of(seed, Way::Response, &received));
         }
         body
     } else if asked && events {
@@ -215,7 +215,7 @@ impl Relayed {
                 returning: self.returning,
                 flight: self.flight,
                 permit: self.permit,
-                passed: exchange.salt().map(|salt| Tally::new(salt, Way::Response)),
+                passed: exchange.seed().map(|seed| Tally::new(seed, Way::Response)),
             };
             return response.map(|()| self.body.of_response(exchange, tail));
         };

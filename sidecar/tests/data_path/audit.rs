@@ -1,12 +1,17 @@
 //! What is recorded of a request: at both ends, alike, before anybody learns of it, or not at all and then said so.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use aip_api::id::DecisionId;
 use aip_api::resource::Durability;
 use aip_audit::log::{self, Options};
 use aip_audit::record::{Decision, End, Event};
+use aip_audit::seal;
 use aip_policy::{Evaluator, Facts, Verdict};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::StatusCode;
 use http_body_util::BodyExt as _;
 use serde_json::json;
@@ -310,4 +315,63 @@ async fn a_name_of_any_length_is_recorded_clipped() {
         assert_eq!((decision.tool.len(), end.end.as_str()), (1024, "complete"));
         assert_eq!(decision.facts.dropped, ["input"]);
     }
+}
+
+/// What a caller wrote is sealed where it arises: the record is no use to whoever has it without the auditor's key.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_caller_wrote_is_sealed_and_only_the_auditor_opens_it() {
+    let agent = Agent::start().await;
+    let ((private, public), (other, _)) = (seal::generate(), seal::generate());
+    let mut world = world(Durability::Buffered);
+    world.mesh.audit.auditor_key = Some(STANDARD.encode(public));
+    let rego = "package aip.policy.baseline\n\nrules contains {\"rule\": \"paid\", \"verdict\": \"allow\", \"reason\": \"\"} if \
+                input.protocol.arguments.token == \"hunter2\"\n";
+    world.policies = vec![("baseline".into(), rego.into())];
+    let pair = Pair::in_world(agent.address, world).await;
+    let call = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call",
+        "params": {"name": "pay", "arguments": {"token": "hunter2"}}});
+    let answer = send(pair.caller.outbound, post("/mcp", "application/json", call.to_string())).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+    for side in [&pair.caller, &pair.callee] {
+        let (decision, _) = side.audited(1).await.remove(0);
+        assert!(!format!("{:?}", side.recorded()).contains("hunter2"));
+        let sealed = decision.facts.sealed.clone().unwrap();
+        assert!(decision.facts.dropped.is_empty(), "{:?}", decision.facts);
+        let id = decision.id.to_string();
+        assert!(seal::open(&other, &id, &sealed).is_err());
+        assert!(seal::open(&private, &DecisionId::fresh().to_string(), &sealed).is_err());
+        let opened = seal::open(&private, &id, &sealed).unwrap();
+        assert_eq!(opened["protocol"]["arguments"], json!({"token": "hunter2"}));
+        // With what was sealed it decides alike.
+        let mut facts = decision.facts.kept;
+        facts["protocol"]["arguments"] = opened["protocol"]["arguments"].clone();
+        let set = side.proxy.mesh.snapshot().policies_for(None, None).unwrap();
+        let again = Evaluator::new().decide_uncached(&set, &Facts::from_json(facts).unwrap());
+        assert_eq!((again.verdict, again.rule()), (Verdict::Allow, "paid"));
+    }
+}
+
+static FLUSH_FAILS: AtomicBool = AtomicBool::new(true);
+
+/// Nothing of an answer leaves before its decision is on disk, also of one that goes on for long.
+#[tokio::test(flavor = "multi_thread")]
+async fn in_grouped_no_head_leaves_before_the_decision_is_on_disk() {
+    let agent = Agent::start().await;
+    let mut world = world(Durability::Grouped);
+    world.quota.step = |name| {
+        assert!(
+            name != "log:flush" || !FLUSH_FAILS.load(Ordering::Acquire),
+            "a test's own"
+        )
+    };
+    let pair = Pair::in_world(agent.address, world).await;
+    agent.go();
+    let answer = begin(pair.caller.outbound, get("/events")).await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    FLUSH_FAILS.store(false, Ordering::Release);
+    until("a new log is written", async || {
+        let answer = begin(pair.caller.outbound, get("/events")).await;
+        (answer.status() == StatusCode::OK).then_some(())
+    })
+    .await;
 }

@@ -90,7 +90,7 @@ impl Join {
                 Heard::Nothing
             }
             Event::End(end) => self.ended(of, end, record.at, now, replayed),
-            Event::Strangers(_) | Event::Gap(_) => Heard::Nothing,
+            Event::Strangers(_) | Event::Gap(_) | Event::Dropped(_) => Heard::Nothing,
         }
     }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::LogError;
+use super::{LogError, Step};
 
 #[derive(Debug)]
 struct State {
@@ -25,13 +25,14 @@ struct State {
 #[derive(Debug)]
 pub(super) struct Disk {
     dir: PathBuf,
+    step: Step,
     /// One sync at a time: a second one would find nothing to do while the first is not done.
     turn: Mutex<()>,
     state: Mutex<State>,
 }
 
 impl Disk {
-    pub(super) fn new(dir: &Path, written: u64) -> Self {
+    pub(super) fn new(dir: &Path, written: u64, step: Step) -> Self {
         let state = State {
             files: Vec::new(),
             names: true,
@@ -41,6 +42,7 @@ impl Disk {
         };
         Self {
             dir: dir.to_owned(),
+            step,
             turn: Mutex::new(()),
             state: Mutex::new(state),
         }
@@ -62,6 +64,10 @@ impl Disk {
     /// A file was made.
     pub(super) fn made(&self) {
         self.state().names = true;
+    }
+
+    pub(super) fn step(&self, name: &'static str) {
+        (self.step)(name);
     }
 
     pub(super) fn poison(&self) {
@@ -97,10 +103,12 @@ impl SyncHandle {
             let names = std::mem::take(&mut state.names);
             (std::mem::take(&mut state.files), names, state.written)
         };
+        disk.step("log:flush");
         let done = files
             .iter()
             .try_for_each(|(path, file)| file.sync_data().map_err(|e| LogError::io(path, e)))
             .and_then(|()| if names { sync_dir(&disk.dir) } else { Ok(()) });
+        disk.step("log:flushed");
         let mut state = disk.state();
         match done {
             Ok(()) => {
@@ -112,6 +120,10 @@ impl SyncHandle {
                 Err(e)
             }
         }
+    }
+
+    pub(super) fn step(&self, name: &'static str) {
+        self.0.step(name);
     }
 
     /// How many records are on disk for good.

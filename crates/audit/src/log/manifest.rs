@@ -30,7 +30,7 @@ pub struct Closed {
     pub bytes: u64,
     /// Time of its last record, Unix milliseconds.
     pub at: u64,
-    /// SHA-256 of its last line without the end: what the next segment's first record names as `prev`.
+    /// Leaf hash of its last line: what the next segment's first record names as `prev`.
     pub last: Digest,
     /// The complete subtrees over all records of the log up to its end, the largest first.
     pub subtrees: Vec<Digest>,
@@ -103,7 +103,10 @@ impl Manifest {
             }
             match serde_json::from_slice(&line.bytes) {
                 Ok(Entry::Closed(closed)) if manifest.fits(&closed) => manifest.closed.push(closed),
-                Ok(Entry::Dropped(dropped)) => manifest.dropped = Some(dropped),
+                Ok(Entry::Dropped(dropped)) => {
+                    manifest.closed.retain(|closed| closed.segment >= dropped.through);
+                    manifest.dropped = Some(dropped);
+                }
                 _ => break,
             }
         }
@@ -131,20 +134,33 @@ impl Manifest {
 }
 
 impl Manifest {
-    /// Brings the file to what is known: it may end in the middle of a line.
-    pub(super) fn write(&self, dir: &Path) -> Result<(), LogError> {
-        let path = Self::path(dir);
+    /// What the file is to say.
+    pub(super) fn text(&self) -> Vec<u8> {
         let mut text = Vec::new();
         self.closed
             .iter()
             .for_each(|closed| text.extend(line_of_closed(closed)));
         if let Some(dropped) = &self.dropped {
-            text.extend(line_of(&Entry::Dropped(dropped.clone())));
+            text.extend(dropped.line());
         }
+        text
+    }
+
+    /// Brings the file to what is known: it may end in the middle of a line.
+    pub(super) fn write(&self, dir: &Path) -> Result<(), LogError> {
+        let path = Self::path(dir);
+        let text = self.text();
         if std::fs::read(&path).is_ok_and(|held| held == text) {
             return Ok(());
         }
         replace(&path, &text)
+    }
+}
+
+impl Dropped {
+    /// Its line, with its end.
+    pub(super) fn line(&self) -> Vec<u8> {
+        line_of(&Entry::Dropped(self.clone()))
     }
 }
 

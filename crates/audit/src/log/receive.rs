@@ -82,8 +82,8 @@ impl Writer {
             if record.prev != last {
                 return Err(ChainError::Chain(seq));
             }
-            last = Digest::sha256(text);
             let leaf = merkle::leaf(text);
+            last = leaf;
             tree.append(leaf);
             leaves.push(leaf);
             records.push((offset, record));

@@ -43,7 +43,7 @@ pub(super) struct Open {
     pub(super) since: Option<u64>,
     /// Time of its last record.
     pub(super) at: u64,
-    /// Digest of the last line of the log.
+    /// Leaf hash of the last line of the log.
     pub(super) last: Digest,
 }
 
@@ -243,10 +243,11 @@ impl Place {
         if record.prev != self.open.last {
             return Err("it does not name the line before it".into());
         }
-        self.open.last = Digest::sha256(line);
+        let leaf = merkle::leaf(line);
+        self.open.last = leaf;
         self.open.at = record.at;
         self.open.since = self.open.since.or(Some(record.at));
-        self.tree.append(merkle::leaf(line));
+        self.tree.append(leaf);
         Ok(())
     }
 

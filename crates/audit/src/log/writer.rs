@@ -5,15 +5,16 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aip_api::{Digest, SpiffeId};
+use aip_api::SpiffeId;
 
 use super::disk::{Appender, Disk, SyncHandle};
 use super::manifest::line_of_closed;
+use super::quota::Leaving;
 use super::recover::{self, Open, Recovered};
-use super::{Dropped, Head, LogError, Manifest, Options, checkpoints, name_of, segment_path};
+use super::{CheckpointLines, Dropped, Head, LogError, Manifest, Options, checkpoints, name_of, segment_path};
 use crate::checkpoint::{Checkpoint, Closing};
 use crate::merkle::{self, Tree};
-use crate::record::{Event, RECORD_VERSION, Record};
+use crate::record::{Event, MAX_RECORD_BYTES, RecordError, Settled};
 
 /// Appends to a log.
 #[derive(Debug)]
@@ -23,13 +24,16 @@ pub struct Writer {
     pub(super) options: Options,
     pub(super) disk: Arc<Disk>,
     pub(super) manifest: Manifest,
-    book: Appender,
-    statements: Appender,
+    pub(super) book: Appender,
+    pub(super) statements: Appender,
+    /// The chain that stands last among the checkpoints.
+    chains: CheckpointLines,
+    pub(super) leaving: Option<Leaving>,
     pub(super) segment: Appender,
     pub(super) open: Open,
     pub(super) tree: Tree,
     /// Bytes of the closed segments that are there.
-    closed_bytes: u64,
+    pub(super) closed_bytes: u64,
     /// Records that the last kept checkpoint covers.
     signed: u64,
 }
@@ -54,7 +58,7 @@ impl Writer {
         let begins = found.manifest.begins();
         let live = found.manifest.closed.iter().filter(|c| c.segment >= begins);
         let closed_bytes = live.map(|c| c.bytes).sum();
-        let disk = Arc::new(Disk::new(dir, found.tree.size()));
+        let disk = Arc::new(Disk::new(dir, found.tree.size(), options.step));
         let segment = Appender::open(segment_path(dir, found.open.number))?;
         // What an earlier process wrote may not be on disk yet.
         disk.wrote(&segment.path, &segment.file, found.tree.size());
@@ -70,6 +74,8 @@ impl Writer {
             tree: found.tree,
             closed_bytes,
             signed: found.recovered.signed,
+            chains: CheckpointLines::default(),
+            leaving: None,
             manifest: found.manifest,
         };
         Ok((writer, found.recovered))
@@ -114,30 +120,44 @@ impl Writer {
         self.closed_bytes + self.segment.bytes
     }
 
+    /// Bytes that the quota counts: checkpoints, too.
+    pub const fn held(&self) -> u64 {
+        self.bytes() + self.statements.bytes
+    }
+
     /// Appends a record, at `at` Unix milliseconds, and answers its sequence number. One write has been made when this
     /// returns: a crash of this process does not lose it.
     ///
     /// # Errors
     /// The quota or the disk does not allow it; the log is then as it was before.
     pub fn append(&mut self, event: Event, at: u64) -> Result<u64, LogError> {
+        self.append_settled(&event.settled()?, at)
+    }
+
+    /// As [`Self::append`], of an event that was made ready elsewhere: what is left is what depends on the record before it.
+    /// A line begins with the hash of the one before, so its own can't be begun earlier.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    pub fn append_settled(&mut self, event: &Settled, at: u64) -> Result<u64, LogError> {
+        self.add(event, at, 0)
+    }
+
+    pub(super) fn add(&mut self, event: &Settled, at: u64, reserve: u64) -> Result<u64, LogError> {
         if self.disk.poisoned() {
             return Err(LogError::Poisoned);
         }
         let seq = self.tree.size();
-        let record = Record {
-            v: RECORD_VERSION,
-            seq,
-            prev: self.open.last,
-            at,
-            event,
-        };
-        let (_, mut line) = record.settled()?;
-        let (digest, leaf) = (Digest::sha256(&line), merkle::leaf(&line));
+        let mut line = event.line(seq, self.open.last, at);
+        if line.len() > MAX_RECORD_BYTES {
+            return Err(RecordError::TooLong(line.len()).into());
+        }
+        let leaf = merkle::leaf(&line);
         line.push(b'\n');
         let length = line.len() as u64;
-        if self.bytes() + length > self.options.total_bytes {
+        if self.held() + length > self.options.total_bytes + reserve {
             return Err(LogError::Quota {
-                held: self.bytes(),
+                held: self.held(),
                 most: self.options.total_bytes,
             });
         }
@@ -145,12 +165,13 @@ impl Writer {
             self.rotate()?;
         }
         self.segment.add(&line, &self.disk)?;
-        self.open.last = digest;
+        self.open.last = leaf;
         self.open.at = at;
         self.open.since = self.open.since.or(Some(at));
         self.tree.append(leaf);
         self.disk
             .wrote(&self.segment.path, &self.segment.file, self.tree.size());
+        self.disk.step("log:appended");
         Ok(seq)
     }
 
@@ -160,6 +181,16 @@ impl Writer {
         };
         self.segment.bytes + length > self.options.segment_bytes
             || at.saturating_sub(since) >= self.options.segment_millis
+    }
+
+    /// Bytes from this segment on.
+    pub fn unsent(&self, segment: u64) -> u64 {
+        let sent = self
+            .manifest
+            .closed
+            .iter()
+            .filter(|c| c.segment >= self.manifest.begins() && c.segment < segment);
+        self.bytes().saturating_sub(sent.map(|c| c.bytes).sum())
     }
 
     /// Whether the segment is old enough to be closed though nothing is appended.
@@ -184,6 +215,7 @@ impl Writer {
             let _ = fs::remove_file(&next.path);
             return Err(e);
         }
+        self.disk.step("log:rotating");
         self.disk.made();
         self.disk.wrote(&self.book.path, &self.book.file, self.tree.size());
         self.closed_bytes += self.segment.bytes;
@@ -192,6 +224,7 @@ impl Writer {
         self.open.number += 1;
         self.open.first = self.tree.size();
         self.open.since = None;
+        self.disk.step("log:rotated");
         Ok(())
     }
 
@@ -231,10 +264,15 @@ impl Writer {
         let claims = claims.filter(|c| c.log == self.log && c.size <= self.tree.size());
         let claims =
             claims.ok_or_else(|| LogError::damaged(&self.statements.path, 0, None, "not a checkpoint of this log"))?;
-        self.statements.add(&checkpoints::line(statement, chain), &self.disk)?;
+        let lines = self.chains.add_next(statement, chain);
+        if let Err(e) = self.statements.add(&lines, &self.disk) {
+            self.chains = CheckpointLines::default();
+            return Err(e);
+        }
         self.disk
             .wrote(&self.statements.path, &self.statements.file, self.tree.size());
         self.signed = self.signed.max(claims.size);
+        self.disk.step("log:kept");
         Ok(())
     }
 
@@ -243,16 +281,31 @@ impl Writer {
         self.signed
     }
 
-    /// Drops the oldest closed segments that a quota asks for: only those before segment `sent`, which somebody else
-    /// holds, and only what a kept checkpoint covers. Answers what is gone. Room is made for one more segment, so that
-    /// appending goes on meanwhile.
+    /// Drops the oldest closed segments that a quota asks for, at once: of a copy, whose log goes on elsewhere. Only those
+    /// before segment `sent`, and only what a kept checkpoint covers. Answers what is gone.
     ///
     /// # Errors
     /// The disk does not allow it.
     pub fn sweep(&mut self, sent: u64, now: u64) -> Result<Option<Dropped>, LogError> {
         let begins = self.manifest.begins();
-        let mut dropped = None;
-        let (mut held, mut gone) = (self.bytes(), Vec::new());
+        let Some(last) = self.due_to_go(sent, now) else {
+            return Ok(None);
+        };
+        // The manifest is on disk before a file is gone: a missing file that it does not name is an attack.
+        self.forget(&last);
+        self.manifest.write(&self.dir)?;
+        self.book = Appender::open(Manifest::path(&self.dir))?;
+        for number in begins..=last.through {
+            let path = segment_path(&self.dir, number);
+            fs::remove_file(&path).map_err(|e| LogError::io(&path, e))?;
+        }
+        Ok(Some(last))
+    }
+
+    /// What a quota asks for.
+    pub(super) fn due_to_go(&self, sent: u64, now: u64) -> Option<Dropped> {
+        let begins = self.manifest.begins();
+        let (mut dropped, mut held) = (None, self.held());
         for closed in self.manifest.closed.iter().filter(|c| c.segment >= begins) {
             let full = held + self.options.segment_bytes > self.options.total_bytes;
             let old = now.saturating_sub(closed.at) > self.options.total_millis;
@@ -260,26 +313,21 @@ impl Writer {
                 break;
             }
             held -= closed.bytes;
-            gone.push(closed.segment);
             dropped = Some(Dropped {
                 through: closed.segment,
                 at: now,
                 quota: if full { "size" } else { "age" }.to_owned(),
             });
         }
-        let Some(last) = dropped else {
-            return Ok(None);
-        };
-        // The manifest is on disk before a file is gone: a missing file that it does not name is an attack.
-        self.manifest.dropped = Some(last.clone());
-        self.manifest.closed.retain(|c| c.segment >= last.through);
-        self.manifest.write(&self.dir)?;
-        self.book = Appender::open(Manifest::path(&self.dir))?;
-        self.closed_bytes = held - self.segment.bytes;
-        for number in gone {
-            let path = segment_path(&self.dir, number);
-            fs::remove_file(&path).map_err(|e| LogError::io(&path, e))?;
-        }
-        Ok(Some(last))
+        dropped
+    }
+
+    /// Takes segments out of what is known.
+    pub(super) fn forget(&mut self, dropped: &Dropped) {
+        let gone = self.manifest.begins()..=dropped.through;
+        let closed = self.manifest.closed.iter().filter(|c| gone.contains(&c.segment));
+        self.closed_bytes -= closed.map(|c| c.bytes).sum::<u64>();
+        self.manifest.closed.retain(|c| c.segment >= dropped.through);
+        self.manifest.dropped = Some(dropped.clone());
     }
 }

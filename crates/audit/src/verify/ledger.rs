@@ -124,7 +124,14 @@ impl Read {
 
     /// Looks for logs that it knows and that are not here.
     pub(super) fn close(mut self, logs: &[LogReport], found: &mut Found) -> LedgerReport {
-        let here: HashSet<&str> = logs.iter().map(|l| l.log.as_str()).collect();
+        let mut here: HashSet<&str> = logs.iter().map(|l| l.log.as_str()).collect();
+        for log in logs {
+            let own = |name: &&String| {
+                let of = self.by_log.get(*name).and_then(|held| held.first());
+                of.is_some_and(|c| Some(c.agent.to_string()) == log.agent)
+            };
+            here.extend(log.dropped_logs.iter().filter(own).map(String::as_str));
+        }
         let newest = self.by_log.values().flatten().map(|c| c.at).max().unwrap_or(0);
         let expired = |held: &[Checkpoint]| held.iter().all(|c| newest.saturating_sub(c.at) > KEPT_MILLIS);
         for (log, checkpoints) in self.by_log.iter().filter(|(log, _)| !here.contains(log.as_str())) {

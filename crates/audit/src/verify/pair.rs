@@ -67,7 +67,7 @@ struct Ends {
 struct Reach {
     /// When the last checkpoint was made.
     signed_at: u64,
-    /// Records of it were dropped, up to this time: that of the first which is left, and so is signed.
+    /// Records of it were dropped, up to this time.
     dropped: Option<u64>,
 }
 
@@ -143,9 +143,7 @@ impl Pairing {
                 dropped: None,
             });
             known.signed_at = known.signed_at.max(log.signed_at.unwrap_or(0));
-            if log.dropped > 0 {
-                known.dropped = known.dropped.max(Some(log.first_at.unwrap_or(u64::MAX)));
-            }
+            known.dropped = known.dropped.max(log.dropped_until);
         }
         let skew = self.skew();
         let mut hops = Hops::default();

@@ -318,7 +318,7 @@ fn rewrite(dir: &Path, from: u64) {
             }
             record.prev = prev.unwrap_or(record.prev);
             let bytes = record.to_bytes().unwrap();
-            prev = Some(Digest::sha256(&bytes));
+            prev = Some(crate::merkle::leaf(&bytes));
             out.push(String::from_utf8(bytes).unwrap());
         }
         write(&path, &out);

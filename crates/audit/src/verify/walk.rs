@@ -12,12 +12,21 @@ use super::signed::Signed;
 use super::{LogReport, Source};
 use crate::log::{Closed, LONGEST, Line, Lines, LogError, Manifest, first_prev, segment_path, segments};
 use crate::merkle::{self, Tree};
-use crate::record::{Direction, Event, Record};
+use crate::record::{Direction, Dropped, Event, Record};
 
 /// Bytes between two words about progress.
 const STEP: u64 = 4 * 1024 * 1024;
 /// How long a record may wait for a checkpoint, in milliseconds: a dozen of the five seconds that sidecars take.
 const UNSIGNED_MILLIS: u64 = 60_000;
+
+/// Whose quotas a log was kept under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// Its sidecar's, which says in the log what it drops.
+    BySidecar,
+    /// The control plane's, too, of whose copy it is.
+    ByControlPlane,
+}
 
 struct Walk<'a> {
     source: &'a Source,
@@ -27,7 +36,7 @@ struct Walk<'a> {
     report: LogReport,
     /// Sequence number of the next record.
     next: u64,
-    /// Digest of the line before; none where it is not known.
+    /// Leaf hash of the line before; none where it is not known.
     prev: Option<Digest>,
     tree: Tree,
     /// The tree can be compared: no records are known to be missing from it.
@@ -44,6 +53,8 @@ struct Walk<'a> {
     last_at: u64,
     /// When the first record after the last checkpoint was made.
     unsigned_since: Option<u64>,
+    /// What the log says of records that a quota took, and in which record.
+    said: Vec<(u64, Dropped)>,
 }
 
 /// Walks through a log and says what it is worth.
@@ -52,6 +63,7 @@ pub(super) fn walk(
     signed: &Signed,
     found: &mut Found,
     pairing: &mut Pairing,
+    kept: Kept,
     progress: &mut dyn FnMut(u64),
 ) -> Result<LogReport, LogError> {
     let manifest = Manifest::read(&source.dir)?;
@@ -80,6 +92,7 @@ pub(super) fn walk(
         decided: HashSet::new(),
         last_at: 0,
         unsigned_since: None,
+        said: Vec::new(),
     };
     walk.skip_dropped(&manifest);
     let mut present = segments(&source.dir)?;
@@ -93,6 +106,7 @@ pub(super) fn walk(
         walk.compare(manifest.of(number));
         expected = number.saturating_add(1);
     }
+    walk.dropped(kept);
     Ok(walk.close())
 }
 
@@ -171,17 +185,17 @@ impl Walk<'_> {
 
     fn line(&mut self, path: &Path, line: &Line) {
         let at = At::file("", path).line(line.number).seq(self.next);
-        let digest = Digest::sha256(&line.bytes);
+        let leaf = merkle::leaf(&line.bytes);
         match Record::from_bytes(&line.bytes) {
             Err(why) => {
                 // The line still has its place; whether its bytes are those that were written, the next one says.
                 self.fault(Kind::NotARecord, at, why.to_string());
-                self.count(digest, &line.bytes);
+                self.count(leaf);
             }
             Ok(record) => {
                 self.order(at, &record);
                 self.chain(at, &record, line.number == 1);
-                self.count(digest, &line.bytes);
+                self.count(leaf);
                 let place = Place {
                     log: self.report.log.clone(),
                     file: path.display().to_string(),
@@ -194,9 +208,9 @@ impl Walk<'_> {
         self.check_root();
     }
 
-    fn count(&mut self, digest: Digest, bytes: &[u8]) {
-        self.prev = Some(digest);
-        self.tree.append(merkle::leaf(bytes));
+    fn count(&mut self, leaf: Digest) {
+        self.prev = Some(leaf);
+        self.tree.append(leaf);
         self.next += 1;
     }
 
@@ -234,7 +248,7 @@ impl Walk<'_> {
         let decision = decision_of(&record.event).map(|d| d.to_string());
         let at = at.decision(decision.as_deref());
         let detail = format!(
-            "it was written after a line of SHA-256 {}; the line before has {prev}",
+            "it was written after a line whose leaf is {}; that of the line before is {prev}",
             record.prev
         );
         self.fault(if first { Kind::SegmentBorder } else { Kind::ChainBroken }, at, detail);
@@ -315,7 +329,31 @@ impl Walk<'_> {
                 self.pairing.end(record.at, *end);
             }
             Event::Gap(gap) => self.report.gaps = self.report.gaps.saturating_add(gap.lost),
+            Event::Dropped(dropped) => self.said.push((record.seq, dropped)),
             Event::Strangers(_) => {}
+        }
+    }
+
+    /// What is gone is what signed records say that a quota took.
+    fn dropped(&mut self, kept: Kept) {
+        let signed = self.report.signed;
+        let mut own = None;
+        for (_, said) in self.said.iter().filter(|(seq, _)| *seq < signed) {
+            match &said.log {
+                Some(log) => self.report.dropped_logs.push(log.clone()),
+                None => own = own.max(Some((said.end(), said.until))),
+            }
+        }
+        let gone = self.report.dropped;
+        match own {
+            _ if gone == 0 => {}
+            Some((end, until)) if end >= gone => self.report.dropped_until = Some(until),
+            _ if kept == Kept::ByControlPlane => self.report.dropped_until = self.report.first_at,
+            _ => {
+                let path = Manifest::path(&self.source.dir);
+                let detail = format!("no signed record says that a quota took records 0 to {}", gone - 1);
+                self.fault(Kind::SegmentMissing, At::file("", &path).seq(0), detail);
+            }
         }
     }
 
@@ -383,6 +421,6 @@ fn decision_of(event: &Event) -> Option<DecisionId> {
     match event {
         Event::Decision(decision) => Some(decision.id),
         Event::End(end) => Some(end.id),
-        Event::Strangers(_) | Event::Gap(_) => None,
+        Event::Strangers(_) | Event::Gap(_) | Event::Dropped(_) => None,
     }
 }

@@ -89,7 +89,7 @@ fn fits(
             let own = wanted.verdict.is_none() && wanted.tool.is_none() && wanted.trace.is_none();
             *under_way == Some(end.id) || (own && is(&wanted.hop, &hop) && is(&wanted.decision, &end.id.to_string()))
         }
-        Event::Strangers(_) | Event::Gap(_) => [
+        Event::Strangers(_) | Event::Gap(_) | Event::Dropped(_) => [
             &wanted.verdict,
             &wanted.tool,
             &wanted.trace,

@@ -232,7 +232,7 @@ fn rewrite(dir: &Path, seq: u64) -> anyhow::Result<()> {
             }
             record.prev = prev.unwrap_or(record.prev);
             let bytes = record.to_bytes()?;
-            prev = Some(Digest::sha256(&bytes));
+            prev = Some(aip_audit::merkle::leaf(&bytes));
             text.extend_from_slice(&bytes);
             text.push(b'\n');
         }

@@ -12,7 +12,10 @@ use crate::set::PolicySet;
 /// Facts that are what a caller wrote, and may be secrets: not kept unless a policy says so, or sealed.
 pub const SENSITIVE_FACTS: &[&str] = &[
     "protocol.arguments",
+    "protocol.resource",
     "protocol.session",
+    "protocol.task",
+    "protocol.context",
     "request.headers",
     "request.query",
     "content",
@@ -26,13 +29,14 @@ pub struct Kept {
     pub kept: Json,
     /// Sensitive facts, as the input document has them; null where there are none.
     pub sensitive: Json,
-    /// Where `sensitive` begins: dotted paths, sorted.
+    /// Where `sensitive` begins: dotted paths, sorted. A name that the caller chose, and no policy, is `*`.
     pub dropped: Vec<String>,
 }
 
 /// Whether a path of `# aip:keep` is one of a sensitive fact, or of a part of one.
 pub(crate) fn may_be_named(path: &str) -> bool {
-    SENSITIVE_FACTS.iter().any(|fact| is_at_or_below(fact, path)) && !path.split('.').any(str::is_empty)
+    let segments: Vec<&str> = path.split('.').collect();
+    SENSITIVE_FACTS.iter().any(|fact| is_at_or_below(fact, &segments)) && !segments.contains(&"")
 }
 
 impl PolicySet {
@@ -46,6 +50,7 @@ impl PolicySet {
         let mut walk = Walk {
             keep: &self.keep,
             path: Vec::new(),
+            theirs: 0,
             dropped: Vec::new(),
         };
         let (kept, sensitive) = walk.divide(view.root(), &self.reads.reads);
@@ -57,6 +62,7 @@ impl PolicySet {
             document.insert("unestablished".to_owned(), paths);
         }
         walk.dropped.sort();
+        walk.dropped.dedup();
         Kept {
             kept,
             sensitive: sensitive.unwrap_or_default(),
@@ -68,6 +74,8 @@ impl PolicySet {
 struct Walk<'a> {
     keep: &'a [String],
     path: Vec<&'a str>,
+    /// Segments at the end of the path that the caller named.
+    theirs: usize,
     dropped: Vec<String>,
 }
 
@@ -76,16 +84,14 @@ type Divided = (Option<Json>, Option<Json>);
 impl<'a> Walk<'a> {
     /// What is at a node, as far as it is read: what may be kept of it, and what may not.
     fn divide(&mut self, node: Node<'a>, reads: &'a Reads) -> Divided {
-        let path = || self.path.join(".");
         // Most of the document is above all that is sensitive, or beside it.
         if self.path.len() >= 2 || self.path.first() == Some(&"content") {
-            let here = path();
-            match self.standing(&here) {
+            match self.standing() {
                 Standing::Plain => return (Some(partial(node, reads)), None),
                 Standing::Sensitive if reads.is_whole() || !node.settled().is_object() => {
                     let found = Some(partial(node, reads)).filter(says_something);
                     if found.is_some() {
-                        self.dropped.push(here);
+                        self.drop_here();
                     }
                     return (None, found);
                 }
@@ -95,27 +101,27 @@ impl<'a> Walk<'a> {
         }
         let node = node.settled();
         let (mut kept, mut sensitive) = (Map::new(), Map::new());
-        let mut add = |walk: &mut Self, name: &'a str, child: Option<Node<'a>>, below: &'a Reads| {
+        let mut add = |walk: &mut Self, name: &'a str, child: Option<Node<'a>>, below: &'a Reads, theirs: bool| {
             let Some(child) = child else { return };
-            walk.path.push(name);
+            walk.enter(name, theirs);
             let (plain, secret) = walk.divide(child, below);
-            walk.path.pop();
+            walk.leave();
             kept.extend(plain.map(|value| (name.to_owned(), value)));
             sensitive.extend(secret.map(|value| (name.to_owned(), value)));
         };
         match node {
             Node::Object(object) if reads.is_whole() => {
                 for (index, name) in object.names().iter().enumerate() {
-                    add(self, name, Some(object.field(index)), reads);
+                    add(self, name, Some(object.field(index)), reads, false);
                 }
             }
             Node::JsonObject(map) if reads.is_whole() => {
                 map.iter()
-                    .for_each(|(name, value)| add(self, name, Some(Node::Json(value)), reads));
+                    .for_each(|(name, value)| add(self, name, Some(Node::Json(value)), reads, true));
             }
             Node::Json(Json::Object(map)) if reads.is_whole() => {
                 map.iter()
-                    .for_each(|(name, value)| add(self, name, Some(Node::Json(value)), reads));
+                    .for_each(|(name, value)| add(self, name, Some(Node::Json(value)), reads, true));
             }
             Node::Multi(pairs) => {
                 let mut names: Vec<&str> = pairs.iter().map(|(name, _)| name.as_str()).collect();
@@ -123,30 +129,29 @@ impl<'a> Walk<'a> {
                 names.dedup();
                 for name in names.into_iter().filter(|name| reads.child(name).is_some()) {
                     let values: Json = multi(pairs, name).collect();
-                    self.path.push(name);
-                    let here = self.path.join(".");
-                    self.path.pop();
-                    match self.standing(&here) {
+                    self.enter(name, reads.is_whole());
+                    match self.standing() {
                         Standing::Plain => kept.insert(name.to_owned(), values),
                         _ => {
-                            self.dropped.push(here);
+                            self.drop_here();
                             sensitive.insert(name.to_owned(), values)
                         }
                     };
+                    self.leave();
                 }
             }
             node if node.is_object() => {
                 for (_, name, below) in reads.children() {
-                    add(self, name, node.child(name), below);
+                    add(self, name, node.child(name), below, false);
                 }
             }
             // A value where a policy reads a part of one.
-            node => match self.standing(&self.path.join(".")) {
+            node => match self.standing() {
                 Standing::Plain => return (Some(partial(node, reads)), None),
                 _ => {
                     let found = Some(partial(node, reads)).filter(says_something);
                     if found.is_some() {
-                        self.dropped.push(self.path.join("."));
+                        self.drop_here();
                     }
                     return (None, found);
                 }
@@ -156,18 +161,40 @@ impl<'a> Walk<'a> {
         (some(kept), some(sensitive))
     }
 
-    fn standing(&self, path: &str) -> Standing {
+    fn enter(&mut self, name: &'a str, theirs: bool) {
+        self.path.push(name);
+        // What lies below a name of theirs is theirs, too.
+        self.theirs += usize::from(theirs || self.theirs > 0);
+    }
+
+    fn leave(&mut self) {
+        self.path.pop();
+        self.theirs = self.theirs.saturating_sub(1);
+    }
+
+    /// Notes that what is here is not kept. A name that a caller chose may say as much as a value.
+    fn drop_here(&mut self) {
+        let named = &self.path[..self.path.len() - self.theirs];
+        let mut path = named.join(".");
+        if self.theirs > 0 {
+            path.push_str(".*");
+        }
+        self.dropped.push(path);
+    }
+
+    fn standing(&self) -> Standing {
+        let path = self.path.as_slice();
         if self.keep.iter().any(|kept| is_at_or_below(kept, path)) {
             return Standing::Plain;
         }
-        let some_kept_below = self.keep.iter().any(|kept| is_at_or_below(path, kept));
+        let some_kept_below = self.keep.iter().any(|kept| is_above(path, kept));
         if SENSITIVE_FACTS.iter().any(|fact| is_at_or_below(fact, path)) {
             if some_kept_below {
                 Standing::Both
             } else {
                 Standing::Sensitive
             }
-        } else if SENSITIVE_FACTS.iter().any(|fact| is_at_or_below(path, fact)) {
+        } else if SENSITIVE_FACTS.iter().any(|fact| is_above(path, fact)) {
             Standing::Both
         } else {
             Standing::Plain
@@ -175,9 +202,17 @@ impl<'a> Walk<'a> {
     }
 }
 
-fn is_at_or_below(top: &str, path: &str) -> bool {
-    path.strip_prefix(top)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+/// Whether `path` is `top`, or below it. A name with a dot in it is one name: what a caller calls `a.b` is not below `a`.
+fn is_at_or_below(top: &str, path: &[&str]) -> bool {
+    let mut names = path.iter();
+    top.split('.')
+        .all(|name| names.next().is_some_and(|here| *here == name))
+}
+
+/// Whether `path` is `below`, or above it.
+fn is_above(path: &[&str], below: &str) -> bool {
+    let mut names = below.split('.');
+    path.iter().all(|here| names.next() == Some(*here))
 }
 
 /// How a path stands to what is sensitive.
@@ -292,9 +327,43 @@ mod tests {
         assert_eq!(kept.kept["request"]["headers"], json!({"x-team": ["red"]}));
         assert_eq!(
             kept.dropped,
-            ["protocol.arguments.password", "request.headers.authorization"]
+            ["protocol.arguments.*", "request.headers.*"],
+            "no name that the caller chose"
         );
         assert!(!kept.kept.to_string().contains("secret"));
+    }
+
+    #[test]
+    fn a_name_with_a_dot_is_not_below_what_is_kept() {
+        let set = set(
+            "# aip:keep protocol.arguments.path",
+            "some k\ninput.protocol.arguments[k] == \"/a\"",
+        );
+        let mut facts = facts();
+        let arguments = json!({"path": "/a", "path.token": "secret", "pathology": "secret"});
+        facts.protocol.arguments = Fact::Known(arguments.as_object().unwrap().clone());
+        let kept = set.kept(&facts);
+        assert_eq!(kept.kept["protocol"]["arguments"], json!({"path": "/a"}));
+        assert_eq!(kept.dropped, ["protocol.arguments.*"]);
+    }
+
+    #[test]
+    fn what_a_caller_asks_for_is_not_kept_unless_a_policy_says_so() {
+        let condition =
+            "input.protocol.resource == \"file:///r\"\ninput.protocol.task == \"t\"\ninput.protocol.context == \"c\"";
+        let mut facts = facts();
+        for (fact, value) in [
+            (&mut facts.protocol.resource, "file:///r"),
+            (&mut facts.protocol.task, "t"),
+            (&mut facts.protocol.context, "c"),
+        ] {
+            *fact = Fact::Known(value.to_owned());
+        }
+        let kept = set("", condition).kept(&facts);
+        assert_eq!(kept.kept, json!({}));
+        assert_eq!(kept.dropped, ["protocol.context", "protocol.resource", "protocol.task"]);
+        let kept = set("# aip:keep protocol.resource", condition).kept(&facts);
+        assert_eq!(kept.kept, json!({"protocol": {"resource": "file:///r"}}));
     }
 
     #[test]

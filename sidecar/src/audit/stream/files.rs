@@ -2,19 +2,15 @@
 
 use std::cmp::Ordering;
 use std::fs::{self, File};
-use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::path::Path;
 
 use aip_api::wire::{SegmentChunk, SignedCheckpoint, audit_request};
-use aip_audit::log::{self, MAX_CHECKPOINT_BYTES, TOTAL_BYTES, TOTAL_MILLIS};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use aip_audit::log::{self, LogError, Statements};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::Shared;
-use crate::audit::book::{Covers, logs};
+use crate::audit::book::Covers;
 
 /// Bytes of a chunk: more than the longest record, and small beside what a message may have.
 const CHUNK: u64 = 1024 * 1024;
@@ -33,6 +29,10 @@ pub(in crate::audit) struct Held {
     pub(super) refused: Option<String>,
     /// How far checkpoints cover the files, of a log that is not written any more.
     covers: Option<Covers>,
+    /// By its own word on the stream of now, the control plane has all that there will ever be.
+    pub(super) has_all: bool,
+    /// All checkpoints were told once more on this stream.
+    retold: bool,
 }
 
 /// What was sent.
@@ -65,12 +65,6 @@ pub(super) fn is_done(dir: &Path) -> bool {
     note(dir).is_some_and(|note| note.done)
 }
 
-#[derive(Deserialize)]
-struct Line {
-    statement: String,
-    chain: Vec<String>,
-}
-
 impl Held {
     /// What the control plane says at a greeting. One that has nothing of the log is told all checkpoints again.
     pub(super) fn greet(&mut self, dir: &Path, segment: u64, offset: u64) {
@@ -83,7 +77,16 @@ impl Held {
             signed: self.signed,
             refused: None,
             covers: self.covers,
+            has_all: false,
+            retold: false,
         };
+    }
+
+    /// The control plane lacks checkpoints that it had taken, as one does that was restored: all are told once more. Whether
+    /// that was not done yet.
+    pub(super) fn retell(&mut self) -> bool {
+        self.checkpoints = 0;
+        !std::mem::replace(&mut self.retold, true)
     }
 
     /// Where the control plane says that the log goes on; whether that is another place than before.
@@ -104,7 +107,8 @@ impl Held {
     }
 
     /// Notes that there is nothing more to send of a log that is not written any more.
-    pub(super) fn done(&self, dir: &Path) {
+    pub(super) fn done(&mut self, dir: &Path) {
+        self.has_all = true;
         if !is_done(dir) {
             let (checkpoints, done) = (self.checkpoints, true);
             write_note(dir, &Note { checkpoints, done });
@@ -131,8 +135,9 @@ impl Held {
         log: &str,
         dir: &Path,
         covers: Covers,
+        statements: &mut Option<Statements>,
     ) -> io::Result<Option<(audit_request::Message, Next)>> {
-        if let Some((checkpoint, at)) = checkpoint_at(dir, self.checkpoints)? {
+        if let Some((checkpoint, at)) = self.checkpoint(dir, statements).map_err(io::Error::other)? {
             return Ok(Some((
                 audit_request::Message::Checkpoint(checkpoint),
                 Next::Checkpoint(at),
@@ -149,6 +154,23 @@ impl Held {
             last,
         };
         Ok(Some((audit_request::Message::Chunk(chunk), Next::Chunk)))
+    }
+
+    /// The next checkpoint, and where the one after it begins.
+    fn checkpoint(
+        &self,
+        dir: &Path,
+        statements: &mut Option<Statements>,
+    ) -> Result<Option<(SignedCheckpoint, u64)>, LogError> {
+        if statements
+            .as_ref()
+            .is_none_or(|statements| statements.at() != self.checkpoints)
+        {
+            *statements = Some(Statements::open(dir, self.checkpoints)?);
+        }
+        let Some(statements) = statements else { return Ok(None) };
+        let next = statements.next_kept()?;
+        Ok(next.map(|(statement, chain)| (SignedCheckpoint { statement, chain }, statements.at())))
     }
 
     fn chunk(&self, dir: &Path, covers: Covers) -> io::Result<Option<(Vec<u8>, bool)>> {
@@ -178,34 +200,6 @@ impl Held {
     }
 }
 
-/// The checkpoint whose line begins at this byte, and where it ends.
-fn checkpoint_at(dir: &Path, at: u64) -> io::Result<Option<(SignedCheckpoint, u64)>> {
-    let path = dir.join("checkpoints.jsonl");
-    if fs::metadata(&path).map_or(0, |found| found.len()) <= at {
-        return Ok(None);
-    }
-    let mut file = File::open(&path)?;
-    file.seek(SeekFrom::Start(at))?;
-    let mut line = Vec::new();
-    let read = BufReader::new(file.take(MAX_CHECKPOINT_BYTES as u64)).read_until(b'\n', &mut line)?;
-    if line.pop() != Some(b'\n') {
-        return Ok(None);
-    }
-    let bad = || {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("{}: not a checkpoint at byte {at}", path.display()),
-        )
-    };
-    let line: Line = serde_json::from_slice(&line).map_err(|_| bad())?;
-    let chain = line.chain.iter().map(|der| STANDARD.decode(der).map_err(|_| bad()));
-    let checkpoint = SignedCheckpoint {
-        statement: line.statement,
-        chain: chain.collect::<Result<_, _>>()?,
-    };
-    Ok(Some((checkpoint, at + read as u64)))
-}
-
 /// How far the files of a log reach that its last checkpoint covers. Where that is all, its last segment is closed.
 fn covers_of(dir: &Path) -> Covers {
     let (signed, mut covers) = (signed(dir), Covers::default());
@@ -232,10 +226,15 @@ fn covers_of(dir: &Path) -> Covers {
 }
 
 /// Records that the last checkpoint of a log covers.
-pub(super) fn signed(dir: &Path) -> u64 {
+pub(in crate::audit) fn signed(dir: &Path) -> u64 {
     let kept = log::kept(dir).unwrap_or_default();
     let last = kept.last().and_then(|kept| log::claims_of(&kept.statement));
     last.map_or(0, |claims| claims.size)
+}
+
+/// Bytes of a log's records.
+pub(in crate::audit) fn bytes(dir: &Path) -> u64 {
+    unsent(dir, None)
 }
 
 /// Bytes of a log that the control plane does not have.
@@ -245,33 +244,6 @@ pub(super) fn unsent(dir: &Path, held: Option<&Held>) -> u64 {
     let length = |number: &u64| fs::metadata(log::segment_path(dir, *number)).map_or(0, |found| found.len());
     let there: u64 = numbers.iter().filter(|number| **number >= segment).map(length).sum();
     there.saturating_sub(offset)
-}
-
-/// Drops logs of earlier lives that the control plane has, oldest first, while all together are too large, or too old.
-pub(super) fn drop_old(shared: &Shared) -> io::Result<()> {
-    let (root, live) = {
-        let book = shared.book();
-        (book.root().to_owned(), book.dir().map(ToOwned::to_owned))
-    };
-    let all: Vec<(PathBuf, u64)> = logs(&root)
-        .into_iter()
-        .map(|dir| (dir.clone(), unsent(&dir, None)))
-        .collect();
-    let mut total: u64 = all.iter().map(|(_, bytes)| bytes).sum();
-    for (dir, bytes) in all {
-        let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let has_it = is_done(&dir);
-        let age = fs::metadata(dir.join("checkpoints.jsonl")).and_then(|found| found.modified());
-        let age = age.map(|modified| SystemTime::now().duration_since(modified).unwrap_or_default());
-        let old = age.is_ok_and(|age| age > Duration::from_millis(TOTAL_MILLIS));
-        if live.as_deref() != Some(&*dir) && has_it && (old || total > TOTAL_BYTES) {
-            tracing::info!(log = name, bytes, "an audit log that the control plane has is dropped");
-            fs::remove_dir_all(&dir)?;
-            shared.sent().logs.remove(name);
-            total -= bytes;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -72,8 +72,8 @@ fn tell_peer(request: &mut Request<Body>, arrived: &Arrived, classified: &Classi
     let headers = request.headers_mut();
     headers.remove(HOST);
     headers.insert(HOP, once(&classified.hop.to_string()));
-    if let Some(salt) = arrived.record.exchange.salt() {
-        headers.insert(SALT, salt.header());
+    if let Some(seed) = arrived.record.exchange.seed() {
+        headers.insert(SALT, seed.salt.header());
     }
     if classified.hops > 1 {
         headers.insert(HOPS, classified.hops.into());

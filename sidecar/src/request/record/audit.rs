@@ -19,7 +19,7 @@ use crate::request::refusal::{Refusal, Refused};
 pub(crate) type Wait = Pin<Box<dyn Future<Output = bool> + Send + Sync>>;
 
 /// What a record needs beside the request.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Audited {
     /// What policy asks for; the mesh's setting is the least.
     asked: Option<Durability>,
@@ -27,6 +27,8 @@ pub(super) struct Audited {
     decided: bool,
     /// Where the decision stands.
     place: Option<Place>,
+    /// Resolves when the decision is on disk, where its answer waits for that.
+    settles: Option<Wait>,
     /// The decision let it go on.
     went_out: bool,
     over: bool,
@@ -79,8 +81,27 @@ impl Record {
                 }
                 unavailable("the decision can't be brought to disk".to_owned())
             }
+            // The agent works meanwhile.
+            Ok(Some(place)) if durability == Durability::Grouped => {
+                self.audit.settles = Some(Box::pin(self.proxy.settings.audit.on_disk(place)));
+                Ok(())
+            }
             Err(why) if durability > Durability::Buffered => unavailable(why.to_string()),
             Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Waits until the decision is on disk, where nothing of the answer may leave before.
+    ///
+    /// # Errors
+    /// It can't be brought there.
+    pub(crate) async fn settled(&mut self) -> Result<(), Refused> {
+        let Some(settles) = self.audit.settles.take() else {
+            return Ok(());
+        };
+        match settles.await {
+            true => Ok(()),
+            false => Err(Refusal::AuditUnavailable.because("the decision can't be brought to disk")),
         }
     }
 
@@ -219,8 +240,8 @@ impl Record {
 
     /// Notes the body of a request that was read and not sent on.
     pub(crate) fn unsent(&mut self, body: &[u8]) {
-        if let Some(salt) = self.exchange.salt().filter(|_| !body.is_empty()) {
-            self.audit.unsent = Tally::of(salt, Way::Request, body);
+        if let Some(seed) = self.exchange.seed().filter(|_| !body.is_empty()) {
+            self.audit.unsent = Tally::of(seed, Way::Request, body);
         }
     }
 

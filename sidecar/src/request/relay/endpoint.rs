@@ -33,7 +33,7 @@ pub(crate) struct EndpointEvent {
 impl EndpointEvent {
     pub(crate) fn new(addresses: Addresses, exchange: Arc<Exchange>) -> Self {
         Self {
-            came: exchange.salt().map(|salt| Tally::new(salt, Way::Response)),
+            came: exchange.seed().map(|seed| Tally::new(seed, Way::Response)),
             exchange,
             addresses,
             seen: BytesMut::new(),

@@ -24,9 +24,9 @@ where
     let exchange = record.exchange.clone();
     let tally = |way| {
         exchange
-            .salt()
+            .seed()
             .filter(|_| !record.blind)
-            .map(|salt| Tally::new(salt, way))
+            .map(|seed| Tally::new(seed, way))
     };
     let mut caller = Counted {
         io: caller,

@@ -14,12 +14,15 @@ fn a_log_whose_oldest_segments_a_quota_took_still_verifies() {
         ..Options::default()
     };
     let (mut writer, _) = Writer::open(&dir, options).unwrap();
-    writer.sweep(u64::MAX, 9).unwrap().unwrap();
-    mesh.planner.writer = writer;
+    assert!(writer.say_dropped(u64::MAX, 9).unwrap());
+    assert!(writer.drop_said().unwrap().is_none(), "not signed yet");
+    std::mem::swap(&mut mesh.planner.writer, &mut writer);
+    mesh.planner.checkpoint();
+    mesh.planner.writer.drop_said().unwrap().unwrap().remove().unwrap();
     let sources = Sources::find(home.path()).unwrap();
     let report = verify(&sources, &TestKeys, &mut |_| {}).unwrap();
     assert!(report.intact(), "{:#?}", report.faults);
-    assert!(report.logs[0].dropped > 0 && report.logs[0].signed == 40);
+    assert!(report.logs[0].dropped > 0 && report.logs[0].signed == 41);
     // A quota that nobody kept: the subtrees are made up.
     let manifest = dir.join("segments.jsonl");
     let text = fs::read_to_string(&manifest).unwrap();
@@ -31,6 +34,39 @@ fn a_log_whose_oldest_segments_a_quota_took_still_verifies() {
         "{:#?}",
         report.faults
     );
+}
+
+#[test]
+fn records_that_nobody_said_a_quota_took_are_missed() {
+    let home = tempfile::tempdir().unwrap();
+    let mesh = Mesh::busy();
+    let dir = home.path().join(mesh.planner.writer.log());
+    copy(&mesh.dir(), &dir);
+    let options = Options {
+        segment_bytes: 6000,
+        total_bytes: 16_000,
+        ..Options::default()
+    };
+    // As one does who has the files and not the key: the manifest names a quota, and no signed record does.
+    let (mut writer, _) = Writer::open(&dir, options).unwrap();
+    writer.sweep(u64::MAX, 9).unwrap().unwrap();
+    let faults = |home: &Path| {
+        let sources = Sources::find(home).unwrap();
+        verify(&sources, &TestKeys, &mut |_| {}).unwrap().faults
+    };
+    let found = faults(home.path());
+    let kinds: Vec<_> = found.iter().map(|f| f.kind).collect();
+    assert_eq!(kinds, [Kind::SegmentMissing], "{found:#?}");
+    // And one who says so in a record that nobody signs.
+    let unsigned = crate::record::Dropped {
+        log: None,
+        first: 0,
+        records: 40,
+        until: 9_999_999,
+        quota: "size".into(),
+    };
+    writer.append(Event::Dropped(unsigned), 10).unwrap();
+    assert!(faults(home.path()).iter().any(|f| f.kind == Kind::SegmentMissing));
 }
 
 fn copy(from: &Path, to: &Path) {
