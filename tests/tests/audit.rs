@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use aip_audit::checkpoint::Closing;
+use aip_audit::hop;
 use aip_audit::log::{Reader, claims_of, kept};
 use aip_audit::record::{Decision, End};
 use aip_tests::agent::Agent;
@@ -76,10 +77,13 @@ impl Rig {
 
     /// The two ends of a request, which must tell the same story.
     async fn both(&self, path: &str) -> (End, End) {
-        let ((_, caller), (_, callee)) = (over(&self.caller, path).await, over(&self.callee, path).await);
+        let ((asked, caller), (served, callee)) = (over(&self.caller, path).await, over(&self.callee, path).await);
         assert!(caller.hop.is_some() && caller.hop == callee.hop, "{path}");
         assert_eq!(
-            aip_audit::hop::compare(&caller, &callee),
+            hop::compare(
+                &hop::Said::of(&asked).ended(&caller),
+                &hop::Said::of(&served).ended(&callee)
+            ),
             [],
             "{path}: {caller:?} {callee:?}"
         );

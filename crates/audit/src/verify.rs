@@ -78,6 +78,10 @@ pub struct LogReport {
     pub checkpoints: u64,
     /// Of them, those made after a crash.
     pub recoveries: u64,
+    /// Records at the last of those: requests before it without an end were cut by the crash.
+    pub recovered: u64,
+    /// It ended in order: its last checkpoint says so.
+    pub closed: bool,
     /// Records that a checkpoint with the right root covers.
     pub signed: u64,
     /// When that checkpoint was made, Unix milliseconds: what happened later is pending.
@@ -129,7 +133,7 @@ pub fn verify(sources: &Sources, keys: &dyn Keys, progress: &mut dyn FnMut(Progr
         None => walk::Kept::BySidecar,
     };
     let all = sources.bytes()?;
-    let mut done = 0;
+    let (mut done, mut tails) = (0, Vec::new());
     for source in &sources.logs {
         let listed = ledger.as_ref().map(|l| l.of(&source.log)).unwrap_or_default();
         let signed = signed::read(source, listed, keys, &mut found)?;
@@ -137,14 +141,21 @@ pub fn verify(sources: &Sources, keys: &dyn Keys, progress: &mut dyn FnMut(Progr
             done += bytes;
             progress(Progress { done, all });
         };
-        report
-            .logs
-            .push(walk::walk(source, &signed, &mut found, &mut pairing, kept, &mut step)?);
+        let (log, tail) = walk::walk(source, &signed, &mut found, &mut pairing, kept, &mut step)?;
+        report.logs.push(log);
+        tails.extend(tail);
     }
+    // By what was signed last, and not by the clock: what is verified may be years old.
+    let signed = report.logs.iter().filter_map(|log| log.signed_at);
+    let newest = signed
+        .chain(ledger.as_ref().map(ledger::Read::newest))
+        .max()
+        .unwrap_or(0);
+    walk::old_tails(&report.logs, &tails, newest, &mut found);
     if let Some(ledger) = ledger {
         report.ledger = Some(ledger.close(&report.logs, &mut found));
     }
-    report.hops = pairing.close(&report.logs, &mut found);
+    report.hops = pairing.close(&report.logs, newest, &mut found);
     (report.faults, report.more_faults) = found.close();
     Ok(report)
 }

@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use aip_api::id::{DecisionId, HopId};
 use aip_api::{AgentName, SpiffeId};
-use aip_audit::hop::{Difference, compare};
+use aip_audit::hop::{Difference, Ending, Said, compare};
 use aip_audit::record::{Decision, Direction, End, Event, Record};
 
 use super::Matched;
@@ -38,6 +38,7 @@ struct Key {
 struct Open {
     since: u64,
     key: Key,
+    said: Said,
     denied: bool,
 }
 
@@ -46,7 +47,7 @@ struct Waiting {
     since: u64,
     at: u64,
     agent: AgentName,
-    direction: Direction,
+    said: Said,
     end: End,
     denied: bool,
     replayed: bool,
@@ -125,6 +126,7 @@ impl Join {
         let open = Open {
             since: now,
             key,
+            said: Said::of(decision),
             denied,
         };
         if let Some(before) = self.open.insert((of.clone(), id), open) {
@@ -134,7 +136,12 @@ impl Join {
     }
 
     fn ended(&mut self, of: &AgentName, end: &End, at: u64, now: u64, replayed: bool) -> Heard {
-        let Some(Open { since, key, denied }) = self.open.remove(&(of.clone(), end.id)) else {
+        let Some(Open {
+            since,
+            key,
+            said,
+            denied,
+        }) = self.open.remove(&(of.clone(), end.id)) else {
             return Heard::Nothing;
         };
         self.open_age.remove(&(since, of.clone(), end.id));
@@ -146,13 +153,13 @@ impl Join {
             since: now,
             at,
             agent: of.clone(),
-            direction: end.direction,
+            said,
             end: end.clone(),
             denied,
             replayed,
         };
         match self.ends.remove(&key) {
-            Some(first) if first.direction != end.direction => {
+            Some(first) if first.said.direction != said.direction => {
                 self.ends_age.remove(&(first.since, key.clone()));
                 self.less(&first.agent, (0, 1));
                 if replayed && first.replayed {
@@ -223,12 +230,13 @@ impl Join {
 
 fn matched(key: Key, first: Waiting, second: Waiting) -> Matched {
     let (denied, at) = (first.denied || second.denied, first.at.max(second.at));
-    let (caller_end, callee_end) = match first.direction {
-        Direction::Outbound => (first.end, second.end),
-        Direction::Inbound => (second.end, first.end),
+    let (caller, callee) = match first.said.direction {
+        Direction::Outbound => (first, second),
+        Direction::Inbound => (second, first),
     };
-    let contradicts = contradicts(&caller_end, &callee_end);
-    let whole = caller_end.end == COMPLETE && callee_end.end == COMPLETE;
+    let (from, to) = (caller.said.ended(&caller.end), callee.said.ended(&callee.end));
+    let contradicts: Vec<_> = compare(&from, &to).into_iter().map(Difference::as_str).collect();
+    let whole = from.ending == Ending::Complete && to.ending == Ending::Complete;
     Matched {
         hop: key.hop,
         caller: key.caller,
@@ -236,8 +244,8 @@ fn matched(key: Key, first: Waiting, second: Waiting) -> Matched {
         agreed: whole && contradicts.is_empty(),
         denied,
         contradicts,
-        caller_end,
-        callee_end,
+        caller_end: caller.end,
+        callee_end: callee.end,
         at,
     }
 }
@@ -246,29 +254,6 @@ fn matched(key: Key, first: Waiting, second: Waiting) -> Matched {
 pub const COMPLETE: &str = "complete";
 /// The reason of what policy refused.
 const POLICY_DENIED: &str = "policy_denied";
-
-/// In what the two ends contradict each other.
-fn contradicts(caller: &End, callee: &End) -> Vec<&'static str> {
-    let mut found: Vec<_> = compare(caller, callee).into_iter().map(word).collect();
-    let whole = [caller, callee]
-        .iter()
-        .all(|end| end.end == COMPLETE && end.blame.is_empty());
-    // What the callee's sidecar answered is what the caller's agent was given, where nothing went wrong.
-    if whole && caller.status != callee.status {
-        found.push("status");
-    }
-    found
-}
-
-const fn word(difference: Difference) -> &'static str {
-    match difference {
-        Difference::Salt => "salt",
-        Difference::RequestBytes => "request_bytes",
-        Difference::RequestDigest => "request_digest",
-        Difference::ResponseBytes => "response_bytes",
-        Difference::ResponseDigest => "response_digest",
-    }
-}
 
 impl Matched {
     /// What is kept of a hop whose ends contradict each other; none where they do not.

@@ -155,7 +155,8 @@ pub struct Mismatch {
     /// Whose sidecar took it.
     #[schema(value_type = String)]
     pub callee: AgentName,
-    /// What differs: `request_bytes`, `request_digest`, `response_bytes`, `response_digest`, `status`, `salt`.
+    /// What differs: `method`, `path`, `call`, `tool`, `status`, `salt`, `request_bytes`, `request_digest`,
+    /// `response_bytes`, `response_digest`.
     pub differs: Vec<String>,
     /// The caller's decision.
     pub caller_decision: String,

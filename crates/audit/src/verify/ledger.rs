@@ -122,6 +122,11 @@ impl Read {
         self.by_log.get(log).cloned().unwrap_or_default()
     }
 
+    /// When the newest of its checkpoints was made.
+    pub(super) fn newest(&self) -> u64 {
+        self.by_log.values().flatten().map(|c| c.at).max().unwrap_or(0)
+    }
+
     /// Looks for logs that it knows and that are not here.
     pub(super) fn close(mut self, logs: &[LogReport], found: &mut Found) -> LedgerReport {
         let mut here: HashSet<&str> = logs.iter().map(|l| l.log.as_str()).collect();
@@ -132,7 +137,7 @@ impl Read {
             };
             here.extend(log.dropped_logs.iter().filter(own).map(String::as_str));
         }
-        let newest = self.by_log.values().flatten().map(|c| c.at).max().unwrap_or(0);
+        let newest = self.newest();
         let expired = |held: &[Checkpoint]| held.iter().all(|c| newest.saturating_sub(c.at) > KEPT_MILLIS);
         for (log, checkpoints) in self.by_log.iter().filter(|(log, _)| !here.contains(log.as_str())) {
             if expired(checkpoints) {

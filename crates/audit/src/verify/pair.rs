@@ -1,23 +1,32 @@
 //! Both ends of each hop: the caller's sidecar and the callee's.
+//!
+//! Logs are read one after the other, so what one end said waits until the other end's log was read: some 330 bytes a hop
+//! without anything on the heap beside, whatever a caller wrote. A hop that was held against its other end leaves 24 bytes,
+//! by which a second use of its id is found.
 
-use std::collections::HashMap;
-use std::path::Path;
+mod reach;
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 
 use aip_api::id::{DecisionId, HopId};
 use serde::{Deserialize, Serialize};
 
-use super::LogReport;
 use super::fault::{At, Found, Kind};
-use crate::hop;
+use super::{LogReport, Source};
+use crate::hop::{self, Difference, Ending, Said, Told};
+use crate::log::segment_path;
 use crate::record::{Decision, Direction, End};
+pub(super) use reach::SKEW_MILLIS;
+use reach::{Other, Reach, Skew};
 
-/// Added to how far the clocks of two agents were seen to differ, in milliseconds: a record is written a moment after it
-/// happened.
-const MARGIN_MILLIS: u64 = 2_000;
-/// How far two clocks may differ of which nothing was seen, in milliseconds: what the mesh tolerates in signatures.
-const SKEW_MILLIS: u64 = 300_000;
 /// Of a replayed hop, which the callee's sidecar refuses, this is the reason.
 const REPLAYED: &str = "hop_replayed";
+/// The status of a refusal that sidecars only count: too many requests.
+const TOO_MANY: u16 = 429;
+/// Statuses that a connection's own code gives before the sidecar hears of a request: what is no HTTP, and headers that
+/// are too large.
+const BEFORE: [u16; 2] = [400, 431];
 
 /// How the hops came out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,268 +35,365 @@ pub struct Hops {
     pub both: u64,
     /// Of them, those where both say the same.
     pub agreed: u64,
+    /// Of those that agree, those where a body passed that one end did not see to its end: nothing vouches for it.
+    pub unproven: u64,
+    /// Hops without an end at one side: its sidecar crashed, or says itself that records are lost.
+    pub cut: u64,
     /// Hops whose other end may not be recorded and signed yet.
     pub pending: u64,
     /// Hops whose other end's log is not here.
     pub no_log: u64,
     /// Hops whose other end a quota took.
     pub dropped: u64,
-    /// Hops that ended at the caller's sidecar: refused there, or nobody answered.
+    /// Hops that ended at the caller's sidecar, or were refused before they were one: nobody answered, or the callee's
+    /// sidecar refused and recorded or counted that.
     pub one_end: u64,
 }
 
 /// Where a record stands.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
-    pub(super) log: String,
-    pub(super) file: String,
+    /// What [`Pairing::log`] gave.
+    pub(super) log: u32,
+    pub(super) segment: u64,
     pub(super) line: u64,
     pub(super) seq: u64,
 }
 
-#[derive(Debug)]
+/// What one end said.
+#[derive(Debug, Clone, Copy)]
 struct Side {
     id: DecisionId,
+    /// When its last record was made.
     at: u64,
-    peer: String,
-    agent: String,
-    refused: bool,
+    agent: u32,
+    peer: u32,
     place: Place,
-    end: Option<Box<End>>,
+    said: Said,
+    end: Option<Told>,
+    /// The other end's decision, where it was told of one.
+    other: Option<DecisionId>,
 }
 
+/// A hop at one or both ends.
 #[derive(Debug, Default)]
 struct Ends {
-    caller: Option<Side>,
-    callee: Option<Side>,
+    caller: Option<Box<Side>>,
+    callee: Option<Box<Side>>,
 }
 
-/// What a log says about the hops of an agent.
+/// A refusal of a callee's sidecar that belongs to no hop of its log.
 #[derive(Debug, Clone, Copy)]
-struct Reach {
-    /// When the last checkpoint was made.
-    signed_at: u64,
-    /// Records of it were dropped, up to this time.
-    dropped: Option<u64>,
+struct Refusal {
+    caller: u32,
+    status: Option<u16>,
 }
+
+/// By who called and the hop's id: an id is one caller's.
+type Key = (u32, HopId);
 
 /// The hops of all logs.
 #[derive(Debug, Default)]
 pub(super) struct Pairing {
-    /// By who called and the hop's id: an id is one caller's.
-    hops: HashMap<(String, HopId), Ends>,
+    names: Vec<String>,
+    numbers: HashMap<String, u32>,
+    logs: Vec<(String, PathBuf)>,
+    hops: HashMap<Key, Ends>,
+    /// Hops that were held against each other.
+    done: HashSet<Key>,
     /// Hops under way in the log that is being read.
-    under_way: HashMap<DecisionId, (String, HopId, Direction)>,
+    under_way: HashMap<DecisionId, (Key, Direction)>,
+    refusals: HashMap<DecisionId, Refusal>,
+    /// Of callees: refusals that they only counted.
+    counted: HashMap<u32, u64>,
+    skew: Skew,
+    out: Hops,
 }
 
 impl Pairing {
-    pub(super) fn decision(&mut self, at: u64, decision: Decision, place: Place, found: &mut Found) {
-        let Some(hop) = decision.hop.filter(|_| decision.reason != REPLAYED) else {
-            return;
-        };
+    /// A log that is read from now on.
+    pub(super) fn log(&mut self, source: &Source) -> u32 {
+        self.under_way.clear();
+        self.logs.push((source.log.clone(), source.dir.clone()));
+        self.logs.len() as u32 - 1
+    }
+
+    fn number(&mut self, name: &str) -> u32 {
+        if let Some(number) = self.numbers.get(name) {
+            return *number;
+        }
+        let number = self.names.len() as u32;
+        self.names.push(name.to_owned());
+        self.numbers.insert(name.to_owned(), number);
+        number
+    }
+
+    /// Refusals that a sidecar counted without a record each.
+    pub(super) fn counted(&mut self, agent: &str, count: u64) {
+        let agent = self.number(agent);
+        *self.counted.entry(agent).or_default() += count;
+    }
+
+    pub(super) fn decision(&mut self, at: u64, decision: &Decision, place: Place, found: &mut Found) {
         let (own, peer) = match decision.direction {
             Direction::Outbound => (&decision.source.id, &decision.destination.id),
             Direction::Inbound => (&decision.destination.id, &decision.source.id),
         };
+        let (agent, peer) = (self.number(own), self.number(peer));
+        let Some(hop) = decision.hop.filter(|_| decision.reason != REPLAYED) else {
+            if decision.direction == Direction::Inbound {
+                let refusal = Refusal {
+                    caller: peer,
+                    status: None,
+                };
+                self.refusals.insert(decision.id, refusal);
+            }
+            return;
+        };
         let side = Side {
             id: decision.id,
             at,
-            peer: peer.clone(),
-            agent: own.clone(),
-            refused: !decision.reason.is_empty() && !decision.observed,
+            peer,
+            agent,
             place,
+            said: Said::of(decision),
             end: None,
+            other: None,
         };
-        let key = (decision.source.id.clone(), hop);
+        let key = match decision.direction {
+            Direction::Outbound => (agent, hop),
+            Direction::Inbound => (peer, hop),
+        };
+        if self.done.contains(&key) {
+            let detail = format!(
+                "hop {hop} of {} was decided and ended at both ends before",
+                self.names[key.0 as usize]
+            );
+            return self.add(found, Kind::HopReused, &side, detail);
+        }
         let ends = self.hops.entry(key).or_default();
         let end = match decision.direction {
             Direction::Outbound => &mut ends.caller,
             Direction::Inbound => &mut ends.callee,
         };
         if let Some(first) = end {
-            let detail = format!(
-                "hop {hop} of {} was decided as {} in record {} before",
-                decision.source.id, first.id, first.place.seq
-            );
-            add(found, Kind::HopReused, &side, detail);
-            return;
+            let (id, seq) = (first.id, first.place.seq);
+            let source = &self.names[key.0 as usize];
+            let detail = format!("hop {hop} of {source} was decided as {id} in record {seq} before");
+            return self.add(found, Kind::HopReused, &side, detail);
         }
-        *end = Some(side);
-        self.under_way
-            .insert(decision.id, (decision.source.id, hop, decision.direction));
+        *end = Some(Box::new(side));
+        self.under_way.insert(decision.id, (key, decision.direction));
     }
 
-    pub(super) fn end(&mut self, at: u64, end: End) {
-        let Some((source, hop, direction)) = self.under_way.remove(&end.id) else {
+    pub(super) fn end(&mut self, at: u64, end: &End, found: &mut Found) {
+        let Some((key, direction)) = self.under_way.remove(&end.id) else {
+            if let Some(refusal) = self.refusals.get_mut(&end.id) {
+                refusal.status = Some(end.status);
+            }
             return;
         };
-        let Some(ends) = self.hops.get_mut(&(source, hop)) else {
-            return;
-        };
+        let Some(ends) = self.hops.get_mut(&key) else { return };
         let side = match direction {
-            Direction::Outbound => ends.caller.as_mut(),
-            Direction::Inbound => ends.callee.as_mut(),
+            Direction::Outbound => ends.caller.as_deref_mut(),
+            Direction::Inbound => ends.callee.as_deref_mut(),
         };
         if let Some(side) = side {
             side.at = at;
-            side.end = Some(Box::new(end));
+            side.end = Some(side.said.ended(end));
+            side.other = end.other.split(';').next().and_then(|id| id.parse().ok());
+        }
+        self.settle(key, found);
+    }
+
+    /// Holds the two ends against each other, where both are there.
+    fn settle(&mut self, key: Key, found: &mut Found) {
+        let complete = self.hops.get(&key).and_then(|ends| {
+            let (caller, callee) = (ends.caller.as_deref()?, ends.callee.as_deref()?);
+            Some(((*caller, caller.end?), (*callee, callee.end?)))
+        });
+        if let Some((caller, callee)) = complete {
+            self.hops.remove(&key);
+            self.done.insert(key);
+            self.skew
+                .saw((caller.0.agent, callee.0.agent), caller.0.at, callee.0.at);
+            self.both(key.1, caller, callee, found);
         }
     }
 
-    pub(super) fn close(self, logs: &[LogReport], found: &mut Found) -> Hops {
-        let mut reach: HashMap<&str, Reach> = HashMap::new();
-        for log in logs {
-            let Some(agent) = log.agent.as_deref() else { continue };
-            let known = reach.entry(agent).or_insert(Reach {
-                signed_at: 0,
-                dropped: None,
-            });
-            known.signed_at = known.signed_at.max(log.signed_at.unwrap_or(0));
-            known.dropped = known.dropped.max(log.dropped_until);
+    fn both(&mut self, hop: HopId, caller: (Side, Told), callee: (Side, Told), found: &mut Found) {
+        let before = found.count();
+        self.out.both += 1;
+        let ((caller, from), (callee, to)) = (caller, callee);
+        let theirs = format!(
+            "the callee's is record {} (line {}) of {}",
+            callee.place.seq, callee.place.line, self.logs[callee.place.log as usize].0
+        );
+        if caller.said.refused {
+            let detail = format!("hop {hop}: decided as {}; {theirs}", callee.id);
+            self.add(found, Kind::WentOnAfterRefusal, &caller, detail);
         }
-        let skew = self.skew();
-        let mut hops = Hops::default();
-        let mut all: Vec<_> = self.hops.into_iter().collect();
+        if let Some(other) = caller.other.filter(|other| *other != callee.id) {
+            let detail = format!(
+                "hop {hop}: the caller heard of {other}; the callee recorded {}",
+                callee.id
+            );
+            self.add(found, Kind::OtherDecision, &caller, detail);
+        }
+        for difference in hop::compare(&from, &to) {
+            let detail = format!(
+                "hop {hop}: {} ({}); status {} and {}, request {} and {} bytes, response {} and {} bytes; {theirs}",
+                difference.means(),
+                difference.as_str(),
+                from.status,
+                to.status,
+                from.request.bytes,
+                to.request.bytes,
+                to.response.bytes,
+                from.response.bytes,
+            );
+            self.add(found, Kind::EndsDiffer, &caller, detail);
+        }
+        if found.count() == before {
+            self.out.agreed += 1;
+            self.out.unproven += u64::from(hop::unproven(&from, &to));
+        }
+    }
+
+    /// Says what became of the hops of which not everything was there. `newest`: when the last thing happened that
+    /// somebody signed.
+    pub(super) fn close(mut self, logs: &[LogReport], newest: u64, found: &mut Found) -> Hops {
+        let mut hops: Vec<_> = std::mem::take(&mut self.hops).into_iter().collect();
         // Faults come in the order of hops, which is that of time.
-        all.sort_by_key(|((_, hop), _)| *hop);
-        for ((_, hop), ends) in &all {
-            match ends {
-                Ends {
-                    caller: Some(caller),
-                    callee: Some(callee),
-                } => both(*hop, caller, callee, &mut hops, found),
-                Ends {
-                    caller: Some(caller),
-                    callee: None,
-                } if !answered(caller) => hops.one_end += 1,
-                Ends {
-                    caller: Some(only),
-                    callee: None,
-                } => {
-                    alone(*hop, only, Kind::MissingAtCallee, &reach, &skew, &mut hops, found);
-                }
-                Ends {
-                    caller: None,
-                    callee: Some(only),
-                } => {
-                    alone(*hop, only, Kind::MissingAtCaller, &reach, &skew, &mut hops, found);
-                }
-                Ends {
-                    caller: None,
-                    callee: None,
-                } => {}
+        hops.sort_unstable_by_key(|((_, hop), _)| *hop);
+        let reach = Reach::of(logs, newest, &self.numbers);
+        for ((_, hop), ends) in hops {
+            match (ends.caller, ends.callee) {
+                (Some(caller), Some(callee)) => self.half(hop, &caller, &callee, &reach, logs, found),
+                (Some(caller), None) => self.only_caller(hop, &caller, &reach, found),
+                (None, Some(callee)) => self.alone(hop, &callee, Kind::MissingAtCaller, &reach, found),
+                (None, None) => {}
             }
         }
-        hops
+        self.out
     }
 
-    /// How far the clocks of two agents were seen to differ, by the times of hops that both recorded.
-    fn skew(&self) -> HashMap<(String, String), u64> {
-        let mut skew = HashMap::new();
-        for ends in self.hops.values() {
-            if let Ends {
-                caller: Some(caller),
-                callee: Some(callee),
-            } = ends
-            {
-                let apart = caller.at.abs_diff(callee.at);
-                let most = skew.entry((caller.agent.clone(), callee.agent.clone())).or_insert(0);
-                *most = apart.max(*most);
+    /// Both ends decided, and not both ended.
+    fn half(&mut self, hop: HopId, caller: &Side, callee: &Side, reach: &Reach, logs: &[LogReport], found: &mut Found) {
+        let (without, with) = match (caller.end, callee.end) {
+            (None, Some(_)) => (caller, Some(callee)),
+            (Some(_), None) => (callee, Some(caller)),
+            _ => (callee, None),
+        };
+        if caller.said.refused {
+            let detail = format!("hop {hop}: decided at the callee as {}", callee.id);
+            self.add(found, Kind::WentOnAfterRefusal, caller, detail);
+        }
+        // Before the caller's sidecar sees the last byte of an answer, the callee's has written down its end.
+        let seen = with.filter(|with| with.said.direction == Direction::Outbound);
+        let seen = seen.filter(|with| {
+            with.end
+                .is_some_and(|end| end.ending == Ending::Complete && !end.blamed)
+        });
+        let apart = self.skew.between(caller.agent, callee.agent);
+        let log = &logs[without.place.log as usize];
+        let over = log.closed || without.place.seq < log.recovered;
+        let signed = log.signed_at.unwrap_or(0);
+        match seen {
+            // What a log that was closed lacks is said once, for the log.
+            _ if log.closed => self.out.cut += 1,
+            Some(with) if over || with.at.saturating_add(apart) <= signed => {
+                let detail = format!("hop {hop}: the caller's sidecar saw its end, by its record {}", with.id);
+                self.add(found, Kind::EndMissing, without, detail);
+            }
+            _ if over => self.out.cut += 1,
+            _ if with.is_some_and(|with| reach.is_late(with.at)) && seen.is_some() => {
+                let detail = format!("hop {hop}: its end is not in a log that is signed up to {signed}");
+                self.add(found, Kind::Late, without, detail);
+            }
+            _ => self.out.pending += 1,
+        }
+    }
+
+    /// The callee's sidecar has no record of the hop: it refused it before it was one, or nobody answered.
+    fn only_caller(&mut self, hop: HopId, caller: &Side, reach: &Reach, found: &mut Found) {
+        let Some(end) = caller.end.filter(|end| answered(caller, end)) else {
+            self.out.one_end += 1;
+            return;
+        };
+        let refusal = caller.other.and_then(|id| self.refusals.get(&id)).copied();
+        if let Some(refusal) = refusal.filter(|refusal| refusal.caller == caller.agent) {
+            let passed_on = end.ending != Ending::Cut && end.status != 0;
+            match refusal.status.filter(|status| passed_on && *status != end.status) {
+                Some(status) => {
+                    let means = Difference::Status.means();
+                    let detail = format!("hop {hop}: {means} (status); status {} and {status}", end.status);
+                    self.add(found, Kind::EndsDiffer, caller, detail);
+                }
+                None => self.out.one_end += 1,
+            }
+            return;
+        }
+        self.alone(hop, caller, Kind::MissingAtCallee, reach, found);
+    }
+
+    fn alone(&mut self, hop: HopId, only: &Side, kind: Kind, reach: &Reach, found: &mut Found) {
+        let pair = match kind {
+            Kind::MissingAtCallee => (only.agent, only.peer),
+            _ => (only.peer, only.agent),
+        };
+        let apart = self.skew.between(pair.0, pair.1);
+        let peer = self.names[only.peer as usize].clone();
+        match reach.other(only.peer, only.at, apart) {
+            Other::NoLog => self.out.no_log += 1,
+            Other::Pending => self.out.pending += 1,
+            Other::Dropped => self.out.dropped += 1,
+            Other::Late(signed) => {
+                let detail = format!(
+                    "hop {hop}: the logs of {peer} are signed up to {signed}, and others' up to {}",
+                    reach.newest()
+                );
+                self.add(found, Kind::Late, only, detail);
+            }
+            Other::Passed(signed) => {
+                if kind == Kind::MissingAtCallee && self.was_counted(only) {
+                    self.out.one_end += 1;
+                    return;
+                }
+                let detail =
+                    format!("hop {hop}: no record of it in the logs of {peer}, which are signed up to {signed}");
+                self.add(found, kind, only, detail);
             }
         }
-        skew
+    }
+
+    /// The callee's sidecar refused so many that it only counted them, by its own signed word: each count excuses one.
+    fn was_counted(&mut self, caller: &Side) -> bool {
+        let refused = caller
+            .end
+            .is_some_and(|end| end.status == TOO_MANY || end.response.bytes == 0);
+        let left = self.counted.get_mut(&caller.peer).filter(|left| refused && **left > 0);
+        left.is_some_and(|left| {
+            *left -= 1;
+            true
+        })
+    }
+
+    fn add(&self, found: &mut Found, kind: Kind, side: &Side, detail: String) {
+        let (id, (log, dir)) = (side.id.to_string(), &self.logs[side.place.log as usize]);
+        let path = segment_path(dir, side.place.segment);
+        let at = At::file(log, &path)
+            .line(side.place.line)
+            .seq(side.place.seq)
+            .decision(Some(&id));
+        found.add(kind, at, detail);
     }
 }
 
-fn add(found: &mut Found, kind: Kind, side: &Side, detail: String) {
-    let id = side.id.to_string();
-    let at = At::file(&side.place.log, Path::new(&side.place.file))
-        .line(side.place.line)
-        .seq(side.place.seq)
-        .decision(Some(&id));
-    found.add(kind, at, detail);
-}
-
-/// The callee's sidecar let it through, by what the caller's recorded. Of a refusal it need not have a record of this hop:
-/// before it knows who asks, it only counts.
-fn answered(caller: &Side) -> bool {
-    let end = caller.end.as_ref();
-    !caller.refused && end.is_some_and(|end| end.status < 400 && (!end.other.is_empty() || end.response_in.bytes > 0))
-}
-
-fn both(hop: HopId, caller: &Side, callee: &Side, hops: &mut Hops, found: &mut Found) {
-    let before = found.count();
-    hops.both += 1;
-    if caller.refused {
-        let detail = format!(
-            "hop {hop}: record {} of {} decided on it as {}",
-            callee.place.seq, callee.place.log, callee.id
-        );
-        add(found, Kind::WentOnAfterRefusal, caller, detail);
-    }
-    let (Some(from), Some(to)) = (&caller.end, &callee.end) else {
-        hops.both -= 1;
-        hops.pending += 1;
-        return;
-    };
-    let other = from.other.split(';').next().unwrap_or_default();
-    if !other.is_empty() && other != callee.id.to_string() {
-        let detail = format!(
-            "hop {hop}: the caller heard of {other}; the callee recorded {}",
-            callee.id
-        );
-        add(found, Kind::OtherDecision, caller, detail);
-    }
-    for difference in hop::compare(from, to) {
-        let detail = format!(
-            "hop {hop}: {}; request {} and {} bytes, response {} and {} bytes; the callee's is record {} (line {}) of {}",
-            difference.means(),
-            from.request_out.bytes,
-            to.request_in.bytes,
-            to.response_out.bytes,
-            from.response_in.bytes,
-            callee.place.seq,
-            callee.place.line,
-            callee.place.log,
-        );
-        add(found, Kind::EndsDiffer, caller, detail);
-    }
-    hops.agreed += u64::from(found.count() == before);
-}
-
-fn alone(
-    hop: HopId,
-    only: &Side,
-    kind: Kind,
-    reach: &HashMap<&str, Reach>,
-    skew: &HashMap<(String, String), u64>,
-    hops: &mut Hops,
-    found: &mut Found,
-) {
-    let Some(other) = reach.get(only.peer.as_str()) else {
-        hops.no_log += 1;
-        return;
-    };
-    let pair = match kind {
-        Kind::MissingAtCallee => (only.agent.clone(), only.peer.clone()),
-        _ => (only.peer.clone(), only.agent.clone()),
-    };
-    let apart = skew
-        .get(&pair)
-        // Further apart than the mesh tolerates, a difference is no excuse.
-        .map_or(SKEW_MILLIS, |seen| seen.saturating_add(MARGIN_MILLIS).min(SKEW_MILLIS));
-    if only.at.saturating_add(apart) > other.signed_at {
-        hops.pending += 1;
-    } else if other
-        .dropped
-        .is_some_and(|until| only.at <= until.saturating_add(apart))
-    {
-        hops.dropped += 1;
-    } else {
-        let detail = format!(
-            "hop {hop}: no record of it in the logs of {}, which are signed up to {}",
-            only.peer, other.signed_at
-        );
-        add(found, kind, only, detail);
-    }
+/// The callee's sidecar answered, by what the caller's recorded: it named its decision, or something came that only it can
+/// have sent.
+fn answered(caller: &Side, end: &Told) -> bool {
+    let came = end.response.bytes > 0 && !(end.ending == Ending::Complete && BEFORE.contains(&end.status));
+    let own = end.status >= 400 && (end.blamed || end.ending == Ending::Cut);
+    !caller.said.refused && (caller.other.is_some() || (came && !own))
 }

@@ -17,6 +17,12 @@ pub(super) struct Signed {
     pub(super) agent: Option<SpiffeId>,
     pub(super) count: u64,
     pub(super) recoveries: u64,
+    /// Records at the last checkpoint that was made after a crash.
+    pub(super) recovered: u64,
+    /// Records at the checkpoint that ended the log in order.
+    closed_at: Option<u64>,
+    /// The log ended in order: nothing was signed that goes on.
+    pub(super) closed: bool,
 }
 
 /// Reads the checkpoints beside the log, and `listed`: those that the control plane's log has of it.
@@ -50,6 +56,8 @@ pub(super) fn read(
     for claims in listed {
         signed.take(&claims, at, found);
     }
+    let most = signed.roots.last_key_value().map(|(size, _)| *size);
+    signed.closed = most.is_some() && signed.closed_at == most;
     Ok(signed)
 }
 
@@ -63,7 +71,14 @@ fn belongs(claims: &Checkpoint, by: &SpiffeId, source: &Source, signed: &Signed)
 impl Signed {
     fn take(&mut self, claims: &Checkpoint, at: At<'_>, found: &mut Found) {
         self.count += 1;
-        self.recoveries += u64::from(claims.closing == Closing::Recovery);
+        match claims.closing {
+            Closing::Recovery => {
+                self.recoveries += 1;
+                self.recovered = self.recovered.max(claims.size);
+            }
+            Closing::Close => self.closed_at = self.closed_at.max(Some(claims.size)),
+            Closing::Periodic => {}
+        }
         self.agent.get_or_insert_with(|| claims.agent.clone());
         let (root, time) = self.roots.entry(claims.size).or_insert((claims.root, claims.at));
         if *root == claims.root {

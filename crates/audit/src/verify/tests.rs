@@ -11,6 +11,8 @@ use crate::Closing;
 use crate::log::{Options, Writer, fresh_name, segment_path};
 use crate::record::{Decision, Direction, End, Event, Facts, Party, Passed};
 
+mod ends;
+mod hops;
 mod kept;
 
 /// Stands for signatures: a digest over the claims and a key that the test alone knows.
@@ -75,7 +77,11 @@ impl Agent {
     }
 
     fn checkpoint(&mut self) -> Checkpoint {
-        let claims = self.writer.unsigned(&self.id, Closing::Periodic, self.now);
+        self.closing(Closing::Periodic)
+    }
+
+    fn closing(&mut self, closing: Closing) -> Checkpoint {
+        let claims = self.writer.unsigned(&self.id, closing, self.now);
         self.sign_as(&self.id.to_string(), &claims);
         claims
     }
@@ -92,31 +98,25 @@ impl Agent {
         other: DecisionId,
         change: impl FnOnce(&mut End),
     ) -> DecisionId {
-        let decision = decision(hop, direction, &self.id, peer);
+        self.recorded(hop, direction, peer, other, |_, end| change(end))
+    }
+
+    /// Both records of a hop, with what is changed in them.
+    fn recorded(
+        &mut self,
+        hop: HopId,
+        direction: Direction,
+        peer: &SpiffeId,
+        other: DecisionId,
+        change: impl FnOnce(&mut Decision, &mut End),
+    ) -> DecisionId {
+        let mut decision = decision(hop, direction, &self.id, peer);
         let own = decision.id;
-        let bytes = |text: &[u8]| Passed {
-            bytes: text.len() as u64,
-            digest: Some(Digest::sha256(text)),
-        };
-        let mut end = End {
-            id: own,
-            hop: Some(hop),
-            direction,
-            status: 200,
-            end: "complete".into(),
-            blame: String::new(),
-            other: format!("{other}"),
-            ms: 1,
-            salt: "00".repeat(16),
-            request_in: bytes(b"question"),
-            request_out: bytes(b"question"),
-            response_in: bytes(b"answer"),
-            response_out: bytes(b"answer"),
-        };
-        if direction == Direction::Inbound {
-            end.other = String::new();
+        let mut end = self.end_of(&decision);
+        if direction == Direction::Outbound {
+            end.other = format!("{other}");
         }
-        change(&mut end);
+        change(&mut decision, &mut end);
         self.now += 10;
         self.writer
             .append(Event::Decision(Box::new(decision)), self.now)
@@ -124,6 +124,35 @@ impl Agent {
         self.writer.append(Event::End(Box::new(end)), self.now).unwrap();
         own
     }
+
+    fn end_of(&self, decision: &Decision) -> End {
+        let bytes = |text: &[u8]| Passed {
+            bytes: text.len() as u64,
+            digest: Some(Digest::sha256(text)),
+        };
+        End {
+            id: decision.id,
+            hop: decision.hop,
+            direction: decision.direction,
+            status: 200,
+            end: "complete".into(),
+            blame: String::new(),
+            other: String::new(),
+            ms: 1,
+            salt: "00".repeat(16),
+            request_in: bytes(b"question"),
+            request_out: bytes(b"question"),
+            response_in: bytes(b"answer"),
+            response_out: bytes(b"answer"),
+        }
+    }
+}
+
+fn gap() -> Event {
+    Event::Gap(crate::record::Gap {
+        lost: 1,
+        reason: "io".into(),
+    })
 }
 
 fn decision(hop: HopId, direction: Direction, own: &SpiffeId, peer: &SpiffeId) -> Decision {
@@ -376,97 +405,6 @@ fn what_nobody_signed_is_not_intact() {
     let mut mesh = Mesh::new();
     mesh.hop();
     assert_eq!(mesh.kinds(), [Kind::Unsigned, Kind::Unsigned]);
-}
-
-#[test]
-fn the_other_end_is_pending_until_it_could_have_signed_and_then_it_is_missing() {
-    let mut mesh = Mesh::busy();
-    let hop = HopId::fresh();
-    let callee = mesh.researcher.id.clone();
-    mesh.planner.one(hop, Direction::Outbound, &callee, DecisionId::fresh());
-    mesh.planner.checkpoint();
-    let report = mesh.verify();
-    assert!(report.intact(), "{:#?}", report.faults);
-    assert_eq!(report.hops.pending, 1);
-    mesh.researcher.now += 60_000;
-    mesh.researcher.checkpoint();
-    let report = mesh.verify();
-    assert_eq!(report.faults[0].kind, Kind::MissingAtCallee);
-    assert!(report.faults[0].detail.contains(&hop.to_string()));
-    assert!(report.faults[0].decision.is_some());
-}
-
-#[test]
-fn a_hop_that_only_the_callee_recorded_is_missing_at_the_caller() {
-    let mut mesh = Mesh::busy();
-    let caller = mesh.planner.id.clone();
-    mesh.researcher
-        .one(HopId::fresh(), Direction::Inbound, &caller, DecisionId::fresh());
-    mesh.researcher.checkpoint();
-    mesh.planner.now += 60_000;
-    mesh.planner.checkpoint();
-    assert_eq!(mesh.kinds(), [Kind::MissingAtCaller]);
-}
-
-#[test]
-fn ends_that_differ_and_hops_used_twice_are_named() {
-    let mut mesh = Mesh::busy();
-    let (hop, caller, callee) = (HopId::fresh(), mesh.planner.id.clone(), mesh.researcher.id.clone());
-    let decided = mesh
-        .researcher
-        .ended(hop, Direction::Inbound, &caller, DecisionId::fresh(), |end| {
-            end.request_in.digest = Some(Digest::sha256(b"other"));
-        });
-    mesh.planner.one(hop, Direction::Outbound, &callee, decided);
-    mesh.planner.checkpoint();
-    mesh.researcher.checkpoint();
-    assert_eq!(mesh.kinds(), [Kind::EndsDiffer]);
-    mesh.researcher
-        .one(hop, Direction::Inbound, &caller, DecisionId::fresh());
-    mesh.researcher.checkpoint();
-    assert!(mesh.kinds().contains(&Kind::HopReused));
-    let again = HopId::fresh();
-    mesh.researcher
-        .one(again, Direction::Inbound, &caller, DecisionId::fresh());
-    mesh.planner
-        .one(again, Direction::Outbound, &callee, DecisionId::fresh());
-    mesh.planner.checkpoint();
-    mesh.researcher.checkpoint();
-    assert!(mesh.kinds().contains(&Kind::OtherDecision));
-}
-
-#[test]
-fn records_that_wait_too_long_for_a_checkpoint_are_not_vouched_for() {
-    let mut mesh = Mesh::busy();
-    // Nothing happens for a while, and then something that is not signed yet.
-    mesh.planner.now += 100_000;
-    mesh.researcher.now += 100_000;
-    mesh.hop();
-    assert!(mesh.verify().intact(), "{:?}", mesh.kinds());
-    mesh.planner.now += 100_000;
-    mesh.researcher.now += 100_000;
-    mesh.hop();
-    assert_eq!(mesh.kinds(), [Kind::TailUnsigned, Kind::TailUnsigned]);
-}
-
-#[test]
-fn an_id_that_decides_again_after_its_end_is_found() {
-    let mut mesh = Mesh::busy();
-    let (caller, own) = (mesh.planner.id.clone(), mesh.researcher.id.clone());
-    let first = decision(HopId::fresh(), Direction::Inbound, &own, &caller);
-    let again = Decision {
-        hop: None,
-        ..first.clone()
-    };
-    for decided in [Decision { hop: None, ..first }, again] {
-        let now = mesh.researcher.now;
-        mesh.researcher
-            .writer
-            .append(Event::Decision(Box::new(decided)), now)
-            .unwrap();
-    }
-    mesh.researcher.checkpoint();
-    assert_eq!(mesh.kinds(), [Kind::DecisionTwice]);
 }
 
 #[test]

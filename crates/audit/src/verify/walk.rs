@@ -1,10 +1,14 @@
 //! One log, line by line.
 
-use std::collections::HashSet;
+mod events;
+
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use aip_api::Digest;
 use aip_api::id::DecisionId;
+
+pub(super) use events::{Tail, old_tails};
 
 use super::fault::{At, Found, Kind};
 use super::pair::{Pairing, Place};
@@ -12,12 +16,12 @@ use super::signed::Signed;
 use super::{LogReport, Source};
 use crate::log::{Closed, LONGEST, Line, Lines, LogError, Manifest, first_prev, segment_path, segments};
 use crate::merkle::{self, Tree};
-use crate::record::{Direction, Dropped, Event, Record};
+use crate::record::{Dropped, Event, Record};
 
 /// Bytes between two words about progress.
 const STEP: u64 = 4 * 1024 * 1024;
 /// How long a record may wait for a checkpoint, in milliseconds: a dozen of the five seconds that sidecars take.
-const UNSIGNED_MILLIS: u64 = 60_000;
+pub(super) const UNSIGNED_MILLIS: u64 = 60_000;
 
 /// Whose quotas a log was kept under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +37,8 @@ struct Walk<'a> {
     signed: &'a Signed,
     found: &'a mut Found,
     pairing: &'a mut Pairing,
+    /// The log, as the pairing knows it.
+    number: u32,
     report: LogReport,
     /// Sequence number of the next record.
     next: u64,
@@ -46,13 +52,13 @@ struct Walk<'a> {
     agent: Option<String>,
     /// Where each segment begins.
     begins: Vec<(u64, PathBuf)>,
-    /// Decisions whose requests are under way.
-    open: HashSet<DecisionId>,
+    /// Decisions whose requests are under way, and their records.
+    open: HashMap<DecisionId, u64>,
     /// All decisions so far: an id is used once.
     decided: HashSet<DecisionId>,
     last_at: u64,
-    /// When the first record after the last checkpoint was made.
-    unsigned_since: Option<u64>,
+    /// The first record after the last checkpoint, and when it was made.
+    unsigned_since: Option<(u64, u64)>,
     /// What the log says of records that a quota took, and in which record.
     said: Vec<(u64, Dropped)>,
 }
@@ -65,13 +71,14 @@ pub(super) fn walk(
     pairing: &mut Pairing,
     kept: Kept,
     progress: &mut dyn FnMut(u64),
-) -> Result<LogReport, LogError> {
+) -> Result<(LogReport, Option<Tail>), LogError> {
     let manifest = Manifest::read(&source.dir)?;
     let agent = signed.agent.as_ref().map(ToString::to_string);
     let mut walk = Walk {
         source,
         signed,
         found,
+        number: pairing.log(source),
         pairing,
         report: LogReport {
             log: source.log.clone(),
@@ -79,6 +86,8 @@ pub(super) fn walk(
             agent: agent.clone(),
             checkpoints: signed.count,
             recoveries: signed.recoveries,
+            recovered: signed.recovered,
+            closed: signed.closed,
             ..LogReport::default()
         },
         next: 0,
@@ -88,7 +97,7 @@ pub(super) fn walk(
         rewritten: false,
         agent,
         begins: Vec::new(),
-        open: HashSet::new(),
+        open: HashMap::new(),
         decided: HashSet::new(),
         last_at: 0,
         unsigned_since: None,
@@ -177,13 +186,13 @@ impl Walk<'_> {
                 self.report.torn_bytes = line.bytes.len() as u64;
                 break;
             }
-            self.line(&path, &line);
+            self.line((number, &path), &line);
         }
         progress(reached - told);
         Ok(())
     }
 
-    fn line(&mut self, path: &Path, line: &Line) {
+    fn line(&mut self, (segment, path): (u64, &Path), line: &Line) {
         let at = At::file("", path).line(line.number).seq(self.next);
         let leaf = merkle::leaf(&line.bytes);
         match Record::from_bytes(&line.bytes) {
@@ -197,12 +206,12 @@ impl Walk<'_> {
                 self.chain(at, &record, line.number == 1);
                 self.count(leaf);
                 let place = Place {
-                    log: self.report.log.clone(),
-                    file: path.display().to_string(),
+                    log: self.number,
+                    segment,
                     line: line.number,
                     seq: record.seq,
                 };
-                self.content(at.seq(record.seq), record, place);
+                self.content(at.seq(record.seq), &record, place);
             }
         }
         self.check_root();
@@ -289,51 +298,6 @@ impl Walk<'_> {
         self.fault(Kind::Rewritten, at, detail);
     }
 
-    fn content(&mut self, at: At<'_>, record: Record, place: Place) {
-        self.last_at = self.last_at.max(record.at);
-        self.report.first_at.get_or_insert(record.at);
-        let signed = self.signed.roots.last_key_value().map_or(0, |(size, _)| *size);
-        if record.seq >= signed {
-            self.unsigned_since.get_or_insert(record.at);
-        }
-        match record.event {
-            Event::Decision(decision) => {
-                let id = decision.id.to_string();
-                let at = at.decision(Some(&id));
-                self.open.insert(decision.id);
-                if !self.decided.insert(decision.id) {
-                    self.fault(Kind::DecisionTwice, at, "it was decided before");
-                }
-                let own = match decision.direction {
-                    Direction::Inbound => &decision.destination.id,
-                    Direction::Outbound => &decision.source.id,
-                };
-                match &self.agent {
-                    None => self.agent = Some(own.clone()),
-                    Some(agent) if agent == own => {}
-                    Some(agent) => {
-                        let detail = format!("it speaks for {own}; the log is of {agent}");
-                        self.fault(Kind::AgentDiffers, at, detail);
-                    }
-                }
-                self.pairing.decision(record.at, *decision, place, self.found);
-            }
-            Event::End(end) => {
-                let known = self.open.remove(&end.id);
-                // Its decision may be among what a quota took, or what is missing.
-                if !known && self.report.dropped == 0 && self.whole {
-                    let id = end.id.to_string();
-                    let at = at.decision(Some(&id));
-                    self.fault(Kind::EndWithoutDecision, at, "no decision of this id stands before it");
-                }
-                self.pairing.end(record.at, *end);
-            }
-            Event::Gap(gap) => self.report.gaps = self.report.gaps.saturating_add(gap.lost),
-            Event::Dropped(dropped) => self.said.push((record.seq, dropped)),
-            Event::Strangers(_) => {}
-        }
-    }
-
     /// What is gone is what signed records say that a quota took.
     fn dropped(&mut self, kept: Kept) {
         let signed = self.report.signed;
@@ -373,47 +337,6 @@ impl Walk<'_> {
             closed.end().saturating_sub(1)
         );
         self.fault(Kind::ManifestDiffers, at, detail);
-    }
-
-    fn close(mut self) -> LogReport {
-        self.report.records = self.next;
-        let file = self
-            .begins
-            .last()
-            .map_or_else(|| self.source.dir.clone(), |(_, path)| path.clone());
-        let most = self.signed.roots.last_key_value().map(|(size, (_, at))| (*size, *at));
-        // A log in which nothing happens is not signed again: what counts is how long a record waited.
-        let waited = self
-            .unsigned_since
-            .map_or(0, |since| self.last_at.saturating_sub(since));
-        match most {
-            Some((size, at)) if size > self.next => {
-                let detail = format!(
-                    "it ends before record {}; {size} records were signed at {at}",
-                    self.next
-                );
-                let at = At::file("", &file).seq(self.next);
-                self.fault(Kind::Truncated, at, detail);
-            }
-            None if self.next > 0 => {
-                let at = At::file("", &file);
-                self.fault(Kind::Unsigned, at, format!("{} records and no checkpoint", self.next));
-            }
-            Some((size, at)) if size < self.next && waited > UNSIGNED_MILLIS => {
-                let detail = format!(
-                    "records {size} to {} follow, over {} s; the last checkpoint was made at {at}",
-                    self.next - 1,
-                    waited / 1000
-                );
-                let at = At::file("", &file).seq(size);
-                self.fault(Kind::TailUnsigned, at, detail);
-            }
-            _ => {}
-        }
-        if let Some(agent) = &self.agent {
-            self.report.agent.get_or_insert_with(|| agent.clone());
-        }
-        self.report
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use aip_audit::verify::{self, Progress, Report, Sources};
+use aip_audit::verify::{self, Fault, Progress, Report, Sources};
 
 use super::download;
 use super::trust::Trust;
@@ -79,6 +79,34 @@ pub(super) async fn perform(globals: &Globals, dir: Option<&Path>, trust: Option
 }
 
 fn print(report: &Report) {
+    logs(report);
+    let hops = &report.hops;
+    output::line(format!(
+        "hops: {} with both ends, {} agreed ({} with a body that one end did not see whole); {} cut, {} pending, {} refused \
+         or unanswered at the caller, {} without the other end's log, {} dropped there",
+        hops.both, hops.agreed, hops.unproven, hops.cut, hops.pending, hops.one_end, hops.no_log, hops.dropped
+    ));
+    if let Some(ledger) = &report.ledger {
+        output::line(format!(
+            "control plane: {} of {}, under {}",
+            ledger.covered,
+            counted(ledger.checkpoints, "checkpoint"),
+            counted(ledger.heads, "signed tree head")
+        ));
+    }
+    let all = report.faults.len() as u64 + report.more_faults;
+    if all == 0 {
+        output::line("intact: nothing was changed, left out or cut");
+        return;
+    }
+    output::line(format!("NOT INTACT: {}", counted(all, "fault")));
+    report.faults.iter().take(SHOWN).for_each(fault);
+    if all > SHOWN as u64 {
+        output::note(format!("{} more; --output json has them", all - SHOWN as u64));
+    }
+}
+
+fn logs(report: &Report) {
     let mut table = Table::new([
         "LOG",
         "AGENT",
@@ -103,39 +131,14 @@ fn print(report: &Report) {
         ]);
     }
     table.print("no logs");
-    let hops = &report.hops;
-    output::line(format!(
-        "hops: {} with both ends, {} agreed; {} pending, {} refused or unanswered at the caller, {} without the other \
-         end's log, {} dropped there",
-        hops.both, hops.agreed, hops.pending, hops.one_end, hops.no_log, hops.dropped
-    ));
-    if let Some(ledger) = &report.ledger {
-        output::line(format!(
-            "control plane: {} of {}, under {}",
-            ledger.covered,
-            counted(ledger.checkpoints, "checkpoint"),
-            counted(ledger.heads, "signed tree head")
-        ));
-    }
-    let all = report.faults.len() as u64 + report.more_faults;
-    if all == 0 {
-        output::line("intact: nothing was changed, left out or cut");
-        return;
-    }
-    output::line(format!("NOT INTACT: {}", counted(all, "fault")));
-    for fault in report.faults.iter().take(SHOWN) {
-        let line = fault.line.map(|n| format!(" line {n}")).unwrap_or_default();
-        let seq = fault.seq.map(|n| format!(", record {n}")).unwrap_or_default();
-        let decision = fault
-            .decision
-            .as_ref()
-            .map(|d| format!(", decision {d}"))
-            .unwrap_or_default();
-        output::line(format!("{}: {}{line}{seq}{decision}", fault.kind.as_str(), fault.file));
-        output::line(format!("  {}", fault.detail));
-        output::line(format!("  {}", fault.means));
-    }
-    if all > SHOWN as u64 {
-        output::note(format!("{} more; --output json has them", all - SHOWN as u64));
-    }
+}
+
+fn fault(fault: &Fault) {
+    let line = fault.line.map(|n| format!(" line {n}")).unwrap_or_default();
+    let seq = fault.seq.map(|n| format!(", record {n}")).unwrap_or_default();
+    let decision = fault.decision.as_ref().map(|d| format!(", decision {d}"));
+    let decision = decision.unwrap_or_default();
+    output::line(format!("{}: {}{line}{seq}{decision}", fault.kind.as_str(), fault.file));
+    output::line(format!("  {}", fault.detail));
+    output::line(format!("  {}", fault.means));
 }
