@@ -254,6 +254,8 @@ impl Shared {
 
     /// The log is signed every few seconds, and sent.
     fn follow_audit(&self, mesh: &Mesh) -> AuditTasks {
+        // Before the first signature, and before anything is served.
+        self.audit.rests_on(&mesh.snapshot().id, &self.trust.load());
         let (closing, closed) = watch::channel(false);
         let client = stream::Client {
             control_plane: self.config.control_plane,

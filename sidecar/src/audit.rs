@@ -11,6 +11,7 @@
 //! | `strangers` | refusals of parties that nobody knows: counted, not recorded one by one |
 //! | [`checkpoint`] | what this sidecar signs of its log, every few seconds |
 //! | [`stream`] | the `Audit` stream to the control plane |
+//! | `trusted` | whether a log that goes on rests on what this sidecar signed |
 //!
 //! A record is one write into a file, in the thread of its request and before the request goes on, so that a crash of
 //! this process loses nothing. When it must be on the disk, too, is a matter of durability.
@@ -25,6 +26,7 @@ mod metrics;
 mod shares;
 mod strangers;
 pub mod stream;
+mod trusted;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -116,6 +116,8 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/v1/audit/mismatches", ReadAudit),
     route("GET", "/v1/audit/findings", ReadAudit),
     route("GET", "/v1/audit/tree-head", ReadAudit),
+    route("GET", "/v1/audit/checkpoints", ReadAudit),
+    route("GET", "/v1/audit/chains/{chain}", ReadAudit),
     route("GET", "/v1/audit/inclusion", ReadAudit),
     route("GET", "/v1/audit/consistency", ReadAudit),
     route("GET", "/v1/admin-tokens", ManageAdmins),

@@ -4,6 +4,8 @@
 //! them is a change that a person made or a sidecar must hear of. Checkpoints that come together share one transaction:
 //! statements, subtrees and the signed head are on disk before any of them is acknowledged.
 
+mod forget;
+mod listed;
 mod proofs;
 pub mod rows;
 mod take;
@@ -13,7 +15,7 @@ use std::sync::Arc;
 
 use aip_api::resource::KeyPurpose;
 use aip_api::{AgentName, Digest, TrustDomain};
-use aip_audit::checkpoint::{TREE_HEAD_TYP, TreeHead};
+use aip_audit::checkpoint::{LEDGER_BEGINS_TYP, LedgerBegins, TREE_HEAD_TYP, TreeHead};
 use aip_audit::merkle::Tree;
 use aip_runtime::jws;
 use serde::Serialize;
@@ -27,7 +29,7 @@ use crate::store::disk::DiskStore;
 use crate::store::{Keep, Op, Store, StoreError, Transaction};
 
 use rows::keys;
-pub use rows::{Broken, Finding, LogRow, Mismatch, Taken, TakenRow};
+pub use rows::{Broken, Finding, Listed, LogRow, Mismatch, Taken, TakenRow};
 pub use take::Take;
 
 /// The database, in the audit directory.
@@ -51,6 +53,7 @@ enum Command {
     Open(String, AgentName, oneshot::Sender<Result<LogRow, Refusal>>),
     Break(Box<Finding>, oneshot::Sender<Result<(), Refusal>>),
     Mismatch(Box<Mismatch>),
+    Forget(u64, oneshot::Sender<Result<u64, Refusal>>),
 }
 
 /// The log of checkpoints. Cloning shares it.
@@ -199,14 +202,6 @@ impl Ledger {
             .collect()
     }
 
-    /// The checkpoint at `index`.
-    ///
-    /// # Errors
-    /// The store fails.
-    pub async fn at(&self, index: u64) -> Result<Option<TakenRow>, StoreError> {
-        self.row(keys::statement(index)).await
-    }
-
     /// Findings: what was refused and kept as evidence.
     ///
     /// # Errors
@@ -352,6 +347,25 @@ impl Writing {
                 .map_err(|e| Refusal::new(Reason::Internal, e.to_string()))?;
             draft.put(keys::HEAD.into(), &signed)?;
             draft.put(keys::SIZE.into(), &head.size)?;
+        }
+        if let Some((tree, until)) = draft.begins.take() {
+            let begins = LedgerBegins {
+                v: 1,
+                iss: self.trust_domain.to_string(),
+                from: tree.size(),
+                root: tree.root(),
+                subtrees: tree.peaks().to_vec(),
+                until,
+                at: aip_runtime::unix_now() * 1_000,
+            };
+            let statement = jws::sign_eddsa(&self.ca.signer(KeyPurpose::Audit), LEDGER_BEGINS_TYP, &begins)
+                .map_err(|e| Refusal::new(Reason::Internal, e.to_string()))?;
+            let row = rows::BeginsRow {
+                from: begins.from,
+                subtrees: begins.subtrees,
+                statement,
+            };
+            draft.put(keys::BEGINS.into(), &row)?;
         }
         let ops = std::mem::take(&mut draft.rows);
         let ops = ops.into_iter().map(|(key, value)| match value {

@@ -1,4 +1,5 @@
-//! What goes when it is old, or too much: segments, oldest first. Checkpoints stay, and with them every proof.
+//! What goes when it is old, or too much: segments, oldest first, and checkpoints that are older than records are kept. What
+//! is gone of those is said by a signed statement, with which every later proof still comes out.
 
 use std::collections::HashMap;
 use std::fs;
@@ -18,6 +19,8 @@ use crate::refusal::Refusal;
 
 /// How often what nobody sends any more is looked at; what is being sent is looked at when a segment ends.
 const SWEEP: Duration = Duration::from_secs(300);
+/// Transactions of one sweep that let go of old checkpoints: 50,000 in five minutes, more than a large fleet signs.
+const MAX_FORGETS: usize = 50;
 /// Milliseconds of a day.
 const DAY: u64 = 86_400_000;
 
@@ -105,6 +108,28 @@ impl Audit {
         }
     }
 
+    /// Whether the agent's logs leave no room for one more segment.
+    pub(super) fn is_full(&self, agent: &AgentName) -> bool {
+        let most = self.settings().retention.bytes;
+        self.used.others(agent, "") + SEGMENT_BYTES.min(most / 4) > most
+    }
+
+    /// Lets go of checkpoints that are older than records are kept.
+    async fn forget(&self) {
+        let kept = u64::from(self.settings().retention.days) * DAY;
+        let until = (self.clock.now() * 1_000).saturating_sub(kept);
+        for _ in 0..MAX_FORGETS {
+            match self.ledger.forget(until).await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(refusal) => {
+                    tracing::warn!(reason = refusal.reason(), detail = %refusal.detail, "old checkpoints were not let go of; trying again");
+                    return;
+                }
+            }
+        }
+    }
+
     /// Looks after the logs that nobody sends, until the task is dropped.
     pub async fn retain(self: std::sync::Arc<Self>) {
         let mut tick = tokio::time::interval(SWEEP);
@@ -115,8 +140,9 @@ impl Audit {
         }
     }
 
-    /// Lets go of what is too old or too much, in the logs that nobody sends.
+    /// Lets go of what is too old or too much: checkpoints, and logs that nobody sends.
     pub async fn sweep(&self) {
+        self.forget().await;
         for log in self.copies(None) {
             let Ok(agent) = log.agent.parse::<AgentName>() else {
                 continue;

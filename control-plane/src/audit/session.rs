@@ -330,6 +330,9 @@ impl Session {
             return Ok(());
         }
         let last = chunk.last;
+        if self.audit.is_full(&agent) {
+            self.make_room().await?;
+        }
         let covered = self.audit.ledger.sizes(&log, held.copy.compared(), COVERED).await;
         let signed = row.taken.map_or(0, |taken| taken.size);
         let Held { mut copy, name, _claim } = held;
@@ -363,6 +366,34 @@ impl Session {
         self.settle(&log).await?;
         if last {
             self.close(&log).await?;
+        }
+        Ok(())
+    }
+
+    /// Lets go of the oldest segments of this stream's other logs: nobody else may sweep them, and what they take is not
+    /// there for the one that grows.
+    async fn make_room(&mut self) -> Result<(), Refusal> {
+        let agent = self.peer.id.agent.clone();
+        // Names of logs begin with the time at which they were made.
+        let mut names: Vec<String> = self.logs.keys().cloned().collect();
+        names.sort();
+        for name in names {
+            let Some(mut held) = self.logs.remove(&name) else {
+                continue;
+            };
+            held.copy.bounded(self.audit.bounds(&agent, &name));
+            let now = self.audit.clock.now() * 1_000;
+            let (held, swept) = blocking(move || {
+                let swept = held.copy.sweep(now);
+                (held, swept)
+            })
+            .await?;
+            self.audit.used.set(&agent, &name, held.copy.bytes());
+            self.logs.insert(name, held);
+            swept?;
+            if !self.audit.is_full(&agent) {
+                break;
+            }
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What sidecars recorded, as the control plane takes it: and what it does not take.
 
 mod attacks;
+mod query;
 mod upkeep;
 
 use aip_api::id::HopId;

@@ -8,6 +8,9 @@ pub const CHECKPOINT_TYP: &str = "aip-checkpoint+jwt";
 /// The `typ` of the JWS of a tree head of the control plane's log.
 pub const TREE_HEAD_TYP: &str = "aip-tree-head+jwt";
 
+/// The `typ` of the JWS that says which checkpoints are older than the control plane keeps.
+pub const LEDGER_BEGINS_TYP: &str = "aip-ledger-begins+jwt";
+
 /// Why a checkpoint was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -52,6 +55,27 @@ pub struct TreeHead {
     pub size: u64,
     /// RFC 6962 root over them.
     pub root: Digest,
+    /// Unix milliseconds.
+    pub at: u64,
+}
+
+/// How the control plane's log of checkpoints begins, where the first ones are older than is kept: JWS, EdDSA, by the audit
+/// key. Whoever has it computes every later root, and sees what is gone by whose word.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LedgerBegins {
+    /// Version of this statement: 1.
+    pub v: u32,
+    /// The trust domain.
+    pub iss: String,
+    /// The first checkpoint that is kept.
+    pub from: u64,
+    /// RFC 6962 root over those before it.
+    pub root: Digest,
+    /// The complete subtrees over those before it, the largest first.
+    pub subtrees: Vec<Digest>,
+    /// Unix milliseconds: none of those that are gone was signed or taken later.
+    pub until: u64,
     /// Unix milliseconds.
     pub at: u64,
 }

@@ -24,7 +24,7 @@ pub use ledger::LedgerReport;
 pub use pair::Hops;
 pub use sources::{LEDGER_DIR, Ledger, Source, Sources};
 
-use crate::checkpoint::{Checkpoint, TreeHead};
+use crate::checkpoint::{Checkpoint, LedgerBegins, TreeHead};
 use crate::log::{Kept, LogError};
 use fault::Found;
 use pair::Pairing;
@@ -42,6 +42,12 @@ pub trait Keys {
     /// # Errors
     /// Why it is not believed.
     fn tree_head(&self, statement: &str) -> Result<TreeHead, String>;
+
+    /// The claims of what the control plane says of checkpoints that it keeps no more, if an audit key of the mesh signed it.
+    ///
+    /// # Errors
+    /// Why it is not believed.
+    fn ledger_begins(&self, statement: &str) -> Result<LedgerBegins, String>;
 }
 
 /// How far verification is.

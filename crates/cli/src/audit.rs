@@ -2,7 +2,8 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`records`] | `tail`, `query`, and `export` of records |
+//! | [`records`] | `tail` and `query` |
+//! | [`export`] | `export` of records |
 //! | [`files`] | records of logs that lie here |
 //! | [`verify`] | `verify`, from files alone |
 //! | [`download`] | `export --dir`: those files, from the control plane |
@@ -11,6 +12,7 @@
 //! | [`keygen`] | an auditor's key pair |
 
 mod download;
+mod export;
 mod files;
 mod keygen;
 mod records;
@@ -125,6 +127,9 @@ pub(crate) enum As {
 pub(crate) struct Export {
     #[command(flatten)]
     wanted: Wanted,
+    /// With the facts that policy read, as far as they are kept: what agents said may be among them
+    #[arg(long)]
+    facts: bool,
     /// How records are written to standard output
     #[arg(long = "as", value_enum, value_name = "FORM", default_value = "jsonl")]
     form: As,
@@ -148,7 +153,7 @@ impl AuditVerb {
             Self::Verify(verb) => verify::perform(globals, verb.dir.as_deref(), verb.trust.as_deref()).await,
             Self::Replay(verb) => replay::perform(globals, &verb).await,
             Self::Export(Export { dir: Some(dir), .. }) => download::perform(globals, &dir).await,
-            Self::Export(verb) => records::export(globals, &verb.wanted, verb.form).await,
+            Self::Export(verb) => export::perform(globals, &verb).await,
             Self::Keygen(verb) => keygen::perform(globals, &verb.file),
         }
     }

@@ -352,6 +352,12 @@ impl Book {
         self.writer = None;
     }
 
+    /// The log that goes on after an end without a word, until that is signed.
+    pub(super) fn resting(&self) -> Option<(u64, PathBuf)> {
+        let writer = self.writer.as_ref().filter(|_| self.recovers)?;
+        Some((self.life, writer.dir().to_owned()))
+    }
+
     pub(super) fn sync_handle(&self) -> Option<(SyncHandle, u64)> {
         Some((self.writer.as_ref()?.sync_handle(), self.life))
     }

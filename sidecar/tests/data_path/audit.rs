@@ -10,6 +10,7 @@ use aip_audit::log::{self, Options};
 use aip_audit::record::{Decision, End, Event};
 use aip_audit::seal;
 use aip_policy::{Evaluator, Facts, Verdict};
+use aip_sidecar::audit::{Audit, checkpoint};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::StatusCode;
@@ -374,4 +375,52 @@ async fn in_grouped_no_head_leaves_before_the_decision_is_on_disk() {
         (answer.status() == StatusCode::OK).then_some(())
     })
     .await;
+}
+
+/// What a crash leaves, and what of it somebody changed who can write files and has no key.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_goes_on_only_on_what_this_sidecars_own_key_signed() {
+    let agent = Agent::start().await;
+    let pair = Pair::start(agent.address).await;
+    send(pair.caller.outbound, get("/empty")).await;
+    pair.callee.audited(1).await;
+    checkpoint::sign(&pair.callee.audit, &pair.callee.svid, false).await;
+    let dir = std::fs::read_dir(pair.callee.dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| log::name_of(path).is_ok())
+        .unwrap();
+    let me = pair.callee.svid.current().unwrap().id().clone();
+    let trust = pair.callee.trust.load_full();
+    let goes_on = |statements: Option<&str>| {
+        let home = TempDir::new().unwrap();
+        let copy = home.path().join(dir.file_name().unwrap());
+        std::fs::create_dir(&copy).unwrap();
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+        }
+        if let Some(statements) = statements {
+            std::fs::write(copy.join("checkpoints.jsonl"), statements).unwrap();
+        }
+        let audit = Audit::open(home.path(), Options::default()).unwrap();
+        audit.rests_on(&me, &trust);
+        audit.page()["log"]["id"] == dir.file_name().unwrap().to_str().unwrap()
+    };
+    let kept = std::fs::read_to_string(dir.join("checkpoints.jsonl")).unwrap();
+    assert!(goes_on(None));
+    // The same claims, and no signature of the key.
+    let (head, tail) = kept.split_once('.').unwrap();
+    let (claims, tail) = tail.split_once('.').unwrap();
+    let end = tail.find('"').unwrap();
+    let forged = format!("{head}.{claims}.{}{}", "A".repeat(end), &tail[end..]);
+    assert!(!goes_on(Some(&forged)));
+    // Another sidecar's signature under the same claims.
+    let stranger = pair.caller.svid.current().unwrap();
+    let stated = log::claims_of(&log::kept(&dir).unwrap()[0].statement).unwrap();
+    let signed =
+        aip_runtime::jws::sign_es256(stranger.pkcs8(), aip_audit::checkpoint::CHECKPOINT_TYP, &stated).unwrap();
+    let foreign = log::CheckpointLines::default().add(&signed, &stranger.chain);
+    let foreign = String::from_utf8(foreign).unwrap();
+    assert!(!goes_on(Some(&foreign)));
 }

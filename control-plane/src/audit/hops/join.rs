@@ -141,7 +141,8 @@ impl Join {
             key,
             said,
             denied,
-        }) = self.open.remove(&(of.clone(), end.id)) else {
+        }) = self.open.remove(&(of.clone(), end.id))
+        else {
             return Heard::Nothing;
         };
         self.open_age.remove(&(since, of.clone(), end.id));

@@ -7,6 +7,8 @@ use utoipa::ToSchema;
 
 /// Where each thing stands. Numbers are padded, so that keys sort as they do.
 pub(super) mod keys {
+    use aip_api::Digest;
+
     /// Checkpoints in the tree.
     pub(in super::super) const SIZE: &str = "size";
     /// The signed tree head.
@@ -15,6 +17,12 @@ pub(super) mod keys {
     pub(in super::super) const LOGS: &str = "log/";
     /// All findings.
     pub(in super::super) const FINDINGS: &str = "finding/";
+    /// All checkpoints.
+    pub(in super::super) const STATEMENTS: &str = "statement/";
+    /// All chains of certificates.
+    pub(in super::super) const CHAINS: &str = "chain/";
+    /// What is older than is kept.
+    pub(in super::super) const BEGINS: &str = "begins";
     /// All mismatches.
     pub(in super::super) const MISMATCHES: &str = "mismatch/";
 
@@ -30,7 +38,12 @@ pub(super) mod keys {
 
     /// A checkpoint.
     pub(in super::super) fn statement(index: u64) -> String {
-        format!("statement/{index:020}")
+        format!("{STATEMENTS}{index:020}")
+    }
+
+    /// A chain of certificates, by the digest of its row's content.
+    pub(in super::super) fn chain(digest: &Digest) -> String {
+        format!("{CHAINS}{digest}")
     }
 
     /// A complete subtree.
@@ -95,8 +108,55 @@ pub struct Broken {
     pub at: u64,
 }
 
-/// A checkpoint that was taken.
+/// A checkpoint as it lies in the log: the chain, which all checkpoints of an SVID share, stands once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StatementRow {
+    pub(super) log: String,
+    pub(super) size: u64,
+    pub(super) statement: String,
+    pub(super) chain: Digest,
+    /// When it was taken, Unix seconds.
+    pub(super) taken: u64,
+}
+
+/// A chain of certificates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ChainRow {
+    /// DER in base64, leaf first.
+    pub(super) certificates: Vec<String>,
+    /// When a checkpoint that names it was last taken, Unix seconds; up to a day behind.
+    pub(super) used: u64,
+}
+
+/// How the log of checkpoints begins, where the first ones are older than is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct BeginsRow {
+    /// The first that is here.
+    pub(super) from: u64,
+    /// The complete subtrees over those before it, the largest first.
+    pub(super) subtrees: Vec<Digest>,
+    /// What the control plane signed of that.
+    pub(super) statement: String,
+}
+
+/// A checkpoint in the order of the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Listed {
+    /// Its place.
+    pub index: u64,
+    /// Of which log.
+    pub log: String,
+    /// Records that it covers.
+    pub size: u64,
+    /// The statement, a JWS: the leaf is the hash of these bytes.
+    pub statement: String,
+    /// The chain that signed it, by its digest.
+    #[schema(value_type = String)]
+    pub chain: Digest,
+}
+
+/// A checkpoint that was taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TakenRow {
     /// Of which log.
     pub log: String,

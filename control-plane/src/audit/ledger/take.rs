@@ -13,7 +13,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-use super::rows::{Finding, LogRow, Mismatch, Newest, Taken, TakenRow, keys};
+use super::forget::CHAIN_USED;
+use super::rows::{ChainRow, Finding, LogRow, Mismatch, Newest, StatementRow, Taken, keys};
 use super::{Command, EXPIRED, MAX_FINDINGS, MAX_MISMATCHES, value_of};
 use crate::refusal::{Reason, Refusal};
 use crate::registry::decode;
@@ -46,15 +47,18 @@ enum Reply {
     Taken(oneshot::Sender<Result<Taken, Refusal>>, Result<Taken, Refusal>),
     Opened(oneshot::Sender<Result<LogRow, Refusal>>, Result<LogRow, Refusal>),
     Broken(oneshot::Sender<Result<(), Refusal>>, Result<(), Refusal>),
+    Forgot(oneshot::Sender<Result<u64, Refusal>>, Result<u64, Refusal>),
 }
 
 /// What is put together.
 pub(super) struct Batch {
-    store: Store,
+    pub(super) store: Store,
     pub(super) rows: BTreeMap<String, Option<Bytes>>,
     pub(super) tree: Tree,
     /// Numbers of the next finding and mismatch.
     pub(super) next: (u64, u64),
+    /// How the log begins from now on, and what was signed before then (Unix milliseconds) is gone.
+    pub(super) begins: Option<(Tree, u64)>,
     replies: Vec<Reply>,
 }
 
@@ -65,6 +69,7 @@ impl Batch {
             rows: BTreeMap::new(),
             tree,
             next,
+            begins: None,
             replies: Vec::new(),
         }
     }
@@ -82,6 +87,14 @@ impl Batch {
             Command::Break(finding, reply) => {
                 let done = self.broken(*finding).await;
                 self.replies.push(Reply::Broken(reply, done));
+            }
+            Command::Forget(until, reply) => {
+                // One a transaction: what is to go is looked up in the store.
+                let done = match self.begins {
+                    None => self.forget(until).await,
+                    Some(_) => Ok(0),
+                };
+                self.replies.push(Reply::Forgot(reply, done));
             }
             Command::Mismatch(mismatch) => {
                 if let Err(error) = self.mismatch(&mismatch) {
@@ -111,6 +124,7 @@ impl Batch {
                 Reply::Taken(reply, done) => tell(reply, done, written),
                 Reply::Opened(reply, done) => tell(reply, done, written),
                 Reply::Broken(reply, done) => tell(reply, done, written),
+                Reply::Forgot(reply, done) => tell(reply, done, written),
             }
         }
     }
@@ -122,12 +136,13 @@ impl Batch {
                 Command::Take(_, reply) => drop(reply.send(Err(refusal.clone()))),
                 Command::Open(_, _, reply) => drop(reply.send(Err(refusal.clone()))),
                 Command::Break(_, reply) => drop(reply.send(Err(refusal.clone()))),
+                Command::Forget(_, reply) => drop(reply.send(Err(refusal.clone()))),
                 Command::Mismatch(_) => {}
             }
         }
     }
 
-    async fn read<T: DeserializeOwned>(&self, key: String) -> Result<Option<T>, StoreError> {
+    pub(super) async fn read<T: DeserializeOwned>(&self, key: String) -> Result<Option<T>, StoreError> {
         match self.rows.get(&key) {
             Some(None) => Ok(None),
             Some(Some(value)) => {
@@ -179,6 +194,9 @@ impl Batch {
         let newest = row.taken.as_ref();
         if newest.is_some_and(|newest| claims.size <= newest.size) {
             let held: Option<(Digest, u64)> = self.read(keys::size_of(&claims.log, claims.size)).await?;
+            // The last one of a log may be older than is kept.
+            let last = newest.filter(|newest| newest.size == claims.size);
+            let held = held.or(last.map(|newest| (newest.root, newest.index)));
             let Some((root, index)) = held else {
                 let detail = format!("{} records, after a checkpoint of more", claims.size);
                 return Err(Refusal::new(Reason::CheckpointBehind, detail));
@@ -192,7 +210,7 @@ impl Batch {
                 return Ok(Taken { index, again: true });
             }
         }
-        let index = self.append(take)?;
+        let index = self.append(take).await?;
         row.taken = Some(Newest {
             index,
             size: claims.size,
@@ -205,7 +223,7 @@ impl Batch {
     }
 
     /// Adds the leaf, and every subtree that it completes.
-    fn append(&mut self, take: &Take) -> Result<u64, StoreError> {
+    async fn append(&mut self, take: &Take) -> Result<u64, StoreError> {
         let index = self.tree.size();
         let mut carry = merkle::leaf(take.statement.as_bytes());
         self.put(keys::node(0, index), &carry)?;
@@ -215,11 +233,12 @@ impl Batch {
             self.put(keys::node(height, index >> height), &carry)?;
         }
         self.tree.append(merkle::leaf(take.statement.as_bytes()));
-        let row = TakenRow {
+        let row = StatementRow {
             log: take.claims.log.clone(),
             size: take.claims.size,
             statement: take.statement.clone(),
-            chain: take.chain(),
+            chain: self.chain(take.chain()).await?,
+            taken: aip_runtime::unix_now(),
         };
         self.put(keys::statement(index), &row)?;
         self.put(
@@ -227,6 +246,17 @@ impl Batch {
             &(take.claims.root, index),
         )?;
         Ok(index)
+    }
+
+    /// Keeps a chain once, under the digest of what it is; all checkpoints of one SVID name the same.
+    async fn chain(&mut self, certificates: Vec<String>) -> Result<Digest, StoreError> {
+        let (digest, used) = (Digest::sha256(&value_of(&certificates)?), aip_runtime::unix_now());
+        let key = keys::chain(&digest);
+        let held: Option<ChainRow> = self.read(key.clone()).await?;
+        if held.is_none_or(|held| used >= held.used + CHAIN_USED) {
+            self.put(key, &ChainRow { certificates, used })?;
+        }
+        Ok(digest)
     }
 
     /// Two roots for one size, both signed: the log has two histories.

@@ -72,7 +72,7 @@ async fn every_checkpoint_is_proved_to_stand_under_every_later_head() {
 }
 
 #[tokio::test]
-async fn what_is_older_than_is_kept_goes_and_every_proof_stays() {
+async fn what_is_older_than_is_kept_goes_and_what_was_signed_of_it_is_said() {
     let mesh = Mesh::dev().await;
     let sidecar = mesh.joined("planner").await;
     let mut log = Log::fresh();
@@ -82,7 +82,8 @@ async fn what_is_older_than_is_kept_goes_and_every_proof_stays() {
     }
     let (mut stream, _) = Audit::resumed(&sidecar, &log).await;
     send(&mut stream, &sidecar, &log, 0).await;
-    let before = mesh.admin.get("/v1/audit/inclusion?index=0&size=1").await;
+    let before = mesh.admin.get("/v1/audit/tree-head").await;
+    assert!(before["begins"].is_null());
     drop(stream);
     mesh.plane.clock.advance(91 * 86_400);
     let copy = mesh.data.join("audit/planner").join(log.name());
@@ -94,7 +95,12 @@ async fn what_is_older_than_is_kept_goes_and_every_proof_stays() {
     let later = mesh.admin.with(fresh_admin(&mesh).await);
     let shown = later.get("/v1/audit/logs").await;
     assert_eq!(shown["items"][0]["broken"]["reason"], "expired");
-    assert_eq!(later.get("/v1/audit/inclusion?index=0&size=1").await, before);
+    let head = later.get("/v1/audit/tree-head").await;
+    assert_eq!(head["statement"], before["statement"], "the log is the same");
+    assert!(
+        head["begins"].is_string(),
+        "and says that its first checkpoint is kept no more"
+    );
     assert_eq!(
         later.get("/v1/audit/findings").await["items"],
         json!([]),
@@ -281,4 +287,116 @@ async fn what_was_acknowledged_survives_a_kill_at_any_moment() {
         let leaf = merkle::leaf(statement.as_bytes());
         merkle::verify_inclusion(&leaf, index, size, &digests(&proof["proof"]), &root).unwrap();
     }
+}
+
+#[tokio::test]
+async fn old_checkpoints_go_by_a_signed_word_and_every_later_proof_still_comes_out() {
+    use aip_audit::checkpoint::{LEDGER_BEGINS_TYP, LedgerBegins};
+    let mesh = Mesh::dev().await;
+    let sidecar = mesh.joined("planner").await;
+    let mut log = Log::fresh();
+    let (mut stream, _) = Audit::resumed(&sidecar, &log).await;
+    let mut signed: Vec<aip_api::wire::SignedCheckpoint> = Vec::new();
+    for index in 0..11 {
+        if index == 6 {
+            let until = crate::support::audit::now() + 10_000;
+            assert!(!mesh.plane.audit.ledger.forget(until).await.unwrap());
+            // What is gone is the same checkpoint as before, where it was the last of its log.
+            assert_eq!(stream.checkpoint(signed[5].clone()).await, Ok(5));
+        }
+        log.fill(1);
+        signed.push(log.checkpoint(&sidecar));
+        assert_eq!(stream.checkpoint(signed[index as usize].clone()).await, Ok(index));
+    }
+    let head = mesh.admin.get("/v1/audit/tree-head").await;
+    let audit = mesh.plane.api.ca.signer(aip_api::resource::KeyPurpose::Audit);
+    let statement = head["begins"].as_str().unwrap();
+    let key = |_: &str| Some(audit.public_key());
+    let begins: LedgerBegins = aip_runtime::jws::verify_eddsa(statement, LEDGER_BEGINS_TYP, key).unwrap();
+    assert_eq!(begins.from, 6);
+    // Who has that and what is left computes the head.
+    let mut tree = merkle::Tree::from_peaks(begins.from, begins.subtrees).unwrap();
+    assert_eq!(tree.root(), begins.root);
+    let page = mesh.admin.get("/v1/audit/checkpoints?limit=3").await;
+    let next = page["next"].as_str().unwrap();
+    let rest = mesh
+        .admin
+        .get(&format!("/v1/audit/checkpoints?limit=3&cursor={next}"))
+        .await;
+    let left = [
+        page["items"].as_array().unwrap().clone(),
+        rest["items"].as_array().unwrap().clone(),
+    ]
+    .concat();
+    let places: Vec<_> = left.iter().map(|shown| shown["index"].as_u64().unwrap()).collect();
+    assert_eq!(places, [6, 7, 8, 9, 10]);
+    for (shown, sent) in left.iter().zip(&signed[6..]) {
+        assert_eq!(shown["statement"], sent.statement);
+        tree.append(merkle::leaf(sent.statement.as_bytes()));
+        assert_eq!(shown["chain"], left[0]["chain"], "a chain stands once");
+    }
+    let chain = left[0]["chain"].as_str().unwrap();
+    let chain = mesh.admin.get(&format!("/v1/audit/chains/{chain}")).await;
+    assert_eq!(chain["certificates"].as_array().unwrap().len(), signed[0].chain.len());
+    let root: Digest = head["head"]["root"].as_str().unwrap().parse().unwrap();
+    assert_eq!(tree.root(), root);
+    for index in 6..11 {
+        let proof = mesh
+            .admin
+            .get(&format!("/v1/audit/inclusion?index={index}&size=11"))
+            .await;
+        let leaf = merkle::leaf(signed[index as usize].statement.as_bytes());
+        merkle::verify_inclusion(&leaf, index, 11, &digests(&proof["proof"]), &root).unwrap();
+    }
+    let along = mesh.admin.get("/v1/audit/consistency?from=6&to=11").await;
+    merkle::verify_consistency(6, 11, &begins.root, &root, &digests(&along["proof"])).unwrap();
+    // Of what is gone there is no proof any more; records that come later are still held against what was signed.
+    let gone = mesh
+        .admin
+        .refused("GET", "/v1/audit/inclusion?index=1&size=11", json!(null));
+    assert_eq!(gone.await.0, 404);
+    let length = log.bytes(0).len();
+    assert_eq!(stream.chunk(log.whole(0, false)).await, Ok((0, length as u64)));
+    assert!(!mesh.plane.audit.ledger.forget(0).await.unwrap());
+}
+
+/// A process that was restarted sends several logs in one stream: the old ones must give way to the one that grows.
+#[tokio::test]
+async fn the_older_logs_of_a_stream_make_room_for_the_one_that_grows() {
+    const MOST: u64 = 16 * 1024 * 1024;
+    let mesh = Mesh::dev().await;
+    let mut config = mesh.admin.get("/v1/mesh-config").await["resource"].clone();
+    config["audit"]["retention"] = serde_json::to_value(Retention { days: 90, bytes: MOST }).unwrap();
+    mesh.admin.ok("PUT", "/v1/mesh-config", config).await;
+    let sidecar = mesh.joined("planner").await;
+    let (mut old, mut new) = (Log::fresh(), Log::fresh());
+    let (mut stream, _) = Audit::resumed(&sidecar, &old).await;
+    for log in [&mut old, &mut new] {
+        // Some 3 MiB a segment.
+        for segment in 0..5 {
+            for _ in 0..6 {
+                let mut event =
+                    crate::support::audit::decision("planner", "x", aip_audit::record::Direction::Outbound, None);
+                if let aip_audit::record::Event::Decision(decision) = &mut event {
+                    decision.facts.kept = json!("x".repeat(500_000));
+                }
+                log.add(event);
+            }
+            log.writer.rotate().unwrap();
+            stream.checkpoint(log.checkpoint(&sidecar)).await.unwrap();
+            let bytes = log.bytes(segment);
+            for from in (0..bytes.len()).step_by(1 << 20) {
+                let to = bytes.len().min(from + (1 << 20));
+                let chunk = log.chunk(segment, from, to, to == bytes.len());
+                stream.chunk(chunk).await.unwrap();
+            }
+        }
+    }
+    let shown = mesh.admin.get("/v1/audit/logs").await;
+    let of = |log: &Log| {
+        let items = shown["items"].as_array().unwrap();
+        items.iter().find(|item| item["log"] == log.name()).unwrap().clone()
+    };
+    assert!(of(&old)["segments"]["first"].as_u64() > Some(0), "{shown}");
+    assert_eq!(of(&new)["segments"]["last"], 5);
 }

@@ -21,8 +21,13 @@ const NAME: &str = "control plane";
 /// What the control plane's log of checkpoints is worth.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerReport {
-    /// Checkpoints in it.
+    /// Checkpoints in it, also those that are kept no more.
     pub checkpoints: u64,
+    /// Of them, the first that are kept no more, by the control plane's signed word.
+    pub dropped: u64,
+    /// None of those was signed later, Unix milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped_until: Option<u64>,
     /// Of them, those that a signed tree head covers.
     pub covered: u64,
     /// Tree heads whose signature and root hold.
@@ -51,8 +56,8 @@ pub(super) fn read(ledger: &Ledger, keys: &dyn Keys, found: &mut Found) -> Resul
     let all = read_checkpoints(&ledger.checkpoints)?;
     let heads = heads(ledger, keys, found)?;
     let wanted: HashMap<u64, Digest> = heads.iter().map(|(_, size, root)| (*size, *root)).collect();
-    let mut tree = Tree::default();
-    let mut roots = HashMap::from([(0, tree.root())]);
+    let mut tree = read.begin(ledger, keys, found);
+    let mut roots = HashMap::from([(tree.size(), tree.root())]);
     for kept in &all {
         read.take(kept, keys, at, found);
         tree.append(merkle::leaf(kept.statement.as_bytes()));
@@ -110,6 +115,26 @@ fn heads(ledger: &Ledger, keys: &dyn Keys, found: &mut Found) -> Result<Vec<(u64
 }
 
 impl Read {
+    /// The tree over what is kept no more. Where nobody signed that, it is as if it were never there: then no root comes out.
+    fn begin(&mut self, ledger: &Ledger, keys: &dyn Keys, found: &mut Found) -> Tree {
+        if !ledger.begins.is_file() {
+            return Tree::default();
+        }
+        let text = std::fs::read_to_string(&ledger.begins).map_err(|e| e.to_string());
+        let begins = text.and_then(|statement| keys.ledger_begins(statement.trim()));
+        let tree = begins.and_then(|begins| {
+            let tree = Tree::from_peaks(begins.from, begins.subtrees).filter(|tree| tree.root() == begins.root);
+            let tree = tree.ok_or("its subtrees are not those of its root")?;
+            self.report.dropped = begins.from;
+            self.report.dropped_until = Some(begins.until);
+            Ok(tree)
+        });
+        tree.unwrap_or_else(|why| {
+            found.add(Kind::TreeHeadInvalid, At::file(NAME, &ledger.begins), why);
+            Tree::default()
+        })
+    }
+
     fn take(&mut self, kept: &Kept, keys: &dyn Keys, at: At<'_>, found: &mut Found) {
         match signed::verified(keys, kept) {
             Ok(claims) => self.by_log.entry(claims.log.clone()).or_default().push(claims),

@@ -1,6 +1,6 @@
 //! Both ends of each hop: the caller's sidecar and the callee's.
 //!
-//! Logs are read one after the other, so what one end said waits until the other end's log was read: some 330 bytes a hop
+//! Logs are read one after the other, so what one end said waits until the other end's log was read: some 450 bytes a hop
 //! without anything on the heap beside, whatever a caller wrote. A hop that was held against its other end leaves 24 bytes,
 //! by which a second use of its id is found.
 
@@ -396,4 +396,17 @@ fn answered(caller: &Side, end: &Told) -> bool {
     let came = end.response.bytes > 0 && !(end.ending == Ending::Complete && BEFORE.contains(&end.status));
     let own = end.status >= 400 && (end.blamed || end.ending == Ending::Cut);
     !caller.said.refused && (caller.other.is_some() || (came && !own))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A verifier holds one of these for each hop whose other end it has not read: a million of them are 450 MB.
+    #[test]
+    fn what_waits_for_its_other_end_is_small() {
+        let (side, slot) = (size_of::<Side>(), size_of::<(Key, Ends)>());
+        assert!(side <= 400 && slot <= 40, "{side} and {slot} bytes");
+        assert!(size_of::<Key>() <= 24 && size_of::<(DecisionId, (Key, Direction))>() <= 48);
+    }
 }

@@ -28,6 +28,8 @@ pub struct Ledger {
     pub checkpoints: PathBuf,
     /// Tree heads that it signed: a statement a line.
     pub heads: PathBuf,
+    /// What it signed of the checkpoints that it keeps no more: a statement; no file where it keeps all.
+    pub begins: PathBuf,
 }
 
 /// What is to be verified.
@@ -53,6 +55,7 @@ impl Sources {
             let ledger = Ledger {
                 checkpoints: folder.join("checkpoints.jsonl"),
                 heads: folder.join("heads.jsonl"),
+                begins: folder.join("begins.jws"),
             };
             if folder.file_name().is_some_and(|n| n == LEDGER_DIR) && ledger.checkpoints.is_file() {
                 sources.ledger = Some(ledger);

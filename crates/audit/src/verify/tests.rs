@@ -46,6 +46,10 @@ impl Keys for TestKeys {
     fn tree_head(&self, statement: &str) -> Result<TreeHead, String> {
         open("control plane", statement)
     }
+
+    fn ledger_begins(&self, statement: &str) -> Result<LedgerBegins, String> {
+        open("control plane", statement)
+    }
 }
 
 fn id(agent: &str) -> SpiffeId {

@@ -1,12 +1,14 @@
 //! Everything that a verifier needs, from the control plane, as files.
 
+mod ledger;
+
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use aip_audit::log;
-use aip_audit::verify::LEDGER_DIR;
 use serde_json::{Value, json};
 
 use super::trust;
@@ -14,6 +16,9 @@ use crate::Globals;
 use crate::client::{Admin, encoded};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, cell, counted};
+
+/// Beside a log's segments: its checkpoints.
+const CHECKPOINTS: &str = "checkpoints.jsonl";
 
 /// What was fetched.
 #[derive(Debug, Default)]
@@ -57,25 +62,25 @@ pub(super) async fn fetch(globals: &Globals, dir: &Path) -> Result<Fetched, Fail
     // The head first: what it covers is then surely among what follows.
     let head = admin.find("/v1/audit/tree-head").await?;
     let mut fetched = Fetched::default();
-    let mut ledger: Vec<(u64, String)> = Vec::new();
+    let mut folders = HashMap::new();
     for held in admin.list("/v1/audit/logs").await? {
         let name = held["log"].as_str().unwrap_or_default().to_owned();
         let folder = dir.join(agent_folder(&held)).join(&name);
         log::name_of(&folder).map_err(|e| failed(&folder, &e))?;
         make(&folder)?;
-        let signed = checkpoints(&admin, &name, &folder, &mut ledger, &mut fetched).await?;
-        segments(&admin, &name, &folder, signed, &mut fetched).await?;
+        write(&folder.join(CHECKPOINTS), b"")?;
+        folders.insert(name, folder);
+    }
+    let signed = match &head {
+        Some(head) => ledger::fetch(&admin, dir, head, &folders, &mut fetched.checkpoints).await?,
+        None => HashMap::new(),
+    };
+    for (name, folder) in &folders {
+        let signed = signed.get(name).copied().unwrap_or_default();
+        segments(&admin, name, folder, signed, &mut fetched).await?;
         fetched.logs += 1;
     }
-    if let Some(statement) = head.as_ref().and_then(|h| h["statement"].as_str()) {
-        let covered = head
-            .as_ref()
-            .and_then(|h| h["head"]["size"].as_u64())
-            .unwrap_or(u64::MAX);
-        // What came after the head is in the logs' own files, and is covered by the next one.
-        ledger.retain(|(index, _)| *index < covered);
-        write_ledger(dir, statement, ledger)?;
-    }
+    make(dir)?;
     write(
         &dir.join(trust::FILE),
         admin.get("/v1/trust").await?.to_string().as_bytes(),
@@ -89,28 +94,6 @@ fn agent_folder(held: &Value) -> String {
     let last = agent.rsplit('/').next().unwrap_or_default();
     last.parse::<aip_api::AgentName>()
         .map_or_else(|_| "unknown".to_owned(), |name| name.to_string())
-}
-
-async fn checkpoints(
-    admin: &Admin,
-    name: &str,
-    folder: &Path,
-    ledger: &mut Vec<(u64, String)>,
-    fetched: &mut Fetched,
-) -> Result<u64, Failure> {
-    let (mut text, mut signed) = (String::new(), 0);
-    for item in admin
-        .list(&format!("/v1/audit/logs/{}/checkpoints", encoded(name)))
-        .await?
-    {
-        let line = json!({ "statement": item["statement"], "chain": item["chain"] }).to_string() + "\n";
-        text.push_str(&line);
-        ledger.extend(item["index"].as_u64().map(|index| (index, line)));
-        fetched.checkpoints += 1;
-        signed = signed.max(item["size"].as_u64().unwrap_or_default());
-    }
-    write(&folder.join("checkpoints.jsonl"), text.as_bytes())?;
-    Ok(signed)
 }
 
 /// Fetches segments until they reach what is `signed`: checkpoints come up at once, and records after them.
@@ -127,6 +110,10 @@ async fn segments(admin: &Admin, name: &str, folder: &Path, signed: u64, fetched
             break;
         };
         let (Some(first), Some(last)) = (row["segments"]["first"].as_u64(), row["segments"]["last"].as_u64()) else {
+            if row["broken"].is_object() {
+                // Nothing more comes of it.
+                break;
+            }
             continue;
         };
         for segment in from.unwrap_or(first)..=last {
@@ -150,22 +137,6 @@ fn end_of(lines: &[u8]) -> Option<u64> {
     let whole = lines.iter().rposition(|b| *b == b'\n')?;
     let last = lines[..whole].rsplit(|b| *b == b'\n').next()?;
     aip_audit::Record::from_bytes(last).ok().map(|record| record.seq + 1)
-}
-
-/// The control plane's log of checkpoints; left out where some are not listed (an older one of the same size), as its root could not be
-/// computed.
-fn write_ledger(dir: &Path, head: &str, mut lines: Vec<(u64, String)>) -> Result<(), Failure> {
-    lines.sort_unstable();
-    lines.dedup_by_key(|(index, _)| *index);
-    if lines.iter().enumerate().any(|(at, (index, _))| at as u64 != *index) {
-        output::note("the control plane does not list every checkpoint that it took: its tree head is not checked");
-        return Ok(());
-    }
-    let folder = dir.join(LEDGER_DIR);
-    make(&folder)?;
-    let text: String = lines.into_iter().map(|(_, line)| line).collect();
-    write(&folder.join("checkpoints.jsonl"), text.as_bytes())?;
-    write(&folder.join("heads.jsonl"), format!("{head}\n").as_bytes())
 }
 
 fn failed(path: &Path, why: &dyn std::fmt::Display) -> Failure {

@@ -1,4 +1,4 @@
-//! `aip audit tail`, `query`, and `export` of records.
+//! `aip audit tail` and `query`.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{As, Wanted, files};
+use super::{Wanted, files};
 use crate::Globals;
 use crate::client::{Admin, encoded};
 use crate::exit::Failure;
@@ -19,8 +19,6 @@ const LOOK: Duration = Duration::from_secs(1);
 const PER_LOOK: usize = 1_000;
 /// How far back each look goes, in milliseconds: segments come up to the control plane with some delay.
 const OVERLAP_MILLIS: u64 = 30_000;
-/// Most records of one export: at a kilobyte each, some gigabytes.
-const MAX_EXPORT: usize = 5_000_000;
 /// Rows of a page.
 const PAGE: usize = 500;
 
@@ -92,12 +90,12 @@ pub(super) async fn found(
     Ok(seen)
 }
 
-const HEADINGS: [&str; 9] = [
+pub(super) const HEADINGS: [&str; 9] = [
     "TIME", "AGENT", "WHAT", "FROM", "TO", "CALL", "OUTCOME", "WHY", "DECISION",
 ];
 
 /// What a record says, for a table.
-fn cells(item: &Value) -> [String; 9] {
+pub(super) fn cells(item: &Value) -> [String; 9] {
     let record = &item["record"];
     let short = |value: &Value| cell(value).rsplit('/').next().unwrap_or_default().to_owned();
     let time = timestamp(record["at"].as_u64().unwrap_or_default() / 1000);
@@ -205,34 +203,6 @@ pub(super) async fn tail(globals: &Globals, wanted: &Wanted) -> anyhow::Result<E
     }
 }
 
-pub(super) async fn export(globals: &Globals, wanted: &Wanted, form: As) -> anyhow::Result<ExitCode> {
-    let admin = Admin::open(globals)?;
-    if form == As::Csv {
-        output::line(HEADINGS.map(str::to_lowercase).join(","));
-    }
-    let written = found(&admin, wanted, MAX_EXPORT, |item| match form {
-        As::Jsonl => output::line(item.to_string()),
-        As::Csv => output::line(cells(item).map(|cell| csv(&cell)).join(",")),
-    });
-    let written = written.await?;
-    if written >= MAX_EXPORT {
-        output::note(format!(
-            "ended after {MAX_EXPORT} records; narrow it with --since and --until"
-        ));
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// A cell of CSV (RFC 4180). What a spreadsheet would take for a formula is marked as text: callers choose paths.
-fn csv(cell: &str) -> String {
-    let guard = if cell.starts_with(['=', '+', '@', '\t']) || (cell.starts_with('-') && cell.len() > 1) {
-        "'"
-    } else {
-        ""
-    };
-    format!("\"{guard}{}\"", cell.replace('"', "\"\""))
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -261,13 +231,6 @@ mod tests {
             path(&wanted, 7, Some("x/y")),
             "/v1/audit/records?limit=7&tool=a%20b%26c&since=5&cursor=x%2Fy"
         );
-    }
-
-    #[test]
-    fn a_spreadsheet_runs_nothing_that_a_caller_chose() {
-        assert_eq!(csv("=cmd|' /C calc'!A0"), "\"'=cmd|' /C calc'!A0\"");
-        assert_eq!(csv("say \"hi\", twice"), "\"say \"\"hi\"\", twice\"");
-        assert_eq!(csv("-"), "\"-\"");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use aip_api::resource::KeyPurpose;
 use aip_api::{Digest, SpiffeId, TrustDomain};
-use aip_audit::checkpoint::{CHECKPOINT_TYP, TREE_HEAD_TYP, TreeHead};
+use aip_audit::checkpoint::{CHECKPOINT_TYP, LEDGER_BEGINS_TYP, LedgerBegins, TREE_HEAD_TYP, TreeHead};
 use aip_audit::log::{self, Kept};
 use aip_audit::{Checkpoint, verify::Keys};
 use aip_runtime::trust::TrustState;
@@ -77,6 +77,15 @@ impl Trust {
     }
 }
 
+impl Trust {
+    fn own(&self, issuer: &str) -> Result<(), String> {
+        match issuer == self.0.trust_domain().to_string() {
+            true => Ok(()),
+            false => Err(format!("it is of the trust domain {issuer}")),
+        }
+    }
+}
+
 fn texts(value: &Value) -> impl Iterator<Item = &str> {
     value.as_array().into_iter().flatten().filter_map(Value::as_str)
 }
@@ -107,10 +116,12 @@ impl Keys for Trust {
     fn tree_head(&self, statement: &str) -> Result<TreeHead, String> {
         let key = |kid: &str| self.0.key(KeyPurpose::Audit, kid);
         let head: TreeHead = jws::verify_eddsa(statement, TREE_HEAD_TYP, key).map_err(|e| e.to_string())?;
-        if head.iss == self.0.trust_domain().to_string() {
-            Ok(head)
-        } else {
-            Err(format!("it is of the trust domain {}", head.iss))
-        }
+        self.own(&head.iss).map(|()| head)
+    }
+
+    fn ledger_begins(&self, statement: &str) -> Result<LedgerBegins, String> {
+        let key = |kid: &str| self.0.key(KeyPurpose::Audit, kid);
+        let begins: LedgerBegins = jws::verify_eddsa(statement, LEDGER_BEGINS_TYP, key).map_err(|e| e.to_string())?;
+        self.own(&begins.iss).map(|()| begins)
     }
 }

@@ -93,6 +93,13 @@ fn print(report: &Report) {
             counted(ledger.checkpoints, "checkpoint"),
             counted(ledger.heads, "signed tree head")
         ));
+        if let Some(until) = ledger.dropped_until {
+            let gone = counted(ledger.dropped, "checkpoint");
+            let until = timestamp(until / 1000);
+            output::line(format!(
+                "  by its signed word, the first {gone} are kept no more, none signed after {until}"
+            ));
+        }
     }
     let all = report.faults.len() as u64 + report.more_faults;
     if all == 0 {

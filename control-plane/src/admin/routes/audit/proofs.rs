@@ -12,13 +12,17 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::page_of;
 use crate::admin::Api;
-use crate::admin::answer::{Answer, Params};
+use crate::admin::answer::{Answer, Page, PageQuery, Params, Parts, cursor};
+use crate::audit::ledger::Listed;
 use crate::refusal::{Reason, Refusal};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
         .routes(routes!(tree_head))
+        .routes(routes!(all))
+        .routes(routes!(chain))
         .routes(routes!(inclusion))
         .routes(routes!(consistency))
 }
@@ -31,6 +35,39 @@ struct Head {
     /// Its claims.
     #[schema(value_type = Object)]
     head: serde_json::Value,
+    /// Where the first checkpoints are older than is kept: how many, with the subtrees over them. JWS by the same key, `typ`
+    /// `aip-ledger-begins+jwt`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    begins: Option<String>,
+}
+
+/// A chain of certificates.
+#[derive(Serialize, ToSchema)]
+struct ChainShown {
+    /// DER in base64, leaf first.
+    certificates: Vec<String>,
+}
+
+/// The control plane's log of checkpoints, in its own order: every leaf of its tree that is still kept.
+#[utoipa::path(get, path = "/v1/audit/checkpoints", tag = "audit", params(PageQuery), responses((status = 200, body = Page<Listed>)))]
+async fn all(State(api): State<Arc<Api>>, Params(query): Params<PageQuery>) -> Answer<Json<Page<Listed>>> {
+    let (limit, after) = (query.limit()?, query.after()?);
+    let mut items = api.audit.ledger.listed(&after, limit + 1).await?;
+    let more = items.len() > limit;
+    items.truncate(limit);
+    let last = items.last().filter(|_| more);
+    let next = last.map(|listed| cursor(&format!("{:020}", listed.index)));
+    Ok(Json(page_of(&api, items, next)))
+}
+
+/// A chain that signed checkpoints, by the digest under which they name it.
+#[utoipa::path(get, path = "/v1/audit/chains/{chain}", tag = "audit", params(("chain" = String, Path)), responses((status = 200, body = ChainShown)))]
+async fn chain(State(api): State<Arc<Api>>, Parts((chain,)): Parts<(String,)>) -> Answer<Json<ChainShown>> {
+    let absent = || Refusal::new(Reason::NotFound, "there is no such chain");
+    let digest = chain.parse().map_err(|_| absent())?;
+    let certificates = api.audit.ledger.chain(&digest).await?.ok_or_else(absent)?;
+    Ok(Json(ChainShown { certificates }))
 }
 
 /// The signed head of the control plane's log of checkpoints. Who keeps one can later ask for the proof that the log only
@@ -47,7 +84,12 @@ async fn tree_head(State(api): State<Arc<Api>>) -> Answer<Json<Head>> {
     let head = claims
         .and_then(|claims| serde_json::from_slice(&claims).ok())
         .unwrap_or_default();
-    Ok(Json(Head { statement, head }))
+    let begins = api.audit.ledger.begins().await?;
+    Ok(Json(Head {
+        statement,
+        head,
+        begins,
+    }))
 }
 
 #[derive(Deserialize, IntoParams)]
