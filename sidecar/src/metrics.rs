@@ -122,7 +122,7 @@ const TABLE: &[(&str, Kind, &str)] = &[
     (
         "aip_audit_refused_total",
         Kind::Counter,
-        "logs that the control plane refused to take",
+        "logs that the control plane refused to take, or can't be continued there (records_gone)",
     ),
     (
         "aip_svid_not_after_seconds",

@@ -12,7 +12,7 @@ use aip_audit::hop;
 use aip_audit::log::{Reader, claims_of, kept};
 use aip_audit::record::{Decision, End};
 use aip_tests::agent::Agent;
-use aip_tests::process::{Mesh, Sidecar};
+use aip_tests::process::{ControlPlane, Mesh, Sidecar};
 use aip_tests::{http as wire, trail, wait};
 use http::{Method, Request};
 use http_body_util::Full;
@@ -287,4 +287,35 @@ fn recoveries(dir: &Path) -> usize {
     let all = kept(dir).unwrap();
     let claims = all.iter().filter_map(|kept| claims_of(&kept.statement));
     claims.filter(|claims| claims.closing == Closing::Recovery).count()
+}
+
+/// What a control plane has lost, as one has that was restored from an older copy, comes up again: also of a log that is not
+/// written any more and that it had once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_plane_that_lost_records_gets_them_again() {
+    let mut rig = Rig::start("buffered").await;
+    let copies = ControlPlane::data(&rig.mesh.control_plane.dir).join("audit");
+    let sent = |callee: &Sidecar| {
+        let mut all = logs(callee).into_iter();
+        all.all(|dir| {
+            let (log, segment) = (dir.file_name().unwrap(), "segment-00000000.jsonl");
+            let ours = std::fs::read(dir.join(segment)).unwrap();
+            let theirs = std::fs::read(copies.join("callee").join(log).join(segment));
+            theirs.is_ok_and(|theirs| theirs == ours)
+        })
+    };
+    rig.callee.process.signal(Signal::TERM);
+    assert!(rig.callee.process.end().await.success());
+    rig.callee = Sidecar::start(rig.callee.spec.clone(), &rig.callee.dir).await;
+    reaches(&rig.caller).await;
+    let done = |callee: &Sidecar| std::fs::read_to_string(logs(callee)[0].join("sent.json")).unwrap();
+    wait::until("both logs were sent", async || {
+        let all = logs(&rig.callee).len() == 2 && sent(&rig.callee);
+        (all && done(&rig.callee).contains("\"done\":true")).then_some(())
+    })
+    .await;
+    rig.mesh.control_plane.kill();
+    std::fs::remove_dir_all(&copies).unwrap();
+    rig.mesh.revive().await;
+    wait::until("both logs were sent again", async || sent(&rig.callee).then_some(())).await;
 }

@@ -113,6 +113,14 @@ impl Session {
         for held in hello.logs {
             let opened = self.open(&held).await;
             self.resume(&held.log, 0, opened)?;
+            // Of one that is here as a whole nothing may ever come: whoever looks after retention may have it.
+            if self
+                .logs
+                .get(&held.log)
+                .is_some_and(|log| held.size > 0 && log.copy.size() >= held.size)
+            {
+                self.logs.remove(&held.log);
+            }
         }
         loop {
             let message = tokio::select! {

@@ -38,6 +38,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// one that is being written; the others come when there is room.
 const MAX_LOGS: usize = 64;
 
+/// The control plane had records that it lacks now, and they are not here any more.
+const GONE: &str = "records_gone";
+
 /// Refusals that trying again can't mend: what came contradicts what was signed.
 const FOR_GOOD: [&str; 6] = [
     "log_of_another",
@@ -344,7 +347,10 @@ impl Session {
                         detail,
                         "the control plane does not take this audit log any more"
                     );
-                    sent.logs.entry(log.to_owned()).or_default().refused = Some(refused.reason);
+                    let held = sent.logs.entry(log.to_owned()).or_default();
+                    held.refused = Some(refused.reason);
+                    // It had all of it, and its own retention took it: a quota may take it here, too.
+                    held.has_all = files::is_done(&root.join(log));
                 } else if let (Some((_, Next::Chunk)), "checkpoint_missing") = (asked, reason.as_str())
                     && sent.logs.entry(log.to_owned()).or_default().retell()
                 {
@@ -400,7 +406,15 @@ fn next(
         None => held.covered(dir),
     };
     let next = held.next(log, dir, covers, statements)?;
-    if next.is_none() && live.is_none() {
+    if next.is_none() && held.lacks_what_is_gone(dir) {
+        tracing::error!(
+            log,
+            segment = held.segment,
+            "the control plane lacks records that a quota took here: this log can't be continued there"
+        );
+        shared.metrics.refused(GONE);
+        held.refused = Some(GONE.to_owned());
+    } else if next.is_none() && live.is_none() {
         held.done(dir);
     }
     shared.sent().logs.insert(log.to_owned(), held);

@@ -60,6 +60,9 @@ pub(super) async fn connect(proxy: Arc<Proxy>, via: Arc<Via>, request: Request<I
     if let Err(refused) = accepted {
         return refuse(refused, head).await;
     }
+    if authority.contains('@') {
+        return refuse(Refusal::UnsupportedTarget.because("CONNECT takes no user"), head).await;
+    }
     let has_port = head.uri.port_u16().is_some();
     let target = match target_of(&proxy, &authority) {
         Ok(target) if has_port => target,

@@ -424,3 +424,18 @@ async fn a_log_goes_on_only_on_what_this_sidecars_own_key_signed() {
     let foreign = String::from_utf8(foreign).unwrap();
     assert!(!goes_on(Some(&foreign)));
 }
+
+/// A user's name and password before a host are nobody's to read.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_before_the_host_of_a_connect_is_not_recorded() {
+    let agent = Agent::start().await;
+    let pair = Pair::start(agent.address).await;
+    for host in ["outside.example:443", "ledger.aip.internal:80"] {
+        let text = format!("CONNECT user:hunter2@{host} HTTP/1.1\r\nhost: user:hunter2@{host}\r\n\r\n");
+        let answer = raw(pair.caller.outbound, text.as_bytes(), "\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+    }
+    let (recorded, lines) = (pair.caller.audited(2).await, pair.caller.lines(2).await);
+    let said = format!("{recorded:?} {lines:?}");
+    assert!(!said.contains("hunter2") && !said.contains("user:"), "{said}");
+}

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use aip_audit::record::Event;
 use aip_tests::agent::Agent;
-use aip_tests::process::{Mesh, Sidecar, SidecarSpec};
+use aip_tests::process::{Mesh, Process, Sidecar, SidecarSpec};
 use aip_tests::{trail, wait};
 use http::Method;
 
@@ -44,24 +44,27 @@ impl Rig {
         }
     }
 
+    /// For every callee that starts from now on.
     async fn durability(&self, durability: &str) {
         let mut config = self.mesh.admin().get("/v1/mesh-config").await;
         let config = &mut config["resource"];
         config["audit"]["durability"] = durability.into();
-        let put = self.mesh.admin().ok(Method::PUT, "/v1/mesh-config", Some(config)).await;
-        self.mesh.admin().acknowledged(put["revision"].as_u64().unwrap()).await;
+        self.mesh.admin().ok(Method::PUT, "/v1/mesh-config", Some(config)).await;
     }
 
-    /// Starts a callee whose process notes its points, or ends at one.
-    async fn callee(&self, dir: &Path, variable: &str, value: &str) -> Sidecar {
-        let spec = SidecarSpec {
+    async fn callee(&self) -> SidecarSpec {
+        SidecarSpec {
             token: self.mesh.admin().token("callee").await,
             ..self.spec.clone()
-        };
-        let mut command = Sidecar::command(&spec, dir);
-        command.env(variable, value);
-        Sidecar::start_as(spec, dir, &command).await
+        }
     }
+}
+
+/// Starts a callee whose process notes its points, or ends at one; maybe before it listens.
+fn begin(spec: &SidecarSpec, dir: &Path, variable: &str, value: &str) -> Process {
+    let mut command = Sidecar::command(spec, dir);
+    command.env(variable, value);
+    Process::start("sidecar-callee", &command, dir)
 }
 
 /// Calls in several lanes until `done`; what was answered, by lane and in order.
@@ -117,8 +120,9 @@ async fn no_acknowledged_record_is_lost_at_any_point_of_the_audit() {
     let rig = Rig::start().await;
     let dir = rig.mesh.dir("first");
     let seen = dir.join("seen");
-    let first = rig.callee(&dir, SEEN, seen.to_str().unwrap()).await;
-    under_load(&rig.caller, async || points(&seen).contains("log:dropping#1")).await;
+    let first = begin(&rig.callee().await, &dir, SEEN, seen.to_str().unwrap());
+    let dropped = async || seen.exists() && points(&seen).contains("log:dropping#1");
+    under_load(&rig.caller, dropped).await;
     drop(first);
     let points: Vec<_> = points(&seen)
         .into_iter()
@@ -141,14 +145,13 @@ async fn no_acknowledged_record_is_lost_at_any_point_of_the_audit() {
 
 async fn ends_at(rig: &Rig, point: &str) {
     let dir = rig.mesh.dir(&point.replace([':', '#'], "-"));
-    let mut callee = rig.callee(&dir, FAULT, point).await;
-    let process = &mut callee.process;
+    let spec = rig.callee().await;
+    let mut process = begin(&spec, &dir, FAULT, point);
     let answered = under_load(&rig.caller, async || process.ended().is_some()).await;
-    is_killed(process, point).await;
+    is_killed(&mut process, point).await;
     let audit = dir.join("data/audit");
     nothing_is_lost(&audit, &answered, point);
-    let spec = callee.spec.clone();
-    drop(callee);
+    drop(process);
     let _back = Sidecar::start(spec, &dir).await;
     wait::until_ok(&format!("the log verifies after {point}"), async || {
         let report = trail::report(&audit);

@@ -2,6 +2,7 @@
 
 use aip_api::Digest;
 use aip_api::resource::Retention;
+use aip_api::wire::audit_response::Message as Answer;
 use aip_audit::merkle;
 use serde_json::{Value, json};
 
@@ -106,6 +107,34 @@ async fn what_is_older_than_is_kept_goes_and_what_was_signed_of_it_is_said() {
         json!([]),
         "age is no crime"
     );
+}
+
+/// Sidecars greet with finished logs, too, in case this control plane lost them: that keeps retention from nothing.
+#[tokio::test]
+async fn a_finished_log_that_is_greeted_again_goes_when_it_is_old() {
+    let mesh = Mesh::dev().await;
+    let sidecar = mesh.joined("planner").await;
+    let mut log = Log::fresh();
+    log.fill(5);
+    log.writer.rotate().unwrap();
+    let (mut stream, _) = Audit::resumed(&sidecar, &log).await;
+    send(&mut stream, &sidecar, &log, 0).await;
+    drop(stream);
+    let mut held = None;
+    let copy = mesh.data.join("audit/planner").join(log.name());
+    eventually("it is greeted again", async || {
+        held = Audit::of(&sidecar, "later", vec![log.held()]).await.ok();
+        let answer = held.as_mut()?.answer().await;
+        matches!(answer, Ok(Answer::Resume(_))).then_some(())
+    })
+    .await;
+    mesh.plane.clock.advance(91 * 86_400);
+    eventually("the log goes while the stream is open", async || {
+        mesh.plane.audit.sweep().await;
+        (!copy.exists()).then_some(())
+    })
+    .await;
+    drop(held);
 }
 
 /// An admin token of now: the clock of the mesh was moved past the end of the first one.

@@ -106,6 +106,12 @@ impl Held {
         *self.covers.get_or_insert_with(|| covers_of(dir))
     }
 
+    /// Whether the log goes on for the control plane with a segment that a quota took here.
+    pub(super) fn lacks_what_is_gone(&self, dir: &Path) -> bool {
+        let first = log::segments(dir).ok().and_then(|all| all.first().copied());
+        first.is_some_and(|first| self.segment < first)
+    }
+
     /// Notes that there is nothing more to send of a log that is not written any more.
     pub(super) fn done(&mut self, dir: &Path) {
         self.has_all = true;
@@ -249,6 +255,18 @@ pub(super) fn unsent(dir: &Path, held: Option<&Held>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_whose_next_segment_is_gone_here_can_not_be_continued() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut held = Held::default();
+        assert!(!held.lacks_what_is_gone(dir.path()));
+        fs::write(log::segment_path(dir.path(), 2), b"three\n").unwrap();
+        for (segment, lacks) in [(0, true), (1, true), (2, false), (3, false)] {
+            held.resume(segment, 0);
+            assert_eq!(held.lacks_what_is_gone(dir.path()), lacks, "{segment}");
+        }
+    }
 
     #[test]
     fn chunks_are_whole_lines_and_never_beyond_what_is_covered() {
