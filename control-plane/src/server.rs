@@ -35,6 +35,7 @@ use crate::config::leases::Leases;
 use crate::config::sessions::Sessions;
 use crate::config::world::World;
 use crate::identity::{IdentityService, Strangers};
+use crate::kill::webhook::Teller;
 use crate::kill::{Board, KillService, Publisher};
 use crate::registry::Registry;
 use crate::settings::Settings;
@@ -59,8 +60,8 @@ const MAX_JOIN_BYTES: usize = 4 * 1024 * 1024;
 const MAX_REQUEST_BYTES: usize = 8 * 1024 * 1024;
 /// Largest message of an Audit stream: a chunk of 1 MiB, and what is around it.
 const MAX_AUDIT_BYTES: usize = 1024 * 1024 + 64 * 1024;
-/// Largest message of a kill stream: the set that a sidecar holds, and what is around it.
-const MAX_KILL_BYTES: usize = 2 * aip_api::kill::MAX_KILL_SET_BYTES;
+/// Largest message of a kill stream: the set that a sidecar holds, one that it could not write, and what is around them.
+const MAX_KILL_BYTES: usize = 3 * aip_api::kill::MAX_KILL_SET_BYTES;
 
 /// A running control plane.
 #[derive(Debug)]
@@ -203,6 +204,13 @@ impl Parts {
             self.kills.board.clone(),
         ));
         tasks.spawn(self.kills.publisher.clone().follow());
+        let secrets = self.settings.secrets.clone();
+        let teller = Teller {
+            registry: self.registry.clone(),
+            secrets: secrets.unwrap_or_else(|| self.settings.data.join("secrets")),
+            publisher: self.kills.publisher.clone(),
+        };
+        tasks.spawn(teller.run());
         tasks.spawn(self.audit.clone().retain());
         let hops = self.audit.hops.subscribe();
         tasks.spawn(crate::reputation::observe::follow(hops, self.registry.clone()));

@@ -56,6 +56,9 @@ pub struct Flags {
     /// The key that seals secrets at rest (64 hex digits); AIP_DATA_KEY holds the key itself
     #[arg(long, value_name = "FILE", env = "AIP_KEY_FILE")]
     pub key_file: Option<PathBuf>,
+    /// Where secrets lie that settings name, a file each: what signs webhooks [default: secrets in the data directory]
+    #[arg(long, value_name = "DIR", env = "AIP_SECRETS")]
+    pub secrets: Option<PathBuf>,
     /// json or text [default: json]
     #[arg(long, env = "AIP_LOG_FORMAT")]
     pub log_format: Option<Text>,
@@ -81,6 +84,8 @@ pub struct Settings {
     pub admin_socket: Option<PathBuf>,
     /// The sealing key's file.
     pub key_file: Option<PathBuf>,
+    /// Where secrets lie that settings name; `None`: in the data directory.
+    pub secrets: Option<PathBuf>,
     /// How logs look.
     pub log_format: LogFormat,
     /// What is logged.
@@ -104,6 +109,7 @@ impl Settings {
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             admin_socket: None,
             key_file: None,
+            secrets: None,
             log_format: LogFormat::Text,
             log: "info".into(),
             program,
@@ -145,6 +151,7 @@ impl Flags {
             admin_listen: self.admin_listen.or(file.admin_listen),
             admin_socket: self.admin_socket.or(file.admin_socket),
             key_file: self.key_file.or(file.key_file),
+            secrets: self.secrets.or(file.secrets),
             log_format: self.log_format.or(file.log_format),
             log: self.log.or(file.log),
         }
@@ -178,6 +185,7 @@ impl Flags {
             admin_listen,
             admin_socket: self.admin_socket,
             key_file: self.key_file,
+            secrets: self.secrets,
             log_format: log_format.unwrap_or_default(),
             log: log.unwrap_or_else(|| "info".into()),
             program: std::env::current_exe().unwrap_or_default(),

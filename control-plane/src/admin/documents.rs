@@ -190,6 +190,21 @@ pub(super) struct KillSettings {
     /// In a `prod` mesh: orders that stop more than one agent wait for a second person.
     #[schema(required = false)]
     second_approver: bool,
+    /// Who is told when an order is given or lifted.
+    #[schema(required = false)]
+    webhook: Option<Webhook>,
+}
+
+/// Who is told when an order to stop is given or lifted.
+#[derive(ToSchema)]
+pub(super) struct Webhook {
+    /// `https://…`, or `http://…` on loopback only.
+    url: String,
+    /// The name of the secret that signs what is sent: a file of this name in the control plane's `--secrets` directory.
+    secret: String,
+    /// Root certificates (PEM) that the receiver's must come from, instead of the machine's.
+    #[schema(required = false)]
+    ca: Option<String>,
 }
 
 /// What is recorded of every request, and for how long.

@@ -102,6 +102,7 @@ pub const ROUTES: &[Route] = &[
     route("POST", "/v1/kills", Stop),
     route("POST", "/v1/kills/resume", Resume),
     route("GET", "/v1/kills/progress", Read),
+    route("GET", "/v1/kills/sidecars", Read),
     route("GET", "/v1/watch", Read),
     route("GET", "/v1/approvals", Read),
     route("POST", "/v1/approvals/{id}/approve", Decide),

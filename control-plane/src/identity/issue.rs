@@ -42,7 +42,7 @@ pub(super) async fn issue(
     })?;
     credential.check_generation(&agent.value)?;
     let passage = registry.passage(evidence).await?;
-    let approval = approval(registry, evidence).await?;
+    let approval = approval(registry, credential, evidence).await?;
     let ttl = registry.mesh_config().await?.value.svid_ttl_seconds;
     let now = registry.clock.now();
     let actor = Actor::sidecar(&evidence.agent);
@@ -80,6 +80,7 @@ fn record(
         generation: agent.value.generation,
         code: evidence.code,
         credential: credential.to_owned(),
+        run: evidence.run.clone(),
     }
 }
 
@@ -102,7 +103,7 @@ fn approved_in(draft: Draft, evidence: &Evidence, approval: Approval) -> Draft {
     }
 }
 
-async fn approval(registry: &Registry, evidence: &Evidence) -> Result<Approval, Refusal> {
+async fn approval(registry: &Registry, credential: &Credential, evidence: &Evidence) -> Result<Approval, Refusal> {
     let approved = registry.measurements_of(&evidence.agent).await?;
     if let Some((_, held)) = approved.iter().find(|(_, held)| held.value.matches(evidence)) {
         return Ok(Approval::Given {
@@ -126,6 +127,9 @@ async fn approval(registry: &Registry, evidence: &Evidence) -> Result<Approval, 
     if registry.mode == MeshMode::Prod {
         return Err(registry.record_pending(evidence).await?);
     }
+    if !may_run_anew(registry, credential, evidence).await? {
+        return Err(registry.record_pending(evidence).await?);
+    }
     let approved_at = registry.clock.now();
     let measurement = Measurement {
         approved_by: "dev".into(),
@@ -142,6 +146,21 @@ async fn approval(registry: &Registry, evidence: &Evidence) -> Result<Approval, 
         measurement: Box::new(measurement),
         forget,
     })
+}
+
+/// Whether somebody outside the agent has started it anew, with what it runs now: a person, who made a join token for it,
+/// or its supervisor, which names each run. An SVID alone shows that the same agent has come back; if that were enough,
+/// whoever can edit its files and end its sidecar would have any content approved.
+async fn may_run_anew(registry: &Registry, credential: &Credential, evidence: &Evidence) -> Result<bool, Refusal> {
+    let Credential::Svid(peer) = credential else {
+        return Ok(true);
+    };
+    let supervised = evidence.executable.is_some() && evidence.run.is_some();
+    let held = registry
+        .record::<SvidRecord>(keys::svid(&evidence.agent, &peer.serial))
+        .await?;
+    let before = held.and_then(|held| held.value.run);
+    Ok(supervised && before.is_some() && before != evidence.run)
 }
 
 #[cfg(test)]

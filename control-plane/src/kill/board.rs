@@ -12,9 +12,9 @@ use aip_runtime::x509::PeerIdentity;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::bound::{Known, stopped_by};
+use super::grants::Grants;
 use super::publish::Published;
-use super::shown::{Away, Enforced, Missing, Progress};
+use super::shown::{Away, Enforced, Missing, Progress, Standing};
 use crate::clock::Clock;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::Registry;
@@ -50,9 +50,14 @@ struct Process {
     /// The highest version that it is known to hold.
     held: Option<(u64, u64)>,
     rejected: Option<String>,
-    lease: Option<Lease>,
-    /// When a beat was answered last, of the boot clock.
-    answered: Duration,
+    grants: Grants,
+    /// The leases that the store has of it.
+    noted: Vec<Lease>,
+    /// It has said that it ends. It is shown among those that are away, and nobody waits for it: started again out of
+    /// reach, it goes on with what it left.
+    drained: bool,
+    /// When its stream ended, Unix seconds; of one that has not come since this process began, that.
+    left: u64,
 }
 
 /// All processes that may run.
@@ -83,26 +88,17 @@ impl Board {
         let mut processes = BTreeMap::new();
         let svids = svids(registry).await?;
         for granted in registry.granted_leases().await? {
-            let GrantedLease {
-                agent,
-                instance,
-                serial,
-                lease,
-            } = granted;
-            let not_after = svids.get(&agent).copied().unwrap_or_default();
+            let not_after = svids.get(&granted.agent).copied().unwrap_or_default();
             let process = Process {
-                agent,
-                instance: instance.clone(),
-                serial,
+                serial: granted.serial,
                 not_after,
-                stream: None,
-                acks: VecDeque::new(),
-                held: None,
-                rejected: None,
-                lease: Some(lease),
-                answered: boottime(),
+                grants: Grants::noted(&granted.leases, boottime()),
+                noted: granted.leases,
+                drained: granted.drained,
+                left: registry.clock.now(),
+                ..Process::new(granted.agent, granted.instance.clone())
             };
-            processes.insert(instance, process);
+            processes.insert(granted.instance, process);
         }
         Ok(Arc::new(Self {
             processes: Mutex::new(processes),
@@ -146,18 +142,9 @@ impl Board {
             *next
         };
         let cancel = CancellationToken::new();
-        let process = processes.entry(instance.to_owned()).or_insert_with(|| Process {
-            agent: agent.clone(),
-            instance: instance.to_owned(),
-            serial: String::new(),
-            not_after: 0,
-            stream: None,
-            acks: VecDeque::new(),
-            held: None,
-            rejected: None,
-            lease: None,
-            answered: Duration::ZERO,
-        });
+        let new = || Process::new(agent.clone(), instance.to_owned());
+        let process = processes.entry(instance.to_owned()).or_insert_with(new);
+        process.drained = false;
         process.serial.clone_from(&peer.serial);
         process.not_after = process.not_after.max(peer.not_after);
         if let Some((_, older)) = process.stream.replace((id, cancel.clone())) {
@@ -181,9 +168,10 @@ impl Board {
     pub async fn forget_ended(&self, registry: &Registry) -> Result<Vec<(AgentName, String)>, Refusal> {
         // Read first: whoever comes meanwhile stands on the board before anything is noted of it.
         let granted = registry.granted_leases().await?;
+        let svids = svids(registry).await?;
         let now = self.clock.now();
         let mut processes = self.lock();
-        processes.retain(|_, process| process.stream.is_some() || process.not_after > now);
+        processes.retain(|_, process| process.stream.is_some() || process.not_after(&svids) > now);
         let gone = granted.into_iter().filter(|g| !processes.contains_key(&g.instance));
         // The rest next time.
         Ok(gone
@@ -215,24 +203,22 @@ impl Board {
         };
         let processes = self.lock();
         for (agent, not_after) in &svids {
-            if *not_after > now && !processes.values().any(|process| process.agent == *agent) {
+            let mut own = processes.values().filter(|process| process.agent == *agent).peekable();
+            if *not_after > now && (own.peek().is_none() || own.any(|process| process.drained)) {
                 progress.away.push(Away {
                     agent: agent.to_string(),
                     stopped_by: *not_after,
                 });
             }
         }
-        for process in processes.values() {
+        for process in processes.values().filter(|process| !process.drained) {
             let sidecar = format!("{}/{}", process.agent, process.instance);
             if process.held >= Some(version) {
                 progress.enforced.push(process.enforced(sidecar, version, committed));
                 continue;
             }
             let connected = process.stream.is_some();
-            let latest = svids.get(&process.agent).copied().unwrap_or_default();
-            // Also of one that is connected: it may have renewed since it opened its stream.
-            let not_after = process.not_after.max(latest);
-            let (stopped_by, stopped_how) = stopped_by(process.known(asked, not_after), now);
+            let (stopped_by, stopped_how) = process.grants.stopped_by(asked, process.not_after(&svids), now);
             if !connected && stopped_by < now {
                 // Certainly stopped already.
                 continue;
@@ -248,6 +234,29 @@ impl Board {
         Ok(progress.timed())
     }
 
+    /// Every sidecar that may run.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn standing(&self, registry: &Registry) -> Result<Vec<Standing>, Refusal> {
+        let svids = svids(registry).await?;
+        let (now, asked) = (self.clock.now(), boottime());
+        let processes = self.lock();
+        let standing = processes.values().map(|process| {
+            let (runs_until, stopped_how) = process.grants.stopped_by(asked, process.not_after(&svids), now);
+            Standing {
+                agent: process.agent.to_string(),
+                instance: process.instance.clone(),
+                enforced: process.held,
+                runs_until,
+                stopped_how,
+                unreachable_since: process.stream.is_none().then_some(process.left),
+                drained: process.drained,
+            }
+        });
+        Ok(standing.collect())
+    }
+
     /// As [`Self::progress`], waiting until nobody is missing, or until `wait` is over.
     ///
     /// # Errors
@@ -261,8 +270,9 @@ impl Board {
     ) -> Result<Progress, Refusal> {
         let mut changed = self.changed.subscribe();
         let deadline = tokio::time::Instant::now() + wait;
+        let svids = svids(registry).await?;
         // Cheap, since each acknowledgement of a fleet comes by here; the whole is put together once.
-        while self.is_awaited(version) {
+        while self.is_awaited(version, &svids) {
             if tokio::time::timeout_at(deadline, changed.changed()).await.is_err() {
                 break;
             }
@@ -271,11 +281,11 @@ impl Board {
     }
 
     /// Whether a process that may run has not enforced it.
-    fn is_awaited(&self, version: (u64, u64)) -> bool {
+    fn is_awaited(&self, version: (u64, u64), svids: &BTreeMap<AgentName, u64>) -> bool {
         let (now, asked) = (self.clock.now(), boottime());
         self.lock().values().any(|process| {
-            let known = process.known(asked, process.not_after);
-            process.held < Some(version) && (process.stream.is_some() || stopped_by(known, now).0 >= now)
+            let (at, _) = process.grants.stopped_by(asked, process.not_after(svids), now);
+            !process.drained && process.held < Some(version) && (process.stream.is_some() || at >= now)
         })
     }
 
@@ -301,12 +311,27 @@ async fn svids(registry: &Registry) -> Result<BTreeMap<AgentName, u64>, Refusal>
 }
 
 impl Process {
-    fn known(&self, asked: Duration, not_after: u64) -> Known {
-        Known {
-            lease: self.lease,
-            silent: asked.saturating_sub(self.answered),
-            not_after,
+    fn new(agent: AgentName, instance: String) -> Self {
+        Self {
+            agent,
+            instance,
+            serial: String::new(),
+            not_after: 0,
+            stream: None,
+            acks: VecDeque::new(),
+            held: None,
+            rejected: None,
+            grants: Grants::unknown(),
+            noted: Vec::new(),
+            drained: false,
+            left: 0,
         }
+    }
+
+    /// When the last SVID ends that it may hold: it may have renewed since it opened its stream.
+    fn not_after(&self, svids: &BTreeMap<AgentName, u64>) -> u64 {
+        let latest = svids.get(&self.agent).copied().unwrap_or_default();
+        self.not_after.max(latest)
     }
 
     fn enforced(&self, sidecar: String, version: (u64, u64), committed: Option<Instant>) -> Enforced {
@@ -326,9 +351,20 @@ impl Process {
 }
 
 impl Open {
-    /// What it was granted last.
-    pub(super) fn granted(&self) -> Option<Lease> {
-        self.board.lock().get(&self.instance).and_then(|process| process.lease)
+    /// It beats, and says to which beat it was granted what it goes by: the leases that must be noted before it is granted
+    /// this one, unless they are already.
+    pub(super) fn to_note(&self, granted: u64, lease: Lease) -> Option<Vec<Lease>> {
+        let mut to_note = None;
+        self.board.update(self, |process| {
+            process.grants.taken(granted);
+            to_note = Some(process.grants.leases(Some(lease))).filter(|leases| *leases != process.noted);
+        });
+        to_note
+    }
+
+    /// These are noted.
+    pub(super) fn noted(&self, leases: Vec<Lease>) {
+        self.board.update(self, |process| process.noted = leases);
     }
 
     /// It holds this set already.
@@ -360,30 +396,35 @@ impl Open {
         self.board.changed.send_replace(());
     }
 
-    /// A beat of it is about to be answered with this grant.
-    pub(super) fn beats(&self, lease: Lease) {
-        self.board.update(self, |process| {
-            process.lease = Some(lease);
-            process.answered = boottime();
-        });
+    /// Its beat `sequence` is about to be answered with this grant.
+    pub(super) fn beats(&self, sequence: u64, lease: Lease) {
+        self.board
+            .update(self, |process| process.grants.granted(sequence, lease, boottime()));
     }
 
-    /// It has drained, and is no more.
-    pub(super) fn ended(&self) {
-        let mut processes = self.board.lock();
-        let own = processes
-            .get(&self.instance)
-            .is_some_and(|p| p.stream.as_ref().is_some_and(|(id, _)| *id == self.id));
-        if own {
-            processes.remove(&self.instance);
-        }
+    /// It has drained: what is to be noted of it.
+    pub(super) fn drained(&self) -> Option<GrantedLease> {
+        let mut drained = None;
+        self.board.update(self, |process| {
+            process.drained = true;
+            drained = Some(GrantedLease {
+                agent: process.agent.clone(),
+                instance: process.instance.clone(),
+                serial: process.serial.clone(),
+                leases: process.noted.clone(),
+                drained: true,
+            });
+        });
+        drained
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
         metrics::gauge!("aip_kill_streams").decrement(1.0);
-        self.board.update(self, |process| process.stream = None);
+        let now = self.board.clock.now();
+        self.board
+            .update(self, |process| (process.stream, process.left) = (None, now));
         self.board.changed.send_replace(());
     }
 }

@@ -66,7 +66,7 @@ impl KillService {
         let age = STREAM_AGE.min(Duration::from_secs(peer.not_after.saturating_sub(now)));
         let (out, answers) = mpsc::channel(OUT);
         let task = Task::new(self.clone(), peer, hello.instance, open, out, Instant::now() + age);
-        tokio::spawn(task.run(inbound, hello.held));
+        tokio::spawn(task.run(inbound, [hello.held, hello.unwritten]));
         Ok(ReceiverStream::new(answers))
     }
 }

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use aip_api::Digest;
-use aip_api::kill::{Heartbeat, Lease};
+use aip_api::kill::{Heartbeat, KillSet, Lease};
 use aip_api::resource::{Agent, KeyPurpose};
 use aip_api::wire::kill_request::Message;
 use aip_api::wire::kill_response::Message as Answer;
-use aip_api::wire::{KillAck, KillRequest, KillResponse, SignedKillSet};
+use aip_api::wire::{Beat, KillAck, KillRequest, KillResponse, SignedKillSet};
 use aip_runtime::kill::{open_set, sign_heartbeat};
 use aip_runtime::x509::PeerIdentity;
 use tokio::sync::{mpsc, watch};
@@ -20,7 +20,7 @@ use super::service::KillService;
 use crate::config::admitted;
 use crate::config::rate::{Bucket, Rate};
 use crate::refusal::{Reason, Refusal};
-use crate::registry::kills::GrantedLease;
+use crate::registry::kills::{GrantedLease, Shown};
 
 /// How long a set may wait for its acknowledgement: writing it to a slow disk, and cutting all that is open.
 const ACK_DEADLINE: Duration = Duration::from_secs(15);
@@ -29,6 +29,10 @@ const MESSAGES: Rate = Rate {
     burst: 60.0,
     per_second: 5.0,
 };
+/// After how long a set is sent again that was not taken.
+const AGAIN: Duration = Duration::from_secs(5);
+/// The rejection of a set that is enforced and could not be written: the sidecar itself tries again.
+const NOT_PERSISTED: &str = "not_persisted";
 /// How often whether the peer may still be served is looked at: revocations end its connections anyway.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -44,8 +48,14 @@ pub(super) struct Task {
     messages: Bucket,
     /// The set that waits for its acknowledgement.
     outstanding: Option<((u64, u64), Instant)>,
-    /// The set that it holds.
+    /// The set that it holds, or is about to.
     held: Option<Digest>,
+    /// What it showed that it could not write.
+    unwritten: Option<((u64, u64), Digest)>,
+    /// The lowest set that may be sent: what was published before it showed what it holds may lack orders of that.
+    floor: (u64, u64),
+    /// Not before then is a set sent again that it did not take.
+    again: Option<Instant>,
 }
 
 impl Task {
@@ -68,12 +78,22 @@ impl Task {
             messages: Bucket::full(MESSAGES),
             outstanding: None,
             held: None,
+            unwritten: None,
+            floor: (0, 0),
+            again: None,
         }
     }
 
     /// Runs until the stream ends, and says why to the sidecar where it was we who ended it.
-    pub(super) async fn run(mut self, mut inbound: Streaming<KillRequest>, held: Option<SignedKillSet>) {
-        let ended = self.serve(&mut inbound, held).await;
+    pub(super) async fn run(
+        mut self,
+        mut inbound: Streaming<KillRequest>,
+        [held, unwritten]: [Option<SignedKillSet>; 2],
+    ) {
+        let ended = match self.greeted(held, unwritten).await {
+            Ok(()) => self.serve(&mut inbound).await,
+            Err(refusal) => Err(refusal),
+        };
         let (agent, instance) = (self.peer.id.agent.as_str(), self.instance.as_str());
         match ended {
             Ok(()) => tracing::info!(agent, instance, "kill stream closed by the sidecar"),
@@ -87,14 +107,19 @@ impl Task {
         }
     }
 
-    async fn serve(
-        &mut self,
-        inbound: &mut Streaming<KillRequest>,
-        held: Option<SignedKillSet>,
-    ) -> Result<(), Refusal> {
-        if let Some(held) = held {
-            self.shown(&held).await?;
+    /// Looks at what the sidecar holds, before it is sent anything.
+    async fn greeted(&mut self, held: Option<SignedKillSet>, unwritten: Option<SignedKillSet>) -> Result<(), Refusal> {
+        if let Some(unwritten) = unwritten {
+            let merged = self.merged(&unwritten).await?;
+            self.unwritten = merged.map(|(set, digest)| (set.version(), digest));
         }
+        match held {
+            Some(held) => self.shown(&held).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn serve(&mut self, inbound: &mut Streaming<KillRequest>) -> Result<(), Refusal> {
         let mut drain = self.service.drain.clone();
         let mut look = tokio::time::interval(LOOK);
         loop {
@@ -105,9 +130,10 @@ impl Task {
                     Ok(Some(message)) => self.message(message).await?,
                     Ok(None) => {
                         // Closed, and not cut: the process has drained.
-                        self.open.ended();
-                        let gone = [(self.peer.id.agent.clone(), self.instance.clone())];
-                        return self.service.registry.forget_granted(&gone).await;
+                        return match self.open.drained() {
+                            Some(drained) => self.service.registry.note_granted(&drained).await,
+                            None => Ok(()),
+                        };
                     }
                     Err(_) => return Ok(()),
                 },
@@ -131,6 +157,10 @@ impl Task {
         if self.outstanding.is_some() || self.held == Some(published.digest()) {
             return Ok(());
         }
+        if published.set.version() < self.floor || self.again.is_some_and(|again| Instant::now() < again) {
+            return Ok(());
+        }
+        self.again = None;
         self.say(Answer::KillSet(published.signed.clone()))?;
         self.held = Some(published.digest());
         self.outstanding = Some((published.set.version(), Instant::now()));
@@ -147,7 +177,7 @@ impl Task {
         self.messages.spend()?;
         match request.message {
             Some(Message::Ack(ack)) => self.acknowledged(ack).await,
-            Some(Message::Beat(beat)) => self.beat(beat.sequence).await,
+            Some(Message::Beat(beat)) => self.beat(beat).await,
             Some(Message::Hello(_)) => Err(Refusal::new(
                 Reason::ProtocolViolation,
                 "the hello comes first, and once",
@@ -160,7 +190,16 @@ impl Task {
     async fn acknowledged(&mut self, ack: KillAck) -> Result<(), Refusal> {
         let waiting = self.outstanding.map(|(version, _)| version);
         // Of a set that could not be written at first, an acknowledgement comes unasked.
-        let late = self.published.borrow().set.version() == (ack.term, ack.epoch);
+        let version = (ack.term, ack.epoch);
+        let published = self.published.borrow().clone();
+        // It may be of another set of this term and epoch, which the store lost: what that stops is not what is in force.
+        let lost = self
+            .unwritten
+            .is_some_and(|(of, digest)| of == version && digest != published.digest());
+        if waiting.is_none() && lost && ack.rejected.is_empty() {
+            return Ok(());
+        }
+        let late = published.set.version() == version;
         match waiting {
             Some(version) if !ack.rejected.is_empty() || version == (ack.term, ack.epoch) => {}
             None if late => {}
@@ -178,6 +217,10 @@ impl Task {
             let (agent, reason): (_, String) = (self.peer.id.agent.as_str(), ack.rejected.chars().take(64).collect());
             metrics::counter!("aip_kill_sets_not_taken_total").increment(1);
             tracing::error!(agent, reason, "a sidecar did not take the kill set");
+            if ack.held.is_none() && reason != NOT_PERSISTED {
+                // What it lacked may come to it, as a key that it did not know yet.
+                (self.held, self.again) = (None, Some(Instant::now() + AGAIN));
+            }
         }
         let held = ack.held.clone();
         self.open.answered(ack);
@@ -189,27 +232,9 @@ impl Task {
 
     /// Looks at the set that the sidecar holds.
     async fn shown(&mut self, signed: &SignedKillSet) -> Result<(), Refusal> {
-        let set = match open_set(&self.service.trust.load(), signed) {
-            Ok(set) => set,
-            Err(error) => {
-                // Whoever holds what nobody signed is sent what is in force; no other sidecar hears of it.
-                let agent = self.peer.id.agent.as_str();
-                tracing::error!(agent, reason = error.reason(), %error, "a sidecar shows a kill set that is none");
-                return Ok(());
-            }
+        let Some((set, digest)) = self.merged(signed).await? else {
+            return Ok(());
         };
-        let digest = Digest::sha256(&signed.payload);
-        if self.service.registry.shown_kill_set(&set, digest).await? {
-            metrics::counter!("aip_kill_restored_store_total").increment(1);
-            let (agent, (term, epoch)) = (self.peer.id.agent.as_str(), set.version());
-            tracing::error!(
-                agent,
-                term,
-                epoch,
-                "a sidecar holds a kill set that this store never issued: the store was restored from a copy; \
-                 a new term begins with the orders of both"
-            );
-        }
         self.held = Some(digest);
         if self.published.borrow().digest() == digest {
             self.open.holds(set.version());
@@ -217,18 +242,49 @@ impl Task {
         Ok(())
     }
 
-    async fn beat(&mut self, sequence: u64) -> Result<(), Refusal> {
+    /// Takes up the orders of a set that the sidecar shows, where this store never issued it. `None`: it is no set.
+    async fn merged(&mut self, signed: &SignedKillSet) -> Result<Option<(KillSet, Digest)>, Refusal> {
+        let agent = self.peer.id.agent.clone();
+        let set = match open_set(&self.service.trust.load(), signed) {
+            Ok(set) => set,
+            Err(error) => {
+                // Whoever holds what nobody signed is sent what is in force; no other sidecar hears of it.
+                tracing::error!(%agent, reason = error.reason(), %error, "a sidecar shows a kill set that is none");
+                return Ok(None);
+            }
+        };
+        let digest = Digest::sha256(&signed.payload);
+        let Shown { unknown, floor } = self.service.registry.shown_kill_set(&set, digest).await?;
+        self.floor = self.floor.max(floor);
+        if unknown {
+            metrics::counter!("aip_kill_restored_store_total").increment(1);
+            let (term, epoch) = set.version();
+            tracing::error!(
+                %agent,
+                term,
+                epoch,
+                "a sidecar holds a kill set that this store never issued: the store was restored from a copy; \
+                 a new term begins with the orders of both"
+            );
+        }
+        Ok(Some((set, digest)))
+    }
+
+    async fn beat(&mut self, beat: Beat) -> Result<(), Refusal> {
+        let Beat { sequence, granted } = beat;
         let agent: Option<Agent> = self.service.world.document(self.peer.id.agent.as_str());
         let lease: Lease = agent.ok_or(Refusal::from(Reason::AgentUnknown))?.lease;
-        if self.open.granted() != Some(lease) {
+        if let Some(leases) = self.open.to_note(granted, lease) {
             // On disk before it is granted: after a restart we must know what may still run.
             let granted = GrantedLease {
                 agent: self.peer.id.agent.clone(),
                 instance: self.instance.clone(),
                 serial: self.peer.serial.clone(),
-                lease,
+                leases: leases.clone(),
+                drained: false,
             };
             self.service.registry.note_granted(&granted).await?;
+            self.open.noted(leases);
         }
         let published = self.service.publisher.current();
         let heartbeat = Heartbeat {
@@ -243,7 +299,7 @@ impl Task {
         };
         let payload = serde_json::to_vec(&heartbeat).map_err(|e| Refusal::new(Reason::Internal, e.to_string()))?;
         // Noted first: what is granted counts from before now.
-        self.open.beats(lease);
+        self.open.beats(sequence, lease);
         let signer = self.service.ca.signer(KeyPurpose::Kill);
         self.say(Answer::Heartbeat(sign_heartbeat(&signer, payload)))
     }

@@ -43,6 +43,25 @@ pub struct Away {
     pub stopped_by: u64,
 }
 
+/// A sidecar, as far as orders to stop are concerned.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Standing {
+    /// Whose.
+    pub agent: String,
+    /// The process.
+    pub instance: String,
+    /// Term and epoch of the highest set that it has enforced and has on disk, as far as is known.
+    pub enforced: Option<(u64, u64)>,
+    /// Unix seconds until which it may go on without being heard of: a lease that denies, else its SVID.
+    pub runs_until: u64,
+    /// What stops it then: `lease` or `svid`.
+    pub stopped_how: &'static str,
+    /// Unix seconds since which its kill stream is down; absent while it is up.
+    pub unreachable_since: Option<u64>,
+    /// It has said that it ends.
+    pub drained: bool,
+}
+
 /// Where a set stands.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Progress {

@@ -2,14 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use aip_api::kill::{KillSet, Lease, MAX_KILL_SET_BYTES, MAX_ORDERS, Mode, Order, Scope};
+use aip_api::kill::{KillSet, Lease, MAX_KILL_SET_BYTES, MAX_ORDERS, Mode, Order, Scope, sets};
 use aip_api::problem::FieldError;
 use aip_api::{AgentName, Digest, TrustDomain};
 use serde::{Deserialize, Serialize};
 
 use super::records::Action;
 use super::{Actor, Draft, Outcome, Registry, keys, retrying};
-use crate::kill::merge;
 use crate::refusal::{Reason, Refusal};
 use crate::store::Expect;
 
@@ -54,7 +53,7 @@ pub struct EndedOrder {
     pub at: u64,
 }
 
-/// What a process was granted last; a control plane that restarts knows by it what may still run.
+/// What a process may go by; a control plane that restarts knows by it what may still run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GrantedLease {
     /// Whose.
@@ -63,8 +62,20 @@ pub struct GrantedLease {
     pub instance: String,
     /// The serial of the SVID that it showed.
     pub serial: String,
-    /// What it was granted.
-    pub lease: Lease,
+    /// What it was granted last, and what before, as long as it may go by that.
+    pub leases: Vec<Lease>,
+    /// It has said that it ends: nothing runs, unless it is started again out of reach with what it left.
+    #[serde(default)]
+    pub drained: bool,
+}
+
+/// What came of looking at a set that a sidecar showed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shown {
+    /// This store had never issued it.
+    pub unknown: bool,
+    /// (term, epoch) from which on sets have its orders. A lower one must not be sent to who showed it.
+    pub floor: (u64, u64),
 }
 
 /// An order as it is wanted.
@@ -171,7 +182,7 @@ impl Registry {
         }
         (order.issued_at, order.expires) = (now, seconds.map(|seconds| now + seconds));
         let (mut next, draft) = following(draft, &current.set, now, |_| None);
-        let room = kept_free(&order.scope);
+        let room = kept_free(&order.scope, order.mode);
         next.orders.push(order);
         has_room(&next, room)?;
         with_set(draft, &next, Expect::At(current.revision))
@@ -187,19 +198,20 @@ impl Registry {
     }
 
     /// Looks at a set that a sidecar showed, whose signature was good. Where this store never issued it, the next set is
-    /// of a new term above both, with the orders of both; answers whether it was so.
+    /// of a new term above both, with the orders of both.
     ///
     /// # Errors
     /// More orders than one set can have, or the store fails.
-    pub async fn shown_kill_set(&self, shown: &KillSet, digest: Digest) -> Result<bool, Refusal> {
+    pub async fn shown_kill_set(&self, shown: &KillSet, digest: Digest) -> Result<Shown, Refusal> {
         retrying(async || {
             if self.store.get(keys::issued_set(&digest)).await?.is_some() {
-                return Ok(false);
+                let floor = self.kill_set().await?.set.version();
+                return Ok(Shown { unknown: false, floor });
             }
             let (current, now) = (self.kill_set().await?, self.clock.now());
             let ended: BTreeSet<String> = self.ended_orders().await?.into_iter().map(|e| e.order.id).collect();
             let full = || Refusal::new(Reason::LimitReached, "the orders of both sets are more than one set can have");
-            let next = merge::above(&current.set, shown, &ended, now).ok_or_else(full)?;
+            let next = sets::above(&current.set, shown, &ended, now).ok_or_else(full)?;
             let (term, epoch) = shown.version();
             let subject = format!("term {}", next.term);
             let draft = self.change(&Actor::control_plane(), "kill.restored", subject);
@@ -210,18 +222,23 @@ impl Registry {
             ));
             let draft = draft.put(keys::issued_set(&digest), &IssuedSet { term, epoch }, Expect::Any);
             with_set(draft, &next, Expect::At(current.revision))?.commit().await?;
-            Ok(true)
+            Ok(Shown {
+                unknown: true,
+                floor: next.version(),
+            })
         })
         .await
     }
 
-    /// Orders that have ended, of as long as they are remembered.
+    /// Orders that have ended, of as long as they are remembered: all that stand in the store, since one that was lifted
+    /// a moment ago must not come back because older ones fill a page.
     ///
     /// # Errors
     /// The store fails.
     pub async fn ended_orders(&self) -> Result<Vec<EndedOrder>, Refusal> {
-        let all = self.all::<EndedOrder>(keys::ENDED_ORDERS, REMEMBERED).await?;
-        Ok(all.into_iter().map(|(_, held)| held.value).collect())
+        let snapshot = self.store.snapshot(keys::ENDED_ORDERS).await?;
+        let read = snapshot.entries.iter().map(|entry| Ok(super::decode(entry)?.value));
+        read.collect()
     }
 
     /// What processes were granted last.
@@ -286,10 +303,12 @@ impl Registry {
 
 /// Orders and bytes that an order of this scope leaves free, so that many narrow ones never keep the mesh from being
 /// stopped.
-const fn kept_free(scope: &Scope) -> (usize, usize) {
-    match scope {
-        Scope::Mesh {} => (0, 0),
-        scope if scope.is_broad() => (10, 32 * 1024),
+const fn kept_free(scope: &Scope, mode: Mode) -> (usize, usize) {
+    match (scope, mode) {
+        (Scope::Mesh {}, Mode::Kill) => (0, 0),
+        // Nor do pauses of the mesh keep it from being killed.
+        (Scope::Mesh {}, Mode::Pause) => (5, 32 * 1024),
+        (scope, _) if scope.is_broad() => (10, 64 * 1024),
         _ => (100, 128 * 1024),
     }
 }
@@ -327,30 +346,25 @@ fn following(
     now: u64,
     ended: impl Fn(&Order) -> Option<String>,
 ) -> (KillSet, Draft) {
-    let mut next = KillSet {
-        epoch: current.epoch + 1,
-        issued_at: now,
-        orders: Vec::new(),
-        ..current.clone()
-    };
+    let mut lifted = BTreeSet::new();
     for order in &current.orders {
-        let by = if order.in_force(now) {
-            ended(order)
-        } else {
-            Some("expired".into())
+        let by = match order.in_force(now) {
+            true => ended(order),
+            false => Some("expired".into()),
         };
-        let Some(by) = by else {
-            next.orders.push(order.clone());
-            continue;
-        };
+        let Some(by) = by else { continue };
         let ended = EndedOrder {
             order: order.clone(),
             by,
             at: now,
         };
+        lifted.insert(order.id.as_str());
         draft = draft.put(keys::ended_order(&order.id), &ended, Expect::Any);
     }
-    (next, draft)
+    (
+        sets::following(current, |order| lifted.contains(order.id.as_str()), now),
+        draft,
+    )
 }
 
 /// Writes a set, and that it was issued here.

@@ -103,6 +103,9 @@ pub struct SvidRecord {
     pub code: Digest,
     /// What authenticated it: `token`, `svid`.
     pub credential: String,
+    /// Which run of the agent it was issued to.
+    #[serde(default)]
+    pub run: Option<String>,
 }
 
 /// An admin token, without the token.

@@ -34,6 +34,7 @@ impl Stream {
         let hello = KillHello {
             instance: instance.into(),
             held,
+            unwritten: None,
         };
         let message = Some(Message::Hello(hello));
         send.send(KillRequest { message }).await.unwrap();
@@ -138,7 +139,12 @@ async fn a_heartbeat_is_of_one_process_and_one_question() {
     let mesh = Mesh::dev().await;
     let sidecar = mesh.joined("planner").await;
     let mut stream = Stream::open(&sidecar, &fresh(), None).await.unwrap();
-    stream.say(Message::Beat(Beat { sequence: 41 })).await;
+    stream
+        .say(Message::Beat(Beat {
+            sequence: 41,
+            granted: 0,
+        }))
+        .await;
     let heartbeat = loop {
         if let Answer::Heartbeat(signed) = stream.next().await.unwrap() {
             break open_heartbeat(&stream.trust.load(), &signed).unwrap();
@@ -154,7 +160,7 @@ async fn a_flood_of_beats_ends_the_stream() {
     let sidecar = mesh.joined("planner").await;
     let mut stream = Stream::open(&sidecar, &fresh(), None).await.unwrap();
     for sequence in 0..200 {
-        stream.say(Message::Beat(Beat { sequence })).await;
+        stream.say(Message::Beat(Beat { sequence, granted: 0 })).await;
     }
     let ended = loop {
         match stream.next().await {
@@ -218,7 +224,19 @@ async fn a_fleet_enforces_and_who_is_gone_is_named_with_its_end() {
         let mut stream = Stream::open(&sidecar, &fresh(), None).await.unwrap();
         let (set, _) = stream.set().await;
         stream.ack(&set).await;
-        stream.say(Message::Beat(Beat { sequence: 1 })).await;
+        stream
+            .say(Message::Beat(Beat {
+                sequence: 1,
+                granted: 0,
+            }))
+            .await;
+        while !matches!(stream.next().await.unwrap(), Answer::Heartbeat(_)) {}
+        // It says that it has it; until then it may go by what it had.
+        let has = Beat {
+            sequence: 2,
+            granted: 1,
+        };
+        stream.say(Message::Beat(has)).await;
         while !matches!(stream.next().await.unwrap(), Answer::Heartbeat(_)) {}
         streams.push(stream);
     }
@@ -247,7 +265,12 @@ async fn after_a_restart_of_the_control_plane_what_may_still_run_is_known() {
     let mut stream = Stream::open(&sidecar, &fresh(), None).await.unwrap();
     let (set, _) = stream.set().await;
     stream.ack(&set).await;
-    stream.say(Message::Beat(Beat { sequence: 1 })).await;
+    stream
+        .say(Message::Beat(Beat {
+            sequence: 1,
+            granted: 0,
+        }))
+        .await;
     while !matches!(stream.next().await.unwrap(), Answer::Heartbeat(_)) {}
     let dir = mesh.dir.take();
     let data = mesh.data.clone();

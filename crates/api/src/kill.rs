@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use crate::problem::FieldError;
 use crate::{AgentName, TrustDomain};
 
+pub mod sets;
+pub mod webhook;
+
 /// Most orders in force at a time: past it one stops by label or the whole mesh.
 pub const MAX_ORDERS: usize = 1_000;
 /// Largest kill set, in bytes as JSON.

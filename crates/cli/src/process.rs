@@ -14,12 +14,14 @@ use tokio::time::Instant;
 
 use crate::exit::{Exit, Failure};
 
+mod descendants;
 mod guard;
 mod log;
 mod signals;
 
+pub(crate) use descendants::{Descendants, Left};
 pub(crate) use guard::{GUARD, Guard, guard};
-pub(crate) use signals::Signals;
+pub(crate) use signals::{Children, Signals};
 
 /// The flag by which our own programs end with whoever started them: with their standard input, which [`Output::Log`]
 /// makes a socket whose other end this process holds open.

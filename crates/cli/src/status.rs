@@ -26,6 +26,8 @@ struct Read {
     sidecars: Vec<Value>,
     agents: Vec<Value>,
     drifted: Vec<Value>,
+    /// Sidecars, as far as orders to stop are concerned.
+    kills: Vec<Value>,
 }
 
 impl Status {
@@ -41,6 +43,7 @@ impl Status {
                 .unwrap_or_default(),
             agents: admin.list("/v1/agents").await?,
             drifted: drift::blocked(&admin).await?,
+            kills: serde_json::from_value(admin.get("/v1/kills/sidecars").await?["items"].take()).unwrap_or_default(),
         };
         if globals.json() {
             let Read {
@@ -49,9 +52,11 @@ impl Status {
                 sidecars,
                 agents,
                 drifted,
+                kills,
             } = &read;
             output::json(&json!({
                 "mesh": mesh, "status": status, "sidecars": sidecars, "agents": agents, "drifted": drifted,
+                "kills": kills,
             }));
         } else {
             read.print();
@@ -99,6 +104,9 @@ impl Read {
             "ENFORCEMENT",
             "IDENTITY",
             "NACKS",
+            "ORDERS",
+            "RUNS UNHEARD",
+            "UNREACHABLE",
         ]);
         for agent in &self.agents {
             let agent = inner(agent);
@@ -121,8 +129,26 @@ impl Read {
     }
 
     /// The row of one sidecar; of an agent that drifted, no identity counts.
-    fn row(&self, agent: &Value, sidecar: &Value) -> [String; 8] {
-        let mut row = row(agent, sidecar);
+    fn row(&self, agent: &Value, sidecar: &Value) -> [String; 11] {
+        let kill = self
+            .kills
+            .iter()
+            .find(|k| !sidecar.is_null() && k["instance"] == sidecar["instance"]);
+        let [orders, unheard, unreachable] = stops(kill.unwrap_or(&Value::Null));
+        let [name, instance, revision, mode, assurance, enforcement, identity, nacks] = row(agent, sidecar);
+        let mut row = [
+            name,
+            instance,
+            revision,
+            mode,
+            assurance,
+            enforcement,
+            identity,
+            nacks,
+            orders,
+            unheard,
+            unreachable,
+        ];
         if self.drifted.iter().any(|drift| drift["agent"] == agent["name"]) {
             row[6] = "drifted".into();
         }
@@ -203,6 +229,23 @@ fn row(agent: &Value, sidecar: &Value) -> [String; 8] {
         identity,
         sidecar["nacks"].as_array().map_or("-".into(), |r| r.len().to_string()),
     ]
+}
+
+/// What it has enforced (term and epoch), how long it may go on unheard and what stops it then, and for how long it has
+/// been out of reach.
+fn stops(kill: &Value) -> [String; 3] {
+    let enforced = match (kill["enforced"][0].as_u64(), kill["enforced"][1].as_u64()) {
+        (Some(term), Some(epoch)) => format!("{term}.{epoch}"),
+        _ => "-".into(),
+    };
+    let now = unix_now();
+    let unheard = match kill["runs_until"].as_u64() {
+        Some(until) => format!("{} ({})", span(until.saturating_sub(now)), cell(&kill["stopped_how"])),
+        None => "-".into(),
+    };
+    let since = kill["unreachable_since"].as_u64();
+    let unreachable = since.map_or_else(|| "-".into(), |since| span(now.saturating_sub(since)));
+    [enforced, unheard, unreachable]
 }
 
 fn mode(mode: &Value) -> String {

@@ -4,6 +4,7 @@
 
 mod identity;
 mod verifier;
+pub mod web;
 
 use std::sync::Arc;
 use std::time::Duration;

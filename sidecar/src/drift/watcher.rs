@@ -93,7 +93,7 @@ impl Watcher {
                         Ok(seen) => seen,
                         Err(error) => {
                             eyes = looking(&error);
-                            Seen { look: true, blind: true, ..Seen::default() }
+                            unseeing()
                         }
                     },
                     () = tokio::time::sleep_until(due.into()) => {
@@ -106,11 +106,7 @@ impl Watcher {
                 Eyes::Looking => match self.touched(&stamps).await {
                     Some(changed) => return changed,
                     None if Instant::now() < due => continue,
-                    None => Seen {
-                        look: true,
-                        blind: true,
-                        ..Seen::default()
-                    },
+                    None => unseeing(),
                 },
             };
             if !seen.changed.is_empty() {
@@ -263,6 +259,15 @@ fn looking(error: &std::io::Error) -> Eyes {
 
 fn next(took: Duration) -> Instant {
     Instant::now() + MEASURE_EVERY.max(took * MEASURE_SHARE)
+}
+
+/// All must be looked at, since nothing says what was done meanwhile.
+fn unseeing() -> Seen {
+    Seen {
+        look: true,
+        blind: true,
+        ..Seen::default()
+    }
 }
 
 #[cfg(test)]

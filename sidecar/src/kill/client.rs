@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::beats::{Beats, interval};
-use super::keeper::Keeper;
+use super::keeper::{Keeper, Taken};
 use crate::proxy::Proxy;
 
 /// First and last bound of the wait between attempts (full jitter below it): an order must reach whoever was away as
@@ -67,13 +67,20 @@ struct Session {
     client: Client,
     keeper: Keeper,
     beats: Beats,
+    /// The beat that was granted the lease by which this process goes; 0: none yet.
+    granted: u64,
 }
 
 /// Keeps the stream up and the orders enforced, until the process has drained.
 pub async fn run(client: Client, keeper: Keeper) {
     keeper.look_again(&client.proxy).await;
     let beats = Beats::new(client.instance.clone());
-    let mut session = Session { client, keeper, beats };
+    let mut session = Session {
+        client,
+        keeper,
+        beats,
+        granted: 0,
+    };
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
     let mut world = session.client.proxy.mesh.subscribe();
     loop {
@@ -115,9 +122,10 @@ impl Session {
         let hello = wire::KillHello {
             instance: self.client.instance.clone(),
             held: self.keeper.held().map(|held| held.signed.clone()),
+            unwritten: self.keeper.unwritten().map(|held| held.signed.clone()),
         };
         say(&send, Message::Hello(hello)).await?;
-        beat(&mut self.beats, &send).await?;
+        self.beat(&send).await?;
         let mut answers = {
             let opening = tokio::time::timeout(OPEN, open(&self.client, outgoing));
             tokio::pin!(opening);
@@ -139,9 +147,14 @@ impl Session {
                         let ack = self.keeper.take(&self.client.proxy, set).await;
                         say(&send, Message::Ack(ack)).await?;
                         // The lease counts for the new set from its own beat on.
-                        beat(&mut self.beats, &send).await?;
+                        self.beat(&send).await?;
                     }
-                    Some(Some(Answer::Heartbeat(heartbeat))) => self.heard(&heartbeat).await,
+                    Some(Some(Answer::Heartbeat(heartbeat))) => {
+                        if self.heard(&heartbeat).await == Taken::Changed {
+                            // The control plane goes by the longer of both leases until it hears of it.
+                            self.beat(&send).await?;
+                        }
+                    }
                     // A message of a later version.
                     Some(None) => {}
                     None => return Err(StreamEnd::Closed),
@@ -150,7 +163,7 @@ impl Session {
                     if let Some(ack) = self.keeper.retry(&self.client.proxy).await {
                         say(&send, Message::Ack(ack)).await?;
                     }
-                    beat(&mut self.beats, &send).await?;
+                    self.beat(&send).await?;
                     next = tokio::time::Instant::now() + interval(self.keeper.granted());
                 }
                 () = changed(&self.keeper, world) => { self.keeper.look_again(&self.client.proxy).await; }
@@ -163,17 +176,27 @@ impl Session {
         Ok(())
     }
 
-    async fn heard(&mut self, signed: &wire::SignedHeartbeat) {
+    async fn heard(&mut self, signed: &wire::SignedHeartbeat) -> Taken {
         let trust = self.client.trust.load_full();
         let heartbeat = match open_heartbeat(&trust, signed) {
             Ok(heartbeat) => heartbeat,
             Err(error) => return ignored(error.reason(), &error),
         };
         let held = self.keeper.held().map(|held| held.set.version());
-        match self.beats.answered(&heartbeat, held) {
-            Ok(sent) => self.keeper.grant(heartbeat.lease, sent).await,
-            Err(void) => ignored(void.reason(), &void),
+        let sent = match self.beats.answered(&heartbeat, held) {
+            Ok(sent) => sent,
+            Err(void) => return ignored(void.reason(), &void),
+        };
+        let taken = self.keeper.grant(heartbeat.lease, signed, sent).await;
+        if taken != Taken::Not {
+            self.granted = heartbeat.sequence;
         }
+        taken
+    }
+
+    async fn beat(&mut self, send: &mpsc::Sender<wire::KillRequest>) -> Result<(), StreamEnd> {
+        let (sequence, granted) = (self.beats.ask(boottime()), self.granted);
+        say(send, Message::Beat(wire::Beat { sequence, granted })).await
     }
 }
 
@@ -190,14 +213,10 @@ async fn changed(keeper: &Keeper, world: &mut watch::Receiver<u64>) {
     }
 }
 
-async fn beat(beats: &mut Beats, send: &mpsc::Sender<wire::KillRequest>) -> Result<(), StreamEnd> {
-    let sequence = beats.ask(boottime());
-    say(send, Message::Beat(wire::Beat { sequence })).await
-}
-
-fn ignored(reason: &'static str, error: &dyn std::fmt::Display) {
+fn ignored(reason: &'static str, error: &dyn std::fmt::Display) -> Taken {
     metrics::counter!("aip_kill_heartbeats_ignored_total", "reason" => reason).increment(1);
     tracing::warn!(reason, %error, "a heartbeat grants nothing");
+    Taken::Not
 }
 
 async fn open(

@@ -1,13 +1,13 @@
-//! The set on disk, and what was granted last: what a restarted sidecar goes on from. Private, whole, and on the disk
-//! when it is acknowledged; believed only where its signature is good.
+//! The set on disk, and the heartbeat that granted the lease: what a restarted sidecar goes on from. Private, whole, and
+//! on the disk when it is acknowledged; believed only where its signatures are good.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aip_api::kill::{Lease, MAX_KILL_SET_BYTES};
-use aip_api::wire::SignedKillSet;
+use aip_api::kill::{Lease, MAX_HEARTBEAT_BYTES, MAX_KILL_SET_BYTES};
+use aip_api::wire::{SignedHeartbeat, SignedKillSet};
 use aip_runtime::files::write_private;
-use aip_runtime::kill::{KillError, open_set};
+use aip_runtime::kill::{KillError, open_heartbeat, open_set};
 use aip_runtime::trust::TrustState;
 use serde::{Deserialize, Serialize};
 
@@ -15,8 +15,10 @@ use super::hold::Held;
 
 /// Its name in the data directory.
 const FILE: &str = "kill.json";
-/// Largest file that is read: a set whose every byte is escaped, and what is around it.
-const MAX_FILE_BYTES: u64 = 6 * MAX_KILL_SET_BYTES as u64;
+/// Version of the file.
+const VERSION: u32 = 1;
+/// Largest file that is read: a set and a heartbeat whose every byte is escaped, and what is around them.
+const MAX_FILE_BYTES: u64 = 6 * (MAX_KILL_SET_BYTES + MAX_HEARTBEAT_BYTES) as u64;
 
 /// Where the set is kept.
 #[derive(Debug, Clone)]
@@ -24,15 +26,30 @@ pub struct Disk {
     path: PathBuf,
 }
 
+/// What a heartbeat granted, as it came.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Granted {
+    /// What it granted.
+    pub lease: Lease,
+    /// How it was signed.
+    pub signed: SignedHeartbeat,
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Stored {
     v: u32,
+    set: Document,
+    /// What granted the lease last; a lease itself does not outlive its process.
+    heartbeat: Option<Document>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
     payload: String,
     kid: String,
     signature: String,
-    /// What a heartbeat granted last; a lease itself does not outlive its process.
-    lease: Option<Lease>,
 }
 
 /// Why there is nothing to go on from.
@@ -55,11 +72,11 @@ impl Disk {
         Self { path: data.join(FILE) }
     }
 
-    /// What was kept.
+    /// What was kept. A heartbeat that can't be believed is as none: then nothing goes on until the control plane is heard.
     ///
     /// # Errors
     /// Nothing that can be believed: the next set decides, and until then everything is refused.
-    pub fn load(&self, trust: &TrustState) -> Result<(Held, Option<Lease>), Unusable> {
+    pub fn load(&self, trust: &TrustState) -> Result<(Held, Option<Granted>), Unusable> {
         let unreadable = |error: &dyn std::fmt::Display| Unusable::Unreadable(error.to_string());
         let length = match std::fs::metadata(&self.path) {
             Ok(metadata) => metadata.len(),
@@ -71,27 +88,66 @@ impl Disk {
         }
         let bytes = std::fs::read(&self.path).map_err(|e| unreadable(&e))?;
         let stored: Stored = serde_json::from_slice(&bytes).map_err(|e| unreadable(&e))?;
+        if stored.v != VERSION {
+            return Err(unreadable(&format!("version {}", stored.v)));
+        }
+        let (payload, kid, signature) = stored.set.parts().map_err(|e| unreadable(&e))?;
         let signed = SignedKillSet {
-            payload: stored.payload.into_bytes(),
-            kid: stored.kid,
-            signature: hex::decode(stored.signature).map_err(|e| unreadable(&e))?,
+            payload,
+            kid,
+            signature,
         };
         let set = open_set(trust, &signed)?;
-        Ok((Held { set, signed }, stored.lease))
+        let granted = stored.heartbeat.and_then(|heartbeat| granted(trust, heartbeat));
+        Ok((Held { set, signed }, granted))
     }
 
-    /// Keeps a set, and what was granted last.
+    /// Keeps a set, and what granted the lease last.
     ///
     /// # Errors
     /// Not on disk: the file from before stays.
-    pub fn store(&self, signed: &SignedKillSet, lease: Option<Lease>) -> io::Result<()> {
+    pub fn store(&self, set: &SignedKillSet, heartbeat: Option<&SignedHeartbeat>) -> io::Result<()> {
+        let heartbeat = heartbeat
+            .map(|h| Document::of(&h.payload, &h.kid, &h.signature))
+            .transpose()?;
         let stored = Stored {
-            v: 1,
-            payload: String::from_utf8(signed.payload.clone()).map_err(io::Error::other)?,
-            kid: signed.kid.clone(),
-            signature: hex::encode(&signed.signature),
-            lease,
+            v: VERSION,
+            set: Document::of(&set.payload, &set.kid, &set.signature)?,
+            heartbeat,
         };
         write_private(&self.path, &serde_json::to_vec(&stored).map_err(io::Error::other)?)
+    }
+}
+
+impl Document {
+    fn of(payload: &[u8], kid: &str, signature: &[u8]) -> io::Result<Self> {
+        Ok(Self {
+            payload: String::from_utf8(payload.to_vec()).map_err(io::Error::other)?,
+            kid: kid.to_owned(),
+            signature: hex::encode(signature),
+        })
+    }
+
+    fn parts(self) -> Result<(Vec<u8>, String, Vec<u8>), hex::FromHexError> {
+        Ok((self.payload.into_bytes(), self.kid, hex::decode(self.signature)?))
+    }
+}
+
+fn granted(trust: &TrustState, heartbeat: Document) -> Option<Granted> {
+    let (payload, kid, signature) = heartbeat.parts().ok()?;
+    let signed = SignedHeartbeat {
+        payload,
+        kid,
+        signature,
+    };
+    match open_heartbeat(trust, &signed) {
+        Ok(heartbeat) => Some(Granted {
+            lease: heartbeat.lease,
+            signed,
+        }),
+        Err(error) => {
+            tracing::warn!(reason = error.reason(), %error, "the lease on disk is not the control plane's");
+            None
+        }
     }
 }

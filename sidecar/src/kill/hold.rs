@@ -2,6 +2,7 @@
 //! Pure.
 
 use aip_api::kill::KillSet;
+use aip_api::kill::sets::{Standing, standing};
 use aip_api::wire::SignedKillSet;
 use aip_runtime::kill::{KillError, open_set};
 use aip_runtime::trust::TrustState;
@@ -84,23 +85,11 @@ impl Hold {
             return Ok(Considered::Higher(set));
         };
         let (new, old) = (set.version(), held.set.version());
-        match new.cmp(&old) {
-            std::cmp::Ordering::Greater => Ok(Considered::Higher(set)),
-            std::cmp::Ordering::Less => Err(NotTaken::Stale(new.0, new.1, old.0, old.1)),
-            std::cmp::Ordering::Equal if set == held.set => Ok(Considered::Same),
-            std::cmp::Ordering::Equal => Err(NotTaken::Fork(new.0, new.1)),
+        match standing(Some(&held.set), &set) {
+            Standing::Higher => Ok(Considered::Higher(set)),
+            Standing::Same => Ok(Considered::Same),
+            Standing::Lower => Err(NotTaken::Stale(new.0, new.1, old.0, old.1)),
+            Standing::Fork => Err(NotTaken::Fork(new.0, new.1)),
         }
     }
-}
-
-/// The orders of both: what holds while the next set is on its way to the disk. An order that the next set lifts holds
-/// until that is written, and one that it adds holds before.
-pub fn strictest_of(held: Option<&Held>, next: &KillSet) -> KillSet {
-    let mut both = next.clone();
-    for order in held.iter().flat_map(|held| &held.set.orders) {
-        if !both.orders.iter().any(|known| known.id == order.id) {
-            both.orders.push(order.clone());
-        }
-    }
-    both
 }

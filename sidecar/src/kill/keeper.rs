@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use aip_api::kill::{KillSet, Lease};
-use aip_api::wire::{KillAck, SignedKillSet};
+use aip_api::kill::{KillSet, Lease, sets};
+use aip_api::wire::{KillAck, SignedHeartbeat, SignedKillSet};
 use aip_runtime::ready::Readiness;
 use aip_runtime::trust::Trust;
 
 use super::cuts::{self, Cuts};
-use super::disk::{Disk, Unusable};
+use super::disk::{Disk, Granted, Unusable};
 use super::gate::{self, Gate};
-use super::hold::{Considered, Held, Hold, strictest_of};
+use super::hold::{Considered, Held, Hold};
 use super::orders::Orders;
 use super::supervisor::Supervisor;
 use crate::proxy::Proxy;
@@ -24,13 +24,24 @@ pub struct Keeper {
     pub(crate) gate: Gate,
     hold: Hold,
     /// What a heartbeat granted last.
-    granted: Option<Lease>,
+    granted: Option<Granted>,
     disk: Disk,
     trust: Trust,
     ready: Readiness,
     supervisor: Supervisor,
     /// A set that is enforced and could not be written: tried again at every beat.
-    unwritten: Option<SignedKillSet>,
+    unwritten: Option<Held>,
+}
+
+/// What came of a grant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// It is not on disk, and so not taken.
+    Not,
+    /// This process goes by it, as by the one before.
+    Same,
+    /// This process goes by another lease than before.
+    Changed,
 }
 
 impl Keeper {
@@ -58,11 +69,11 @@ impl Keeper {
                 );
                 keeper.gate.put(Orders::of(&held.set));
                 keeper.hold = Hold::of(held);
-                if let Some(lease) = granted {
-                    keeper.granted = granted;
+                if let Some(granted) = &granted {
                     // One that denies has ended with the process that held it.
-                    keeper.gate.lease().grant(lease, std::time::Duration::ZERO);
+                    keeper.gate.lease().grant(granted.lease, std::time::Duration::ZERO);
                 }
+                keeper.granted = granted;
             }
             Err(Unusable::Absent) => tracing::info!("no kill set is held yet: everything is refused until one comes"),
             Err(error) => tracing::warn!(%error, "everything is refused until the control plane sends a kill set"),
@@ -80,15 +91,20 @@ impl Keeper {
         self.hold.held()
     }
 
+    /// What is enforced and not on disk.
+    pub(crate) fn unwritten(&self) -> Option<&Held> {
+        self.unwritten.as_ref()
+    }
+
     /// What was granted last.
     pub(crate) fn granted(&self) -> Option<Lease> {
-        self.granted
+        self.granted.as_ref().map(|granted| granted.lease)
     }
 
     /// Looks at everything that is open again: the world changed, the lease was lost, or this process has just begun.
     pub(crate) async fn look_again(&self, proxy: &Proxy) -> Cuts {
         let cuts = cuts::enforce(proxy).await;
-        self.tell_supervisor(proxy).await;
+        self.tell_supervisor(proxy);
         self.show();
         cuts
     }
@@ -116,49 +132,59 @@ impl Keeper {
             }
         };
         // What the set adds holds before it is on disk, and what it lifts holds until then.
-        self.gate.put(Orders::of(&strictest_of(self.held(), &set)));
+        let holding = self.held().into_iter().chain(&self.unwritten).map(|held| &held.set);
+        self.gate.put(Orders::of(&sets::both(holding, &set)));
         let cuts = cuts::enforce(proxy).await;
-        self.tell_supervisor(proxy).await;
-        if let Err(error) = self.write(&signed, self.granted).await {
+        let written = self.write(&signed, self.granted.as_ref()).await;
+        // After the attempt: an agent that was stopped by what a crash then forgot would be started again. And however it
+        // ended: what is enforced stops the agent, too.
+        self.tell_supervisor(proxy);
+        if let Err(error) = written {
             metrics::counter!("aip_kill_sets_rejected_total", "reason" => "not_persisted").increment(1);
             tracing::error!(%error, reason = "not_persisted", "a kill set is enforced and not on disk; trying again");
-            self.unwritten = Some(signed);
+            let (term, epoch) = set.version();
+            self.unwritten = Some(Held { set, signed });
             return KillAck {
-                term: set.term,
-                epoch: set.epoch,
+                term,
+                epoch,
                 rejected: "not_persisted".into(),
                 detail: error.to_string(),
                 ..KillAck::default()
             };
         }
         self.hold(set, signed);
-        self.tell_supervisor(proxy).await;
+        self.tell_supervisor(proxy);
         self.show();
         self.acknowledged(cuts, arrived)
     }
 
-    /// Tries again to write what is enforced and not on disk.
+    /// Tries again to write what is enforced and not on disk, and to reach a supervisor that did not listen.
     pub(crate) async fn retry(&mut self, proxy: &Arc<Proxy>) -> Option<KillAck> {
-        let signed = self.unwritten.take()?;
+        self.tell_supervisor(proxy);
+        let signed = self.unwritten.as_ref()?.signed.clone();
         Some(self.take(proxy, signed).await)
     }
 
-    /// Takes what a heartbeat grants to the beat that was sent at `sent`.
-    pub(crate) async fn grant(&mut self, lease: Lease, sent: std::time::Duration) {
-        if self.granted != Some(lease) {
-            let Some(signed) = self.held().map(|held| held.signed.clone()) else {
-                return;
+    /// Takes what a heartbeat grants to the beat that was sent at `sent`, and answers what came of it.
+    pub(crate) async fn grant(&mut self, lease: Lease, signed: &SignedHeartbeat, sent: std::time::Duration) -> Taken {
+        let changed = self.granted() != Some(lease);
+        if changed {
+            let Some(held) = self.held().map(|held| held.signed.clone()) else {
+                return Taken::Not;
             };
+            let signed = signed.clone();
+            let granted = Granted { lease, signed };
             // On disk first: a restart must not go on where this process may not.
-            if let Err(error) = self.write(&signed, Some(lease)).await {
+            if let Err(error) = self.write(&held, Some(&granted)).await {
                 tracing::error!(%error, "the lease is not on disk, so it is not taken; trying again");
-                return;
+                return Taken::Not;
             }
-            self.granted = Some(lease);
+            self.granted = Some(granted);
             tracing::info!(seconds = lease.seconds, on_lost = ?lease.on_lost, "lease granted");
         }
         self.gate.lease().grant(lease, sent);
         self.show();
+        if changed { Taken::Changed } else { Taken::Same }
     }
 
     fn hold(&mut self, set: KillSet, signed: SignedKillSet) {
@@ -173,15 +199,16 @@ impl Keeper {
         self.hold = Hold::of(Held { set, signed });
     }
 
-    async fn write(&self, signed: &SignedKillSet, lease: Option<Lease>) -> std::io::Result<()> {
+    async fn write(&self, signed: &SignedKillSet, granted: Option<&Granted>) -> std::io::Result<()> {
         let (disk, signed) = (self.disk.clone(), signed.clone());
-        let written = tokio::task::spawn_blocking(move || disk.store(&signed, lease)).await;
+        let heartbeat = granted.map(|granted| granted.signed.clone());
+        let written = tokio::task::spawn_blocking(move || disk.store(&signed, heartbeat.as_ref())).await;
         written.map_err(std::io::Error::other)?
     }
 
     /// Says what is to become of the agent. Nothing, while it is not known what holds: an agent that was stopped must
     /// not run again because its sidecar forgot why.
-    async fn tell_supervisor(&self, proxy: &Proxy) {
+    fn tell_supervisor(&self, proxy: &Proxy) {
         if self.gate.orders().is_none() {
             return;
         }
@@ -191,7 +218,7 @@ impl Keeper {
             .gate
             .kills(gate::own(&snapshot, svid.as_ref().map(|svid| svid.result())));
         let order = order.as_ref().map(|order| (order.id.as_str(), order.reason.as_str()));
-        self.supervisor.tell(order).await;
+        self.supervisor.tell(order);
     }
 
     /// For whoever looks at the process from outside.

@@ -4,17 +4,30 @@
 //! is gone, and on it the sidecar says what is to become of the agent, one JSON object a line:
 //! `{"agent":"stop","order":"<id>","reason":"…"}` or `{"agent":"run"}`. What was said last counts; a sidecar that was
 //! restarted says it again.
+//!
+//! A supervisor that does not read holds nobody up: what it could not be told is said again at the next beat.
 
-use std::sync::Arc;
+use std::os::fd::AsFd as _;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::FileType;
+use rustix::net::SendFlags;
 use serde_json::json;
 
 /// The way to the supervisor, where there is one.
 #[derive(Debug, Clone, Default)]
 pub struct Supervisor {
     listens: bool,
-    said: Arc<tokio::sync::Mutex<Option<String>>>,
+    said: Arc<Mutex<Said>>,
+}
+
+/// What it was told.
+#[derive(Debug, Default)]
+struct Said {
+    /// The whole line that was said last.
+    line: Option<String>,
+    /// Part of a line was said, which must not run into the next.
+    broken: bool,
 }
 
 impl Supervisor {
@@ -28,7 +41,7 @@ impl Supervisor {
     }
 
     /// Says what is to become of the agent: stopped by this order (its id and reason), or run. Said once.
-    pub(crate) async fn tell(&self, order: Option<(&str, &str)>) {
+    pub(crate) fn tell(&self, order: Option<(&str, &str)>) {
         if !self.listens {
             return;
         }
@@ -36,19 +49,55 @@ impl Supervisor {
             Some((id, reason)) => json!({ "agent": "stop", "order": id, "reason": reason }),
             None => json!({ "agent": "run" }),
         };
-        let line = format!("{message}\n");
-        let mut said = self.said.lock().await;
-        if said.as_ref() == Some(&line) {
-            return;
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = said.say(std::io::stdin().as_fd(), format!("{message}\n")) {
+            tracing::error!(%error, "the supervisor can't be asked; the agent's process is as it was");
         }
-        let bytes = line.clone().into_bytes();
-        let written = tokio::task::spawn_blocking(move || rustix::io::write(std::io::stdin(), &bytes)).await;
-        match written {
-            Ok(Ok(_)) => *said = Some(line),
-            Ok(Err(error)) => {
-                tracing::error!(%error, "the supervisor can't be asked; the agent's process is as it was")
-            }
-            Err(error) => tracing::error!(%error, "the supervisor can't be asked; the agent's process is as it was"),
+    }
+}
+
+impl Said {
+    /// Says a line, unless it was said last. Never waits.
+    fn say(&mut self, socket: std::os::fd::BorrowedFd<'_>, line: String) -> std::io::Result<()> {
+        if self.line.as_ref() == Some(&line) {
+            return Ok(());
         }
+        let bytes = format!("{}{line}", if self.broken { "\n" } else { "" }).into_bytes();
+        // What was said before does not hold any more, whatever comes of this.
+        self.line = None;
+        let sent = rustix::net::send(socket, &bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
+        self.broken = sent < bytes.len();
+        if self.broken {
+            return Err(std::io::Error::from(std::io::ErrorKind::WouldBlock));
+        }
+        self.line = Some(line);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_supervisor_that_does_not_read_holds_nobody_up_and_is_told_again() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut said = Said::default();
+        let line = |n: usize| format!("{{\"n\":{n}}}{}\n", " ".repeat(1_000));
+        let refused = (0..100_000).find(|n| said.say(ours.as_fd(), line(*n)).is_err());
+        let refused = refused.expect("the socket takes everything");
+        theirs.set_nonblocking(true).unwrap();
+        let mut read = Vec::new();
+        assert!(theirs.read_to_end(&mut read).is_err(), "open still");
+        said.say(ours.as_fd(), line(refused)).unwrap();
+        said.say(ours.as_fd(), line(refused)).unwrap();
+        let before = read.len();
+        assert!(theirs.read_to_end(&mut read).is_err());
+        assert!(read.len() <= before + 1_100, "said once");
+        let text = String::from_utf8(read).unwrap();
+        assert_eq!(text.lines().last(), Some(line(refused).trim_end_matches('\n')));
     }
 }

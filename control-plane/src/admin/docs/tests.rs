@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use aip_api::evidence::{Assurance, Enforcement};
 use aip_api::kill::Lease;
+use aip_api::kill::webhook::Webhook;
 use aip_api::problem::{FieldError, Problem};
 use aip_api::resource::reputation::{Finding, ReputationSettings, Score, Severity, Slash};
 use aip_api::resource::{
@@ -97,7 +98,7 @@ fn reputation() -> [(&'static str, Value); 2] {
     [whole("Reputation", &reputation), whole("Slash", &slash)]
 }
 
-fn mesh_config() -> [(&'static str, Value); 8] {
+fn mesh_config() -> [(&'static str, Value); 9] {
     let trust_domain: TrustDomain = "aip.internal".parse().unwrap();
     let require = Require {
         assurance: Assurance::Declared,
@@ -118,7 +119,14 @@ fn mesh_config() -> [(&'static str, Value); 8] {
             auditor_key: Some("CQkJ".into()),
             ..AuditConfig::default()
         },
-        kill: KillSettings { second_approver: true },
+        kill: KillSettings {
+            second_approver: true,
+            webhook: Some(Webhook {
+                url: "https://hooks.example.com/aip".into(),
+                secret: "on-call".into(),
+                ca: Some("PEM".into()),
+            }),
+        },
         reputation: ReputationSettings::default(),
     };
     [
@@ -129,6 +137,7 @@ fn mesh_config() -> [(&'static str, Value); 8] {
         whole("AuditConfig", &config.audit),
         whole("Retention", &Retention::default()),
         whole("KillSettings", &config.kill),
+        whole("Webhook", config.kill.webhook.as_ref().unwrap()),
         whole("Lease", &Lease::default()),
     ]
 }

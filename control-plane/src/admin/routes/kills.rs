@@ -18,7 +18,7 @@ use super::status::MAX_WAIT_MS;
 use crate::admin::answer::{Answer, Body, Changed, Params};
 use crate::admin::auth::Caller;
 use crate::admin::{Api, documents};
-use crate::kill::Progress;
+use crate::kill::{Progress, Standing};
 use crate::refusal::{Reason, Refusal};
 use crate::registry::Outcome;
 use crate::registry::kills::Wanted;
@@ -28,6 +28,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(list, stop))
         .routes(routes!(resume))
         .routes(routes!(progress))
+        .routes(routes!(sidecars))
 }
 
 /// The orders in force.
@@ -150,6 +151,20 @@ struct Resume {
 async fn resume(State(api): State<Arc<Api>>, caller: Caller, Body(resume): Body<Resume>) -> Answer<Response> {
     let outcome = api.registry.resume(&caller.sub, resume.orders).await?;
     ordered(&api, outcome, None).await
+}
+
+/// Sidecars that may run, as far as orders to stop are concerned.
+#[derive(Serialize, ToSchema)]
+struct Sidecars {
+    /// All of them.
+    items: Vec<Standing>,
+}
+
+/// What each sidecar has enforced, until when it may go on unheard, and since when it is out of reach.
+#[utoipa::path(get, path = "/v1/kills/sidecars", tag = "kill", responses((status = 200, body = Sidecars)))]
+async fn sidecars(State(api): State<Arc<Api>>) -> Answer<Json<Sidecars>> {
+    let items = api.kills.board.standing(&api.registry).await?;
+    Ok(Json(Sidecars { items }))
 }
 
 /// Which set, and how long to wait for it.

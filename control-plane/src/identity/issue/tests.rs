@@ -73,3 +73,34 @@ async fn a_token_that_was_revoked_in_the_middle_of_a_join_is_worth_nothing() {
         .unwrap_err();
     assert_eq!(refused.reason(), "conflict");
 }
+
+async fn renewed(mesh: &TestMesh, svid: &Svid, code: &[u8], run: &str, supervised: bool) -> Result<Svid, Refusal> {
+    let shown = credential::svid(&mesh.registry, &svid.identity.id.agent, Some(&svid.identity)).await?;
+    let key = PendingKey::generate().unwrap();
+    let mut evidence = testing::evidence("planner", &key, &[1; 32], code);
+    evidence.run = Some(run.into());
+    evidence.executable = supervised.then(|| Digest::sha256(b"executable"));
+    let issued = issue(&mesh.registry, &mesh.ca, &shown, &key.key, &evidence).await?;
+    Ok(Svid::assemble(key.pkcs8, issued.chain, &mesh.ca.trust().unwrap()).unwrap())
+}
+
+/// Edited, and its sidecar ended: what comes back with the SVID of before is the same agent with other content.
+#[tokio::test]
+async fn in_a_dev_mesh_an_svid_alone_gets_no_other_content_approved() {
+    let mesh = testing::mesh(MeshMode::Dev).await;
+    let agent: AgentName = "planner".parse().unwrap();
+    let svid = joined(&mesh, &agent).await;
+    let svid = renewed(&mesh, &svid, b"code", "1", false).await.unwrap();
+    for run in ["1", "2"] {
+        let refused = renewed(&mesh, &svid, b"edited", run, false).await.unwrap_err();
+        assert_eq!(refused.reason(), "measurement_pending", "run {run}");
+    }
+    let refused = renewed(&mesh, &svid, b"edited", "1", true).await.unwrap_err();
+    assert_eq!(refused.reason(), "measurement_pending", "supervised, in the same run");
+    renewed(&mesh, &svid, b"edited", "2", true)
+        .await
+        .expect("its supervisor started it anew");
+    renewed(&mesh, &svid, b"code", "1", false)
+        .await
+        .expect("what is approved goes on");
+}

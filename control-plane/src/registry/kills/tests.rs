@@ -228,8 +228,88 @@ async fn room_is_kept_for_orders_that_stop_more() {
     };
     let labels = [("team".to_owned(), "a".to_owned())].into();
     let (narrow, broad) = (wanted(0).scope, Scope::Selector { labels });
-    for (scope, most) in [(narrow, 900), (broad, 990), (Scope::Mesh {}, 1_000)] {
-        assert!(has_room(&many(most), kept_free(&scope)).is_ok(), "{scope}");
-        assert!(has_room(&many(most + 1), kept_free(&scope)).is_err(), "{scope}");
+    for (scope, mode, most) in [
+        (narrow, Mode::Kill, 900),
+        (broad, Mode::Kill, 990),
+        (Scope::Mesh {}, Mode::Pause, 995),
+        (Scope::Mesh {}, Mode::Kill, 1_000),
+    ] {
+        assert!(has_room(&many(most), kept_free(&scope, mode)).is_ok(), "{scope}");
+        assert!(has_room(&many(most + 1), kept_free(&scope, mode)).is_err(), "{scope}");
     }
+}
+
+/// As many others as may be, as large as they may be: the mesh is killed all the same.
+#[tokio::test]
+async fn the_largest_orders_that_fit_leave_room_to_kill_the_mesh() {
+    let registry = registry().await;
+    let current = registry.kill_set().await.unwrap();
+    let labels = (0..aip_api::kill::MAX_SELECTOR_LABELS).map(|n| {
+        let key = format!("{n:0128}");
+        (key, "\u{1}".repeat(128))
+    });
+    let large = |id: u64| Order {
+        id: format!("00000000-0000-7000-8000-{id:012x}"),
+        scope: Scope::Selector {
+            labels: labels.clone().collect(),
+        },
+        mode: Mode::Kill,
+        reason: "\u{1}".repeat(aip_api::kill::MAX_REASON_BYTES),
+        issued_by: vec!["ann".into()],
+        issued_at: 1,
+        expires: None,
+    };
+    let mut next = KillSet {
+        epoch: 1,
+        ..current.set.clone()
+    };
+    for id in 0.. {
+        next.orders.push(large(id));
+        if has_room(&next, kept_free(&large(id).scope, Mode::Kill)).is_err() {
+            next.orders.pop();
+            break;
+        }
+    }
+    let draft = registry.change(&Actor::control_plane(), "t", "t");
+    let draft = with_set(draft, &next, Expect::Any).unwrap();
+    draft.commit().await.unwrap();
+    let mesh = Wanted {
+        scope: Scope::Mesh {},
+        reason: "\u{1}".repeat(aip_api::kill::MAX_REASON_BYTES),
+        ..wanted(0)
+    };
+    registry.stop("ann", mesh).await.expect("the mesh is killed");
+    assert!(registry.stop("ann", wanted(0)).await.is_err(), "one agent has no room");
+}
+
+/// What was lifted a moment ago must not come back because many older orders are remembered as well.
+#[tokio::test]
+async fn an_order_that_was_lifted_last_is_remembered_however_many_were_before() {
+    let registry = registry().await;
+    let (_, id) = registry.stop("ann", wanted(0)).await.unwrap();
+    let held = registry.kill_set().await.unwrap().set;
+    registry.resume("ann", vec![id.clone()]).await.unwrap();
+    let older = (0..REMEMBERED).map(|n| format!("00000000-0000-7000-8000-{n:012x}"));
+    let draft = older.fold(
+        registry.change(&Actor::control_plane(), "t", "t").routine(),
+        |draft, id| {
+            let ended = EndedOrder {
+                order: Order {
+                    id: id.clone(),
+                    ..held.orders[0].clone()
+                },
+                by: "ann".into(),
+                at: 1,
+            };
+            draft.put(keys::ended_order(&id), &ended, Expect::Any)
+        },
+    );
+    draft.commit().await.unwrap();
+    // A set that this store never issued, which has the order.
+    let shown = KillSet { term: 9, ..held };
+    registry
+        .shown_kill_set(&shown, Digest::sha256(b"never issued"))
+        .await
+        .unwrap();
+    assert!(registry.kill_set().await.unwrap().set.orders.is_empty());
 }

@@ -283,6 +283,10 @@ pub struct KillHello {
     /// The kill set that it holds, if any: a control plane that knows only an older one was restored from a copy.
     #[prost(message, optional, tag = "2")]
     pub held: ::core::option::Option<SignedKillSet>,
+    /// A set that it enforces and could not write yet: it is not acknowledged, and a control plane that was restored from a
+    /// copy must know of its orders all the same.
+    #[prost(message, optional, tag = "3")]
+    pub unwritten: ::core::option::Option<SignedKillSet>,
 }
 /// This set is persisted and enforced: nothing that it stops is running any more.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -311,9 +315,13 @@ pub struct KillAck {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Beat {
-    /// Rises by one with each on a stream.
+    /// Rises by one with each of a process, over all its streams.
     #[prost(uint64, tag = "1")]
     pub sequence: u64,
+    /// The `sequence` whose heartbeat granted the lease by which this process goes; 0: none of this process yet. What was
+    /// granted to earlier beats than this one can't be taken any more.
+    #[prost(uint64, tag = "2")]
+    pub granted: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KillResponse {

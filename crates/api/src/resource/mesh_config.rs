@@ -114,6 +114,7 @@ impl Resource for MeshConfig {
     fn validate(&self) -> Vec<FieldError> {
         let mut errors = self.audit.validate();
         errors.extend(self.reputation.validate());
+        errors.extend(self.kill.validate());
         if !(60..=86_400).contains(&self.svid_ttl_seconds) {
             let message = format!("{} is out of bounds: 60 to 86400 seconds", self.svid_ttl_seconds);
             errors.push(FieldError::new("svid_ttl_seconds", message));

@@ -17,7 +17,7 @@ pub(crate) const GUARD: &str = "guard";
 /// The guard's process, and the pipe at whose end it acts. Dropped, it is ended without acting.
 #[derive(Debug)]
 pub(crate) struct Guard {
-    _process: tokio::process::Child,
+    process: tokio::process::Child,
     pipe: PipeWriter,
 }
 
@@ -30,8 +30,13 @@ impl Guard {
         command.arg(GUARD).arg(grace.as_secs().to_string()).current_dir("/");
         command.stdin(watched).stdout(Stdio::null()).stderr(Stdio::null());
         let process = command.process_group(0).kill_on_drop(true).spawn();
-        let _process = process.map_err(|e| failed(&e))?;
-        Ok(Self { _process, pipe })
+        let process = process.map_err(|e| failed(&e))?;
+        Ok(Self { process, pipe })
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.process.id()
     }
 
     /// Guards nobody from now on: another group may come to have the number.

@@ -29,3 +29,18 @@ impl Signals {
         }
     }
 }
+
+/// SIGCHLD, which ends nothing: a child of ours has ended.
+pub(crate) struct Children(unix::Signal);
+
+impl Children {
+    /// From here on.
+    pub(crate) fn catch() -> std::io::Result<Self> {
+        unix::signal(SignalKind::child()).map(Self)
+    }
+
+    /// Resolves when one has ended.
+    pub(crate) async fn ended(&mut self) {
+        let _ = self.0.recv().await;
+    }
+}

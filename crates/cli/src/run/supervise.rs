@@ -17,7 +17,7 @@ use super::{Run, environment, listen, wait};
 use crate::Globals;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, note};
-use crate::process::{self, Child, Event, Guard, Output, Signals};
+use crate::process::{self, Child, Children, Descendants, Event, Guard, Left, Output, Signals};
 
 /// First and last bound of the wait before a sidecar that died is started again: at once in practice, and no busy loop
 /// where it can't start at all.
@@ -31,6 +31,11 @@ const MEASURED: Duration = Duration::from_secs(5);
 /// How long the sidecar may finish what is in flight before the command is told to end.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// Between two attempts to end what would not end.
+const UNFINISHED: Duration = Duration::from_secs(1);
+/// Most processes that are named to people.
+const NAMED: usize = 8;
+
 /// How long the processes of an agent that was killed have after SIGTERM: whoever must be stopped has no time to argue.
 const KILLED: Duration = Duration::from_secs(2);
 
@@ -42,6 +47,9 @@ struct Running {
     command: Option<Child>,
     /// After the command: it must outlive it.
     guard: Option<Guard>,
+    descendants: Descendants,
+    /// What was stopped has not all ended.
+    unfinished: bool,
 }
 
 /// Runs the plan to its end; the exit code is the command's.
@@ -52,6 +60,7 @@ pub(super) async fn supervise(globals: &Globals, run: &Run, plan: Plan, signals:
         admitted = output::waiting("asking the control plane", admit(globals, run, &plan)) => admitted?,
         signal = signals.next() => return Ok(interrupted(signal)),
     };
+    let descendants = Descendants::adopt()?;
     let (sidecar, ports) = sidecar::start(run, &plan, &admitted, None).await?;
     let mut running = Running {
         sidecar,
@@ -59,6 +68,8 @@ pub(super) async fn supervise(globals: &Globals, run: &Run, plan: Plan, signals:
         ports,
         command: None,
         guard: None,
+        descendants,
+        unfinished: false,
     };
     state.update(|s| running.describe(s));
     let begun = tokio::select! {
@@ -220,6 +231,9 @@ async fn keep(
 ) -> Result<u8, Failure> {
     let mut backoff = Backoff::new(RESTART.0, RESTART.1);
     let (mut drifted, mut told) = (Box::pin(drifted(run, plan)), false);
+    let caught =
+        |e: std::io::Error| Failure::new(Exit::Failed, "the end of children can't be heard of").why(e.to_string());
+    let mut children = Children::catch().map_err(caught)?;
     loop {
         let launching = state.state.phase == Phase::Launching;
         tokio::select! {
@@ -231,6 +245,14 @@ async fn keep(
             signal = signals.next() => {
                 running.end(Duration::from_secs(run.grace), signal).await;
                 return Ok(running.command_status());
+            }
+            () = children.ended() => {
+                running.reap();
+                continue;
+            }
+            () = tokio::time::sleep(UNFINISHED), if running.unfinished => {
+                running.finish(run).await;
+                continue;
             }
             () = &mut drifted, if !told => {
                 told = true;
@@ -249,24 +271,40 @@ async fn keep(
                 }
             },
         }
-        running.sidecar.clear().await;
-        if running.started.elapsed() > WELL {
-            backoff.reset();
+        if let Some(code) = replace(run, plan, admitted, running, state, signals, &mut backoff).await {
+            return Ok(code);
         }
-        tokio::select! {
-            restarted = restart(run, plan, admitted, running.ports, &mut backoff) => {
-                (running.sidecar, running.started) = (restarted, Instant::now());
-            }
-            signal = signals.next() => {
-                running.end(Duration::from_secs(run.grace), signal).await;
-                return Ok(running.command_status());
-            }
-        }
-        state.update(|s| {
-            running.describe(s);
-            s.sidecar_restarts += 1;
-        });
     }
+}
+
+/// Starts another sidecar in place of the one that has ended; `Some`: a signal came first.
+async fn replace(
+    run: &Run,
+    plan: &Plan,
+    admitted: &Admitted,
+    running: &mut Running,
+    state: &mut StateFile,
+    signals: &mut Signals,
+    backoff: &mut Backoff,
+) -> Option<u8> {
+    running.sidecar.clear().await;
+    if running.started.elapsed() > WELL {
+        backoff.reset();
+    }
+    tokio::select! {
+        restarted = restart(run, plan, admitted, running.ports, backoff) => {
+            (running.sidecar, running.started) = (restarted, Instant::now());
+        }
+        signal = signals.next() => {
+            running.end(Duration::from_secs(run.grace), signal).await;
+            return Some(running.command_status());
+        }
+    }
+    state.update(|s| {
+        running.describe(s);
+        s.sidecar_restarts += 1;
+    });
+    None
 }
 
 /// Resolves when the sidecar has suspended itself, and has told the user so.
@@ -346,9 +384,10 @@ impl Running {
         let stopped = state.state.phase == Phase::Stopped;
         match wish {
             Wish::Stop { order, reason } if !stopped => {
-                if let Some(mut command) = self.command.take() {
-                    command.stop(KILLED.min(Duration::from_secs(run.grace))).await;
-                }
+                let ended = self
+                    .end_command(KILLED.min(Duration::from_secs(run.grace)), Signal::TERM)
+                    .await;
+                self.command = None;
                 if let Some(guard) = &mut self.guard {
                     guard.unwatch()?;
                 }
@@ -357,12 +396,15 @@ impl Running {
                     s.agent = None;
                 });
                 note(format!(
-                    "aip: {} was stopped by an operator: {reason}\n  its processes are ended; it starts again at `aip resume {order}`",
-                    run.name
+                    "aip: {} was stopped by an operator: {reason}\n  {}; it starts again at `aip resume {order}`",
+                    run.name,
+                    said(&ended)
                 ));
+                self.unfinished = ended != Left::Nothing;
             }
             Wish::Run if stopped => {
                 note(format!("aip: {} was resumed; starting it again", run.name));
+                self.unfinished = false;
                 self.launch(run, plan, secret, state)?;
             }
             Wish::Run | Wish::Stop { .. } => {}
@@ -380,12 +422,55 @@ impl Running {
     async fn end(&mut self, grace: Duration, signal: Signal) {
         self.sidecar.signal(Signal::TERM);
         let _ = tokio::time::timeout(DRAIN.min(grace), self.sidecar.wait()).await;
+        let left = self.end_command(grace, signal).await;
+        if left != Left::Nothing {
+            note(format!("aip: {}", said(&left)));
+        }
+        self.sidecar.stop(grace.min(process::GRACE)).await;
+    }
+
+    /// Ends the command and all that it started, in whatever process group; answers what is left of it.
+    async fn end_command(&mut self, grace: Duration, signal: Signal) -> Left {
+        let (ours, begun) = (self.ours(), Instant::now());
         if let Some(command) = &mut self.command {
-            command.signal(signal);
+            self.descendants.signal(&ours, signal);
             let _ = tokio::time::timeout(grace, command.wait()).await;
             command.clear().await;
         }
-        self.sidecar.stop(grace.min(process::GRACE)).await;
+        self.descendants.end(&ours, grace.saturating_sub(begun.elapsed())).await
+    }
+
+    /// Tries again to end what would not end.
+    async fn finish(&mut self, run: &Run) {
+        if self.descendants.end(&self.ours(), Duration::ZERO).await == Left::Nothing {
+            self.unfinished = false;
+            note(format!("aip: the processes of {} are ended now", run.name));
+        }
+    }
+
+    /// The processes that are not the command's.
+    fn ours(&self) -> Vec<u32> {
+        let guard = self.guard.as_ref().and_then(Guard::pid);
+        guard.into_iter().chain([self.sidecar.pid()]).collect()
+    }
+
+    fn reap(&self) {
+        let mut waited = self.ours();
+        waited.extend(self.command.as_ref().map(Child::pid));
+        self.descendants.reap(&waited);
+    }
+}
+
+/// What became of the processes of a command that was ended, in words.
+fn said(left: &Left) -> String {
+    match left {
+        Left::Nothing => "its processes are ended".to_owned(),
+        Left::Processes(pids) => {
+            let named: Vec<String> = pids.iter().take(NAMED).map(ToString::to_string).collect();
+            let more = if pids.len() > NAMED { ", …" } else { "" };
+            format!("{} of its processes RUN ON ({}{more})", pids.len(), named.join(", "))
+        }
+        Left::Unknown(why) => format!("whether its processes are ended can't be told: {why}"),
     }
 }
 
