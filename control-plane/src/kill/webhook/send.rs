@@ -203,10 +203,13 @@ where
     let broken = |e: hyper::Error| Unsent::Broken(e.to_string());
     let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(broken)?;
     let exchange = async move { sender.send_request(request).await.map(|answer| answer.status()) };
+    tokio::pin!(exchange);
     tokio::select! {
-        status = exchange => status.map_err(broken),
+        biased;
+        status = &mut exchange => status.map_err(broken),
+        // The receiver may close as soon as it has answered: the answer is there then.
         ended = connection => match ended {
-            Ok(()) => Err(Unsent::Broken("it was closed before an answer came".into())),
+            Ok(()) => exchange.await.map_err(broken),
             Err(error) => Err(broken(error)),
         },
     }
