@@ -1,5 +1,5 @@
-//! Drift, with real processes: a sidecar that suspends itself stays so however it is ended, and its agent comes back by
-//! approval and restart alone.
+//! Drift, with real processes: a sidecar suspends itself with and without a control plane, stays so however it is ended,
+//! and its agent comes back by approval and restart alone.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -65,6 +65,75 @@ async fn comes_back(mesh: &Mesh, caller: &Sidecar, spec: &SidecarSpec, dir: &Pat
     assert!(!dir.join("data/drift.json").exists());
     reaches(caller, &back.spec.name).await;
     back
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_control_plane_it_suspends_itself_stays_so_and_is_reported_later() {
+    let mut mesh = Mesh::start().await;
+    let agent = Agent::start();
+    let caller = mesh.sidecar("caller", agent.address).await;
+    let spec = mesh.spec(json!({"name": "callee"}), agent.address).await;
+    let dir = mesh.dir("callee");
+    let mut callee = Sidecar::start(in_run(&spec, "first-run"), &dir).await;
+    reaches(&caller, "callee").await;
+    reaches(&callee, "caller").await;
+    mesh.control_plane.kill();
+
+    edit(&dir);
+    let says = async |sidecar: &Sidecar, url: &str| {
+        wait::until_ok("it is refused", async || {
+            let answer = sidecar.get(url).await;
+            let drifted = answer.status == 503 && answer.text().contains("\"drifted\"");
+            drifted.then_some(()).ok_or_else(|| answer.text())
+        })
+        .await;
+    };
+    says(&caller, "http://callee.aip.internal/work").await;
+    says(&callee, "http://caller.aip.internal/work").await;
+    // Its own agent reaches nothing either, not the control plane past it.
+    says(&callee, &format!("http://{}/", mesh.control_plane.mesh)).await;
+    assert_eq!(callee.metric("aip_drifted", &[]).await, 1.0);
+
+    // Ended before the report went out, and put back meanwhile: it remembers, once that is on disk.
+    wait::until("the suspension is on disk", async || {
+        dir.join("data/drift.json").exists().then_some(())
+    })
+    .await;
+    callee.process.kill();
+    std::fs::write(dir.join("code/agent.txt"), "callee").unwrap();
+    let mut again = in_run(&spec, "first-run");
+    again.ports = [callee.inbound, callee.outbound, callee.admin, callee.probes];
+    let mut callee = Sidecar::start_unready(again, &dir).await;
+    says(&callee, "http://caller.aip.internal/work").await;
+    let seen = agent.seen("/refused").len();
+    assert_ne!(caller.get("http://callee.aip.internal/refused").await.status, 200);
+    assert_eq!(agent.seen("/refused").len(), seen);
+
+    mesh.revive().await;
+    let drift = reported(&mesh, "callee").await;
+    assert_eq!(
+        (&drift["generation"], &drift["paths"]),
+        (&json!(2), &json!(["agent.txt"]))
+    );
+    approve_all(&mesh, "callee").await;
+    callee.process.kill();
+    // What lies there is what was approved at first, which needs a person as well.
+    let token = mesh.admin().token("callee").await;
+    let mut spec = in_run(&spec, "second-run");
+    spec.token = token;
+    let back = Sidecar::start_unready(spec.clone(), &dir);
+    let approved = async {
+        wait::until("the old content waits for a person", async || {
+            approve_all(&mesh, "callee").await;
+            let drift = reported(&mesh, "callee").await;
+            drift["recovered_at"].is_u64().then_some(())
+        })
+        .await;
+    };
+    let (back, ()) = tokio::join!(back, approved);
+    back.ready().await;
+    reaches(&caller, "callee").await;
+    assert_eq!(back.look("/identity").await.json()["attestation"]["generation"], 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
