@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::log::{self, LogError, Manifest, segments};
 
-/// The folder of an export that holds the control plane's log of checkpoints.
-pub const LEDGER_DIR: &str = "ledger";
+/// The folder of an export that holds the control plane's log of checkpoints, beside one for each agent: an agent's name
+/// has no underscore, so none can take this one's place.
+pub const LEDGER_DIR: &str = "_ledger";
 /// How deep logs are looked for: `<export>/<agent>/<log>`, `<home>/<agent>/data/audit/<log>`.
 const DEPTH: usize = 6;
 /// Folders that are looked into: more is not an export.
