@@ -122,7 +122,7 @@ const TABLE: &[(&str, Kind, &str)] = &[
     (
         "aip_audit_refused_total",
         Kind::Counter,
-        "logs that the control plane refused to take, or can't be continued there (records_gone)",
+        "logs that the control plane refused to take, or can't be continued there (records_gone), or that can't be read here (log_unreadable)",
     ),
     (
         "aip_svid_not_after_seconds",

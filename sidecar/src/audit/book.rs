@@ -184,11 +184,19 @@ impl Book {
 
     /// The log of `life` can't be brought to disk: nobody knows what of it is there. The next one begins soon.
     pub(super) fn broken(&mut self, life: u64, error: &LogError) {
-        if self.life == life && self.writer.take().is_some() {
-            // Whoever waits for it waits no longer.
-            self.life += 1;
-            self.complain(error);
+        let Some(writer) = self.writer.take_if(|_| self.life == life) else {
+            return;
+        };
+        // Whoever waits for it waits no longer.
+        self.life += 1;
+        self.complain(error);
+        let handle = writer.sync_handle();
+        let unsure = handle.written().saturating_sub(handle.durable().max(writer.signed()));
+        if unsure > 0 && !matches!(error, LogError::Damaged { .. }) {
+            self.lost.add("io", unsure);
         }
+        // A disk that fails may fail again: not a new directory for every attempt.
+        self.wait_to_begin();
     }
 
     /// Lets some time go by before the next log begins: whatever failed may fail again.
@@ -276,7 +284,11 @@ impl Book {
         let tidied = tidied
             .and_then(|()| writer.say_dropped(sent_segment, at))
             .and_then(|_| writer.drop_said());
-        self.shares.press(writer.unsent(sent_segment));
+        let (unsent, room) = (
+            writer.unsent(sent_segment),
+            self.options.total_bytes.saturating_sub(self.earlier),
+        );
+        self.shares.press(self.earlier.saturating_add(unsent), room);
         tidied.unwrap_or_else(|error| {
             tracing::warn!(reason = error.reason(), %error, "the audit log can't be tidied");
             None

@@ -82,7 +82,7 @@ impl Earlier {
         let dropped = Dropped {
             log: Some(name.to_owned()),
             first: 0,
-            records: files::signed(dir),
+            records: files::signed(dir).unwrap_or(0),
             until: millis(until.unwrap_or_default()),
             quota: quota.to_owned(),
         };

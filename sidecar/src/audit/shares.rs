@@ -13,6 +13,8 @@ const MAX_PARTIES: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Shares {
     total: u64,
+    /// What this log may have of it.
+    room: u64,
     short: bool,
     took: HashMap<String, u64>,
     others: u64,
@@ -22,14 +24,16 @@ impl Shares {
     pub(super) fn new(total: u64) -> Self {
         Self {
             total,
+            room: total,
             short: false,
             took: HashMap::new(),
             others: 0,
         }
     }
 
-    /// So many bytes are not sent yet.
-    pub(super) fn press(&mut self, unsent: u64) {
+    /// So many bytes are not sent yet, of all logs; this one may have `room`.
+    pub(super) fn press(&mut self, unsent: u64, room: u64) {
+        self.room = room;
         let short = unsent > self.total / SHORT;
         if short != self.short {
             tracing::warn!(unsent, short, "room in the audit log runs short, or does no more");
@@ -52,7 +56,7 @@ impl Shares {
             .get(from)
             .copied()
             .unwrap_or(if full { self.others } else { 0 });
-        took < self.total / SHARE
+        took < self.room / SHARE
     }
 
     /// A record of its request took so many bytes.
@@ -78,7 +82,7 @@ mod tests {
         let mut shares = Shares::new(8_000);
         shares.took("noisy", 5_000);
         assert!(shares.allows("noisy"), "there is room");
-        shares.press(4_001);
+        shares.press(4_001, 8_000);
         let mut written = 0;
         while shares.allows("noisy") {
             shares.took("noisy", 100);
@@ -90,7 +94,8 @@ mod tests {
             shares.took(&n.to_string(), 1);
         }
         assert!(shares.took.len() <= MAX_PARTIES && shares.allows("one more") == (shares.others < 1_000));
-        shares.press(4_000);
+        shares.press(3_999, 4_000);
+        shares.took("noisy", 5_000);
         assert!(shares.allows("noisy"), "the control plane has it now");
     }
 }

@@ -41,6 +41,9 @@ const MAX_LOGS: usize = 64;
 /// The control plane had records that it lacks now, and they are not here any more.
 const GONE: &str = "records_gone";
 
+/// A file of the log can't be read, or holds what can't be there.
+const UNREADABLE: &str = "log_unreadable";
+
 /// Refusals that trying again can't mend: what came contradicts what was signed.
 const FOR_GOOD: [&str; 6] = [
     "log_of_another",
@@ -78,8 +81,12 @@ pub(super) struct Sent {
 }
 
 impl Sent {
-    /// The segment from which on the control plane does not have this log.
+    /// The segment from which on the control plane does not have this log, by its word on the stream of now: what it had
+    /// before, it may have lost since.
     pub(super) fn segment_of(&self, dir: &Path) -> u64 {
+        if !self.connected {
+            return 0;
+        }
         let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         self.logs.get(name).map_or(0, |held| held.segment)
     }
@@ -182,7 +189,7 @@ async fn stream(client: &Client, shared: &Arc<Shared>) -> Result<(), StreamEnd> 
     let ours = shared.clone();
     let logs: Vec<HeldLog> = blocking(move || {
         let all = found(&ours, Wanted::All);
-        all.iter().map(|(log, dir)| held(&ours, log, dir)).collect()
+        all.iter().filter_map(|(log, dir)| held(&ours, log, dir)).collect()
     })
     .await?;
     let greeted: Vec<String> = logs.iter().map(|held| held.log.clone()).collect();
@@ -267,15 +274,25 @@ fn found(shared: &Shared, wanted: Wanted) -> Vec<(String, PathBuf)> {
     unsent.chain(last).filter_map(name).collect()
 }
 
-fn held(shared: &Shared, log: &str, dir: &Path) -> HeldLog {
+/// What is said of a log: nothing where its checkpoints can't be read, since it would be taken for one that was cut.
+fn held(shared: &Shared, log: &str, dir: &Path) -> Option<HeldLog> {
     let live = {
         let book = shared.book();
         (book.dir() == Some(dir)).then(|| book.size())
     };
-    HeldLog {
-        log: log.to_owned(),
-        size: live.unwrap_or_else(|| files::signed(dir)),
+    let size = live.or_else(|| files::signed(dir));
+    if size.is_none() {
+        tracing::error!(
+            log,
+            reason = UNREADABLE,
+            "this audit log's checkpoints can't be read: it stays here"
+        );
+        shared.metrics.refused(UNREADABLE);
     }
+    Some(HeldLog {
+        log: log.to_owned(),
+        size: size?,
+    })
 }
 
 impl Session {
@@ -308,9 +325,22 @@ impl Session {
             (next, statements)
         })
         .await?;
-        self.statements
-            .extend(statements.map(|statements| (log.to_owned(), statements)));
-        Ok(next?)
+        match next {
+            Ok(next) => {
+                self.statements
+                    .extend(statements.map(|statements| (log.to_owned(), statements)));
+                Ok(next)
+            }
+            Err(error) => {
+                // The others go on.
+                tracing::error!(log, reason = UNREADABLE, %error, "this audit log can't be read: it stays here");
+                self.shared.metrics.refused(UNREADABLE);
+                let mut sent = self.shared.sent();
+                sent.logs.entry(log.to_owned()).or_default().refused = Some(UNREADABLE.to_owned());
+                sent.asks_again = Some(UNREADABLE.to_owned());
+                Ok(None)
+            }
+        }
     }
 
     /// Waits for an answer and notes it: to what was sent last, or to the greeting.

@@ -91,7 +91,7 @@ async fn under_load(caller: &Sidecar, mut done: impl AsyncFnMut() -> bool) -> Ve
 }
 
 /// Everything that was answered is recorded with its end, but for what a quota took by the log's own word.
-fn nothing_is_lost(audit: &Path, answered: &[Vec<String>], point: &str) {
+pub(crate) fn nothing_is_lost(audit: &Path, answered: &[Vec<String>], point: &str) {
     let recorded = trail::requests(audit);
     let dropped = trail::events(audit)
         .iter()

@@ -1,17 +1,22 @@
 //! Processes that are killed at random moments under load, by a seed that is printed.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aip_tests::agent::Agent;
 use aip_tests::process::{Mesh, Sidecar};
-use aip_tests::wait;
+use aip_tests::{trail, wait};
 use http::Method;
 use serde_json::json;
 
+use crate::audit::nothing_is_lost;
+
 /// Kills in a run, unless `AIP_CRASHES` says otherwise.
 const CRASHES: usize = 30;
+/// Calls at once.
+const LANES: usize = 4;
+const HOST: &str = "callee.aip.internal";
 const URL: &str = "http://callee.aip.internal/work";
 /// Longest time under load before a process is killed, in microseconds.
 const LONGEST: u64 = 30_000;
@@ -34,18 +39,6 @@ fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// Calls until told to stop.
-async fn load(outbound: std::net::SocketAddr, stop: Arc<AtomicBool>, answered: Arc<AtomicUsize>) {
-    while !stop.load(Ordering::Acquire) {
-        let request = http::Request::post(URL).header("host", "callee.aip.internal");
-        let request = request.body(http_body_util::Full::from("work")).unwrap();
-        let answer = aip_tests::http::send(outbound, request).await;
-        if answer.is_ok_and(|answer| answer.status == 200) {
-            answered.fetch_add(1, Ordering::AcqRel);
-        }
-    }
-}
-
 async fn reaches(caller: &Sidecar) {
     wait::until_ok("a call gets through", async || {
         let answer = caller.get(URL).await;
@@ -66,12 +59,16 @@ async fn the_mesh_survives_kills_at_random_moments() {
         mesh.sidecar("caller", agent.address).await,
         mesh.sidecar("callee", agent.address).await,
     ];
+    durability(&mesh, seed).await;
     reaches(&sidecars[0]).await;
-    let mut registered = Vec::new();
+    let (mut registered, mut answered) = (Vec::new(), Vec::new());
     for crash in 0..crashes {
-        let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let calls: Vec<_> = (0..4)
-            .map(|_| tokio::spawn(load(sidecars[0].outbound, stop.clone(), answered.clone())))
+        let (stop, noted) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+        let calls: Vec<_> = (0..LANES)
+            .map(|lane| {
+                let (outbound, lane) = (sidecars[0].outbound, crash * LANES + lane);
+                tokio::spawn(trail::load(outbound, HOST, lane, stop.clone(), noted.clone()))
+            })
             .collect();
         let admin = mesh.admin().clone();
         let name = format!("new{crash}");
@@ -98,8 +95,35 @@ async fn the_mesh_survives_kills_at_random_moments() {
         for call in calls {
             call.await.unwrap();
         }
+        answered.append(&mut noted.lock().unwrap());
         for name in &registered {
             mesh.admin().get(&format!("/v1/agents/{name}")).await;
         }
     }
+    holds(&sidecars, &answered, seed).await;
+}
+
+/// Whoever was answered is in both logs, through all of it, and the logs hold.
+async fn holds(sidecars: &[Sidecar], answered: &Vec<String>, seed: u64) {
+    for sidecar in sidecars {
+        let audit = sidecar.dir.join("data/audit");
+        nothing_is_lost(&audit, std::slice::from_ref(answered), &format!("seed {seed}"));
+        wait::until_ok("the log verifies", async || {
+            let report = trail::report(&audit);
+            report
+                .intact()
+                .then_some(())
+                .ok_or_else(|| format!("{:?}", report.faults))
+        })
+        .await;
+    }
+}
+
+/// What waits for the disk: one or the other, by the seed.
+async fn durability(mesh: &Mesh, seed: u64) {
+    let mut config = mesh.admin().get("/v1/mesh-config").await;
+    let config = &mut config["resource"];
+    config["audit"]["durability"] = ["grouped", "required"][usize::from(seed % 2 == 1)].into();
+    let put = mesh.admin().ok(Method::PUT, "/v1/mesh-config", Some(config)).await;
+    mesh.admin().acknowledged(put["revision"].as_u64().unwrap()).await;
 }

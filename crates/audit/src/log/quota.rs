@@ -30,8 +30,8 @@ pub struct Gone {
 
 impl Writer {
     /// Says in the log what a quota takes: the oldest closed segments, only those before segment `sent`, which somebody else
-    /// holds, and only what a kept checkpoint covers. Room is made for one more segment, so that appending goes on
-    /// meanwhile. Whether something was said.
+    /// holds, and only what a kept checkpoint covers. Half of the quota is kept free: room for what comes while nobody says
+    /// that they hold it. Whether something was said.
     ///
     /// # Errors
     /// The disk does not allow it.
@@ -39,7 +39,7 @@ impl Writer {
         if self.leaving.is_some() {
             return Ok(false);
         }
-        let Some(dropped) = self.due_to_go(sent, now) else {
+        let Some(dropped) = self.due_to_go(sent, now, self.options.total_bytes / 2) else {
             return Ok(false);
         };
         let (begins, through) = (self.manifest.begins(), dropped.through);

@@ -19,8 +19,12 @@ use super::{Closed, LogError, Manifest, Writer};
 const MANIFEST_BYTES: u64 = 1024 * 1024;
 /// `checkpoints.jsonl` is made shorter from here on: seven thousand checkpoints, eight hours of a busy sidecar.
 const CHECKPOINTS_BYTES: u64 = 4 * 1024 * 1024;
-/// What stays of it: two hours. The last checkpoint covers all that those before it did.
-const CHECKPOINTS_KEPT: usize = 1024 * 1024;
+/// Of a small quota they take no more than this part.
+const CHECKPOINTS_PART: u64 = 8;
+/// And no less than this: a chain of certificates takes a tenth of it.
+const CHECKPOINTS_LEAST: u64 = 64 * 1024;
+/// The part of the file that stays: of a large one two hours. The last checkpoint covers all that those before it did.
+const CHECKPOINTS_KEPT: u64 = 4;
 /// Records between two of the older checkpoints that stay: half of what the control plane takes without one.
 const APART: u64 = 65_536;
 /// Older checkpoints that stay: a log of the default size has a few dozen times that many records.
@@ -36,6 +40,8 @@ pub struct Long {
     manifest: Option<Manifest>,
     /// Records that a quota took: nobody needs a signature of them alone.
     begins: u64,
+    /// Bytes of its newest lines that stay.
+    keeps: u64,
 }
 
 /// The shorter file, on disk, beside the long one.
@@ -56,11 +62,13 @@ impl Writer {
                 upto: self.book.bytes,
                 manifest: Some(self.manifest.clone()),
                 begins: 0,
+                keeps: 0,
             });
         }
         let first = self.manifest.closed.first().filter(|_| self.manifest.dropped.is_some());
         let begins = first.map_or(0, Closed::end);
-        (self.statements.bytes > CHECKPOINTS_BYTES).then(|| Long::checkpoints(&self.statements, begins))
+        let most = (self.options.total_bytes / CHECKPOINTS_PART).clamp(CHECKPOINTS_LEAST, CHECKPOINTS_BYTES);
+        (self.statements.bytes > most).then(|| Long::checkpoints(&self.statements, begins, most))
     }
 
     /// Puts a shorter file in the place of the long one, with what was added meanwhile.
@@ -92,6 +100,10 @@ impl Shorter {
             })
             .map_err(failed)?;
         self.file.write_all(&added).map_err(failed)?;
+        if !added.is_empty() {
+            // What takes the place of a file is on disk before it does.
+            self.file.sync_data().map_err(failed)?;
+        }
         fs::rename(&self.temp, &self.long.path).map_err(failed)?;
         *appender = Appender {
             path: self.long.path,
@@ -103,13 +115,14 @@ impl Shorter {
 }
 
 impl Long {
-    /// A file of checkpoints; `begins`: records that a quota took.
-    pub(super) fn checkpoints(statements: &Appender, begins: u64) -> Self {
+    /// A file of checkpoints that is to have at most `most` bytes; `begins`: records that a quota took.
+    pub(super) fn checkpoints(statements: &Appender, begins: u64, most: u64) -> Self {
         Self {
             path: statements.path.clone(),
             upto: statements.bytes,
             manifest: None,
             begins,
+            keeps: most / CHECKPOINTS_KEPT,
         }
     }
 
@@ -120,7 +133,7 @@ impl Long {
     pub fn shorten(self) -> Result<Shorter, LogError> {
         let text = match &self.manifest {
             Some(manifest) => manifest.text(),
-            None => newest(&self.path, self.upto, self.begins)?,
+            None => newest(&self.path, self.upto, self.begins, self.keeps)?,
         };
         let temp = self.path.with_extension("jsonl.new");
         let failed = |e| LogError::io(&temp, e);
@@ -143,7 +156,7 @@ impl Long {
 }
 
 /// The newest lines of a file of checkpoints, after a line that stands for the rest. `begins`: records that a quota took.
-fn newest(path: &Path, upto: u64, begins: u64) -> Result<Vec<u8>, LogError> {
+fn newest(path: &Path, upto: u64, begins: u64, keeps: u64) -> Result<Vec<u8>, LogError> {
     let mut text = Vec::new();
     let file = File::open(path).map_err(|e| LogError::io(path, e))?;
     file.take(upto)
@@ -158,7 +171,7 @@ fn newest(path: &Path, upto: u64, begins: u64) -> Result<Vec<u8>, LogError> {
     let first = line_end(0);
     let said = before_of(text[..first].strip_suffix(b"\n").unwrap_or(&text));
     let from = if said.is_some() { first } else { 0 };
-    let cut = line_end(text.len().saturating_sub(CHECKPOINTS_KEPT).max(from));
+    let cut = line_end(text.len().saturating_sub(keeps as usize).max(from));
     let mut older = Thin::default();
     let mut before = 0;
     if let Some(said) = said {

@@ -288,7 +288,7 @@ impl Writer {
     /// The disk does not allow it.
     pub fn sweep(&mut self, sent: u64, now: u64) -> Result<Option<Dropped>, LogError> {
         let begins = self.manifest.begins();
-        let Some(last) = self.due_to_go(sent, now) else {
+        let Some(last) = self.due_to_go(sent, now, self.options.segment_bytes) else {
             return Ok(None);
         };
         // The manifest is on disk before a file is gone: a missing file that it does not name is an attack.
@@ -302,12 +302,12 @@ impl Writer {
         Ok(Some(last))
     }
 
-    /// What a quota asks for.
-    pub(super) fn due_to_go(&self, sent: u64, now: u64) -> Option<Dropped> {
+    /// What a quota asks for, so that so much room is left.
+    pub(super) fn due_to_go(&self, sent: u64, now: u64, room: u64) -> Option<Dropped> {
         let begins = self.manifest.begins();
         let (mut dropped, mut held) = (None, self.held());
         for closed in self.manifest.closed.iter().filter(|c| c.segment >= begins) {
-            let full = held + self.options.segment_bytes > self.options.total_bytes;
+            let full = held + room > self.options.total_bytes;
             let old = now.saturating_sub(closed.at) > self.options.total_millis;
             if closed.segment >= sent || closed.end() > self.signed || !(full || old) {
                 break;

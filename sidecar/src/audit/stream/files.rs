@@ -208,7 +208,7 @@ impl Held {
 
 /// How far the files of a log reach that its last checkpoint covers. Where that is all, its last segment is closed.
 fn covers_of(dir: &Path) -> Covers {
-    let (signed, mut covers) = (signed(dir), Covers::default());
+    let (signed, mut covers) = (signed(dir).unwrap_or(0), Covers::default());
     for entry in log::Reader::open(dir).into_iter().flatten().map_while(Result::ok) {
         if entry.seq >= signed {
             return covers;
@@ -231,11 +231,11 @@ fn covers_of(dir: &Path) -> Covers {
     covers
 }
 
-/// Records that the last checkpoint of a log covers.
-pub(in crate::audit) fn signed(dir: &Path) -> u64 {
-    let kept = log::kept(dir).unwrap_or_default();
-    let last = kept.last().and_then(|kept| log::claims_of(&kept.statement));
-    last.map_or(0, |claims| claims.size)
+/// Records that the last checkpoint of a log covers; none where they can't be read.
+pub(in crate::audit) fn signed(dir: &Path) -> Option<u64> {
+    let kept = log::kept(dir).ok()?;
+    let Some(last) = kept.last() else { return Some(0) };
+    log::claims_of(&last.statement).map(|claims| claims.size)
 }
 
 /// Bytes of a log's records.
@@ -255,6 +255,16 @@ pub(super) fn unsent(dir: &Path, held: Option<&Held>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn checkpoints_that_can_not_be_read_are_not_none() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(signed(dir.path()), Some(0));
+        fs::write(dir.path().join("checkpoints.jsonl"), "{\"statement\":1}\n").unwrap();
+        assert_eq!(signed(dir.path()), None);
+        let held = Held::default();
+        assert!(held.next("log", dir.path(), Covers::default(), &mut None).is_err());
+    }
 
     #[test]
     fn a_log_whose_next_segment_is_gone_here_can_not_be_continued() {
