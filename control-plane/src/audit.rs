@@ -78,6 +78,7 @@ pub struct Audit {
     feed: broadcast::Sender<Arc<Seen>>,
     live: Arc<Live>,
     used: Used,
+    ca: Arc<Ca>,
     world: Arc<World>,
     trust: Trust,
     registry: Registry,
@@ -139,7 +140,7 @@ impl Audit {
     ) -> Result<(Arc<Self>, Writing), StoreError> {
         let dir = data.join(AUDIT_DIR);
         make(&dir).map_err(|e| StoreError::Failed(format!("{}: {e}", dir.display())))?;
-        let (ledger, writing) = Ledger::open(&dir, ca).await?;
+        let (ledger, writing) = Ledger::open(&dir, ca.clone()).await?;
         let looked = dir.clone();
         let used = tokio::task::spawn_blocking(move || Used::of(&looked)).await;
         let audit = Self {
@@ -150,6 +151,7 @@ impl Audit {
             feed: broadcast::Sender::new(FEED),
             live: Arc::default(),
             used: used.unwrap_or_default(),
+            ca,
             world,
             trust,
             clock: registry.clock.clone(),

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use aip_api::SpiffeId;
-use aip_audit::checkpoint::{Checkpoint, LedgerBegins, TreeHead};
+use aip_audit::checkpoint::{Checkpoint, LedgerBegins, Retired, TreeHead};
 use aip_audit::log::{Kept, Reader, claims_of, name_of};
 use aip_audit::record::{Decision, End, Event};
 use aip_audit::verify::{Keys, Report, Sources, verify};
@@ -29,6 +29,9 @@ impl Keys for Believed {
         Err("there is none".into())
     }
     fn ledger_begins(&self, _: &str) -> Result<LedgerBegins, String> {
+        Err("there is none".into())
+    }
+    fn retired(&self, _: &str) -> Result<Retired, String> {
         Err("there is none".into())
     }
 }

@@ -6,10 +6,11 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use aip_api::Digest;
 use aip_audit::index::{ROW_BYTES, Rows, row};
-use aip_audit::log::{Lines, LogError, Options, Staged, Writer, segment_path};
+use aip_audit::log::{Lines, LogError, Manifest, Options, Staged, Writer, segment_path};
 use aip_audit::merkle::Tree;
 use aip_audit::record::{MAX_RECORD_BYTES, Record};
 use aip_runtime::fault;
@@ -36,6 +37,17 @@ pub struct Copy {
     leaves: VecDeque<Digest>,
     /// The beginning of a line whose rest has not come.
     partial: Vec<u8>,
+    /// Its bounds.
+    options: Options,
+}
+
+/// Records that are gone of a copy, from the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gone {
+    /// How many.
+    pub records: u64,
+    /// Time of the last of them, by its sidecar's word, Unix milliseconds.
+    pub until: u64,
 }
 
 /// What a chunk brought.
@@ -86,6 +98,7 @@ impl Copy {
             compared,
             leaves: VecDeque::new(),
             partial: Vec::new(),
+            options,
         };
         let records = copy.reread(segment).map_err(|e| disk(&e))?;
         Ok((copy, records))
@@ -142,6 +155,7 @@ impl Copy {
 
     /// Other bounds from now on.
     pub fn bounded(&mut self, options: Options) {
+        self.options = options;
         self.writer.bounded(options);
     }
 
@@ -152,11 +166,33 @@ impl Copy {
     pub fn sweep(&mut self, now_millis: u64) -> Result<u64, Refusal> {
         let before = self.writer.bytes();
         let (open, _) = self.writer.segment();
-        let dropped = self.writer.sweep(open, now_millis).map_err(|e| disk(&e))?;
-        if let Some(dropped) = dropped {
-            remove_rows(self.writer.dir(), dropped.through);
+        // The times of records are their sidecar's word: as old as a file is what was received then.
+        let young = young(self.writer.dir(), open, now_millis, self.options.total_millis)?;
+        let sizes = Options {
+            total_millis: u64::MAX,
+            ..self.options
+        };
+        for (sent, bounds) in [(open, sizes), (young, self.options)] {
+            self.writer.bounded(bounds);
+            let dropped = self.writer.sweep(sent, now_millis).map_err(|e| disk(&e))?;
+            if let Some(dropped) = dropped {
+                remove_rows(self.writer.dir(), dropped.through);
+            }
         }
         Ok(before.saturating_sub(self.writer.bytes()))
+    }
+
+    /// What is gone by now.
+    ///
+    /// # Errors
+    /// The disk does not allow it.
+    pub fn gone(&self) -> Result<Option<Gone>, Refusal> {
+        let manifest = Manifest::read(self.writer.dir()).map_err(|e| disk(&e))?;
+        let last = manifest.begins().checked_sub(1).and_then(|last| manifest.of(last));
+        Ok(last.map(|closed| Gone {
+            records: closed.end(),
+            until: closed.at,
+        }))
     }
 
     /// Takes a chunk that begins where [`Self::place`] says. `covered`: sizes of which checkpoints speak, from
@@ -290,6 +326,20 @@ fn before(writer: &Writer, dir: &Path, segment: u64) -> Result<Tree, LogError> {
             why: "how the segment before it ended is not known".into(),
         }),
     }
+}
+
+/// The first segment of a copy that was received within `most` milliseconds; `open` where none of the closed ones was.
+///
+/// # Errors
+/// The disk does not allow it.
+pub fn young(dir: &Path, open: u64, now: u64, most: u64) -> Result<u64, Refusal> {
+    let begins = Manifest::read(dir).map_err(|e| disk(&e))?.begins();
+    let is_young = |segment: &u64| {
+        let written = std::fs::metadata(segment_path(dir, *segment)).and_then(|file| file.modified());
+        let written = written.ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        written.is_none_or(|at| now.saturating_sub(at.as_millis() as u64) <= most)
+    };
+    Ok((begins..open).find(is_young).unwrap_or(open))
 }
 
 fn remove_rows(dir: &Path, through: u64) {

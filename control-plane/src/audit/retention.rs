@@ -7,15 +7,20 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use aip_api::AgentName;
+use aip_api::resource::KeyPurpose;
+use aip_api::{AgentName, SpiffeId};
+use aip_audit::checkpoint::{RETIRED_TYP, Retired};
 use aip_audit::index::Log;
-use aip_audit::log::{Options, SEGMENT_BYTES};
+use aip_audit::log::{Options, RETIRED_FILE, SEGMENT_BYTES};
+use aip_runtime::jws;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tokio_util::sync::CancellationToken;
 
-use super::copy::Copy;
+use super::copy::{Copy, Gone, young};
 use super::ledger::{EXPIRED, Finding};
 use super::{Audit, Writer};
-use crate::refusal::Refusal;
+use crate::refusal::{Reason, Refusal};
 
 /// How often what nobody sends any more is looked at; what is being sent is looked at when a segment ends.
 const SWEEP: Duration = Duration::from_secs(300);
@@ -173,25 +178,55 @@ impl Audit {
         if age > bounds.total_millis {
             return self.expire(agent, log, dir).await;
         }
-        let oldest = aip_audit::log::Manifest::read(dir).ok().and_then(|manifest| {
-            let begins = manifest.begins();
-            manifest.of(begins).map(|closed| closed.at)
-        });
-        let old = oldest.is_some_and(|at| now.saturating_sub(at) > bounds.total_millis);
+        let manifest = aip_audit::log::Manifest::read(dir).unwrap_or_default();
+        let end = manifest.closed.last().map_or(0, |closed| closed.segment + 1);
+        let old = young(dir, end, now, bounds.total_millis)? > manifest.begins();
         if !old && bytes + bounds.segment_bytes <= bounds.total_bytes {
             return Ok(());
         }
         let (dir, options) = (dir.to_owned(), bounds);
-        let left = tokio::task::spawn_blocking(move || -> Result<u64, Refusal> {
+        let left = tokio::task::spawn_blocking(move || -> Result<_, Refusal> {
             let (mut copy, _) = Copy::open(&dir, options)?;
             copy.sweep(now)?;
-            Ok(copy.bytes())
+            Ok((copy.bytes(), copy.gone()?))
         });
-        let left = left
+        let (left, gone) = left
             .await
-            .map_err(|e| Refusal::new(crate::refusal::Reason::Internal, e.to_string()))??;
+            .map_err(|e| Refusal::new(Reason::Internal, e.to_string()))??;
         self.used.set(agent, log, left);
-        Ok(())
+        self.say_gone(agent, log, gone).await
+    }
+
+    /// Signs what retention took of a copy, beside what is left: a verifier takes nobody else's word that records are gone.
+    pub(super) async fn say_gone(&self, agent: &AgentName, log: &str, gone: Option<Gone>) -> Result<(), Refusal> {
+        let Some(gone) = gone else { return Ok(()) };
+        let path = self.dir_of(agent, log).join(RETIRED_FILE);
+        let held = tokio::fs::read_to_string(&path).await.unwrap_or_default();
+        let said = held
+            .split('.')
+            .nth(1)
+            .and_then(|claims| URL_SAFE_NO_PAD.decode(claims).ok());
+        let said = said.and_then(|claims| serde_json::from_slice::<Retired>(&claims).ok());
+        if said.is_some_and(|said| said.records >= gone.records) {
+            return Ok(());
+        }
+        let (trust_domain, at) = (self.ca.trust_domain().clone(), self.clock.now() * 1_000);
+        let retired = Retired {
+            v: 1,
+            iss: trust_domain.to_string(),
+            log: log.to_owned(),
+            agent: SpiffeId::new(trust_domain, agent.clone()),
+            records: gone.records,
+            until: gone.until.min(at),
+            at,
+        };
+        let statement = jws::sign_eddsa(&self.ca.signer(KeyPurpose::Audit), RETIRED_TYP, &retired)
+            .map_err(|e| Refusal::new(Reason::Internal, e.to_string()))?;
+        let failed = |e: std::io::Error| Refusal::new(Reason::AuditCopyFailed, format!("{}: {e}", path.display()));
+        // The new one takes the place of the old one whole.
+        let new = path.with_extension("new");
+        tokio::fs::write(&new, statement).await.map_err(failed)?;
+        tokio::fs::rename(&new, &path).await.map_err(failed)
     }
 
     /// A log to which nothing was added for as long as records are kept goes whole: it is refused from then on, since what

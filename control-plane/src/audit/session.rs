@@ -397,8 +397,10 @@ impl Session {
             })
             .await?;
             self.audit.used.set(&agent, &name, held.copy.bytes());
-            self.logs.insert(name, held);
+            let gone = held.copy.gone();
+            self.logs.insert(name.clone(), held);
             swept?;
+            self.audit.say_gone(&agent, &name, gone?).await?;
             if !self.audit.is_full(&agent) {
                 break;
             }
@@ -439,8 +441,10 @@ impl Session {
         })
         .await?;
         self.audit.used.set(&self.peer.id.agent, log, held.copy.bytes());
+        let gone = held.copy.gone();
         self.logs.insert(log.to_owned(), held);
-        done.map(|_| ())
+        done?;
+        self.audit.say_gone(&self.peer.id.agent, log, gone?).await
     }
 }
 

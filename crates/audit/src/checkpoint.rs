@@ -11,6 +11,9 @@ pub const TREE_HEAD_TYP: &str = "aip-tree-head+jwt";
 /// The `typ` of the JWS that says which checkpoints are older than the control plane keeps.
 pub const LEDGER_BEGINS_TYP: &str = "aip-ledger-begins+jwt";
 
+/// The `typ` of the JWS that says which records of a log are older, or more, than the control plane keeps.
+pub const RETIRED_TYP: &str = "aip-retired+jwt";
+
 /// Why a checkpoint was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -75,6 +78,26 @@ pub struct LedgerBegins {
     /// The complete subtrees over those before it, the largest first.
     pub subtrees: Vec<Digest>,
     /// Unix milliseconds: none of those that are gone was signed or taken later.
+    pub until: u64,
+    /// Unix milliseconds.
+    pub at: u64,
+}
+
+/// What the control plane's retention took of its copy of a log: JWS, EdDSA, by the audit key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retired {
+    /// Version of this statement: 1.
+    pub v: u32,
+    /// The trust domain.
+    pub iss: String,
+    /// Which log.
+    pub log: String,
+    /// Whose sidecar.
+    pub agent: SpiffeId,
+    /// Records that are gone, from the first.
+    pub records: u64,
+    /// Time of the last of them, Unix milliseconds; not after this statement.
     pub until: u64,
     /// Unix milliseconds.
     pub at: u64,

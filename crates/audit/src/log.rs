@@ -22,7 +22,7 @@ mod writer;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use checkpoints::{CheckpointLines, Kept, Statements, chain_id, claims_of, kept, read_checkpoints};
+pub use checkpoints::{Certificates, CheckpointLines, Kept, Statements, chain_id, claims_of, kept, read_checkpoints};
 pub use disk::SyncHandle;
 pub use lines::{Line, Lines};
 pub use manifest::{Closed, Dropped, Manifest};
@@ -45,6 +45,8 @@ pub const SEGMENT_MILLIS: u64 = 3600 * 1000;
 pub const TOTAL_BYTES: u64 = 1024 * 1024 * 1024;
 /// How long closed segments are kept unless told otherwise.
 pub const TOTAL_MILLIS: u64 = 30 * 24 * 3600 * 1000;
+/// Beside a copy's segments: what the control plane signed of the records that its retention took.
+pub const RETIRED_FILE: &str = "retired.jws";
 /// Longest line of `checkpoints.jsonl`: a chain of three certificates of at most 16 KiB each, or a statement.
 pub const MAX_CHECKPOINT_BYTES: usize = 128 * 1024;
 

@@ -24,7 +24,7 @@ pub use ledger::LedgerReport;
 pub use pair::Hops;
 pub use sources::{LEDGER_DIR, Ledger, Source, Sources};
 
-use crate::checkpoint::{Checkpoint, LedgerBegins, TreeHead};
+use crate::checkpoint::{Checkpoint, LedgerBegins, Retired, TreeHead};
 use crate::log::{Kept, LogError};
 use fault::Found;
 use pair::Pairing;
@@ -48,6 +48,12 @@ pub trait Keys {
     /// # Errors
     /// Why it is not believed.
     fn ledger_begins(&self, statement: &str) -> Result<LedgerBegins, String>;
+
+    /// The claims of what the control plane says that its retention took of a log, if an audit key of the mesh signed it.
+    ///
+    /// # Errors
+    /// Why it is not believed.
+    fn retired(&self, statement: &str) -> Result<Retired, String>;
 }
 
 /// How far verification is.
@@ -134,10 +140,6 @@ pub fn verify(sources: &Sources, keys: &dyn Keys, progress: &mut dyn FnMut(Progr
         Some(ledger) => Some(ledger::read(ledger, keys, &mut found)?),
         None => None,
     };
-    let kept = match ledger {
-        Some(_) => walk::Kept::ByControlPlane,
-        None => walk::Kept::BySidecar,
-    };
     let all = sources.bytes()?;
     let (mut done, mut tails) = (0, Vec::new());
     for source in &sources.logs {
@@ -147,7 +149,7 @@ pub fn verify(sources: &Sources, keys: &dyn Keys, progress: &mut dyn FnMut(Progr
             done += bytes;
             progress(Progress { done, all });
         };
-        let (log, tail) = walk::walk(source, &signed, &mut found, &mut pairing, kept, &mut step)?;
+        let (log, tail) = walk::walk(source, &signed, &mut found, &mut pairing, &mut step)?;
         report.logs.push(log);
         tails.extend(tail);
     }

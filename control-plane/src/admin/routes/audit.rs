@@ -7,7 +7,7 @@ mod records;
 use std::sync::Arc;
 
 use aip_api::AgentName;
-use aip_audit::log::{Manifest, segment_path, segments};
+use aip_audit::log::{Manifest, RETIRED_FILE, segment_path, segments};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -71,6 +71,10 @@ struct LogShown {
     segments: Option<Segments>,
     /// Bytes of them.
     bytes: u64,
+    /// What retention took of it: JWS by the mesh's audit key, `typ` `aip-retired+jwt`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    retired: Option<String>,
     /// Why nothing more of it is taken.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false)]
@@ -138,9 +142,9 @@ async fn shown(api: &Api, log: String, row: LogRow) -> Result<LogShown, Refusal>
             last: *last,
             closed_records: manifest.closed.last().map_or(0, aip_audit::log::Closed::end),
         });
-        (here, bytes)
+        (here, bytes, std::fs::read_to_string(dir.join(RETIRED_FILE)).ok())
     });
-    let (segments, bytes) = here.await.map_err(|e| Refusal::new(Reason::Internal, e.to_string()))?;
+    let (segments, bytes, retired) = here.await.map_err(|e| Refusal::new(Reason::Internal, e.to_string()))?;
     Ok(LogShown {
         log,
         agent: row.agent,
@@ -148,6 +152,7 @@ async fn shown(api: &Api, log: String, row: LogRow) -> Result<LogShown, Refusal>
         checkpoint: row.taken,
         segments,
         bytes,
+        retired,
         broken: row.broken,
     })
 }

@@ -22,12 +22,12 @@ pub struct Kept {
     pub line: u64,
     /// The JWS.
     pub statement: String,
-    /// The chain of the SVID that signed it, DER, leaf first.
-    pub chain: Vec<Vec<u8>>,
+    /// The chain of the SVID that signed it, DER, leaf first; all checkpoints that name it share it.
+    pub chain: Certificates,
 }
 
 /// A chain of certificates, DER, leaf first.
-type Certificates = Arc<Vec<Vec<u8>>>;
+pub type Certificates = Arc<Vec<Vec<u8>>>;
 
 /// Longest first line, which stands for those that were taken away: at most [`super::shorten::MAX_CARRIED`] checkpoints, each
 /// with a chain.
@@ -245,12 +245,16 @@ pub fn read_checkpoints(path: &Path) -> Result<Vec<Kept>, LogError> {
         if !line.ended {
             break;
         }
+        if line.number > 1 && line.bytes.len() > MAX_CHECKPOINT_BYTES {
+            let why = format!("longer than {MAX_CHECKPOINT_BYTES} bytes");
+            return Err(LogError::damaged(path, line.number, None, why));
+        }
         let taken = chains.take_all(&line.bytes);
         let taken = taken.map_err(|why| LogError::damaged(path, line.number, None, why))?;
         all.extend(taken.into_iter().map(|(statement, chain)| Kept {
             line: line.number,
             statement,
-            chain: (*chain).clone(),
+            chain,
         }));
     }
     Ok(all)

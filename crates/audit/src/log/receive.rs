@@ -118,7 +118,8 @@ impl Writer {
         }
         self.segment.add(&staged.bytes, &self.disk)?;
         self.open.last = staged.last;
-        self.open.at = last.at;
+        let newest = staged.records.iter().map(|(_, record)| record.at).max();
+        self.open.passed(newest.unwrap_or(last.at));
         self.open.since = self.open.since.or(Some(first.at));
         self.tree = staged.tree.clone();
         self.disk

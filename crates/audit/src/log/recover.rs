@@ -41,10 +41,20 @@ pub(super) struct Open {
     pub(super) first: u64,
     /// Time of its first record.
     pub(super) since: Option<u64>,
-    /// Time of its last record.
+    /// Time of its newest record.
     pub(super) at: u64,
     /// Leaf hash of the last line of the log.
     pub(super) last: Digest,
+}
+
+impl Open {
+    /// A record of this time was added. Times may go back, and a search by time leaves out segments: theirs is the newest.
+    pub(super) fn passed(&mut self, at: u64) {
+        self.at = match self.since {
+            Some(_) => self.at.max(at),
+            None => at,
+        };
+    }
 }
 
 pub(super) fn recover(dir: &Path, log: &str) -> Result<Found, LogError> {
@@ -245,7 +255,7 @@ impl Place {
         }
         let leaf = merkle::leaf(line);
         self.open.last = leaf;
-        self.open.at = record.at;
+        self.open.passed(record.at);
         self.open.since = self.open.since.or(Some(record.at));
         self.tree.append(leaf);
         Ok(())

@@ -190,7 +190,7 @@ fn a_log_knows_whether_it_was_closed_in_order() {
     assert!(!Writer::open(&dir, Options::default()).unwrap().1.clean);
     let kept = kept(&dir).unwrap();
     assert_eq!(claims_of(&kept[0].statement).unwrap().closing, Closing::Close);
-    assert_eq!(kept[0].chain, [vec![1]]);
+    assert_eq!(*kept[0].chain, [vec![1]]);
 }
 
 #[test]

@@ -166,7 +166,7 @@ impl Writer {
         }
         self.segment.add(&line, &self.disk)?;
         self.open.last = leaf;
-        self.open.at = at;
+        self.open.passed(at);
         self.open.since = self.open.since.or(Some(at));
         self.tree.append(leaf);
         self.disk

@@ -13,6 +13,7 @@ use aip_api::id::{DecisionId, HopId};
 use serde::{Deserialize, Serialize};
 
 use super::fault::{At, Found, Kind};
+use super::walk::UNSIGNED_MILLIS;
 use super::{LogReport, Source};
 use crate::hop::{self, Difference, Ending, Said, Told};
 use crate::log::segment_path;
@@ -289,29 +290,32 @@ impl Pairing {
             let detail = format!("hop {hop}: decided at the callee as {}", callee.id);
             self.add(found, Kind::WentOnAfterRefusal, caller, detail);
         }
-        // Before the caller's sidecar sees the last byte of an answer, the callee's has written down its end.
-        let seen = with.filter(|with| with.said.direction == Direction::Outbound);
-        let seen = seen.filter(|with| {
-            with.end
-                .is_some_and(|end| end.ending == Ending::Complete && !end.blamed)
-        });
+        let ended = with.filter(|with| with.said.direction == Direction::Outbound);
+        let whole = ended.is_some_and(|with| with.end.is_some_and(|end| end.is_whole()));
+        // Before the caller's sidecar sees the last byte of an answer, the callee's has written down its end; of one that was
+        // cut off, it hears soon.
+        let soon = if whole { 0 } else { UNSIGNED_MILLIS };
         let apart = self.skew.between(caller.agent, callee.agent);
         let log = &logs[without.place.log as usize];
-        let over = log.closed || without.place.seq < log.recovered;
+        let over = without.place.seq < log.recovered;
         let signed = log.signed_at.unwrap_or(0);
-        match seen {
+        let missed = |with: &&Side| match over {
+            true => whole,
+            false => with.at.saturating_add(apart).saturating_add(soon) <= signed,
+        };
+        if log.closed {
             // What a log that was closed lacks is said once, for the log.
-            _ if log.closed => self.out.cut += 1,
-            Some(with) if over || with.at.saturating_add(apart) <= signed => {
-                let detail = format!("hop {hop}: the caller's sidecar saw its end, by its record {}", with.id);
-                self.add(found, Kind::EndMissing, without, detail);
-            }
-            _ if over => self.out.cut += 1,
-            _ if with.is_some_and(|with| reach.is_late(with.at)) && seen.is_some() => {
-                let detail = format!("hop {hop}: its end is not in a log that is signed up to {signed}");
-                self.add(found, Kind::Late, without, detail);
-            }
-            _ => self.out.pending += 1,
+            self.out.cut += 1;
+        } else if let Some(with) = ended.filter(missed) {
+            let detail = format!("hop {hop}: it ended at the caller's sidecar, by its record {}", with.id);
+            self.add(found, Kind::EndMissing, without, detail);
+        } else if over {
+            self.out.cut += 1;
+        } else if whole && with.is_some_and(|with| reach.is_late(with.at)) {
+            let detail = format!("hop {hop}: its end is not in a log that is signed up to {signed}");
+            self.add(found, Kind::Late, without, detail);
+        } else {
+            self.out.pending += 1;
         }
     }
 

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use aip_api::{Digest, SpiffeId};
 
 use super::fault::{At, Found, Kind};
+use super::pair::SKEW_MILLIS;
 use super::{Keys, Source};
 use crate::checkpoint::{Checkpoint, Closing};
-use crate::log::{Kept, LogError, kept};
+use crate::log::{Kept, LogError, RETIRED_FILE, kept};
 
 /// The checkpoints of a log whose signatures hold.
 #[derive(Debug, Default)]
@@ -21,6 +22,8 @@ pub(super) struct Signed {
     pub(super) recovered: u64,
     /// Records at the checkpoint that ended the log in order.
     closed_at: Option<u64>,
+    /// Records that the control plane's retention took, by its signed word, and until when.
+    pub(super) retired: Option<(u64, u64)>,
     /// The log ended in order: nothing was signed that goes on.
     pub(super) closed: bool,
 }
@@ -56,6 +59,7 @@ pub(super) fn read(
     for claims in listed {
         signed.take(&claims, at, found);
     }
+    signed.read_retired(source, keys, found);
     let most = signed.roots.last_key_value().map(|(size, _)| *size);
     signed.closed = most.is_some() && signed.closed_at == most;
     Ok(signed)
@@ -69,6 +73,36 @@ fn belongs(claims: &Checkpoint, by: &SpiffeId, source: &Source, signed: &Signed)
 }
 
 impl Signed {
+    /// The time of a record within what the checkpoints around it allow: its sidecar chose it, and could have it excuse or
+    /// hide something.
+    pub(super) fn time(&self, seq: u64, at: u64) -> u64 {
+        let before = self.roots.range(..=seq).next_back();
+        let after = self.roots.range(seq.saturating_add(1)..).next();
+        let from = before.map_or(0, |(_, (_, signed))| signed.saturating_sub(SKEW_MILLIS));
+        let to = after.map_or(u64::MAX, |(_, (_, signed))| signed.saturating_add(SKEW_MILLIS));
+        at.max(from).min(to)
+    }
+
+    fn read_retired(&mut self, source: &Source, keys: &dyn Keys, found: &mut Found) {
+        let path = source.dir.join(RETIRED_FILE);
+        if !path.is_file() {
+            return;
+        }
+        let text = std::fs::read_to_string(&path).map_err(|e| e.to_string());
+        let agent = self.agent.as_ref();
+        let claims = text
+            .and_then(|statement| keys.retired(statement.trim()))
+            .and_then(|claims| {
+                let own = claims.v == 1 && claims.log == source.log && agent.is_none_or(|agent| *agent == claims.agent);
+                own.then_some(claims)
+                    .ok_or_else(|| "it speaks of another log".to_owned())
+            });
+        match claims {
+            Ok(claims) => self.retired = Some((claims.records, claims.until.min(claims.at))),
+            Err(why) => found.add(Kind::CheckpointInvalid, At::file(&source.log, &path), why),
+        }
+    }
+
     fn take(&mut self, claims: &Checkpoint, at: At<'_>, found: &mut Found) {
         self.count += 1;
         match claims.closing {

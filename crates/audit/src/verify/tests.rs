@@ -50,6 +50,10 @@ impl Keys for TestKeys {
     fn ledger_begins(&self, statement: &str) -> Result<LedgerBegins, String> {
         open("control plane", statement)
     }
+
+    fn retired(&self, statement: &str) -> Result<Retired, String> {
+        open("control plane", statement)
+    }
 }
 
 fn id(agent: &str) -> SpiffeId {

@@ -23,15 +23,6 @@ const STEP: u64 = 4 * 1024 * 1024;
 /// How long a record may wait for a checkpoint, in milliseconds: a dozen of the five seconds that sidecars take.
 pub(super) const UNSIGNED_MILLIS: u64 = 60_000;
 
-/// Whose quotas a log was kept under.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kept {
-    /// Its sidecar's, which says in the log what it drops.
-    BySidecar,
-    /// The control plane's, too, of whose copy it is.
-    ByControlPlane,
-}
-
 struct Walk<'a> {
     source: &'a Source,
     signed: &'a Signed,
@@ -69,7 +60,6 @@ pub(super) fn walk(
     signed: &Signed,
     found: &mut Found,
     pairing: &mut Pairing,
-    kept: Kept,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(LogReport, Option<Tail>), LogError> {
     let manifest = Manifest::read(&source.dir)?;
@@ -115,7 +105,7 @@ pub(super) fn walk(
         walk.compare(manifest.of(number));
         expected = number.saturating_add(1);
     }
-    walk.dropped(kept);
+    walk.dropped();
     Ok(walk.close())
 }
 
@@ -299,25 +289,27 @@ impl Walk<'_> {
     }
 
     /// What is gone is what signed records say that a quota took.
-    fn dropped(&mut self, kept: Kept) {
+    fn dropped(&mut self) {
         let signed = self.report.signed;
         let mut own = None;
-        for (_, said) in self.said.iter().filter(|(seq, _)| *seq < signed) {
+        for (seq, said) in self.said.iter().filter(|(seq, _)| *seq < signed) {
             match &said.log {
                 Some(log) => self.report.dropped_logs.push(log.clone()),
-                None => own = own.max(Some((said.end(), said.until))),
+                None => own = own.max(Some((said.end(), self.signed.time(*seq, said.until)))),
             }
         }
         let gone = self.report.dropped;
         match own {
             _ if gone == 0 => {}
             Some((end, until)) if end >= gone => self.report.dropped_until = Some(until),
-            _ if kept == Kept::ByControlPlane => self.report.dropped_until = self.report.first_at,
-            _ => {
-                let path = Manifest::path(&self.source.dir);
-                let detail = format!("no signed record says that a quota took records 0 to {}", gone - 1);
-                self.fault(Kind::SegmentMissing, At::file("", &path).seq(0), detail);
-            }
+            _ => match self.signed.retired.filter(|(records, _)| *records >= gone) {
+                Some((_, until)) => self.report.dropped_until = Some(until),
+                None => {
+                    let path = Manifest::path(&self.source.dir);
+                    let detail = format!("nothing signed says that a quota took records 0 to {}", gone - 1);
+                    self.fault(Kind::SegmentMissing, At::file("", &path).seq(0), detail);
+                }
+            },
         }
     }
 

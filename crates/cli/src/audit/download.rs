@@ -20,6 +20,9 @@ use crate::output::{self, cell, counted};
 /// Beside a log's segments: its checkpoints.
 const CHECKPOINTS: &str = "checkpoints.jsonl";
 
+/// Why nothing more comes of a log that is older than records are kept: nothing of it is left, and nothing is wrong.
+const EXPIRED: &str = "expired";
+
 /// What was fetched.
 #[derive(Debug, Default)]
 pub(super) struct Fetched {
@@ -64,11 +67,17 @@ pub(super) async fn fetch(globals: &Globals, dir: &Path) -> Result<Fetched, Fail
     let mut fetched = Fetched::default();
     let mut folders = HashMap::new();
     for held in admin.list("/v1/audit/logs").await? {
+        if held["broken"]["reason"] == EXPIRED {
+            continue;
+        }
         let name = held["log"].as_str().unwrap_or_default().to_owned();
         let folder = dir.join(agent_folder(&held)).join(&name);
         log::name_of(&folder).map_err(|e| failed(&folder, &e))?;
         make(&folder)?;
         write(&folder.join(CHECKPOINTS), b"")?;
+        if let Some(retired) = held["retired"].as_str() {
+            write(&folder.join(log::RETIRED_FILE), retired.as_bytes())?;
+        }
         folders.insert(name, folder);
     }
     let signed = match &head {

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use aip_api::resource::KeyPurpose;
 use aip_api::{Digest, SpiffeId, TrustDomain};
-use aip_audit::checkpoint::{CHECKPOINT_TYP, LEDGER_BEGINS_TYP, LedgerBegins, TREE_HEAD_TYP, TreeHead};
+use aip_audit::checkpoint::{
+    CHECKPOINT_TYP, LEDGER_BEGINS_TYP, LedgerBegins, RETIRED_TYP, Retired, TREE_HEAD_TYP, TreeHead,
+};
 use aip_audit::log::{self, Kept};
 use aip_audit::{Checkpoint, verify::Keys};
 use aip_runtime::trust::TrustState;
@@ -123,5 +125,11 @@ impl Keys for Trust {
         let key = |kid: &str| self.0.key(KeyPurpose::Audit, kid);
         let begins: LedgerBegins = jws::verify_eddsa(statement, LEDGER_BEGINS_TYP, key).map_err(|e| e.to_string())?;
         self.own(&begins.iss).map(|()| begins)
+    }
+
+    fn retired(&self, statement: &str) -> Result<Retired, String> {
+        let key = |kid: &str| self.0.key(KeyPurpose::Audit, kid);
+        let retired: Retired = jws::verify_eddsa(statement, RETIRED_TYP, key).map_err(|e| e.to_string())?;
+        self.own(&retired.iss).map(|()| retired)
     }
 }

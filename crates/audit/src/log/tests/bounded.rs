@@ -29,7 +29,11 @@ fn a_chain_stands_in_the_file_once() {
     }
     let text = fs::read_to_string(dir.join("checkpoints.jsonl")).unwrap();
     assert_eq!(text.lines().filter(|line| line.contains("certificates")).count(), 3);
-    let read: Vec<_> = kept(&dir).unwrap().into_iter().map(|kept| kept.chain).collect();
+    let read: Vec<_> = kept(&dir)
+        .unwrap()
+        .into_iter()
+        .map(|kept| (*kept.chain).clone())
+        .collect();
     let expected: Vec<_> = [0, 0, 0, 1, 1, 0].map(|chain: usize| chains[chain].clone()).into();
     assert_eq!(read, expected);
     // What names a chain that is not there, or not the one that it says, is no checkpoint.

@@ -112,3 +112,35 @@ fn what_a_crash_cut_has_no_end_unless_the_other_end_saw_it() {
     mesh.planner.checkpoint();
     assert_eq!(mesh.kinds(), [Kind::EndMissing]);
 }
+
+#[test]
+fn a_callee_that_never_says_how_a_request_ended_is_found() {
+    let mut mesh = Mesh::busy();
+    let (hop, id) = undone(&mut mesh);
+    let callee = mesh.researcher.id.clone();
+    mesh.planner.ended(hop, Direction::Outbound, &callee, id, |end| {
+        (end.end, end.blame) = ("aborted".into(), "caller".into());
+    });
+    mesh.planner.checkpoint();
+    mesh.researcher.checkpoint();
+    assert_eq!(mesh.verify().hops.pending, 1, "{:?}", mesh.kinds());
+    mesh.researcher.now += 100_000;
+    let now = mesh.researcher.now;
+    mesh.researcher.writer.append(gap(), now).unwrap();
+    mesh.researcher.checkpoint();
+    assert_eq!(mesh.kinds(), [Kind::EndMissing]);
+}
+
+#[test]
+fn a_record_is_as_old_as_the_checkpoints_around_it_allow_and_not_as_it_says() {
+    let mut mesh = Mesh::busy();
+    let (callee, now) = (mesh.researcher.id.clone(), mesh.planner.now);
+    mesh.planner.now = u64::MAX / 2;
+    mesh.planner
+        .one(HopId::fresh(), Direction::Outbound, &callee, DecisionId::fresh());
+    mesh.planner.now = now + 100;
+    mesh.planner.checkpoint();
+    mesh.researcher.now += 600_000;
+    mesh.researcher.checkpoint();
+    assert_eq!(mesh.kinds(), [Kind::MissingAtCallee]);
+}

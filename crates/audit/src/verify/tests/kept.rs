@@ -156,3 +156,49 @@ fn of_two_copies_the_one_with_its_checkpoints_is_read() {
     assert!(report.intact(), "{:#?}", report.faults);
     assert_eq!(report.logs.len(), 2);
 }
+
+#[test]
+fn what_the_control_planes_retention_took_is_excused_by_its_signature_alone() {
+    let home = tempfile::tempdir().unwrap();
+    let mesh = Mesh::busy();
+    let log = mesh.planner.writer.log().to_owned();
+    let dir = home.path().join(&log);
+    copy(&mesh.dir(), &dir);
+    let options = Options {
+        segment_bytes: 6000,
+        total_bytes: 16_000,
+        ..Options::default()
+    };
+    let (mut writer, _) = Writer::open(&dir, options).unwrap();
+    writer.sweep(u64::MAX, 9).unwrap().unwrap();
+    let manifest = crate::log::Manifest::read(&dir).unwrap();
+    let gone = manifest.of(manifest.begins() - 1).unwrap().end();
+    let kinds = || {
+        let sources = Sources::find(home.path()).unwrap();
+        let report = verify(&sources, &TestKeys, &mut |_| {}).unwrap();
+        report.faults.iter().map(|fault| fault.kind).collect::<Vec<_>>()
+    };
+    // A ledger beside it, which anybody can put there, excuses nothing.
+    let ledger = home.path().join(LEDGER_DIR);
+    fs::create_dir_all(&ledger).unwrap();
+    fs::write(ledger.join("checkpoints.jsonl"), "").unwrap();
+    assert_eq!(kinds(), [Kind::SegmentMissing]);
+    let retired = |log: &str, records| Retired {
+        v: 1,
+        iss: "aip.internal".into(),
+        log: log.into(),
+        agent: id("planner"),
+        records,
+        until: 1_000_100,
+        at: 1_000_200,
+    };
+    let said = |by: &str, claims: &Retired| fs::write(dir.join(crate::log::RETIRED_FILE), sign(by, claims)).unwrap();
+    said("control plane", &retired(&log, gone));
+    assert_eq!(kinds(), []);
+    said("control plane", &retired(&log, gone - 1));
+    assert_eq!(kinds(), [Kind::SegmentMissing], "more is gone than it says");
+    said("somebody", &retired(&log, gone));
+    assert_eq!(kinds(), [Kind::CheckpointInvalid, Kind::SegmentMissing]);
+    said("control plane", &retired("another", gone));
+    assert_eq!(kinds(), [Kind::CheckpointInvalid, Kind::SegmentMissing]);
+}

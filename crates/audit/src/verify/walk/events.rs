@@ -57,7 +57,7 @@ impl Walk<'_> {
             self.unsigned_since.get_or_insert((record.seq, record.at));
         }
         match &record.event {
-            Event::Decision(decision) => self.decision(at, record.at, decision, place),
+            Event::Decision(decision) => self.decision(at, self.signed.time(record.seq, record.at), decision, place),
             Event::End(end) => {
                 let known = self.open.remove(&end.id).is_some();
                 // Its decision may be among what a quota took, or what is missing.
@@ -66,7 +66,8 @@ impl Walk<'_> {
                     let at = at.decision(Some(&id));
                     self.fault(Kind::EndWithoutDecision, at, "no decision of this id stands before it");
                 }
-                self.pairing.end(record.at, end, self.found);
+                self.pairing
+                    .end(self.signed.time(record.seq, record.at), end, self.found);
             }
             Event::Gap(gap) => self.report.gaps = self.report.gaps.saturating_add(gap.lost),
             Event::Dropped(dropped) => self.said.push((record.seq, dropped.clone())),
