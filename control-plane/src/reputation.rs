@@ -8,7 +8,7 @@
 //! | [`score`] | the score of a ledger, at a moment; pure |
 //! | [`book`] | ledgers in the store, and the change that adds an event and tells of the score |
 //! | [`evidence`] | whether what a report is about happened, by the audit |
-//! | [`reports`] | what verifiers report |
+//! | [`reports`], [`signed`] | what verifiers report, by a token alone or by a key of their own |
 //! | [`observe`] | what hops say, gathered and written every few seconds |
 //! | [`drift`] | what a drift does |
 //! | [`resets`] | forgetting what counts, by two people |
@@ -27,6 +27,7 @@ pub mod reports;
 mod resets;
 mod review;
 pub mod score;
+pub mod signed;
 pub mod statements;
 pub mod tally;
 

@@ -61,6 +61,8 @@ pub struct Caller {
     pub jti: String,
     /// Unix seconds at which it ends.
     pub exp: u64,
+    /// The key by which its reports are signed.
+    pub key: Option<String>,
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller {
@@ -132,6 +134,7 @@ pub async fn still_good(registry: &Registry, jti: &str, exp: u64) -> Result<Call
         role: record.role,
         jti: record.jti,
         exp: record.expires_at.min(exp),
+        key: record.key,
     })
 }
 

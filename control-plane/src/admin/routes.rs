@@ -90,6 +90,7 @@ pub const ROUTES: &[Route] = &[
     route("DELETE", "/v1/traffic/{agent}", WriteTraffic),
     route("GET", "/v1/reputation", Read),
     route("GET", "/v1/reputation/{agent}", Read),
+    route("GET", "/v1/reputation/{agent}/reports", Read),
     route("POST", "/v1/reputation/{agent}/reports", ReportReputation),
     route("POST", "/v1/reputation/{agent}/import", ReportReputation),
     route("POST", "/v1/reputation/{agent}/reset", ResetReputation),

@@ -51,6 +51,7 @@ pub(super) fn first_admin(mode: MeshMode, now: u64) -> AdminTokenRecord {
         expires_at: now + ttl,
         issued_by: Actor::control_plane().0,
         claim: None,
+        key: None,
         revoked_at: None,
     }
 }

@@ -11,6 +11,7 @@ use super::records::{Action, AdminTokenRecord, Claim, Proposal, SecondPerson};
 use super::{Actor, Draft, Outcome, Registry, Versioned, keys};
 use crate::admin::roles::{Permission, Role, may};
 use crate::refusal::{Reason, Refusal};
+use crate::reputation::signed;
 use crate::store::{Expect, Op};
 
 /// Longest lifetime of an admin token.
@@ -35,6 +36,9 @@ pub struct NewAdmin {
     pub ttl_seconds: u64,
     /// Digest of the secret for which the token is handed out; `None`: it is in the answer.
     pub claim: Option<Digest>,
+    /// The key by which reports under it are signed, as [`AdminTokenRecord::key`] has it.
+    #[serde(default)]
+    pub key: Option<String>,
     /// Who asked for it.
     pub asked_by: String,
 }
@@ -64,6 +68,10 @@ impl NewAdmin {
         if !(MIN_TTL..=MAX_TTL).contains(&ttl) {
             let message = format!("{ttl} is out of bounds: {MIN_TTL} to {MAX_TTL}");
             mistakes.push(FieldError::new("ttl_seconds", message));
+        }
+        if self.key.as_deref().is_some_and(|key| signed::point(key).is_none()) {
+            let message = "the point of a P-256 key, uncompressed: 65 bytes in base64; aip reputation keygen makes one";
+            mistakes.push(FieldError::new("key", message));
         }
         if mistakes.is_empty() {
             return Ok(());
@@ -109,7 +117,14 @@ impl Registry {
     ) -> Result<Issued, Refusal> {
         let record = self.admin_record(&wanted);
         let draft = self.change(&Actor::admin(&wanted.asked_by), action, &record.jti);
-        let draft = draft.detail(format!("{} as {}", record.sub, record.role.as_str()));
+        let signs = record.key.as_ref().map(|key| format!(", whose reports {key} signs"));
+        let detail = format!(
+            "{} as {}{}",
+            record.sub,
+            record.role.as_str(),
+            signs.unwrap_or_default()
+        );
+        let draft = draft.detail(detail);
         let draft = match &second {
             // Of two at once, one is the second person; the other is proposed, when it is repeated.
             Some(second) => draft.put(keys::SECOND_PERSON, second, Expect::Absent),
@@ -131,6 +146,7 @@ impl Registry {
             expires_at: now + wanted.ttl_seconds,
             issued_by: wanted.asked_by.clone(),
             claim: wanted.claim,
+            key: wanted.key.clone(),
             revoked_at: None,
         }
     }

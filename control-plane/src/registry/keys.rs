@@ -172,10 +172,15 @@ pub fn reputation_event(agent: &AgentName, seq: u64) -> String {
     format!("{}{seq:016}", reputation_events(agent))
 }
 
+/// All reports about an agent that were counted.
+pub fn reputation_reports(agent: &AgentName) -> String {
+    format!("{REPUTATION_REPORTS}{agent}/")
+}
+
 /// A report that was counted, by its reporter and the hop.
 pub fn reputation_report(agent: &AgentName, reporter: &str, hop: &str) -> String {
     let digest = Digest::of_parts(&[reporter.as_bytes(), b"\0", hop.as_bytes()]);
-    format!("{REPUTATION_REPORTS}{agent}/{digest}")
+    format!("{}{digest}", reputation_reports(agent))
 }
 
 /// What all reports of one hop came to.

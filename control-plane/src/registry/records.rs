@@ -127,6 +127,9 @@ pub struct AdminTokenRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub claim: Option<Digest>,
+    /// The key by which reports under this token are signed: the point of a P-256 key, uncompressed, in base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
     /// Unix seconds, once it was revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<u64>,

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use aip_api::AgentName;
 use aip_api::resource::reputation::{Evidence, Factor, Finding, ReputationSettings, Score, Severity};
+use aip_api::{AgentName, Digest};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -113,6 +113,10 @@ pub struct Report {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<String>)]
     pub seen_by: Vec<AgentName>,
+    /// SHA-256 of the key, as it was enrolled, that the reporter signed it by; absent where its token alone vouches for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub signed_by: Option<Digest>,
     /// What the agent said, or what was wrong, in the reporter's words.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub claim: String,

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use aip_api::AgentName;
 use aip_api::problem::FieldError;
 use aip_api::resource::Agent;
 use aip_api::resource::reputation::{Evidence, Factor, Finding, MAX_CLAIM_BYTES, ReputationSettings, Score, Severity};
+use aip_api::{AgentName, Digest};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::book::Recorded;
 use super::event::{Report, What};
 use super::evidence::Seen;
+use super::signed::Signed;
 use super::tally::HOUR;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::{Actor, Draft, Registry, Versioned, keys, retrying};
@@ -41,15 +43,21 @@ pub struct NewReport {
     pub claim: String,
     /// What the audit has of it.
     pub seen: Seen,
+    /// As its reporter signed it, by [`super::signed::check`].
+    pub signed: Option<Signed>,
 }
 
-/// A report that was counted, so that it is counted once.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A report that was counted, so that it is counted once, and can be checked when its event is no longer kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Counted {
-    /// The report's id.
-    pub id: String,
     /// Unix seconds.
     pub at: u64,
+    /// What was reported.
+    #[serde(flatten)]
+    pub report: Report,
+    /// As its reporter signed it; absent where its token alone vouches for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed: Option<Signed>,
 }
 
 /// What all reports of one hop came to, so that it counts once, whoever reports it: by the worst of them.
@@ -112,7 +120,7 @@ impl Registry {
         let once = keys::reputation_report(&report.agent, sub, &report.seen.hop);
         if let Some(before) = self.record::<Counted>(once.clone()).await? {
             return Ok(Reported {
-                id: before.value.id,
+                id: before.value.report.id,
                 repeated: true,
                 points: Score::default(),
                 revision: before.revision,
@@ -132,25 +140,25 @@ impl Registry {
         let worth = worth(known.as_ref(), sub, report, &settings, now);
         let id = uuid::Uuid::now_v7().hyphenated().to_string();
         let (finding, severity) = (report.finding.as_str(), report.severity.as_str());
+        let event = report.event(&id, sub, &worth);
+        let counted = Counted {
+            at: now,
+            report: event.clone(),
+            signed: report.signed.clone(),
+        };
         let draft = self
             .change(&Actor::admin(sub), "reputation.report", report.agent.as_str())
             .detail(format!(
                 "{finding}, {severity}, {}: {} off",
                 report.evidence, worth.points
             ))
-            .put(
-                once,
-                &Counted {
-                    id: id.clone(),
-                    at: now,
-                },
-                Expect::Absent,
-            )
+            .put(once, &counted, Expect::Absent)
             .put(hop, &worth.of_hop, expect)
             .ops([registered]);
         let draft = self.reports_once_more(draft, sub, now).await?;
-        let what = What::Report(report.event(&id, sub, &worth));
-        let (draft, recorded) = self.reputation_ops(draft, &mut book, what, &settings).await?;
+        let (draft, recorded) = self
+            .reputation_ops(draft, &mut book, What::Report(event), &settings)
+            .await?;
         let revision = draft.commit().await?;
         metrics::counter!("aip_reputation_reports_total", "finding" => finding, "severity" => severity).increment(1);
         Ok(Reported {
@@ -241,6 +249,7 @@ impl NewReport {
             evidence: self.evidence.clone(),
             hop: self.seen.hop.clone(),
             seen_by: self.seen.by.clone(),
+            signed_by: self.signed.as_ref().map(|signed| Digest::sha256(signed.key.as_bytes())),
             claim: self.claim.clone(),
         }
     }

@@ -60,6 +60,7 @@ fn report(reporter: &str, n: u32, finding: Finding, severity: Severity) -> What 
             .unwrap(),
         hop: String::new(),
         seen_by: Vec::new(),
+        signed_by: None,
         claim: String::new(),
     })
 }

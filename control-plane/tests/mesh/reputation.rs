@@ -1,6 +1,7 @@
 //! Reputation against those who would bend it: who may report, about whom, how often; what a statement is worth.
 
 mod evidence;
+mod signed;
 
 use aip_api::resource::KeyPurpose;
 use aip_api::resource::reputation::{STATEMENT_TYP, Score, Statement};

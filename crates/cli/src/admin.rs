@@ -57,6 +57,9 @@ pub(crate) struct Issue {
     /// The digest that `aip admin secret` printed for them; a prod mesh needs it
     #[arg(long, value_name = "DIGEST")]
     claim: Option<Digest>,
+    /// Of a verifier: the key that `aip reputation keygen` printed; its reports are then taken where that key signed them
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
     /// Without --claim: write the token to this file (0600) instead of printing it
     #[arg(long, value_name = "FILE", conflicts_with = "claim")]
     out: Option<PathBuf>,
@@ -129,6 +132,9 @@ impl Issue {
         }
         if let Some(claim) = &self.claim {
             request["claim"] = claim.to_string().into();
+        }
+        if let Some(key) = &self.key {
+            request["key"] = key.clone().into();
         }
         let answer = admin
             .send(Method::POST, "/v1/admin-tokens", Some(&request), &what)

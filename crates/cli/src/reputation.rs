@@ -1,11 +1,14 @@
 //! `aip reputation`: how agents behaved so far, verifiers' reports, imports, resets.
 
+mod key;
+mod report;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use aip_api::AgentName;
-use aip_api::resource::reputation::{Evidence, MAX_STATEMENT_BYTES};
+use aip_api::resource::reputation::MAX_STATEMENT_BYTES;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use hyper::Method;
@@ -17,18 +20,14 @@ use crate::exit::{Exit, Failure};
 use crate::output::{self, Table, cell, timestamp};
 use crate::policy::rollout::{self, Outcome};
 
-/// How long a record may take from a sidecar to the audit before a report about it is given up: sidecars send theirs within
-/// seconds.
-const RECORDED: Duration = Duration::from_secs(30);
-/// Between two tries.
-const LOOK: Duration = Duration::from_millis(500);
-
 #[derive(Debug, Subcommand)]
 pub(crate) enum ReputationVerb {
     /// Show the agents' scores; of one agent, also what it rests on
     Show(Show),
     /// Report what was found in what an agent said or did; takes the role verifier
-    Report(Box<Report>),
+    Report(Box<report::Report>),
+    /// Make a key by which a verifier signs its reports; its public half is enrolled with `aip admin issue --key`
+    Keygen(key::Keygen),
     /// Take a signed statement that the control plane may have forgotten: the lower score holds
     Import(Import),
     /// Forget what counts for and against an agent; in a prod mesh a second person approves it
@@ -42,26 +41,6 @@ pub(crate) struct Show {
     /// Print the signed statement alone, for whoever checks it elsewhere
     #[arg(long, requires = "agent")]
     statement: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Report {
-    /// The agent
-    agent: AgentName,
-    /// What was found
-    #[arg(long, value_parser = ["hallucination", "contract_breach", "false_claim", "unreliable", "slow", "confirmed"])]
-    finding: String,
-    /// How bad it was
-    #[arg(long, value_parser = ["low", "medium", "high", "critical"], default_value = "medium")]
-    severity: String,
-    /// What it is about: hop:UUID, or decision:UUID as `aip call` shows it; counted once
-    #[arg(long, value_parser = evidence, value_name = "KIND:UUID")]
-    evidence: Evidence,
-    /// What was wrong, in words
-    #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
-    claim: String,
-    #[command(flatten)]
-    wait: rollout::Wait,
 }
 
 #[derive(Debug, Args)]
@@ -84,16 +63,15 @@ pub(crate) struct Reset {
     wait: rollout::Wait,
 }
 
-fn evidence(text: &str) -> Result<Evidence, String> {
-    Evidence::try_from(text.to_owned()).map_err(str::to_owned)
-}
-
 fn path_of(agent: &AgentName) -> String {
     format!("/v1/reputation/{}", encoded(agent.as_str()))
 }
 
 impl ReputationVerb {
     pub(crate) async fn perform(self, globals: &Globals) -> anyhow::Result<ExitCode> {
+        if let Self::Keygen(verb) = self {
+            return verb.perform(globals);
+        }
         let admin = Admin::open(globals)?;
         match self {
             Self::Show(Show { agent: None, .. }) => list(globals, &admin).await?,
@@ -102,57 +80,11 @@ impl ReputationVerb {
                 statement,
             }) => show(globals, &admin, &agent, statement).await?,
             Self::Report(verb) => return verb.perform(globals, &admin).await,
+            Self::Keygen(_) => {}
             Self::Import(verb) => verb.perform(globals, &admin).await?,
             Self::Reset(verb) => return verb.perform(globals, &admin).await,
         }
         Ok(ExitCode::SUCCESS)
-    }
-}
-
-impl Report {
-    async fn perform(&self, globals: &Globals, admin: &Admin) -> anyhow::Result<ExitCode> {
-        let started = Instant::now();
-        let body = json!({
-            "finding": self.finding, "severity": self.severity, "evidence": self.evidence, "claim": self.claim,
-        });
-        let what = format!("{} was not reported", self.agent);
-        let path = format!("{}/reports", path_of(&self.agent));
-        let answer = self.taken(admin, &path, &body, &what).await?;
-        if answer["repeated"] == true {
-            match globals.json() {
-                true => output::json(&answer),
-                false => output::line(format!(
-                    "reported before as {}: nothing was counted",
-                    cell(&answer["id"])
-                )),
-            }
-            return Ok(ExitCode::SUCCESS);
-        }
-        let (score, level) = (cell(&answer["score"]), cell(&answer["level"]));
-        let sentence = format!("{} is at {score} ({level})", self.agent);
-        let outcome = Outcome::of(&answer, &what)?;
-        rollout::report(globals, admin, &outcome, &sentence, started, &self.wait).await
-    }
-}
-
-impl Report {
-    /// The answer; a hop of this moment is in the audit a moment later.
-    async fn taken(&self, admin: &Admin, path: &str, body: &Value, what: &str) -> Result<Value, Failure> {
-        let started = Instant::now();
-        loop {
-            match admin.send(Method::POST, path, Some(body), what).await {
-                Err(failure) if failure.reason == "hop_unknown" && self.is_fresh() && started.elapsed() < RECORDED => {
-                    tokio::time::sleep(LOOK).await;
-                }
-                answer => return answer,
-            }
-        }
-    }
-
-    /// Whether what it is about was made within the last [`RECORDED`], as its id says.
-    fn is_fresh(&self) -> bool {
-        let made = self.evidence.made_at();
-        made.is_some_and(|made| made + RECORDED.as_secs() > aip_runtime::unix_now())
     }
 }
 

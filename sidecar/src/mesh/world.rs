@@ -376,10 +376,6 @@ impl World {
             }
         }
         let strictest = || Arc::new(MeshConfig::new(id.trust_domain.clone(), MeshMode::Prod));
-        let own_traffic = traffic
-            .get(id.agent.as_str())
-            .or_else(|| traffic.get(Traffic::DEFAULT))
-            .cloned();
         Snapshot {
             revision: self.revision,
             mesh: self.mesh_config().unwrap_or_else(strictest),
@@ -388,7 +384,7 @@ impl World {
                 .get(&id.agent)
                 .cloned()
                 .unwrap_or_else(|| Arc::new(Agent::new(id.agent.clone()))),
-            traffic: own_traffic.unwrap_or_else(|| Arc::new(Traffic::defaults())),
+            traffic: limits_of(&id.agent, &traffic),
             agents,
             endpoints: endpoints.into_iter().map(|(name, list)| (name, list.into())).collect(),
             reputations,
@@ -398,6 +394,12 @@ impl World {
             id,
         }
     }
+}
+
+/// The limits of an agent: its own, else those of all.
+fn limits_of(agent: &AgentName, traffic: &HashMap<&str, Arc<Traffic>>) -> Arc<Traffic> {
+    let limits = traffic.get(agent.as_str()).or_else(|| traffic.get(Traffic::DEFAULT));
+    limits.cloned().unwrap_or_else(|| Arc::new(Traffic::defaults()))
 }
 
 /// Where a policy that can't be read is attached; everywhere, if not even that can be read.

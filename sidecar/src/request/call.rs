@@ -81,20 +81,7 @@ pub(crate) async fn call(
     still_allowed(arrived, classified, &exchange)?;
     let downstream = arrived.head.extensions.remove::<OnUpgrade>();
     let upgrade = classified.upgrade.clone().zip(downstream);
-    if carrier == "grpc"
-        && let Some(body) = arrived.body.take()
-    {
-        arrived.body = Some(body.of_grpc());
-    }
-    // Asking for the body tells a client to send it, which is the callee's to say where the client waits for that.
-    if !arrived.head.headers.contains_key(EXPECT)
-        && let Some(body) = arrived.body.take()
-    {
-        arrived.body = Some(body.begun().await);
-    }
-    if arrived.body.as_ref().is_some_and(Body::is_no_grpc) {
-        return Err(no_grpc());
-    }
+    begin_body(arrived, carrier).await?;
     let sent = tokio::select! {
         // What is cut sends nothing more, also where both are ready.
         biased;
@@ -115,6 +102,25 @@ pub(crate) async fn call(
         permit: limits.permit,
         upgrade,
     })))
+}
+
+/// Looks at how the body begins, as far as that says whether it is what it calls itself.
+async fn begin_body(arrived: &mut Arrived, carrier: &str) -> Result<(), Refused> {
+    if carrier == "grpc"
+        && let Some(body) = arrived.body.take()
+    {
+        arrived.body = Some(body.of_grpc());
+    }
+    // Asking for the body tells a client to send it, which is the callee's to say where the client waits for that.
+    if !arrived.head.headers.contains_key(EXPECT)
+        && let Some(body) = arrived.body.take()
+    {
+        arrived.body = Some(body.begun().await);
+    }
+    match arrived.body.as_ref().is_some_and(Body::is_no_grpc) {
+        true => Err(no_grpc()),
+        false => Ok(()),
+    }
 }
 
 /// Looks once more: an order may have come, or the world may have changed, while the body was awaited. From here on both

@@ -56,6 +56,9 @@ struct Wanted {
     /// secret alone. Required in a `prod` mesh; absent in a `dev` one, the token is in the answer.
     #[schema(value_type = Option<String>)]
     claim: Option<Digest>,
+    /// The point of a P-256 key, uncompressed, in base64 (65 bytes): reports under this token are taken where they are signed
+    /// by it, and no others. Absent: reports are authenticated by the token alone.
+    key: Option<String>,
 }
 
 /// An admin token that was issued.
@@ -81,6 +84,7 @@ async fn issue(State(api): State<Arc<Api>>, caller: Caller, Body(wanted): Body<W
         role: wanted.role,
         ttl_seconds: wanted.ttl_seconds.unwrap_or(ADMIN_TTL),
         claim: wanted.claim,
+        key: wanted.key,
         asked_by: caller.sub,
     };
     let (record, revision) = match api.registry.issue_admin(wanted).await? {

@@ -22,14 +22,15 @@ use crate::refusal::{Reason, Refusal};
 use crate::registry::{decode, keys};
 use crate::reputation::event::Event;
 use crate::reputation::evidence;
-use crate::reputation::reports::NewReport;
+use crate::reputation::reports::{Counted, NewReport};
+use crate::reputation::signed;
 
 /// Every path has the agent before the verb: so no agent's name can hide a route, nor a route an agent.
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
         .routes(routes!(list))
         .routes(routes!(show))
-        .routes(routes!(report))
+        .routes(routes!(reports, report))
         .routes(routes!(import))
         .routes(routes!(reset))
 }
@@ -120,6 +121,21 @@ async fn show(State(api): State<Arc<Api>>, Name(agent): Name<AgentName>) -> Answ
     }))
 }
 
+/// The reports about an agent that were counted within the last 400 days, with what their reporters signed.
+#[utoipa::path(get, path = "/v1/reputation/{agent}/reports", tag = "reputation", params(("agent" = String, Path), PageQuery),
+    responses((status = 200, body = Page<Counted>)))]
+async fn reports(
+    State(api): State<Arc<Api>>,
+    Name(agent): Name<AgentName>,
+    Params(query): Params<PageQuery>,
+) -> Answer<Json<Page<Counted>>> {
+    let prefix = keys::reputation_reports(&agent);
+    let shown = page(&api, &prefix, &query, |_, entry| {
+        Ok(Some(decode::<Counted>(entry)?.value))
+    });
+    Ok(Json(shown.await?))
+}
+
 /// What a verifier found.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -137,6 +153,10 @@ struct Reported {
     /// In words; at most 1,000 bytes.
     #[serde(default)]
     claim: String,
+    /// The same, signed: a JWS, ES256 by the key that was enrolled with the token, typ `aip-report+jwt`, with the claims
+    /// `aud` (`spiffe://<trust domain>/control-plane`), `sub` (the agent's SPIFFE ID), `iat`, and those above. Required where
+    /// a key was enrolled.
+    statement: Option<String>,
 }
 
 /// What a report did.
@@ -178,14 +198,17 @@ async fn report(
         let _place = place.ok_or_else(|| Refusal::new(Reason::Overloaded, "too many searches; ask again"))?;
         evidence::look_up(&api.audit, api.ca.trust_domain(), &agent, &reported.evidence).await?
     };
-    let report = NewReport {
+    let mut report = NewReport {
         agent,
         finding: reported.finding,
         severity: reported.severity,
         evidence: reported.evidence,
         claim: reported.claim,
         seen,
+        signed: None,
     };
+    let at = (api.ca.trust_domain(), api.registry.clock.now());
+    report.signed = signed::check(&report, reported.statement.as_deref(), caller.key.as_deref(), at)?;
     let done = api.registry.report_reputation(&caller.sub, report).await?;
     let reputation = done.recorded.as_ref().map(|recorded| &recorded.reputation);
     let taken = Taken {

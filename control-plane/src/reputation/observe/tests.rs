@@ -247,6 +247,7 @@ async fn what_the_floor_refuses_counts_against_nobody() {
             hop: "0198f2f0-7d2b-7c3e-8a11-3b7d5b1f0a42".into(),
             by: Vec::new(),
         },
+        signed: None,
     };
     registry.report_reputation("checker", slash).await.unwrap();
     told(&registry, &[outcome(Ended::Denied, 1)]).await;

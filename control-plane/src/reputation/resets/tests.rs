@@ -17,6 +17,7 @@ fn report(n: u8) -> NewReport {
         evidence: format!("hop:{hop}").try_into().unwrap(),
         claim: String::new(),
         seen: Seen { hop, by: Vec::new() },
+        signed: None,
     }
 }
 

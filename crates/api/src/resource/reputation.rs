@@ -20,6 +20,10 @@ pub const STATEMENT_TYP: &str = "aip-rep+jwt";
 pub const MAX_STATEMENT_BYTES: usize = 16 * 1024;
 /// Slashes that a document names, the heaviest ones: as many as a person reads. All of them count in the score.
 pub const MAX_SLASHES: usize = 16;
+/// The `typ` of a report that a verifier signed.
+pub const REPORT_TYP: &str = "aip-report+jwt";
+/// Longest signed report that is read: the longest claim, escaped, in base64, and room for the rest.
+pub const MAX_REPORT_BYTES: usize = 12 * 1024;
 /// Longest text of a claim in a report.
 pub const MAX_CLAIM_BYTES: usize = 1_000;
 
@@ -409,6 +413,27 @@ pub struct Statement {
     pub exp: u64,
     /// What is said.
     pub reputation: Reputation,
+}
+
+/// The claims of a report that a verifier signed: a JWS, ES256 by the key that was enrolled with its token, of type
+/// [`REPORT_TYP`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedReport {
+    /// To whom it is made: the trust domain's control plane.
+    pub aud: String,
+    /// Of whom.
+    pub sub: SpiffeId,
+    /// Unix seconds.
+    pub iat: u64,
+    /// What was found.
+    pub finding: Finding,
+    /// How bad it was.
+    pub severity: Severity,
+    /// What it is about.
+    pub evidence: Evidence,
+    /// In words.
+    #[serde(default)]
+    pub claim: String,
 }
 
 #[cfg(test)]

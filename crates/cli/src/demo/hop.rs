@@ -75,7 +75,13 @@ pub(super) async fn show(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<(
     }
     let same = ours["hop"] == theirs["hop"] && ours["hop"].is_string() && ours["trace"] == theirs["trace"];
     board.decide("recorded", same, "one hop id and one trace id in both logs");
+    timed(mesh, board).await?;
+    stream(mesh, board).await
+}
 
+/// How long hops take at the caller's sidecar.
+async fn timed(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<()> {
+    let (planner, researcher) = (mesh.state("planner")?, mesh.state("researcher")?);
     let mut times = Vec::with_capacity(CALLS);
     for _ in 0..CALLS {
         let made = calls::mcp(mesh, "researcher", "search", json!({ "query": "shore" })).await?;
@@ -99,7 +105,7 @@ pub(super) async fn show(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<(
         millis(HOP_TARGET)
     );
     board.decide("time", hop <= HOP_TARGET, text);
-    stream(mesh, board).await
+    Ok(())
 }
 
 /// The median and the longest of some times in milliseconds.

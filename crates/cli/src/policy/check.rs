@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use aip_policy::{Admission, Diagnostic};
 use aip_runtime::admission::in_child;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Check;
 use super::diagnostics::{self, Place};
@@ -47,66 +47,94 @@ pub(super) async fn perform(verb: &Check, globals: &Globals, must_have_tests: bo
             .next("check the policies one by one, or put the files beside them")
             .into());
     }
-    let mut table = Table::new(["POLICY", "READS", "CACHE", "INSTRUCTIONS", "TESTS"]);
-    let (mut documents, mut said, mut broken) = (Vec::new(), Vec::new(), 0_usize);
+    let mut checked = Checked::new(globals.json());
     for file in &modules {
-        let files = match read(verb, file, must_have_tests) {
-            Ok(files) => files,
+        match read(verb, file, must_have_tests) {
             // The others are checked all the same.
-            Err(unusable) => {
-                broken += 1;
-                if !globals.json() {
-                    output::note(unusable.to_string());
-                }
-                documents.push(json!({ "file": file, "error": unusable.to_string() }));
-                continue;
-            }
-        };
-        let name = files.source.name.clone();
-        match run(&files).await? {
-            Ok(admission) => {
-                table.row([
-                    name.clone(),
-                    shorten(&admission.reads),
-                    if admission.cacheable {
-                        admission.volatility.clone()
-                    } else {
-                        "no".into()
-                    },
-                    admission.instructions.to_string(),
-                    admission.tests_passed.to_string(),
-                ]);
-                if !globals.json() {
-                    told::warn(&admission, &Place::of(&files));
-                }
-                said.push(told::of(&name, &admission));
-                documents.push(json!({ "policy": name, "file": file, "admission": admission }));
-            }
-            Err(diagnostics) => {
-                broken += 1;
-                if !globals.json() {
-                    output::note(diagnostics::render(&diagnostics, &Place::of(&files)));
-                }
-                documents.push(json!({ "policy": name, "file": file, "diagnostics": diagnostics }));
-            }
+            Err(unusable) => checked.unusable(file, &unusable),
+            Ok(files) => match run(&files).await? {
+                Ok(admission) => checked.admitted(file, &files, &admission),
+                Err(diagnostics) => checked.refused(file, &files, &diagnostics),
+            },
         }
     }
-    if globals.json() {
-        output::json(&documents);
-    } else if broken < modules.len() {
-        let table = table.render();
-        output::line(format!(
-            "{}\n\n{}\n{}",
-            table.trim_end(),
-            said.join("\n"),
-            told::COVERED
-        ));
-    }
-    if broken > 0 {
-        let what = format!("{broken} of {} policies would not be admitted", modules.len());
+    checked.print();
+    if checked.broken > 0 {
+        let what = format!("{} of {} policies would not be admitted", checked.broken, modules.len());
         return Err(Failure::new(Exit::Invalid, what).into());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the check of some policies came to, said as it comes to people, and at the end to programs.
+struct Checked {
+    json: bool,
+    table: Table,
+    said: Vec<String>,
+    documents: Vec<Value>,
+    broken: usize,
+}
+
+impl Checked {
+    fn new(json: bool) -> Self {
+        Self {
+            json,
+            table: Table::new(["POLICY", "READS", "CACHE", "INSTRUCTIONS", "TESTS"]),
+            said: Vec::new(),
+            documents: Vec::new(),
+            broken: 0,
+        }
+    }
+
+    /// Its files can't be read.
+    fn unusable(&mut self, file: &Path, unusable: &Failure) {
+        self.broken += 1;
+        if !self.json {
+            output::note(unusable.to_string());
+        }
+        let document = json!({ "file": file, "error": unusable.to_string() });
+        self.documents.push(document);
+    }
+
+    fn admitted(&mut self, file: &Path, files: &PolicyFiles, admission: &Admission) {
+        let name = &files.source.name;
+        let cache = match admission.cacheable {
+            true => admission.volatility.clone(),
+            false => "no".into(),
+        };
+        self.table.row([
+            name.clone(),
+            shorten(&admission.reads),
+            cache,
+            admission.instructions.to_string(),
+            admission.tests_passed.to_string(),
+        ]);
+        if !self.json {
+            told::warn(admission, &Place::of(files));
+        }
+        self.said.push(told::of(name, admission));
+        let document = json!({ "policy": name, "file": file, "admission": admission });
+        self.documents.push(document);
+    }
+
+    fn refused(&mut self, file: &Path, files: &PolicyFiles, diagnostics: &[Diagnostic]) {
+        self.broken += 1;
+        if !self.json {
+            output::note(diagnostics::render(diagnostics, &Place::of(files)));
+        }
+        let document = json!({ "policy": files.source.name, "file": file, "diagnostics": diagnostics });
+        self.documents.push(document);
+    }
+
+    fn print(&self) {
+        if self.json {
+            output::json(&self.documents);
+        } else if !self.said.is_empty() {
+            let table = self.table.render();
+            let said = self.said.join("\n");
+            output::line(format!("{}\n\n{said}\n{}", table.trim_end(), told::COVERED));
+        }
+    }
 }
 
 fn read(verb: &Check, file: &Path, must_have_tests: bool) -> Result<PolicyFiles, Failure> {

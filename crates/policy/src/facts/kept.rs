@@ -89,75 +89,81 @@ impl<'a> Walk<'a> {
             match self.standing() {
                 Standing::Plain => return (Some(partial(node, reads)), None),
                 Standing::Sensitive if reads.is_whole() || !node.settled().is_object() => {
-                    let found = Some(partial(node, reads)).filter(says_something);
-                    if found.is_some() {
-                        self.drop_here();
-                    }
-                    return (None, found);
+                    return self.left_out(node, reads);
                 }
                 // Which parts of it were read is said of each.
                 Standing::Sensitive | Standing::Both => {}
             }
         }
-        let node = node.settled();
+        match node.settled() {
+            Node::Multi(pairs) => self.divide_pairs(pairs, reads),
+            node if node.is_object() => self.divide_members(node, reads),
+            // A value where a policy reads a part of one.
+            node => match self.standing() {
+                Standing::Plain => (Some(partial(node, reads)), None),
+                Standing::Sensitive | Standing::Both => self.left_out(node, reads),
+            },
+        }
+    }
+
+    /// A sensitive value, which is named where it says something.
+    fn left_out(&mut self, node: Node<'a>, reads: &'a Reads) -> Divided {
+        let found = Some(partial(node, reads)).filter(says_something);
+        if found.is_some() {
+            self.drop_here();
+        }
+        (None, found)
+    }
+
+    /// The members of an object, each by itself.
+    fn divide_members(&mut self, node: Node<'a>, reads: &'a Reads) -> Divided {
         let (mut kept, mut sensitive) = (Map::new(), Map::new());
-        let mut add = |walk: &mut Self, name: &'a str, child: Option<Node<'a>>, below: &'a Reads, theirs: bool| {
-            let Some(child) = child else { return };
-            walk.enter(name, theirs);
-            let (plain, secret) = walk.divide(child, below);
-            walk.leave();
+        let mut add = |name: &'a str, child: Node<'a>, below: &'a Reads, theirs: bool| {
+            self.enter(name, theirs);
+            let (plain, secret) = self.divide(child, below);
+            self.leave();
             kept.extend(plain.map(|value| (name.to_owned(), value)));
             sensitive.extend(secret.map(|value| (name.to_owned(), value)));
         };
         match node {
             Node::Object(object) if reads.is_whole() => {
                 for (index, name) in object.names().iter().enumerate() {
-                    add(self, name, Some(object.field(index)), reads, false);
+                    add(name, object.field(index), reads, false);
                 }
             }
-            Node::JsonObject(map) if reads.is_whole() => {
+            Node::JsonObject(map) | Node::Json(Json::Object(map)) if reads.is_whole() => {
                 map.iter()
-                    .for_each(|(name, value)| add(self, name, Some(Node::Json(value)), reads, true));
+                    .for_each(|(name, value)| add(name, Node::Json(value), reads, true));
             }
-            Node::Json(Json::Object(map)) if reads.is_whole() => {
-                map.iter()
-                    .for_each(|(name, value)| add(self, name, Some(Node::Json(value)), reads, true));
-            }
-            Node::Multi(pairs) => {
-                let mut names: Vec<&str> = pairs.iter().map(|(name, _)| name.as_str()).collect();
-                names.sort_unstable();
-                names.dedup();
-                for name in names.into_iter().filter(|name| reads.child(name).is_some()) {
-                    let values: Json = multi(pairs, name).collect();
-                    self.enter(name, reads.is_whole());
-                    match self.standing() {
-                        Standing::Plain => kept.insert(name.to_owned(), values),
-                        _ => {
-                            self.drop_here();
-                            sensitive.insert(name.to_owned(), values)
-                        }
-                    };
-                    self.leave();
-                }
-            }
-            node if node.is_object() => {
+            node => {
                 for (_, name, below) in reads.children() {
-                    add(self, name, node.child(name), below, false);
+                    if let Some(child) = node.child(name) {
+                        add(name, child, below, false);
+                    }
                 }
             }
-            // A value where a policy reads a part of one.
-            node => match self.standing() {
-                Standing::Plain => return (Some(partial(node, reads)), None),
-                _ => {
-                    let found = Some(partial(node, reads)).filter(says_something);
-                    if found.is_some() {
-                        self.drop_here();
-                    }
-                    return (None, found);
-                }
-            },
         }
-        let some = |map: Map<String, Json>| Some(map).filter(|map| !map.is_empty()).map(Json::Object);
+        (some(kept), some(sensitive))
+    }
+
+    /// Names that may stand several times, with all their values.
+    fn divide_pairs(&mut self, pairs: &'a [(String, String)], reads: &'a Reads) -> Divided {
+        let (mut kept, mut sensitive) = (Map::new(), Map::new());
+        let mut names: Vec<&str> = pairs.iter().map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        for name in names.into_iter().filter(|name| reads.child(name).is_some()) {
+            let values: Json = multi(pairs, name).collect();
+            self.enter(name, reads.is_whole());
+            match self.standing() {
+                Standing::Plain => kept.insert(name.to_owned(), values),
+                Standing::Sensitive | Standing::Both => {
+                    self.drop_here();
+                    sensitive.insert(name.to_owned(), values)
+                }
+            };
+            self.leave();
+        }
         (some(kept), some(sensitive))
     }
 
@@ -200,6 +206,10 @@ impl<'a> Walk<'a> {
             Standing::Plain
         }
     }
+}
+
+fn some(map: Map<String, Json>) -> Option<Json> {
+    Some(map).filter(|map| !map.is_empty()).map(Json::Object)
 }
 
 /// Whether `path` is `top`, or below it. A name with a dot in it is one name: what a caller calls `a.b` is not below `a`.
