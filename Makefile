@@ -14,7 +14,7 @@ ENVOY := 1.40.0
 BENCH_PROFILE ?= release
 BENCH_FLAGS ?=
 
-.PHONY: help build demo demo-stay test soak clients promtool lint fmt doc proto tools bench bench-check bench-build bench-peers
+.PHONY: help build demo demo-stay test soak clients promtool lint fmt doc proto tools bench bench-check bench-modes bench-kill bench-build bench-peers
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -66,6 +66,12 @@ bench: bench-build bench-peers ## our pair beside nginx and Envoy; fills the tab
 bench-check: bench-build bench-peers ## fails when our pair costs more than 0.8 of Envoy's CPU per request
 	$(TARGET)/$(BENCH_PROFILE)/aip-bench check --bin-dir $(TARGET)/$(BENCH_PROFILE) --envoy $(PEERS)/bin/envoy \
 		--out $(TARGET)/bench --max-ratio 0.8 $(BENCH_FLAGS)
+
+bench-modes: bench-build bench-peers ## what each durability costs, and what attestation and reputation do
+	$(TARGET)/$(BENCH_PROFILE)/aip-bench modes --bin-dir $(TARGET)/$(BENCH_PROFILE) --page docs/performance.md $(BENCH_FLAGS)
+
+bench-kill: bench-build ## how fast an order to stop is at 100 and at 1,000 simulated sidecars
+	$(TARGET)/$(BENCH_PROFILE)/aip-bench kill --bin-dir $(TARGET)/$(BENCH_PROFILE) --page docs/performance.md $(BENCH_FLAGS)
 
 # Only what is measured: the workspace's tests would switch on features that do not ship.
 bench-build:

@@ -11,6 +11,7 @@ use crate::load::{Pace, Plan, Target};
 use crate::meter::Group;
 use crate::report::{self, Settings};
 use crate::rig::{Programs, Subject};
+use crate::{kill, modes};
 
 /// Longest a single measurement may take: this is a tool for laptops and CI machines, not a soak test.
 const MAX_SECONDS: u64 = 120;
@@ -18,6 +19,8 @@ const MAX_SECONDS: u64 = 120;
 const MAX_CONNECTIONS: usize = 512;
 /// Highest fixed rate: past this one generator thread measures itself.
 const MAX_RATE: u32 = 50_000;
+/// Most simulated sidecars: one process holds a connection of each.
+const MAX_SIDECARS: usize = 5_000;
 /// Most rounds: with four subjects and three loads, 20 rounds of 10 s are 40 minutes.
 const MAX_ROUNDS: u32 = 20;
 
@@ -45,6 +48,23 @@ enum Command {
         /// Highest allowed CPU per request, as a share of the Envoy pair's in the same run.
         #[arg(long, default_value_t = 0.8)]
         max_ratio: f64,
+    },
+    /// Measure our pair in each durability, and with and without what the mesh can require, in turns.
+    Modes(ReportArgs),
+    /// Stop a fleet of simulated sidecars, over and over; how long until all have acknowledged.
+    Kill {
+        /// How many there are; each figure is a fleet of its own.
+        #[arg(long, value_delimiter = ',', default_value = "100,1000")]
+        sidecars: Vec<usize>,
+        /// How often each fleet is stopped.
+        #[arg(long, default_value_t = 10)]
+        rounds: u32,
+        /// The folder with our binaries.
+        #[arg(long, default_value = "target/quick")]
+        bin_dir: PathBuf,
+        /// A page whose text between the `kill:begin` and `kill:end` marks is replaced by the table.
+        #[arg(long)]
+        page: Option<PathBuf>,
     },
 }
 
@@ -117,7 +137,27 @@ impl Cli {
             Command::Report(args) => {
                 let page = args.page.clone();
                 let report = report::run(&args.settings()?).await?;
-                page.map_or(Ok(()), |page| report::put_in_page(&page, &report))
+                let put = |page: PathBuf| report::put_in_page(&page, "bench", &report::markdown(&report));
+                page.map_or(Ok(()), put)
+            }
+            Command::Modes(mut args) => {
+                args.only = vec![Subject::Nginx, Subject::Aip];
+                let page = args.page.clone();
+                let table = modes::run(&args.settings()?).await?;
+                page.map_or(Ok(()), |page| report::put_in_page(&page, "modes", &table))
+            }
+            Command::Kill {
+                sidecars,
+                rounds,
+                bin_dir,
+                page,
+            } => {
+                for count in &sidecars {
+                    in_range("--sidecars", *count, 1, MAX_SIDECARS)?;
+                }
+                let rounds = in_range("--rounds", rounds, 1, MAX_ROUNDS)?;
+                let table = kill::run(&sidecars, rounds, &bin_dir).await?;
+                page.map_or(Ok(()), |page| report::put_in_page(&page, "kill", &table))
             }
             Command::Check { mut report, max_ratio } => {
                 report.only = vec![Subject::Envoy, Subject::Aip];

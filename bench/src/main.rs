@@ -2,7 +2,8 @@
 //!
 //! `load` puts one server under load and says how long answers took and what they cost. `report` starts an agent alone,
 //! an nginx pair, an Envoy pair and our own pair of sidecars, measures them in turns in one run, and writes a table.
-//! `check` is the same for Envoy and us only, and fails when ours costs too much.
+//! `check` is the same for Envoy and us only, and fails when ours costs too much. `modes` puts our pair under load in one
+//! mode of the mesh after the other. `kill` stops a fleet of simulated sidecars, over and over, and says how long it took.
 //!
 //! | file | what |
 //! |---|---|
@@ -11,14 +12,18 @@
 //! | [`children`] | processes that are started, waited for and ended |
 //! | [`rig`] | what is measured: the agent, the peers, our pair |
 //! | [`report`] | rounds, ratios, the table |
+//! | [`modes`] | what durability and checks cost |
+//! | [`kill`] | how fast an order to stop is everywhere |
 //!
 //! It talks to loopback addresses only, and every run is bounded in count and in time.
 
 mod children;
 mod cli;
+mod kill;
 mod load;
 mod machine;
 mod meter;
+mod modes;
 mod report;
 mod rig;
 

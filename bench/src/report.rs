@@ -5,6 +5,8 @@
 
 mod table;
 
+pub(crate) use table::markdown;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -43,7 +45,7 @@ pub(crate) enum Load {
 pub(crate) const LOADS: [Load; 3] = [Load::One, Load::Many, Load::Fixed];
 
 impl Load {
-    fn plan(self, target: Target, settings: &Settings) -> Plan {
+    pub(crate) fn plan(self, target: Target, settings: &Settings) -> Plan {
         let (connections, pace) = match self {
             Self::One => (1, Pace::Closed),
             Self::Many => (32, Pace::Closed),
@@ -244,19 +246,15 @@ pub(crate) fn check(report: &Report, max_ratio: f64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Replaces the text between the marks of `page` by the report's tables.
-pub(crate) fn put_in_page(page: &Path, report: &Report) -> anyhow::Result<()> {
-    const BEGIN: &str = "<!-- bench:begin -->";
-    const END: &str = "<!-- bench:end -->";
+/// Replaces the text between the marks `name` of `page` by tables.
+pub(crate) fn put_in_page(page: &Path, name: &str, tables: &str) -> anyhow::Result<()> {
+    let (begin, end) = (format!("<!-- {name}:begin -->"), format!("<!-- {name}:end -->"));
     let text = std::fs::read_to_string(page).with_context(|| page.display().to_string())?;
     let parts = text
-        .split_once(BEGIN)
-        .and_then(|(head, rest)| Some((head, rest.split_once(END)?.1)));
-    let (head, tail) = parts.with_context(|| format!("{}: no {BEGIN} … {END}", page.display()))?;
-    std::fs::write(
-        page,
-        format!("{head}{BEGIN}\n\n{}\n{END}{tail}", table::markdown(report)),
-    )?;
+        .split_once(&begin)
+        .and_then(|(head, rest)| Some((head, rest.split_once(&end)?.1)));
+    let (head, tail) = parts.with_context(|| format!("{}: no {begin} … {end}", page.display()))?;
+    std::fs::write(page, format!("{head}{begin}\n\n{tables}\n{end}{tail}"))?;
     Ok(())
 }
 

@@ -4,7 +4,8 @@
 //! certificates checked to the agent's proxy, plain HTTP to the agent. All run at the same time and only the one that is
 //! being measured has work, so that rounds can alternate without restarts.
 
-mod admin;
+pub(crate) mod admin;
+mod fleet;
 mod mesh;
 mod peers;
 
@@ -16,10 +17,13 @@ use clap::ValueEnum;
 use serde::Serialize;
 use tempfile::TempDir;
 
+pub(crate) use fleet::Fleet;
+
 use crate::children::Child;
 use crate::load::{Target, probe};
 use crate::machine::Machine;
 use crate::meter::Group;
+use admin::Admin;
 
 /// Longest from the last process's start to the first answer through it.
 const OPEN: Duration = Duration::from_secs(10);
@@ -69,6 +73,8 @@ pub(crate) struct Running {
     pub(crate) target: Target,
     /// The first group is what the subject costs; the others are there to be looked at.
     pub(crate) groups: Vec<Group>,
+    /// Our own pair's.
+    pub(crate) admin: Option<Admin>,
     // Ended when the rig goes.
     _children: Vec<Child>,
 }
@@ -95,7 +101,12 @@ impl Rig {
                 Subject::Envoy => peers::envoy(dir.path(), &programs.envoy, addr).await,
                 Subject::Aip => mesh::start(dir.path(), &programs.bin_dir, addr).await,
             };
-            let (target, children, mut groups) = set_up.with_context(|| format!("set up {subject:?}"))?;
+            let SetUp {
+                target,
+                children,
+                mut groups,
+                admin,
+            } = set_up.with_context(|| format!("set up {subject:?}"))?;
             if *subject != Subject::Direct {
                 groups.push(agent_group.clone());
             }
@@ -106,6 +117,7 @@ impl Rig {
                 subject: *subject,
                 target,
                 groups,
+                admin,
                 _children: children,
             });
         }
@@ -129,8 +141,13 @@ async fn answers(target: &Target) -> anyhow::Result<()> {
     }
 }
 
-/// What setting up a subject yields: where to send, what was started, what to count.
-type SetUp = (Target, Vec<Child>, Vec<Group>);
+/// What setting up a subject yields: where to send, what was started, what to count, and how ours is told what to do.
+struct SetUp {
+    target: Target,
+    children: Vec<Child>,
+    groups: Vec<Group>,
+    admin: Option<Admin>,
+}
 
 fn check_programs(subjects: &[Subject], programs: &Programs) -> anyhow::Result<()> {
     let need = |program: &Path, how: &str| -> anyhow::Result<()> {

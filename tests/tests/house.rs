@@ -36,7 +36,7 @@ const MAY_NAME: [(&str, &[&str]); 10] = [
             "aip-control-plane",
         ],
     ),
-    ("aip-bench", &[]),
+    ("aip-bench", &["aip-api", "aip-runtime"]),
     ("aip-demo-agents", &[]),
 ];
 

@@ -44,7 +44,7 @@ pub(super) fn progress(round: u32, rounds: u32, load: Load, subject: Subject, me
     )
 }
 
-pub(super) fn markdown(report: &Report) -> String {
+pub(crate) fn markdown(report: &Report) -> String {
     let mut out = String::new();
     let machine = &report.machine;
     let _ = writeln!(

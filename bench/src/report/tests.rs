@@ -101,12 +101,12 @@ fn a_page_keeps_what_is_outside_the_marks() {
     let dir = tempfile::tempdir().unwrap();
     let page = dir.path().join("page.md");
     std::fs::write(&page, "above\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nbelow\n").unwrap();
-    put_in_page(&page, &report(75.0, 0)).unwrap();
+    put_in_page(&page, "bench", &markdown(&report(75.0, 0))).unwrap();
     let text = std::fs::read_to_string(&page).unwrap();
     assert!(text.starts_with("above\n") && text.ends_with("\nbelow\n"), "{text}");
     assert!(text.contains("AIP pair") && !text.contains("old"), "{text}");
     std::fs::write(&page, "no marks").unwrap();
-    assert!(put_in_page(&page, &report(75.0, 0)).is_err());
+    assert!(put_in_page(&page, "bench", &markdown(&report(75.0, 0))).is_err());
 }
 
 #[test]

@@ -9,13 +9,14 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 
-/// Longest an admin call may take.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// Longest an admin call may take: one that waits for acknowledgements waits for thirty seconds.
+const DEADLINE: Duration = Duration::from_secs(40);
 /// Largest answer that is read.
 const MAX_ANSWER: usize = 1024 * 1024;
 
 /// The control plane's admin API.
-pub(super) struct Admin {
+#[derive(Clone)]
+pub(crate) struct Admin {
     addr: SocketAddr,
     bearer: String,
 }
@@ -28,15 +29,15 @@ impl Admin {
         }
     }
 
-    pub(super) async fn get(&self, path: &str) -> anyhow::Result<Value> {
+    pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Value> {
         self.call(http::Method::GET, path, None).await
     }
 
-    pub(super) async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         self.call(http::Method::POST, path, Some(body)).await
     }
 
-    pub(super) async fn put(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+    pub(crate) async fn put(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         self.call(http::Method::PUT, path, Some(body)).await
     }
 

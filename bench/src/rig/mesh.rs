@@ -37,9 +37,9 @@ const POLL: Duration = Duration::from_millis(50);
 
 /// `<data>/run.json` of the control plane.
 #[derive(Deserialize)]
-struct ControlPlane {
-    mesh: SocketAddr,
-    admin: SocketAddr,
+pub(super) struct ControlPlane {
+    pub(super) mesh: SocketAddr,
+    pub(super) admin: SocketAddr,
 }
 
 /// `<data>/run.json` of a sidecar.
@@ -87,7 +87,12 @@ pub(super) async fn start(dir: &Path, bin_dir: &Path, agent: SocketAddr) -> anyh
         host: format!("{}.aip.internal", AGENTS[1]),
         headers: vec![(http::header::PROXY_AUTHORIZATION, proxy_auth.parse()?)],
     };
-    Ok((target, children, groups))
+    Ok(SetUp {
+        target,
+        children,
+        groups,
+        admin: Some(admin),
+    })
 }
 
 /// Limits that the load stays under, as the peers' configurations have none: what is measured is the way, not a refusal.
@@ -95,7 +100,7 @@ fn unthrottled() -> serde_json::Value {
     json!({"agent": "default", "peer_rate_per_second": 1_000_000, "peer_burst": 1_000_000, "max_concurrency": 100_000})
 }
 
-async fn control_plane(dir: &Path, bin_dir: &Path) -> anyhow::Result<(Child, ControlPlane)> {
+pub(super) async fn control_plane(dir: &Path, bin_dir: &Path) -> anyhow::Result<(Child, ControlPlane)> {
     let data = dir.join("control-plane");
     let mut command = Command::new(bin_dir.join("aip-control-plane"));
     command
@@ -169,7 +174,7 @@ async fn ready(admin: &Admin, name: &str, probes: SocketAddr) -> anyhow::Result<
     Ok(())
 }
 
-async fn approve_pending(admin: &Admin) -> anyhow::Result<()> {
+pub(super) async fn approve_pending(admin: &Admin) -> anyhow::Result<()> {
     let pending = admin.get("/v1/measurements?state=pending").await?;
     for item in pending["items"].as_array().into_iter().flatten() {
         let named = item["measurement"]["agent"].as_str().zip(item["fingerprint"].as_str());

@@ -32,7 +32,12 @@ pub(super) async fn agent(dir: &Path, nginx: &Path) -> anyhow::Result<(Child, So
 }
 
 pub(super) fn direct(agent: SocketAddr, group: &Group) -> SetUp {
-    (target(agent), Vec::new(), vec![group.clone()])
+    SetUp {
+        target: target(agent),
+        children: Vec::new(),
+        groups: vec![group.clone()],
+        admin: None,
+    }
 }
 
 pub(super) async fn nginx(dir: &Path, nginx: &Path, agent: SocketAddr) -> anyhow::Result<SetUp> {
@@ -72,7 +77,12 @@ pub(super) async fn envoy(dir: &Path, envoy: &Path, agent: SocketAddr) -> anyhow
 fn pair(outer: SocketAddr, children: Vec<Child>) -> anyhow::Result<SetUp> {
     let roots: Vec<u32> = children.iter().map(Child::pid).collect();
     let group = Group::of("pair", &roots)?;
-    Ok((target(outer), children, vec![group]))
+    Ok(SetUp {
+        target: target(outer),
+        children,
+        groups: vec![group],
+        admin: None,
+    })
 }
 
 fn target(addr: SocketAddr) -> Target {

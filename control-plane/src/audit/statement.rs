@@ -7,7 +7,7 @@ use aip_audit::log::claims_of;
 use aip_audit::{Checkpoint, Closing};
 use aip_runtime::jws;
 use aip_runtime::trust::TrustState;
-use aip_runtime::x509::svid_signer;
+use aip_runtime::x509::{IdentityError, svid_signer};
 
 use super::ledger::Take;
 use crate::refusal::{Reason, Refusal};
@@ -47,9 +47,16 @@ pub fn verify(signed: SignedCheckpoint, agent: &AgentName, trust: &TrustState, n
     // Unsigned as yet: only the time at which the chain is to be looked at is taken from it.
     let stated = claims_of(&statement).ok_or_else(|| invalid("not a checkpoint"))?;
     if stated.at > now * 1_000 + SKEW_MILLIS {
-        return Err(invalid("it was signed in the future; compare the clocks"));
+        let detail = format!("it says {}, now is {now}: compare the clocks", stated.at / 1_000);
+        return Err(Refusal::new(Reason::CheckpointTime, detail));
     }
-    let signer = svid_signer(&chain, trust, stated.at / 1_000).map_err(invalid)?;
+    let signer = svid_signer(&chain, trust, stated.at / 1_000).map_err(|error| match error {
+        IdentityError::NotYetValid | IdentityError::Expired => {
+            let detail = format!("it says {}, when its SVID was not in force: {error}", stated.at / 1_000);
+            Refusal::new(Reason::CheckpointTime, detail)
+        }
+        other => invalid(other),
+    })?;
     let claims: Checkpoint = jws::verify_es256(&statement, CHECKPOINT_TYP, &signer.point).map_err(invalid)?;
     if signer.id.agent != *agent {
         return Err(invalid(format!("signed by {}, sent by {agent}", signer.id)));

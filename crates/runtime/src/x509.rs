@@ -31,7 +31,7 @@ pub enum IdentityError {
     #[error("no root of this trust domain signed the certificate")]
     UnknownIssuer,
     /// Its time is over.
-    #[error("the certificate has expired")]
+    #[error("the certificate has expired; where it is a new one, compare the clocks")]
     Expired,
     /// Its time has not come.
     #[error("the certificate is not yet valid; compare the clocks")]

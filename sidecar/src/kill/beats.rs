@@ -141,6 +141,22 @@ mod tests {
         }
     }
 
+    /// What the control plane takes for the time is for people: a lease counts from when this process asked, by a clock
+    /// that nobody sets.
+    #[test]
+    fn an_answer_of_another_day_grants_as_much() {
+        let mut beats = Beats::new("me".into());
+        let now = aip_runtime::unix_now();
+        for (second, at) in [(5, now - 86_400), (6, now + 86_400), (7, u64::MAX)] {
+            let asked = Duration::from_secs(second);
+            let answer = Heartbeat {
+                at,
+                ..heartbeat("me", beats.ask(asked), 3)
+            };
+            assert_eq!(beats.answered(&answer, Some((1, 3))), Ok(asked));
+        }
+    }
+
     #[test]
     fn what_waits_is_bounded() {
         let mut beats = Beats::new("me".into());

@@ -83,7 +83,7 @@ async fn a_checkpoint_that_its_agent_did_not_sign_is_refused() {
     for at in [now() - 7 * 86_400_000, now() + 86_400_000] {
         let mut other = honest.clone();
         other.at = at;
-        assert_eq!(refused(sign(&planner, &other)).await, "checkpoint_invalid");
+        assert_eq!(refused(sign(&planner, &other)).await, "checkpoint_time");
     }
     let mut path = honest.clone();
     path.log = "../../../../etc".into();

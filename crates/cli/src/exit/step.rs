@@ -71,6 +71,7 @@ const STEPS: &[(&str, &str)] = &[
     ("checkpoint_fork", SAID),
     ("checkpoint_invalid", SAID),
     ("checkpoint_missing", SAID),
+    ("checkpoint_time", SAID),
     ("log_broken", SAID),
     ("log_in_use", SAID),
     ("log_of_another", SAID),
