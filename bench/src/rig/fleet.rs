@@ -164,6 +164,7 @@ async fn follow(identity: Identity, up: mpsc::Sender<()>) -> anyhow::Result<()> 
     let hello = KillHello {
         instance: uuid::Uuid::now_v7().hyphenated().to_string(),
         held: None,
+        unwritten: None,
     };
     say(Message::Hello(hello)).await?;
     let mut stub = KillClient::new(channel(identity.mesh, tls).await?);
@@ -182,7 +183,9 @@ async fn follow(identity: Identity, up: mpsc::Sender<()>) -> anyhow::Result<()> 
         };
         say(Message::Ack(ack)).await?;
         sequence += 1;
-        say(Message::Beat(Beat { sequence })).await?;
+        // It goes by no lease.
+        let beat = Beat { sequence, granted: 0 };
+        say(Message::Beat(beat)).await?;
         if let Some(up) = up.take() {
             ensure!(up.send(()).await.is_ok(), "nobody waits");
         }

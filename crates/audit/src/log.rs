@@ -22,7 +22,9 @@ mod writer;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use checkpoints::{Certificates, CheckpointLines, Kept, Statements, chain_id, claims_of, kept, read_checkpoints};
+pub use checkpoints::{
+    Certificates, CheckpointLines, Kept, Signed, Statements, chain_id, claims_of, kept, read_checkpoints,
+};
 pub use disk::SyncHandle;
 pub use lines::{Line, Lines};
 pub use manifest::{Closed, Dropped, Manifest};

@@ -71,7 +71,7 @@ pub(crate) struct Failure {
     pub(crate) errors: Vec<FieldError>,
     pub(crate) next: Option<String>,
     /// The stable reason that the control plane or a sidecar gave; empty where none did.
-    pub(crate) reason: String,
+    pub(crate) reason: Box<str>,
 }
 
 impl Failure {
@@ -82,7 +82,7 @@ impl Failure {
             why: Vec::new(),
             errors: Vec::new(),
             next: None,
-            reason: String::new(),
+            reason: Box::default(),
         }
     }
 
@@ -109,7 +109,7 @@ impl Failure {
         };
         let mut failure = Self::new(exit, what).why(format!("{} ({})", problem.detail, problem.reason));
         failure.errors.clone_from(&problem.errors);
-        failure.reason.clone_from(&problem.reason);
+        failure.reason = problem.reason.as_str().into();
         if let Some(rule) = &problem.rule {
             failure.why.push(format!("rule: {rule}"));
         }

@@ -5,6 +5,8 @@
 //! A stream is a TLS connection: it loses its tail, and neither repeats nor reorders; what happens at one sidecar, at the
 //! other and at the control plane comes in any order.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod events;
 mod state;
 

@@ -29,6 +29,9 @@ pub struct Kept {
 /// A chain of certificates, DER, leaf first.
 pub type Certificates = Arc<Vec<Vec<u8>>>;
 
+/// A checkpoint, as its JWS, and the chain of the SVID that signed it.
+pub type Signed = (String, Certificates);
+
 /// Longest first line, which stands for those that were taken away: at most [`super::shorten::MAX_CARRIED`] checkpoints, each
 /// with a chain.
 const LONGEST_FIRST: usize = 16 * MAX_CHECKPOINT_BYTES;
@@ -182,7 +185,7 @@ impl Chains {
         Ok(())
     }
 
-    fn statement(&self, text: Statement) -> Result<(String, Certificates), String> {
+    fn statement(&self, text: Statement) -> Result<Signed, String> {
         let chain = match text.chain {
             Named::Whole(chain) => Arc::new(decoded(&chain)?),
             Named::Id(id) => self.0.get(&id).cloned().ok_or("its chain does not stand before it")?,
@@ -191,13 +194,13 @@ impl Chains {
     }
 
     /// The checkpoints of a first line.
-    fn carried(&mut self, said: Before) -> Result<Vec<(String, Certificates)>, String> {
+    fn carried(&mut self, said: Before) -> Result<Vec<Signed>, String> {
         said.chains.iter().try_for_each(|chain| self.learn(chain))?;
         said.carried.into_iter().map(|text| self.statement(text)).collect()
     }
 
     /// The checkpoints in a line: one, but in a first line and in one with a chain.
-    fn take_all(&mut self, line: &[u8]) -> Result<Vec<(String, Certificates)>, String> {
+    fn take_all(&mut self, line: &[u8]) -> Result<Vec<Signed>, String> {
         let text = serde_json::from_slice(line).map_err(|_| "not a kept checkpoint".to_owned())?;
         match text {
             Text::Before(before) => self.carried(before),
@@ -207,7 +210,7 @@ impl Chains {
     }
 
     /// The checkpoint in a line that is not the first, where there is one.
-    fn take(&mut self, line: &[u8]) -> Result<Option<(String, Certificates)>, String> {
+    fn take(&mut self, line: &[u8]) -> Result<Option<Signed>, String> {
         self.take_all(line).map(|mut all| all.pop())
     }
 }
@@ -268,7 +271,7 @@ pub struct Statements {
     at: u64,
     lines: Option<Lines>,
     /// Of the older ones that the first line carries, those that are still to be given.
-    carried: Vec<(String, Certificates)>,
+    carried: Vec<Signed>,
     /// Where the lines after that first one begin.
     before: u64,
 }
@@ -307,17 +310,17 @@ impl Statements {
     ///
     /// # Errors
     /// The file can't be read, or a line in it is no checkpoint.
-    pub fn next_kept(&mut self) -> Result<Option<(String, Vec<Vec<u8>>)>, LogError> {
+    pub fn next_kept(&mut self) -> Result<Option<Signed>, LogError> {
         while let Some(found) = self.step()? {
-            if let Some((statement, chain)) = found {
-                return Ok(Some((statement, (*chain).clone())));
+            if found.is_some() {
+                return Ok(found);
             }
         }
         Ok(None)
     }
 
     /// Reads a line: none at the end; nothing in it where it is no checkpoint.
-    fn step(&mut self) -> Result<Option<Option<(String, Certificates)>>, LogError> {
+    fn step(&mut self) -> Result<Option<Option<Signed>>, LogError> {
         if self.lines.is_none() {
             self.begin()?;
         }

@@ -84,7 +84,9 @@ impl Report {
         let started = Instant::now();
         loop {
             match admin.send(Method::POST, path, Some(body), what).await {
-                Err(failure) if failure.reason == "hop_unknown" && self.is_fresh() && started.elapsed() < RECORDED => {
+                Err(failure)
+                    if &*failure.reason == "hop_unknown" && self.is_fresh() && started.elapsed() < RECORDED =>
+                {
                     tokio::time::sleep(LOOK).await;
                 }
                 answer => return answer,

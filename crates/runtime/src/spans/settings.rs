@@ -220,7 +220,8 @@ fn sampler(asked: Asked<'_>, env: Env<'_>, errors: &mut Vec<FieldError>) -> Opti
     }
 }
 
-#[cfg(all(test, feature = "otlp"))]
+#[cfg(test)]
+#[cfg(feature = "otlp")]
 mod tests {
     use super::*;
 

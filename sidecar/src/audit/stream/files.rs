@@ -176,7 +176,10 @@ impl Held {
         }
         let Some(statements) = statements else { return Ok(None) };
         let next = statements.next_kept()?;
-        Ok(next.map(|(statement, chain)| (SignedCheckpoint { statement, chain }, statements.at())))
+        Ok(next.map(|(statement, chain)| {
+            let chain = (*chain).clone();
+            (SignedCheckpoint { statement, chain }, statements.at())
+        }))
     }
 
     fn chunk(&self, dir: &Path, covers: Covers) -> io::Result<Option<(Vec<u8>, bool)>> {

@@ -88,7 +88,7 @@ fn a_file_of_checkpoints_loses_its_oldest_lines_and_whoever_reads_it_goes_on() {
         let (mut size, mut all) = (0, 0);
         while let Some((statement, held)) = reader.next_kept().unwrap() {
             size = claims_of(&statement).unwrap().size;
-            assert_eq!(held, chain(if size == 1_200_000 { 3 } else { size / 1000 }));
+            assert_eq!(*held, chain(if size == 1_200_000 { 3 } else { size / 1000 }));
             all += 1;
         }
         assert_eq!((size, all > 100), (1_200_000, true));
