@@ -186,10 +186,15 @@ async fn audit(mesh: &Mesh, callee: &Sidecar) {
 }
 
 async fn reputation(mesh: &Mesh, caller: &Sidecar) {
+    let hop = wait::until("a call is in the access log", async || {
+        let answered = caller.records().of("outbound").0;
+        let answered = answered.iter().find(|record| record.status() == 200);
+        answered.map(|record| record.hop().to_owned())
+    })
+    .await;
     let report = json!({"finding": "hallucination", "severity": "critical", "claim": "made up",
-        "evidence": "hop:0198f2f0-7d2b-7c3e-8a11-000000000001"});
-    let taken = post(mesh, "/v1/reputation/caller/reports", &report).await;
-    mesh.admin().acknowledged(taken["revision"].as_u64().unwrap()).await;
+        "evidence": format!("hop:{hop}")});
+    mesh.admin().report("caller", &report).await;
     assert_eq!(caller.get(URL).await.reason(), "reputation_too_low");
     let labels = ["finding=\"hallucination\"", "severity=\"critical\""];
     let page = Page::of_control_plane(mesh).await;

@@ -29,21 +29,6 @@ async fn last_hop_to(caller: &Sidecar, callee: &str) -> String {
     .await
 }
 
-/// Reports a hop of which the audit learns in a moment, and waits until all sidecars know.
-async fn slash(mesh: &Mesh, agent: &str, report: &Value) -> Value {
-    let path = format!("/v1/reputation/{agent}/reports");
-    let taken = wait::until_ok("the audit has the hop", async || {
-        let answer = mesh.admin().call(Method::POST, &path, Some(report)).await;
-        match answer.status.as_u16() {
-            201 => Ok(answer.json()),
-            status => Err(format!("{status} {}", answer.text())),
-        }
-    })
-    .await;
-    mesh.admin().acknowledged(taken["revision"].as_u64().unwrap()).await;
-    taken
-}
-
 async fn reset(mesh: &Mesh, agent: &str) {
     let path = format!("/v1/reputation/{agent}/reset");
     let done = mesh
@@ -68,7 +53,10 @@ async fn what_is_reported_is_refused_by_every_sidecar_and_survives_restarts() {
     }
     let before = agent.seen("/x").len();
     let hop = last_hop_to(&b, "a").await;
-    let taken = slash(&mesh, "a", &report("hallucination", "critical", &hop)).await;
+    let taken = mesh
+        .admin()
+        .report("a", &report("hallucination", "critical", &hop))
+        .await;
     assert_eq!(
         (&taken["level"], &taken["told"]),
         (&json!("doubtful"), &json!(true)),
@@ -117,7 +105,9 @@ async fn registering_anew_is_no_way_out() {
     let b = mesh.sidecar("b", agent.address).await;
     assert_eq!(b.get("http://a.aip.internal/x").await.status, 200);
     let hop = last_hop_to(&b, "a").await;
-    slash(&mesh, "a", &report("hallucination", "critical", &hop)).await;
+    mesh.admin()
+        .report("a", &report("hallucination", "critical", &hop))
+        .await;
     mesh.admin().ok(Method::DELETE, "/v1/agents/a", None).await;
     let gone = mesh.admin().call(Method::GET, "/v1/reputation/a", None).await;
     assert_eq!(gone.status, 404);
@@ -184,7 +174,7 @@ async fn what_both_ends_saw_of_failures_lowers_a_score_by_as_much_as_is_document
 
     // A verifier finds it unreliable by one of those hops: the hour's observations are full, so 2 come off.
     let hop = last_hop_to(&a, "b").await;
-    let taken = slash(&mesh, "b", &report("unreliable", "critical", &hop)).await;
+    let taken = mesh.admin().report("b", &report("unreliable", "critical", &hop)).await;
     assert_eq!(taken["points"], 2.0, "{taken}");
     let shown = at_score(&mesh, "b", 3.0 - 0.25 * (5.0 - 100.0 / 24.0)).await;
     assert_eq!((&shown["refused"], &shown["below_floor"]), (&json!(true), &json!(true)));

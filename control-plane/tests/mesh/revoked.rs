@@ -78,8 +78,11 @@ async fn an_approval_that_was_taken_back_takes_along_all_that_it_covered() {
         .ok("DELETE", &format!("/v1/measurements/planner/{print}"), Value::Null)
         .await;
     assert_eq!(why(&sidecar.renew(b"code").await.unwrap_err()), "measurement_revoked");
+    let key = PendingKey::generate().unwrap();
+    let mut request = sidecar.renewal(&key, b"other code").await;
+    request.credential = Some(Credential::JoinToken(mesh.another_token("planner").await));
     sidecar
-        .renew(b"other code")
+        .issue(request)
         .await
         .expect("a dev mesh approves what nobody took back");
 }

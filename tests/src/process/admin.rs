@@ -86,6 +86,21 @@ impl Admin {
         revision
     }
 
+    /// Reports something about a hop of an agent, of which the audit learns in a moment, and waits until all sidecars know.
+    pub async fn report(&self, agent: &str, report: &Value) -> Value {
+        let path = format!("/v1/reputation/{agent}/reports");
+        let taken = wait::until_ok("the audit has the hop", async || {
+            let answer = self.call(Method::POST, &path, Some(report)).await;
+            match answer.status.as_u16() {
+                201 => Ok(answer.json()),
+                status => Err(format!("{status} {}", answer.text())),
+            }
+        })
+        .await;
+        self.acknowledged(taken["revision"].as_u64().unwrap()).await;
+        taken
+    }
+
     /// Waits until every connected sidecar holds `revision`.
     pub async fn acknowledged(&self, revision: u64) -> Value {
         let path = format!("/v1/revisions/{revision}/acks?wait_ms=1000");
