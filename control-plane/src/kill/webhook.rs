@@ -1,8 +1,8 @@
 //! A receiver outside the mesh is told when an order is given or lifted: after the commit, beside the push to sidecars,
 //! and without holding up either.
 //!
-//! [`follow`] compares each set with the one before and queues what happened; [`send`] delivers one event after another,
-//! each tried again for a while. What waits is bounded and lies in memory: a control plane that ends forgets it.
+//! Each set is compared with the one before, what happened is queued, and one event after another is delivered, each tried
+//! again for a while. What waits is bounded and lies in memory: a control plane that ends forgets it.
 
 mod send;
 
