@@ -15,7 +15,7 @@ use hyper::{Method, Response};
 use serde_json::{Value, json};
 
 pub(crate) use decision::{Decision, decision, decisions};
-use proxy::Proxy;
+pub(crate) use proxy::Proxy;
 
 use crate::client::Admin;
 use crate::exit::{Exit, Failure};

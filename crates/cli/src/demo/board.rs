@@ -113,8 +113,8 @@ impl Board {
 
     /// A time with its target; missed only past [`PATIENCE`] times the target.
     pub(super) fn timed(&mut self, id: &str, took: Duration, target: Duration, evidence: &str) {
-        let text = format!("{evidence}{} (target {})", millis(took), millis(target));
-        self.decide(id, took <= target * PATIENCE, text);
+        let text = format!("{evidence}{}", against(took, target));
+        self.decide(id, in_time(took, target), text);
     }
 
     /// Ends a step: what is still open was not shown, for the reason that ended it.
@@ -232,6 +232,21 @@ impl Board {
     }
 }
 
+/// Whether a time keeps its promise.
+pub(super) fn in_time(took: Duration, target: Duration) -> bool {
+    took <= target * PATIENCE
+}
+
+/// A time beside its target, and what is wrong with it.
+pub(super) fn against(took: Duration, target: Duration) -> String {
+    let (took_text, target_text) = (millis(took), millis(target));
+    if took <= target {
+        format!("{took_text} (target {target_text})")
+    } else {
+        format!("{took_text}, past its target of {target_text} (a step fails past {PATIENCE} times that)")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,7 +281,7 @@ mod tests {
         let target = Duration::from_millis(10);
         board.timed("a", target * 5, target, "");
         board.timed("b", target * 5 + Duration::from_millis(1), target, "");
-        assert!(matches!(board.rows[0].outcome, Outcome::Shown(_)));
+        assert!(matches!(&board.rows[0].outcome, Outcome::Shown(text) if text.contains("past its target")));
         assert!(matches!(board.rows[1].outcome, Outcome::Failed(_)));
     }
 }

@@ -1,13 +1,16 @@
 //! Calls that the planner makes when its user asks it to, and what came back.
 
 use std::path::Path;
+use std::time::Duration;
 
+use anyhow::Context as _;
+use bytes::Bytes;
 use hyper::Method;
 use serde_json::{Value, json};
 
 use super::access;
 use super::mesh::Mesh;
-use crate::call::{Decision, decision};
+use crate::call::{Decision, Proxy, decision, decisions};
 
 /// One call of the planner.
 #[derive(Debug)]
@@ -38,11 +41,40 @@ impl Made {
         self.decisions.iter().find(|d| d.end == end)
     }
 
+    /// The reason of a refusal, as the caller read it.
+    pub(super) fn reason(&self) -> &str {
+        let json_rpc = &self.answer["error"]["data"]["reason"];
+        json_rpc
+            .as_str()
+            .or(self.answer["reason"].as_str())
+            .unwrap_or("without a reason")
+    }
+
     /// Whether both ends allowed it and the agent answered.
     pub(super) fn went_through(&self) -> bool {
         let allowed = |end| self.at(end).is_some_and(|d| d.verdict == "allow");
         self.status == 200 && allowed("caller") && allowed("callee")
     }
+}
+
+/// How long a sidecar that is asked directly may take.
+const DIRECTLY: Duration = Duration::from_secs(30);
+
+/// A call that goes out of an agent's own sidecar, whatever its agent does: what that sidecar refuses by itself.
+pub(super) async fn out_of(mesh: &Mesh, agent: &str, to: &str) -> anyhow::Result<Made> {
+    let proxy = Proxy::of_state(&mesh.state(agent)?).with_context(|| format!("the sidecar of {agent} is not up"))?;
+    let url = format!("http://{to}.aip.internal/");
+    let answer = proxy
+        .send(Method::GET, &url, &[], Bytes::new(), DIRECTLY, &mut |_| ())
+        .await
+        .map_err(|error| anyhow::anyhow!("the sidecar of {agent}: {error}"))?;
+    Ok(Made {
+        status: u64::from(answer.status().as_u16()),
+        ms: 0.0,
+        decisions: decisions(answer.headers()),
+        answer: serde_json::from_slice(answer.body()).unwrap_or_default(),
+        url,
+    })
 }
 
 /// One tool call by the planner.

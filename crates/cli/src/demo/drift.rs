@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::board::{Board, Promise};
+use super::board::{Board, Promise, against, in_time};
 use super::calls::{self, Made};
 use super::look::{page, until};
 use super::mesh::Mesh;
@@ -43,7 +43,7 @@ pub(super) const PROMISES: [Promise; 6] = [
     },
 ];
 
-/// From the edit to the end of the stream.
+/// From the edit to the end of the stream, and to the refusal of the last peer.
 const CUT_TARGET: Duration = Duration::from_secs(2);
 /// Events that are asked for: minutes of them, so that the stream's end is no accident.
 const EVENTS: u32 = 900;
@@ -115,12 +115,18 @@ async fn edited(mesh: &Mesh, board: &mut Board) -> anyhow::Result<()> {
         search(mesh).await.ok().filter(|made| !why(made).ends_with(" drifted"))
     })
     .await?;
+    let peers = edited.elapsed();
     board.fact(
         "its peers",
-        format!("{}, {} after the write", why(&again), millis(edited.elapsed())),
+        format!("{}, {} after the write", why(&again), millis(peers)),
     );
     let refused = !made.went_through() && !again.went_through() && !reached;
-    board.decide("refused", refused, format!("{}, then {}", why(&made), why(&again)));
+    let (first, then, after) = (why(&made), why(&again), against(peers, CUT_TARGET));
+    board.decide(
+        "refused",
+        refused && in_time(peers, CUT_TARGET),
+        format!("{first}, then at its peers {then} after {after}"),
+    );
     Ok(())
 }
 
@@ -135,17 +141,19 @@ async fn restarted_sidecar(mesh: &Mesh, board: &mut Board) -> anyhow::Result<()>
         (new.sidecar_restarts > old.sidecar_restarts && pages).then_some(new)
     })
     .await?;
-    let made = search(mesh).await?;
+    // Peers refuse it anyway by now; what goes out of it, it alone refuses.
+    let made = calls::out_of(mesh, AGENT, "ledger").await?;
     board.fact(
         "sidecar",
         format!(
-            "killed, pid {} -> {}; a call: {}",
+            "killed, pid {} -> {}; a call out of it: {}",
             cell(&json!(old.sidecar)),
             cell(&json!(new.sidecar)),
             why(&made)
         ),
     );
-    board.decide("stays", !made.went_through(), why(&made));
+    let itself = made.reason() == "drifted" && made.at("callee").is_none();
+    board.decide("stays", itself, format!("a call out of it: {}", why(&made)));
     Ok(())
 }
 
@@ -272,7 +280,5 @@ async fn search(mesh: &Mesh) -> anyhow::Result<Made> {
 
 /// The reason of a refusal, as the planner read it.
 fn why(made: &Made) -> String {
-    let answer = &made.answer;
-    let reason = answer["error"]["data"]["reason"].as_str().or(answer["reason"].as_str());
-    format!("{} {}", made.status, reason.unwrap_or("without a reason"))
+    format!("{} {}", made.status, made.reason())
 }

@@ -64,21 +64,45 @@ pub(super) async fn show(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<(
     let agent = mesh.state("researcher")?.agent.context("the researcher does not run")?;
     let away = sidecar_of(mesh, "ledger")?;
     kill_process(away, Signal::STOP)?;
-    let killed = Box::pin(killed(mesh, board)).await;
+    let cut_off = Box::pin(cut_off(mesh, board, agent)).await;
     kill_process(away, Signal::CONT)?;
-    killed?;
+    let (said, revision) = cut_off?;
+    stopped_by_itself(mesh, board, said).await?;
+    Box::pin(restarted(mesh, board)).await?;
+    Box::pin(restored(mesh, board, copy.path(), revision)).await?;
+    Box::pin(resumed(mesh, board)).await
+}
+
+/// The order, with the ledger's sidecar out of reach until its certain end and the control plane stopped before it comes
+/// back. Answers what was said of it, and the store's last revision.
+async fn cut_off(mesh: &mut Mesh, board: &mut Board, agent: u32) -> anyhow::Result<(String, u64)> {
+    let (said, stopped_by) = Box::pin(killed(mesh, board)).await?;
     until("the researcher's process is gone", WAIT, async || {
         let stopped = mesh.state("researcher").ok()?.phase == Phase::Stopped;
         (stopped && !is_alive(agent)).then_some(())
     })
     .await?;
     board.shown("process", format!("pid {agent} is gone, its sidecar is up"));
-    let revision = mesh.admin()?.get("/v1/status").await?["revision"]
-        .as_u64()
-        .context("no revision")?;
-    Box::pin(restarted(mesh, board)).await?;
-    Box::pin(restored(mesh, board, copy.path(), revision)).await?;
-    Box::pin(resumed(mesh, board)).await
+    let status = mesh.admin()?.get("/v1/status").await?;
+    let revision = status["revision"].as_u64().context("no revision")?;
+    stop_control_plane(mesh).await?;
+    until("the time by which the ledger has stopped", WAIT, async || {
+        (aip_runtime::unix_now() > stopped_by).then_some(())
+    })
+    .await?;
+    Ok((said, revision))
+}
+
+/// What the ledger's sidecar does when it runs on, past its lease and without a control plane.
+async fn stopped_by_itself(mesh: &Mesh, board: &mut Board, said: String) -> anyhow::Result<()> {
+    let made = calls::mcp(mesh, "ledger", "balance", json!({ "account": "operations" })).await?;
+    let refused = format!("{} {}", made.status, made.reason());
+    board.fact(
+        "past that time",
+        format!("it runs on, cut off: a call to the ledger is {refused}"),
+    );
+    board.decide("away", made.reason() == "lease_lost", format!("{said}; then {refused}"));
+    Ok(())
 }
 
 /// The ledger stops by itself when it does not hear from the control plane.
@@ -170,8 +194,8 @@ const KILL: [&str; 9] = [
     "json",
 ];
 
-/// An order while a stream is open, with one sidecar that can't be reached.
-async fn killed(mesh: &Mesh, board: &mut Board) -> anyhow::Result<()> {
+/// An order while a stream is open, with one sidecar that can't be reached: what is said of that one, and its time.
+async fn killed(mesh: &Mesh, board: &mut Board) -> anyhow::Result<(String, u64)> {
     let opened = Instant::now();
     let stream = async {
         // An error is a stream that ended early, too: the planner says so in its own words.
@@ -202,7 +226,7 @@ async fn killed(mesh: &Mesh, board: &mut Board) -> anyhow::Result<()> {
 }
 
 /// Who has enforced it, and by when the one that was stopped has certainly stopped.
-fn acknowledged(board: &mut Board, progress: &Value) -> anyhow::Result<()> {
+fn acknowledged(board: &mut Board, progress: &Value) -> anyhow::Result<(String, u64)> {
     let list = |key: &str| progress[key].as_array().cloned().unwrap_or_default();
     let (enforced, missing) = (list("enforced"), list("missing"));
     for one in &enforced {
@@ -232,24 +256,17 @@ fn acknowledged(board: &mut Board, progress: &Value) -> anyhow::Result<()> {
     let name = away["sidecar"].as_str().unwrap_or("?").split('/').next().unwrap_or("?");
     let evidence = format!("{name}: by {} at the latest, its lease has ended then", timestamp(at));
     let soon = at <= aip_runtime::unix_now() + 10 && away["stopped_how"] == "lease";
-    board.decide("away", soon, evidence);
-    Ok(())
+    board.decide("away", soon, &evidence);
+    Ok((evidence, at))
 }
 
 /// One call to the researcher: the status that the planner read, and the reason.
 async fn call(mesh: &Mesh) -> anyhow::Result<(u64, String)> {
     let made = calls::mcp(mesh, "researcher", "search", json!({ "query": "shore" })).await?;
-    Ok((
-        made.status,
-        made.answer["error"]["data"]["reason"]
-            .as_str()
-            .unwrap_or("-")
-            .to_owned(),
-    ))
+    Ok((made.status, made.reason().to_owned()))
 }
 
 async fn restarted(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<()> {
-    stop_control_plane(mesh).await?;
     let old = mesh.state("researcher")?;
     kill_process(sidecar_of(mesh, "researcher")?, Signal::KILL)?;
     let shown = until("the researcher's new sidecar answers", WAIT, async || {
@@ -260,18 +277,20 @@ async fn restarted(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<()> {
         page(&new, "/kill").await.ok()
     })
     .await?;
-    let (status, reason) = call(mesh).await?;
+    // The planner's sidecar holds the order, too; what goes out of the researcher's, that one alone refuses.
+    let made = calls::out_of(mesh, "researcher", "planner").await?;
     let orders = shown["orders"].as_array().map_or(0, Vec::len);
     board.fact(
         "restarted",
         format!("SIGKILL to the researcher's sidecar, no control plane: it holds {orders} order from disk"),
     );
-    let evidence = format!("{orders} order from its disk; a call: {status} {reason}");
-    board.decide(
-        "restarted",
-        orders == 1 && status == 503 && reason == "killed",
-        evidence,
+    let evidence = format!(
+        "{orders} order from its disk; a call out of it: {} {}",
+        made.status,
+        made.reason()
     );
+    let itself = made.status == 503 && made.reason() == "killed" && made.at("callee").is_none();
+    board.decide("restarted", orders == 1 && itself, evidence);
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Step 10: the audit trail is whole at both ends; on copies, each way to tamper with it is found and named.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,10 +22,14 @@ const SIGNED: Duration = Duration::from_secs(15);
 /// Records from the end of what was signed at which the demo tampers: inside of it, with records after it.
 const FROM_END: u64 = 4;
 
-pub(super) const PROMISES: [Promise; 5] = [
+pub(super) const PROMISES: [Promise; 6] = [
     Promise {
         id: "whole",
         text: "both ends of every hop agree; nothing was changed or left out",
+    },
+    Promise {
+        id: "offline",
+        text: "an export is verified from its files and the root's digest alone",
     },
     Promise {
         id: "flipped",
@@ -79,14 +84,15 @@ pub(super) async fn show(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<(
     board.fact("aip audit verify", &text);
     board.decide("whole", faults == 0 && both > 0 && agreed == both, text);
 
+    offline(mesh, board).await?;
     let log = longest(&home)?;
-    for (id, attack, kinds) in ATTACKS {
+    for (id, attack, kinds, behind) in ATTACKS {
         let copy = copied(mesh, id, &log)?;
         let size = signed_of(&report, &log.log)?;
         let seq = size.saturating_sub(FROM_END);
         attack(&copy, seq)?;
         let report = verify(mesh, &copy).await?;
-        let found = named(&report, kinds, &copy, seq);
+        let found = named(&report, kinds, &copy, seq..=seq + behind);
         let text = found
             .clone()
             .unwrap_or_else(|| format!("not found: {}", report["faults"]));
@@ -96,18 +102,47 @@ pub(super) async fn show(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<(
     Ok(())
 }
 
+/// An export, verified by somebody who reaches nobody.
+async fn offline(mesh: &Mesh, board: &mut Board) -> anyhow::Result<()> {
+    let to = mesh.dir.path().join("export");
+    let dir = to.to_str().context("the directory's name is not text")?;
+    let printed = mesh.aip(&["audit", "export", "--dir", dir]).await?;
+    anyhow::ensure!(printed.code == Some(0), "not exported: {}", printed.stderr);
+    let root = mesh.admin()?.get("/v1/mesh").await?["root"]
+        .as_str()
+        .context("the mesh has no root")?
+        .to_owned();
+    let nobody = ["--admin", "unix:/nonexistent", "--mesh-root", &root];
+    let verify = ["audit", "verify", "--dir", dir, "--output", "json"];
+    let printed = mesh.aip(&[nobody.as_slice(), &verify].concat()).await?;
+    let report: Value = serde_json::from_str(&printed.stdout).with_context(|| printed.stderr.clone())?;
+    let faults = report["faults"].as_array().map_or(0, Vec::len);
+    let (both, agreed) = (hops(&report, "both"), hops(&report, "agreed"));
+    let text = format!(
+        "{} records signed; {agreed} of {both} hops agree, {faults} faults",
+        signed(&report)
+    );
+    board.fact("aip audit export", &text);
+    board.decide("offline", printed.code == Some(0) && faults == 0 && agreed > 0, text);
+    Ok(())
+}
+
 /// How a copy of a log is tampered with at a record.
 type Attack = fn(&Path, u64) -> anyhow::Result<()>;
 
-const ATTACKS: [(&str, Attack, &[&str]); 4] = [
+/// What is done, how, which kinds of faults name it, and how far behind the record that was touched they may lie.
+const ATTACKS: [(&str, Attack, &[&str], u64); 4] = [
     (
         "flipped",
         flip,
         &["not_a_record", "chain_broken", "out_of_order", "records_missing"],
+        // The record after it no longer follows it.
+        1,
     ),
-    ("removed", remove, &["records_missing"]),
-    ("cut", cut, &["truncated"]),
-    ("rewritten", rewrite, &["rewritten"]),
+    ("removed", remove, &["records_missing"], 0),
+    ("cut", cut, &["truncated"], 0),
+    // Some checkpoint after it covers it: there is one every few seconds.
+    ("rewritten", rewrite, &["rewritten"], FROM_END),
 ];
 
 /// What `aip audit verify` says, run as anyone would.
@@ -241,17 +276,16 @@ fn rewrite(dir: &Path, seq: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The fault that names the attack, as evidence: of one of these kinds, in the file that was touched, at or near the
-/// record.
-fn named(report: &Value, kinds: &[&str], copy: &Path, seq: u64) -> Option<String> {
+/// The fault that names the attack, as evidence: of one of these kinds, in the log that was touched, at the record.
+fn named(report: &Value, kinds: &[&str], copy: &Path, at: RangeInclusive<u64>) -> Option<String> {
     let copy = copy.canonicalize().ok()?;
     let faults = report["faults"].as_array()?;
     let fault = faults.iter().find(|fault| {
         let here = fault["file"]
             .as_str()
             .is_some_and(|file| Path::new(file).starts_with(&copy));
-        let near = fault["seq"].as_u64().is_some_and(|found| found <= seq + 1);
-        kinds.iter().any(|kind| fault["kind"] == *kind) && here && near
+        let there = fault["seq"].as_u64().is_some_and(|seq| at.contains(&seq));
+        kinds.iter().any(|kind| fault["kind"] == *kind) && here && there
     })?;
     let file = Path::new(fault["file"].as_str()?)
         .file_name()?
