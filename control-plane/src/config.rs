@@ -15,6 +15,5 @@ mod view;
 mod view_tests;
 pub mod world;
 
-pub(crate) use service::instance;
 pub use service::{ConfigService, Limits};
 pub(crate) use session::admitted;

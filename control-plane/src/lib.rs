@@ -15,7 +15,7 @@
 //! | [`kill`] | gRPC `Kill`: orders to stop, who enforced them, and who can be counted on when |
 //! | [`admin`] | REST under `/v1`: roles, approvals, policies, status, watch |
 //! | [`refusal`] | every refusal with its reason and status |
-//! | [`metrics`], [`clock`], `quota` | what is measured; the time; places that are shared fairly |
+//! | [`metrics`], [`clock`], `hello`, `quota` | what is measured; the time; how a stream begins; places that are shared fairly |
 //!
 //! Not here: the request pipeline (`aip-sidecar`), Rego (`aip-policy`, in a child process), TLS (`aip-runtime`).
 
@@ -25,6 +25,7 @@ pub mod bootstrap;
 pub mod ca;
 pub mod clock;
 pub mod config;
+mod hello;
 pub mod identity;
 pub mod kill;
 pub mod metrics;

@@ -1,10 +1,9 @@
 //! The gRPC face of the Audit stream: who may open one, and its first message.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use aip_api::wire::audit_request::Message;
-use aip_api::wire::{AuditHello, AuditRequest, AuditResponse};
+use aip_api::wire::{AuditRequest, AuditResponse};
 use aip_runtime::drain::DrainWatch;
 use aip_runtime::grpc::PeerInfo;
 use aip_runtime::grpc::audit_server::Audit as AuditApi;
@@ -14,12 +13,11 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Audit;
 use super::session::Session;
-use crate::config::{admitted, instance};
+use crate::config::admitted;
+use crate::hello;
 use crate::quota::Quota;
 use crate::refusal::{Reason, Refusal};
 
-/// How long a stream may take to say Hello.
-const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// Streams in all: as many as there may be sidecars; and of one agent: its replicas.
 const MAX_STREAMS: usize = 20_000;
 const MAX_STREAMS_EACH: usize = 256;
@@ -56,25 +54,17 @@ impl AuditService {
         let place = self.streams.try_take(peer.id.agent.as_str());
         let place = place.ok_or_else(|| Refusal::from(Reason::SessionLimit))?;
         let mut inbound = request.into_inner();
-        let hello = first(&mut inbound).await?;
-        instance(&hello.instance)?;
+        let hello = hello::first(&mut inbound, |request| match request.message {
+            Some(Message::Hello(hello)) => Some(hello),
+            _ => None,
+        })
+        .await?;
+        hello::instance(&hello.instance)?;
         let name = hello.instance.as_str().into();
         let (out, answers) = mpsc::channel(OUT);
         let session = Session::new(self.audit.clone(), peer, name, out, self.drain.clone(), place);
         tokio::spawn(session.run(hello, inbound));
         Ok(ReceiverStream::new(answers))
-    }
-}
-
-async fn first(inbound: &mut Streaming<AuditRequest>) -> Result<AuditHello, Refusal> {
-    let violation = |what: &str| Refusal::new(Reason::ProtocolViolation, what.to_owned());
-    let message = tokio::time::timeout(HELLO_DEADLINE, inbound.message()).await;
-    let message = message
-        .map_err(|_| violation("no Hello came in time"))?
-        .map_err(|s| violation(s.message()))?;
-    match message.and_then(|m| m.message) {
-        Some(Message::Hello(hello)) => Ok(hello),
-        _ => Err(violation("the first message must be Hello")),
     }
 }
 

@@ -19,11 +19,10 @@ use super::sessions::Sessions;
 use super::view::View;
 use super::world::World;
 use crate::clock::Clock;
+use crate::hello;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::tokens::random;
 
-/// How long a stream may take to say Hello.
-const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// Streams live this long ± 10 %, so that a fleet spreads over replicas that were added, and never all at once.
 const STREAM_AGE: Duration = Duration::from_secs(3_600);
 /// How long a sidecar may take to apply a push: compiling every policy anew on a busy core.
@@ -94,8 +93,12 @@ impl ConfigService {
         };
         admitted(&self.world, &peer, self.clock.now())?;
         let mut inbound = request.into_inner();
-        let hello = first(&mut inbound).await?;
-        instance(&hello.instance)?;
+        let hello = hello::first(&mut inbound, |request| match request.message {
+            Some(Message::Hello(hello)) => Some(hello),
+            _ => None,
+        })
+        .await?;
+        hello::instance(&hello.instance)?;
         let held = held(&hello)?;
         let (news, revision) = self.world.subscribe();
         if hello.revision_floor > revision {
@@ -142,29 +145,8 @@ impl ConfigService {
     }
 }
 
-/// An instance is a UUID in its usual form: one process has one name, whoever spells it.
-pub(crate) fn instance(text: &str) -> Result<(), Refusal> {
-    let parsed = uuid::Uuid::try_parse(text).ok();
-    match parsed.filter(|uuid| uuid.hyphenated().to_string() == text) {
-        Some(_) => Ok(()),
-        None => Err(Reason::InstanceInvalid.into()),
-    }
-}
-
 fn session_version(hello: &Hello) -> String {
     hello.version.chars().take(64).collect()
-}
-
-async fn first(inbound: &mut Streaming<ConfigRequest>) -> Result<Hello, Refusal> {
-    let violation = |what: &str| Refusal::new(Reason::ProtocolViolation, what.to_owned());
-    let message = tokio::time::timeout(HELLO_DEADLINE, inbound.message()).await;
-    let message = message
-        .map_err(|_| violation("no Hello came in time"))?
-        .map_err(|s| violation(s.message()))?;
-    match message.and_then(|m| m.message) {
-        Some(Message::Hello(hello)) => Ok(hello),
-        _ => Err(violation("the first message must be Hello")),
-    }
 }
 
 #[tonic::async_trait]

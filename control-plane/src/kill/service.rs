@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aip_api::wire::kill_request::Message;
-use aip_api::wire::{KillHello, KillRequest, KillResponse};
+use aip_api::wire::{KillRequest, KillResponse};
 use aip_runtime::drain::DrainWatch;
 use aip_runtime::grpc::PeerInfo;
 use aip_runtime::grpc::kill_server::Kill;
@@ -17,13 +17,12 @@ use tonic::{Request, Response, Status, Streaming};
 use super::session::Task;
 use super::{Board, Publisher};
 use crate::ca::Ca;
+use crate::config::admitted;
 use crate::config::world::World;
-use crate::config::{admitted, instance};
+use crate::hello;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::Registry;
 
-/// How long a stream may take to say Hello.
-const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a stream lives at most, so that a fleet spreads over replicas that were added; its SVID ends it, too.
 const STREAM_AGE: Duration = Duration::from_secs(3_600);
 /// Answers on their way to one sidecar: a set, a few heartbeats, and the status that ends the stream.
@@ -59,8 +58,12 @@ impl KillService {
         let now = self.registry.clock.now();
         admitted(&self.world, &peer, now)?;
         let mut inbound = request.into_inner();
-        let hello = first(&mut inbound).await?;
-        instance(&hello.instance)?;
+        let hello = hello::first(&mut inbound, |request| match request.message {
+            Some(Message::Hello(hello)) => Some(hello),
+            _ => None,
+        })
+        .await?;
+        hello::instance(&hello.instance)?;
         let open = self.board.open(&peer, &hello.instance)?;
         tracing::info!(agent = %peer.id.agent, instance = hello.instance, "kill stream opened");
         let age = STREAM_AGE.min(Duration::from_secs(peer.not_after.saturating_sub(now)));
@@ -68,18 +71,6 @@ impl KillService {
         let task = Task::new(self.clone(), peer, hello.instance, open, out, Instant::now() + age);
         tokio::spawn(task.run(inbound, [hello.held, hello.unwritten]));
         Ok(ReceiverStream::new(answers))
-    }
-}
-
-async fn first(inbound: &mut Streaming<KillRequest>) -> Result<KillHello, Refusal> {
-    let violation = |what: &str| Refusal::new(Reason::ProtocolViolation, what.to_owned());
-    let message = tokio::time::timeout(HELLO_DEADLINE, inbound.message()).await;
-    let message = message
-        .map_err(|_| violation("no hello came in time"))?
-        .map_err(|s| violation(s.message()))?;
-    match message.and_then(|m| m.message) {
-        Some(Message::Hello(hello)) => Ok(hello),
-        _ => Err(violation("the first message must be a hello")),
     }
 }
 

@@ -294,7 +294,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
-    fn declared(root: &Path, code: &[&str]) -> Measured {
+    pub(super) fn declared(root: &Path, code: &[&str]) -> Measured {
         Measured {
             root: root.to_owned(),
             code: code.iter().map(|s| (*s).to_owned()).collect(),

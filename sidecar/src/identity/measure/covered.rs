@@ -139,20 +139,8 @@ pub fn paths(declared: &Measured) -> Result<Vec<PathBuf>, MeasureError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::declared;
     use super::*;
-    use aip_api::evidence::Enforcement;
-
-    fn declared(root: &Path, code: &[&str]) -> Measured {
-        Measured {
-            root: root.to_owned(),
-            code: code.iter().map(|s| (*s).to_owned()).collect(),
-            config: vec![],
-            executable: None,
-            argv: None,
-            port: None,
-            enforcement: Enforcement::Cooperative,
-        }
-    }
 
     #[test]
     fn a_glob_covers_what_it_would_find_and_looks_no_deeper_than_it_reaches() {
