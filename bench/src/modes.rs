@@ -16,45 +16,53 @@ const LOADS: [(Load, &str); 2] = [(Load::One, "1 connection"), (Load::Many, "32 
 /// How long both sidecars may take to hold a changed setting.
 const HELD_MS: u64 = 30_000;
 
-/// A mode, and what it changes of the mesh's settings.
+/// A mode, and what it changes of the mesh.
 struct Mode {
     name: &'static str,
     durability: &'static str,
-    assurance: &'static str,
     floor: f64,
+    /// Another baseline than the one that is shipped.
+    baseline: Option<&'static str>,
 }
+
+/// A baseline that asks who calls, and not for an attestation.
+const UNATTESTED: &str = r#"package aip.policy.baseline
+
+rules contains {"rule": "baseline/agent", "verdict": "allow", "reason": "an agent of this mesh"} if {
+	input.source.kind == "agent"
+	input.source.trust_domain == input.destination.trust_domain
+}
+"#;
+
+const SHIPPED: Mode = Mode {
+    name: "as shipped: `buffered`, a baseline that reads attestation, floor 4",
+    durability: "buffered",
+    floor: 4.0,
+    baseline: None,
+};
 
 /// The first is how a mesh begins.
 const MODES: [Mode; 5] = [
-    Mode {
-        name: "as shipped: `buffered`, floor 4, no assurance required",
-        durability: "buffered",
-        assurance: "none",
-        floor: 4.0,
-    },
+    SHIPPED,
     Mode {
         name: "`grouped`",
         durability: "grouped",
-        assurance: "none",
-        floor: 4.0,
+        ..SHIPPED
     },
     Mode {
         name: "`required`",
         durability: "required",
-        assurance: "none",
-        floor: 4.0,
+        ..SHIPPED
     },
     Mode {
-        name: "assurance `declared` required of both ends",
-        durability: "buffered",
-        assurance: "declared",
-        floor: 4.0,
+        name: "a baseline that reads no attestation",
+        baseline: Some(UNATTESTED),
+        ..SHIPPED
     },
     Mode {
         name: "no reputation floor",
-        durability: "buffered",
-        assurance: "none",
         floor: 0.0,
+        ..SHIPPED
     },
 ];
 
@@ -73,6 +81,7 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<String> {
     let of = |subject| rig.running.iter().find(|running| running.subject == subject);
     let (peer, ours) = of(Subject::Nginx).zip(of(Subject::Aip)).context("both pairs")?;
     let admin = ours.admin.as_ref().context("our pair has an admin API")?;
+    let shipped = admin.get("/v1/policies/baseline").await?["resource"]["rego"].take();
     let mut taken = Vec::new();
     for round in 0..settings.rounds {
         let mut turns: Vec<_> = [None].into_iter().chain((0..MODES.len()).map(Some)).collect();
@@ -82,7 +91,7 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<String> {
         for mode in turns {
             let running = match mode {
                 Some(mode) => {
-                    put(admin, &MODES[mode]).await?;
+                    put(admin, &MODES[mode], &shipped).await?;
                     ours
                 }
                 None => peer,
@@ -125,13 +134,21 @@ async fn one(running: &Running, load: Load, settings: &Settings) -> anyhow::Resu
 }
 
 /// Changes the mesh, and waits until both sidecars hold it.
-async fn put(admin: &Admin, mode: &Mode) -> anyhow::Result<()> {
+async fn put(admin: &Admin, mode: &Mode, shipped: &Value) -> anyhow::Result<()> {
+    let rego = mode.baseline.map_or_else(|| shipped.clone(), Value::from);
+    let baseline = json!({"name": "baseline", "rego": rego});
+    let policy = admin
+        .put("/v1/policies/baseline?replace_baseline=true", &baseline)
+        .await?;
     let mut config = admin.get("/v1/mesh-config").await?["resource"].take();
     config["audit"]["durability"] = mode.durability.into();
-    config["require"]["assurance"] = mode.assurance.into();
     config["reputation"]["floor"] = json!(mode.floor);
-    let changed = admin.put("/v1/mesh-config", &config).await?;
-    let revision = changed["revision"].as_u64().context("a revision")?;
+    let settings = admin.put("/v1/mesh-config", &config).await?;
+    let last = [policy, settings]
+        .iter()
+        .filter_map(|put| put["revision"].as_u64())
+        .max();
+    let revision = last.context("a revision")?;
     let acks: Value = admin
         .get(&format!("/v1/revisions/{revision}/acks?wait_ms={HELD_MS}"))
         .await?;
