@@ -25,7 +25,7 @@ pub(crate) enum AttestVerb {
     List(List),
     /// Approve a measurement
     Approve(Which),
-    /// Take an approval back
+    /// Take an approval back, and revoke all SVIDs of the agent
     Revoke(Which),
 }
 

@@ -74,12 +74,16 @@ fn section(out: &mut String, command: &Command, above: &str) {
     let name = format!("{above} {}", command.get_name());
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
     let verbs: Vec<&Command> = command.get_subcommands().filter(|c| shown(c)).collect();
-    if !verbs.is_empty() {
-        for verb in verbs {
-            section(out, verb, &name);
-        }
-        return;
+    // A verb of its own that has others below it is both; a mere group is none.
+    if verbs.is_empty() || !command.is_subcommand_required_set() {
+        verb(out, command, &name, &about);
     }
+    for below in verbs {
+        section(out, below, &name);
+    }
+}
+
+fn verb(out: &mut String, command: &Command, name: &str, about: &str) {
     let _ = write!(out, "\n## `{name}`\n\n{about}.\n\n");
     if name == "aip run" {
         out.push_str(RUN);
@@ -137,7 +141,8 @@ fn row(argument: &Arg) -> String {
     if let Some(variable) = argument.get_env() {
         let _ = write!(what, " [variable: {}]", variable.to_string_lossy());
     }
-    format!("| `{name}` | {} |", what.replace('|', "\\|").replace('\n', " "))
+    let cell = |text: &str| text.replace('|', "\\|").replace('\n', " ");
+    format!("| `{}` | {} |", cell(&name), cell(&what))
 }
 
 #[test]

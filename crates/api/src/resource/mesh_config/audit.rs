@@ -70,8 +70,8 @@ impl Durability {
     }
 }
 
-/// How long records are kept, by the control plane for each agent: whichever bound is met first. Checkpoints stay, so
-/// what is kept elsewhere can still be proved.
+/// How long records are kept, by the control plane for each agent: whichever bound is met first. Checkpoints are kept
+/// for as many days.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retention {
