@@ -125,11 +125,7 @@ fn same_call(caller: &Said, callee: &Said) -> Vec<Difference> {
     let both = |a: Mark, b: Mark| a.is_there() && b.is_there() && a != b;
     let protocol = caller.protocol == callee.protocol;
     let differs = [
-        // Between sidecars, a switch of protocols is always asked for with CONNECT (RFC 8441).
-        (
-            caller.method != callee.method && !callee.is_switch(),
-            Difference::Method,
-        ),
+        (caller.method != callee.method, Difference::Method),
         (caller.path != callee.path, Difference::Path),
         (protocol && both(caller.call, callee.call), Difference::Call),
         (protocol && both(caller.tool, callee.tool), Difference::Tool),

@@ -2,7 +2,9 @@
 
 use aip_api::Digest;
 use aip_api::resource::Retention;
+use aip_api::wire::SignedCheckpoint;
 use aip_api::wire::audit_response::Message as Answer;
+use aip_audit::checkpoint::{LEDGER_BEGINS_TYP, LedgerBegins};
 use aip_audit::merkle;
 use serde_json::{Value, json};
 
@@ -120,10 +122,10 @@ async fn a_finished_log_that_is_greeted_again_goes_when_it_is_old() {
     let (mut stream, _) = Audit::resumed(&sidecar, &log).await;
     send(&mut stream, &sidecar, &log, 0).await;
     drop(stream);
-    let mut held = None;
+    let (mut held, later) = (None, uuid::Uuid::now_v7().to_string());
     let copy = mesh.data.join("audit/planner").join(log.name());
     eventually("it is greeted again", async || {
-        held = Audit::of(&sidecar, "later", vec![log.held()]).await.ok();
+        held = Audit::of(&sidecar, &later, vec![log.held()]).await.ok();
         let answer = held.as_mut()?.answer().await;
         matches!(answer, Ok(Answer::Resume(_))).then_some(())
     })
@@ -318,14 +320,11 @@ async fn what_was_acknowledged_survives_a_kill_at_any_moment() {
     }
 }
 
-#[tokio::test]
-async fn old_checkpoints_go_by_a_signed_word_and_every_later_proof_still_comes_out() {
-    use aip_audit::checkpoint::{LEDGER_BEGINS_TYP, LedgerBegins};
-    let mesh = Mesh::dev().await;
-    let sidecar = mesh.joined("planner").await;
+/// Eleven checkpoints of a log, of which the first six go before the seventh is taken.
+async fn six_of_eleven_go(mesh: &Mesh, sidecar: &Sidecar) -> (Log, Audit, Vec<SignedCheckpoint>) {
     let mut log = Log::fresh();
-    let (mut stream, _) = Audit::resumed(&sidecar, &log).await;
-    let mut signed: Vec<aip_api::wire::SignedCheckpoint> = Vec::new();
+    let (mut stream, _) = Audit::resumed(sidecar, &log).await;
+    let mut signed: Vec<SignedCheckpoint> = Vec::new();
     for index in 0..11 {
         if index == 6 {
             let until = crate::support::audit::now() + 10_000;
@@ -334,29 +333,32 @@ async fn old_checkpoints_go_by_a_signed_word_and_every_later_proof_still_comes_o
             assert_eq!(stream.checkpoint(signed[5].clone()).await, Ok(5));
         }
         log.fill(1);
-        signed.push(log.checkpoint(&sidecar));
+        signed.push(log.checkpoint(sidecar));
         assert_eq!(stream.checkpoint(signed[index as usize].clone()).await, Ok(index));
     }
-    let head = mesh.admin.get("/v1/audit/tree-head").await;
+    (log, stream, signed)
+}
+
+/// What the control plane signed of those that are gone.
+fn begins(mesh: &Mesh, head: &Value) -> LedgerBegins {
     let audit = mesh.plane.api.ca.signer(aip_api::resource::KeyPurpose::Audit);
-    let statement = head["begins"].as_str().unwrap();
     let key = |_: &str| Some(audit.public_key());
-    let begins: LedgerBegins = aip_runtime::jws::verify_eddsa(statement, LEDGER_BEGINS_TYP, key).unwrap();
+    aip_runtime::jws::verify_eddsa(head["begins"].as_str().unwrap(), LEDGER_BEGINS_TYP, key).unwrap()
+}
+
+#[tokio::test]
+async fn old_checkpoints_go_by_a_signed_word_and_every_later_proof_still_comes_out() {
+    let mesh = Mesh::dev().await;
+    let sidecar = mesh.joined("planner").await;
+    let (log, mut stream, signed) = six_of_eleven_go(&mesh, &sidecar).await;
+    let head = mesh.admin.get("/v1/audit/tree-head").await;
+    let root: Digest = head["head"]["root"].as_str().unwrap().parse().unwrap();
+    let begins = begins(&mesh, &head);
     assert_eq!(begins.from, 6);
     // Who has that and what is left computes the head.
     let mut tree = merkle::Tree::from_peaks(begins.from, begins.subtrees).unwrap();
     assert_eq!(tree.root(), begins.root);
-    let page = mesh.admin.get("/v1/audit/checkpoints?limit=3").await;
-    let next = page["next"].as_str().unwrap();
-    let rest = mesh
-        .admin
-        .get(&format!("/v1/audit/checkpoints?limit=3&cursor={next}"))
-        .await;
-    let left = [
-        page["items"].as_array().unwrap().clone(),
-        rest["items"].as_array().unwrap().clone(),
-    ]
-    .concat();
+    let left = left(&mesh).await;
     let places: Vec<_> = left.iter().map(|shown| shown["index"].as_u64().unwrap()).collect();
     assert_eq!(places, [6, 7, 8, 9, 10]);
     for (shown, sent) in left.iter().zip(&signed[6..]) {
@@ -364,29 +366,37 @@ async fn old_checkpoints_go_by_a_signed_word_and_every_later_proof_still_comes_o
         tree.append(merkle::leaf(sent.statement.as_bytes()));
         assert_eq!(shown["chain"], left[0]["chain"], "a chain stands once");
     }
+    assert_eq!(tree.root(), root);
     let chain = left[0]["chain"].as_str().unwrap();
     let chain = mesh.admin.get(&format!("/v1/audit/chains/{chain}")).await;
     assert_eq!(chain["certificates"].as_array().unwrap().len(), signed[0].chain.len());
-    let root: Digest = head["head"]["root"].as_str().unwrap().parse().unwrap();
-    assert_eq!(tree.root(), root);
     for index in 6..11 {
-        let proof = mesh
-            .admin
-            .get(&format!("/v1/audit/inclusion?index={index}&size=11"))
-            .await;
+        let path = format!("/v1/audit/inclusion?index={index}&size=11");
+        let proof = mesh.admin.get(&path).await;
         let leaf = merkle::leaf(signed[index as usize].statement.as_bytes());
         merkle::verify_inclusion(&leaf, index, 11, &digests(&proof["proof"]), &root).unwrap();
     }
     let along = mesh.admin.get("/v1/audit/consistency?from=6&to=11").await;
     merkle::verify_consistency(6, 11, &begins.root, &root, &digests(&along["proof"])).unwrap();
     // Of what is gone there is no proof any more; records that come later are still held against what was signed.
-    let gone = mesh
-        .admin
-        .refused("GET", "/v1/audit/inclusion?index=1&size=11", json!(null));
-    assert_eq!(gone.await.0, 404);
+    let path = "/v1/audit/inclusion?index=1&size=11";
+    assert_eq!(mesh.admin.refused("GET", path, json!(null)).await.0, 404);
     let length = log.bytes(0).len();
     assert_eq!(stream.chunk(log.whole(0, false)).await, Ok((0, length as u64)));
     assert!(!mesh.plane.audit.ledger.forget(0).await.unwrap());
+}
+
+/// The checkpoints that are listed, over two pages.
+async fn left(mesh: &Mesh) -> Vec<Value> {
+    let page = mesh.admin.get("/v1/audit/checkpoints?limit=3").await;
+    let next = page["next"].as_str().unwrap();
+    let path = format!("/v1/audit/checkpoints?limit=3&cursor={next}");
+    let rest = mesh.admin.get(&path).await;
+    let pages = [page, rest];
+    pages
+        .iter()
+        .flat_map(|page| page["items"].as_array().unwrap().clone())
+        .collect()
 }
 
 /// A process that was restarted sends several logs in one stream: the old ones must give way to the one that grows.

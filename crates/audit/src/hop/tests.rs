@@ -109,9 +109,17 @@ fn both_ends_speak_of_the_same_call() {
     let blind = |d: &mut Decision| (d.protocol, d.call, d.tool) = ("http".into(), String::new(), String::new());
     assert_eq!(differs(blind), []);
     assert_eq!(differs(|d| d.tool = String::new()), []);
-    // A WebSocket of HTTP/1.1 is a CONNECT between the sidecars.
-    let asked = caller(BOTH, |d, e| (d.method, e.status) = ("GET".into(), 101));
-    assert_eq!(compare(&asked, &callee(BOTH, |d, _| d.method = "CONNECT".into())), []);
+    // A switch to WebSocket is 101 to a caller of HTTP/1.1, and 200 between the sidecars.
+    let asked = caller(BOTH, |d, e| (d.protocol, e.status) = ("websocket".into(), 101));
+    assert_eq!(
+        compare(&asked, &callee(BOTH, |d, _| d.protocol = "websocket".into())),
+        []
+    );
+    assert_eq!(
+        compare(&asked, &callee(BOTH, |_, _| ())),
+        [Difference::Status],
+        "nobody else saw a wish to switch"
+    );
 }
 
 #[test]

@@ -79,9 +79,9 @@ impl Said {
         }
     }
 
-    /// The connection was to switch to another protocol.
+    /// The connection was to switch to another protocol: sidecars switch to WebSocket and to nothing else.
     pub(super) fn is_switch(&self) -> bool {
-        self.method == Mark::of("CONNECT")
+        self.protocol == Mark::of("websocket")
     }
 }
 
