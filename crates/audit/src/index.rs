@@ -34,10 +34,14 @@ pub struct Filter {
 impl Filter {
     /// Whether a record is asked for.
     pub fn matches(&self, record: &Record) -> bool {
+        self.in_time(record.at) && self.matches_words(record)
+    }
+
+    /// The same, whenever it was made.
+    fn matches_words(&self, record: &Record) -> bool {
         let said = Said::of(record);
         let same = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|wanted| wanted == is);
-        self.in_time(record.at)
-            && same(&self.verdict, &said.verdict)
+        same(&self.verdict, &said.verdict)
             && same(&self.tool, &said.tool)
             && same(&self.hop, &said.hop)
             && same(&self.trace, &said.trace)

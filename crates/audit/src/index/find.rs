@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::PathBuf;
+use std::time::UNIX_EPOCH;
 
 use super::Filter;
 use super::row::{ROW_BYTES, Wanted, rows};
 use crate::log::{LogError, Manifest, name_of, segment_path, segments};
 use crate::record::{MAX_RECORD_BYTES, Record};
+
+/// How far ahead a sidecar's clock may be, in milliseconds: what the mesh tolerates in signatures.
+const SKEW_MILLIS: u64 = 300_000;
 
 /// A log to look into.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,8 +124,11 @@ fn search<'a>(
         Err(LogError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         held => held?,
     };
+    let latest = latest(part);
     for row in held.chunks_exact(ROW_BYTES).rev() {
-        let Some((at, offset)) = wanted.hit(row) else { continue };
+        let Some((at, offset)) = wanted.hit(row, latest) else {
+            continue;
+        };
         if best.len() >= limit && best.first_key_value().is_some_and(|(oldest, _)| oldest.at > at) {
             continue;
         }
@@ -135,7 +142,7 @@ fn search<'a>(
             continue;
         }
         // The row is a hint: a record that is not asked for after all takes nobody's place.
-        if !read(part.log, &place)?.is_some_and(|record| filter.matches(&record)) {
+        if !read(part.log, &place)?.is_some_and(|record| filter.matches_words(&record)) {
             continue;
         }
         best.insert(place, part.log);
@@ -144,6 +151,15 @@ fn search<'a>(
         }
     }
     Ok(())
+}
+
+/// No record of a segment is newer than its file: a time to come, which its sidecar could have chosen, would stand before
+/// everybody else's records.
+fn latest(part: &Part<'_>) -> u64 {
+    let file = std::fs::metadata(segment_path(&part.log.dir, part.segment));
+    let written = file.and_then(|file| file.modified()).ok();
+    let written = written.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    written.map_or(u64::MAX, |at| (at.as_millis() as u64).saturating_add(SKEW_MILLIS))
 }
 
 fn read(log: &Log, place: &Cursor) -> Result<Option<Record>, LogError> {

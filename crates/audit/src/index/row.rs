@@ -64,9 +64,9 @@ impl<'a> Wanted<'a> {
         Self { filter, words }
     }
 
-    /// The time and the place of a row that may be asked for.
-    pub(super) fn hit(&self, row: &[u8]) -> Option<(u64, u64)> {
-        let at = number(row, 0);
+    /// The time, which is `latest` at the most, and the place of a row that may be asked for.
+    pub(super) fn hit(&self, row: &[u8], latest: u64) -> Option<(u64, u64)> {
+        let at = number(row, 0).min(latest);
         let all = self.words.iter().all(|(i, hash)| number(row, *i) == *hash);
         (all && self.filter.in_time(at)).then(|| (at, number(row, 1)))
     }
@@ -149,7 +149,7 @@ pub fn rebuild(dir: &Path, segment: u64) -> Result<Vec<u8>, LogError> {
     let file = options.create(true).write(true).truncate(true).mode(0o600).open(&new);
     // A copy on a medium that takes nothing is searched all the same.
     let _ = file
-        .and_then(|mut file| file.write_all(&made))
+        .and_then(|mut file| file.write_all(&made).and_then(|()| file.sync_all()))
         .and_then(|()| fs::rename(&new, path));
     Ok(made)
 }

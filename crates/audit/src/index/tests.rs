@@ -192,3 +192,39 @@ fn a_million_records_answer_within_a_second() {
         assert!(took < std::time::Duration::from_secs(1), "{what}: {took:?}");
     }
 }
+
+#[test]
+fn who_writes_times_to_come_stands_before_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    let written = u64::try_from(written.as_millis()).unwrap();
+    let mut logs = Vec::new();
+    for (agent, at) in [("ahead", u64::MAX), ("honest", written + SKEW_AND_MORE)] {
+        let (mut writer, _) = Writer::open(&dir.path().join(fresh_name()), Options::default()).unwrap();
+        writer.append(decision("allow", "tool", "t"), at).unwrap();
+        let file = std::fs::File::open(crate::log::segment_path(writer.dir(), 0)).unwrap();
+        // The honest one was received later.
+        let later = if agent == "honest" { 2 * SKEW_AND_MORE } else { 0 };
+        file.set_modified(std::time::SystemTime::now() + std::time::Duration::from_millis(later))
+            .unwrap();
+        logs.push(Log {
+            agent: agent.into(),
+            dir: writer.dir().to_owned(),
+        });
+    }
+    let found = find(&logs, &Filter::default(), 10, None).unwrap();
+    let order: Vec<_> = found.iter().map(|hit| hit.agent.as_str()).collect();
+    assert_eq!(order, ["honest", "ahead"]);
+    let until = Filter {
+        until: Some(written + SKEW_AND_MORE),
+        ..Filter::default()
+    };
+    let found = find(&logs, &until, 10, None).unwrap();
+    assert_eq!(found.len(), 1, "it is found by when it came");
+    assert_eq!((found[0].agent.as_str(), found[0].record.at), ("ahead", u64::MAX));
+}
+
+/// More than clocks may differ, in milliseconds.
+const SKEW_AND_MORE: u64 = 400_000;

@@ -67,6 +67,7 @@ pub(super) fn read(ledger: &Ledger, keys: &dyn Keys, found: &mut Found) -> Resul
     }
     read.report.checkpoints = tree.size();
     read.report.logs = read.by_log.len() as u64;
+    let unsigned = heads.is_empty();
     for (line, size, root) in heads {
         let at = At::file(NAME, &ledger.heads).line(line);
         match roots.get(&size) {
@@ -84,7 +85,10 @@ pub(super) fn read(ledger: &Ledger, keys: &dyn Keys, found: &mut Found) -> Resul
             }
         }
     }
-    if read.report.covered < read.report.checkpoints {
+    if unsigned {
+        let detail = "no tree head that is here vouches for it".to_owned();
+        found.add(Kind::TreeHeadDiffers, at, detail);
+    } else if read.report.covered < read.report.checkpoints {
         let detail = format!(
             "{} checkpoints are here; a tree head covers {}",
             read.report.checkpoints, read.report.covered

@@ -77,31 +77,51 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// The control plane's log of a checkpoint of each, beside them.
+struct Listed {
+    dir: PathBuf,
+    text: String,
+    head: TreeHead,
+}
+
+impl Listed {
+    fn beside(mesh: &mut Mesh) -> Self {
+        let dir = mesh.home.path().join(LEDGER_DIR);
+        fs::create_dir_all(&dir).unwrap();
+        let (mut tree, mut text) = (crate::merkle::Tree::default(), String::new());
+        for claims in [mesh.planner.checkpoint(), mesh.researcher.checkpoint()] {
+            let by = claims.agent.to_string();
+            let statement = sign(&by, &claims);
+            tree.append(crate::merkle::leaf(statement.as_bytes()));
+            let chain = base64::engine::general_purpose::STANDARD.encode(by);
+            text += &format!("{{\"statement\":\"{statement}\",\"chain\":[\"{chain}\"]}}\n");
+        }
+        let head = TreeHead {
+            v: 1,
+            iss: "aip.internal".into(),
+            size: 2,
+            root: tree.root(),
+            at: 5,
+        };
+        let listed = Self { dir, text, head };
+        listed.put(&listed.text);
+        listed.heads(&[sign("control plane", &listed.head)]);
+        listed
+    }
+
+    fn put(&self, checkpoints: &str) {
+        fs::write(self.dir.join("checkpoints.jsonl"), checkpoints).unwrap();
+    }
+
+    fn heads(&self, statements: &[String]) {
+        fs::write(self.dir.join("heads.jsonl"), statements.join("\n")).unwrap();
+    }
+}
+
 #[test]
 fn the_control_planes_log_shows_what_a_sidecar_took_back() {
     let mut mesh = Mesh::busy();
-    let ledger = mesh.home.path().join(LEDGER_DIR);
-    fs::create_dir_all(&ledger).unwrap();
-    let (planner, researcher) = (mesh.planner.checkpoint(), mesh.researcher.checkpoint());
-    let mut tree = crate::merkle::Tree::default();
-    let mut text = String::new();
-    for claims in [&planner, &researcher] {
-        let by = claims.agent.to_string();
-        let statement = sign(&by, claims);
-        tree.append(crate::merkle::leaf(statement.as_bytes()));
-        let chain = base64::engine::general_purpose::STANDARD.encode(by);
-        text += &format!("{{\"statement\":\"{statement}\",\"chain\":[\"{chain}\"]}}\n");
-    }
-    fs::write(ledger.join("checkpoints.jsonl"), &text).unwrap();
-    let head = TreeHead {
-        v: 1,
-        iss: "aip.internal".into(),
-        size: 2,
-        root: tree.root(),
-        at: 5,
-    };
-    let heads = ledger.join("heads.jsonl");
-    fs::write(&heads, sign("control plane", &head) + "\n").unwrap();
+    Listed::beside(&mut mesh);
     let report = mesh.verify();
     assert!(report.intact(), "{:#?}", report.faults);
     assert_eq!(report.ledger.unwrap().covered, 2);
@@ -116,30 +136,34 @@ fn the_control_planes_log_shows_what_a_sidecar_took_back() {
     // One that takes the whole log away.
     fs::remove_dir_all(mesh.dir()).unwrap();
     assert!(mesh.kinds().contains(&Kind::LogMissing));
-    // A control plane that takes a checkpoint back, or signs another head.
-    fs::write(
-        ledger.join("checkpoints.jsonl"),
-        text.lines().next().unwrap().to_owned() + "\n",
-    )
-    .unwrap();
+}
+
+#[test]
+fn a_control_plane_that_takes_back_what_it_signed_is_found() {
+    let mut mesh = Mesh::busy();
+    let listed = Listed::beside(&mut mesh);
+    listed.put(&(listed.text.lines().next().unwrap().to_owned() + "\n"));
     assert!(mesh.kinds().contains(&Kind::TreeHeadDiffers));
-    fs::write(ledger.join("checkpoints.jsonl"), &text).unwrap();
+    listed.put(&listed.text);
     let other = TreeHead {
         root: Digest::sha256(b"x"),
-        ..head.clone()
+        ..listed.head.clone()
     };
-    fs::write(
-        &heads,
-        sign("control plane", &head) + "\n" + &sign("control plane", &other) + "\n",
-    )
-    .unwrap();
+    let (good, lied) = (sign("control plane", &listed.head), sign("control plane", &other));
+    listed.heads(&[good.clone(), lied]);
     assert!(mesh.kinds().contains(&Kind::TreeHeadDiffers));
-    fs::write(&heads, "").unwrap();
-    assert!(
-        mesh.kinds().contains(&Kind::TreeHeadDiffers),
-        "a ledger that nobody signed"
+    listed.heads(&[]);
+    assert_eq!(mesh.kinds(), [Kind::TreeHeadDiffers], "a ledger that nobody signed");
+    listed.put("");
+    assert_eq!(
+        mesh.kinds(),
+        [Kind::TreeHeadDiffers],
+        "one that was swapped for an empty one"
     );
-    fs::write(&heads, sign("somebody", &head)).unwrap();
+    listed.heads(&[good]);
+    assert_eq!(mesh.kinds(), [Kind::TreeHeadDiffers], "and whose head was forgotten");
+    listed.put(&listed.text);
+    listed.heads(&[sign("somebody", &listed.head)]);
     assert!(mesh.kinds().contains(&Kind::TreeHeadInvalid));
 }
 
@@ -178,11 +202,12 @@ fn what_the_control_planes_retention_took_is_excused_by_its_signature_alone() {
         let report = verify(&sources, &TestKeys, &mut |_| {}).unwrap();
         report.faults.iter().map(|fault| fault.kind).collect::<Vec<_>>()
     };
-    // A ledger beside it, which anybody can put there, excuses nothing.
+    // A ledger beside it, which anybody can put there, excuses nothing: without a signed head it is a fault itself.
     let ledger = home.path().join(LEDGER_DIR);
     fs::create_dir_all(&ledger).unwrap();
     fs::write(ledger.join("checkpoints.jsonl"), "").unwrap();
-    assert_eq!(kinds(), [Kind::SegmentMissing]);
+    assert_eq!(kinds(), [Kind::TreeHeadDiffers, Kind::SegmentMissing]);
+    fs::remove_dir_all(&ledger).unwrap();
     let retired = |log: &str, records| Retired {
         v: 1,
         iss: "aip.internal".into(),
