@@ -11,8 +11,8 @@ use aip_api::resource::KeyPurpose;
 use aip_api::{AgentName, SpiffeId};
 use aip_audit::checkpoint::{RETIRED_TYP, Retired};
 use aip_audit::index::Log;
-use aip_audit::log::{Options, RETIRED_FILE, SEGMENT_BYTES};
-use aip_runtime::jws;
+use aip_audit::log::{Options, RETIRED_FILE, SEGMENT_BYTES, SEGMENT_MILLIS};
+use aip_runtime::{fault, jws};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tokio_util::sync::CancellationToken;
@@ -109,7 +109,8 @@ impl Audit {
             segment_bytes: SEGMENT_BYTES.min(retention.bytes / 4),
             total_bytes: retention.bytes.saturating_sub(self.used.others(agent, log)),
             total_millis: u64::from(retention.days) * DAY,
-            ..Options::default()
+            segment_millis: SEGMENT_MILLIS,
+            step: |name| fault::point(|| format!("copy-{name}")),
         }
     }
 

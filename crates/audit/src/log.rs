@@ -9,6 +9,7 @@
 //! The directory's name is the log's: a UUID. One process writes; who holds the data directory's lock does.
 
 mod checkpoints;
+mod cut;
 mod disk;
 mod lines;
 mod manifest;
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 pub use checkpoints::{
     Certificates, CheckpointLines, Kept, Signed, Statements, chain_id, claims_of, kept, read_checkpoints,
 };
+pub use cut::cut_to;
 pub use disk::SyncHandle;
 pub use lines::{Line, Lines};
 pub use manifest::{Closed, Dropped, Manifest};
@@ -54,6 +56,41 @@ pub const MAX_CHECKPOINT_BYTES: usize = 128 * 1024;
 
 /// Is told of each step that makes something durable, by a name: where a test ends the process, or lets it fail.
 pub type Step = fn(&'static str);
+
+/// The steps, each named before and after something becomes durable or goes: whoever adds one adds it here, and a test that
+/// ends at each of them fails for one that it never reaches.
+pub const STEPS: [&str; 30] = [
+    "log:made",
+    "log:made_synced",
+    "log:appended",
+    "log:flush",
+    "log:flushed_data",
+    "log:flushed",
+    "log:rotating",
+    "log:rotated",
+    "log:kept",
+    "log:dropping",
+    "log:dropped",
+    "log:sweeping",
+    "log:swept",
+    "log:manifest_written",
+    "log:manifest_synced",
+    "log:manifest_renamed",
+    "log:shorter_written",
+    "log:shorter_synced",
+    "log:shorter_renaming",
+    "log:shorter_renamed",
+    "log:shortened",
+    "log:leftover_removing",
+    "log:leftover_removed",
+    "log:statement_cutting",
+    "log:statement_cut",
+    "log:later_removing",
+    "log:later_removed",
+    "log:tail_cutting",
+    "log:tail_cut",
+    "log:tail_synced",
+];
 
 /// Bounds of a log.
 #[derive(Debug, Clone, Copy)]

@@ -107,6 +107,7 @@ impl SyncHandle {
         let done = files
             .iter()
             .try_for_each(|(path, file)| file.sync_data().map_err(|e| LogError::io(path, e)))
+            .inspect(|()| disk.step("log:flushed_data"))
             .and_then(|()| if names { sync_dir(&disk.dir) } else { Ok(()) });
         disk.step("log:flushed");
         let mut state = disk.state();

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use aip_api::Digest;
 use serde::{Deserialize, Serialize};
 
-use super::{Lines, LogError};
+use super::{Lines, LogError, Step};
 use crate::merkle::Tree;
 
 /// Longest line: 64 subtrees of 67 bytes, and the rest.
@@ -147,13 +147,13 @@ impl Manifest {
     }
 
     /// Brings the file to what is known: it may end in the middle of a line.
-    pub(super) fn write(&self, dir: &Path) -> Result<(), LogError> {
+    pub(super) fn write(&self, dir: &Path, step: Step) -> Result<(), LogError> {
         let path = Self::path(dir);
         let text = self.text();
         if std::fs::read(&path).is_ok_and(|held| held == text) {
             return Ok(());
         }
-        replace(&path, &text)
+        replace(&path, &text, step)
     }
 }
 
@@ -177,7 +177,7 @@ fn line_of(entry: &Entry) -> Vec<u8> {
 }
 
 /// Replaces a file of the log: a reader sees the old one or the new one, also after a power loss.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), LogError> {
+fn replace(path: &Path, bytes: &[u8], step: Step) -> Result<(), LogError> {
     let failed = |e| LogError::io(path, e);
     let temp = path.with_extension("jsonl.new");
     let mut file = OpenOptions::new()
@@ -187,7 +187,11 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), LogError> {
         .mode(0o600)
         .open(&temp)
         .map_err(failed)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
+    file.write_all(bytes).map_err(failed)?;
+    step("log:manifest_written");
+    file.sync_all().map_err(failed)?;
+    step("log:manifest_synced");
     std::fs::rename(&temp, path).map_err(failed)?;
+    step("log:manifest_renamed");
     path.parent().map_or(Ok(()), super::disk::sync_dir)
 }

@@ -88,9 +88,10 @@ impl Gone {
     /// The disk does not allow it.
     pub fn remove(self) -> Result<Dropped, LogError> {
         self.sync.sync()?;
-        self.sync.step("log:dropping");
         for number in self.first..=self.dropped.through {
+            self.sync.step("log:dropping");
             remove(&segment_path(&self.dir, number))?;
+            self.sync.step("log:dropped");
         }
         Ok(self.dropped)
     }

@@ -1,11 +1,11 @@
 //! Opening a log that is there: what of it can be gone on with, and what a crash left half written.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::path::Path;
 
 use aip_api::Digest;
 
-use super::{Closed, LONGEST, Lines, LogError, Manifest, checkpoints, first_prev, segment_path, segments};
+use super::{Closed, LONGEST, Lines, LogError, Manifest, Step, checkpoints, first_prev, segment_path, segments};
 use crate::checkpoint::Closing;
 use crate::merkle::{self, Tree};
 use crate::record::Record;
@@ -57,7 +57,7 @@ impl Open {
     }
 }
 
-pub(super) fn recover(dir: &Path, log: &str) -> Result<Found, LogError> {
+pub(super) fn recover(dir: &Path, log: &str, step: Step) -> Result<Found, LogError> {
     let mut manifest = Manifest::read(dir)?;
     let (last, closed) = signed(dir, log)?;
     let signed = last.map_or(0, |(size, _)| size);
@@ -65,7 +65,9 @@ pub(super) fn recover(dir: &Path, log: &str) -> Result<Found, LogError> {
     for number in segments(dir)?.into_iter().filter(|n| *n < begins) {
         // A quota took it, and the process died before the file was gone.
         let path = segment_path(dir, number);
+        step("log:leftover_removing");
         fs::remove_file(&path).map_err(|e| LogError::io(&path, e))?;
+        step("log:leftover_removed");
     }
     let present = segments(dir)?;
     whole(dir, &manifest, &present)?;
@@ -91,7 +93,8 @@ pub(super) fn recover(dir: &Path, log: &str) -> Result<Found, LogError> {
             ));
         }
         let path = segment_path(dir, number);
-        let bytes = place.read(&path, signed, present.last() == Some(&number), &mut recovered)?;
+        let last_one = present.last() == Some(&number);
+        let bytes = place.read(&path, signed, last_one.then_some(step), &mut recovered)?;
         if present.last() != Some(&number) {
             let closed = place.close(bytes);
             place = Place::after(Some(&closed), log, last);
@@ -195,8 +198,14 @@ impl Place {
         }
     }
 
-    /// Reads a segment; of the last one, a tail that was never signed is cut where it stops being records.
-    fn read(&mut self, path: &Path, signed: u64, last: bool, recovered: &mut Recovered) -> Result<u64, LogError> {
+    /// Reads a segment; of the last one (`cuts`), a tail that was never signed is cut where it stops being records.
+    fn read(
+        &mut self,
+        path: &Path,
+        signed: u64,
+        cuts: Option<Step>,
+        recovered: &mut Recovered,
+    ) -> Result<u64, LogError> {
         let length = fs::metadata(path).map_err(|e| LogError::io(path, e))?.len();
         for line in Lines::open(path, LONGEST)? {
             let (offset, why) = match line {
@@ -212,11 +221,9 @@ impl Place {
                 Err(e) => return Err(e),
             };
             let seq = self.tree.size();
-            if !last || seq < signed {
+            let Some(step) = cuts.filter(|_| seq >= signed) else {
                 return Err(LogError::damaged(path, seq - self.open.first + 1, Some(seq), why));
-            }
-            let file = OpenOptions::new().read(true).write(true).open(path);
-            let file = file.map_err(|e| LogError::io(path, e))?;
+            };
             recovered.cut_bytes = length - offset;
             recovered.cut_lines = line_ends(path, offset)?;
             if recovered.cut_lines > 0 {
@@ -224,9 +231,7 @@ impl Place {
                 let aside = path.with_extension(format!("cut-{offset}"));
                 fs::copy(path, &aside).map_err(|e| LogError::io(&aside, e))?;
             }
-            file.set_len(offset)
-                .and_then(|()| file.sync_all())
-                .map_err(|e| LogError::io(path, e))?;
+            super::cut::cut(path, offset, step)?;
             return Ok(offset);
         }
         Ok(length)

@@ -13,7 +13,7 @@ use aip_api::Digest;
 
 use super::checkpoints::{Before, Chain, Older, Statement, before_line, before_of};
 use super::disk::Appender;
-use super::{Closed, LogError, Manifest, Writer};
+use super::{Closed, LogError, Manifest, Step, Writer};
 
 /// `segments.jsonl` is made shorter from here on: a thousand segments of a few hundred bytes each.
 const MANIFEST_BYTES: u64 = 1024 * 1024;
@@ -42,6 +42,7 @@ pub struct Long {
     begins: u64,
     /// Bytes of its newest lines that stay.
     keeps: u64,
+    step: Step,
 }
 
 /// The shorter file, on disk, beside the long one.
@@ -63,12 +64,13 @@ impl Writer {
                 manifest: Some(self.manifest.clone()),
                 begins: 0,
                 keeps: 0,
+                step: self.options.step,
             });
         }
         let first = self.manifest.closed.first().filter(|_| self.manifest.dropped.is_some());
         let begins = first.map_or(0, Closed::end);
         let most = (self.options.total_bytes / CHECKPOINTS_PART).clamp(CHECKPOINTS_LEAST, CHECKPOINTS_BYTES);
-        (self.statements.bytes > most).then(|| Long::checkpoints(&self.statements, begins, most))
+        (self.statements.bytes > most).then(|| Long::checkpoints(&self.statements, begins, most, self.options.step))
     }
 
     /// Puts a shorter file in the place of the long one, with what was added meanwhile.
@@ -104,7 +106,9 @@ impl Shorter {
             // What takes the place of a file is on disk before it does.
             self.file.sync_data().map_err(failed)?;
         }
+        (self.long.step)("log:shorter_renaming");
         fs::rename(&self.temp, &self.long.path).map_err(failed)?;
+        (self.long.step)("log:shorter_renamed");
         *appender = Appender {
             path: self.long.path,
             file: Arc::new(self.file),
@@ -116,13 +120,14 @@ impl Shorter {
 
 impl Long {
     /// A file of checkpoints that is to have at most `most` bytes; `begins`: records that a quota took.
-    pub(super) fn checkpoints(statements: &Appender, begins: u64, most: u64) -> Self {
+    pub(super) fn checkpoints(statements: &Appender, begins: u64, most: u64, step: Step) -> Self {
         Self {
             path: statements.path.clone(),
             upto: statements.bytes,
             manifest: None,
             begins,
             keeps: most / CHECKPOINTS_KEPT,
+            step,
         }
     }
 
@@ -145,7 +150,10 @@ impl Long {
         }
         let file = options.create_new(true).append(true).mode(0o600).open(&temp);
         let mut file = file.map_err(failed)?;
-        file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed)?;
+        file.write_all(&text).map_err(failed)?;
+        (self.step)("log:shorter_written");
+        file.sync_all().map_err(failed)?;
+        (self.step)("log:shorter_synced");
         Ok(Shorter {
             bytes: text.len() as u64,
             long: self,

@@ -1,4 +1,5 @@
 mod bounded;
+mod steps;
 
 use std::fs;
 use std::io::Write as _;

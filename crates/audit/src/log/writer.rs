@@ -11,7 +11,7 @@ use super::disk::{Appender, Disk, SyncHandle};
 use super::manifest::line_of_closed;
 use super::quota::Leaving;
 use super::recover::{self, Open, Recovered};
-use super::{CheckpointLines, Dropped, Head, LogError, Manifest, Options, checkpoints, name_of, segment_path};
+use super::{CheckpointLines, Dropped, Head, LogError, Manifest, Options, Step, checkpoints, name_of, segment_path};
 use crate::checkpoint::{Checkpoint, Closing};
 use crate::merkle::{self, Tree};
 use crate::record::{Event, MAX_RECORD_BYTES, RecordError, Settled};
@@ -50,11 +50,13 @@ impl Writer {
         if !dir.exists() {
             fs::create_dir_all(dir).map_err(failed)?;
             fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+            (options.step)("log:made");
             // The names of the directories above may be as new.
             dir.ancestors().skip(1).take(2).try_for_each(super::disk::sync_dir)?;
+            (options.step)("log:made_synced");
         }
-        let found = recover::recover(dir, &log)?;
-        found.manifest.write(dir)?;
+        let found = recover::recover(dir, &log, options.step)?;
+        found.manifest.write(dir, options.step)?;
         let begins = found.manifest.begins();
         let live = found.manifest.closed.iter().filter(|c| c.segment >= begins);
         let closed_bytes = live.map(|c| c.bytes).sum();
@@ -64,7 +66,7 @@ impl Writer {
         disk.wrote(&segment.path, &segment.file, found.tree.size());
         let writer = Self {
             book: Appender::open(Manifest::path(dir))?,
-            statements: Self::statements(dir)?,
+            statements: Self::statements(dir, options.step)?,
             dir: dir.to_owned(),
             log,
             options,
@@ -82,7 +84,7 @@ impl Writer {
     }
 
     /// `checkpoints.jsonl`, without a last line that was cut off.
-    fn statements(dir: &Path) -> Result<Appender, LogError> {
+    fn statements(dir: &Path, step: Step) -> Result<Appender, LogError> {
         let path = checkpoints::path(dir);
         let mut statements = Appender::open(path.clone())?;
         let failed = |e| LogError::io(&path, e);
@@ -90,7 +92,9 @@ impl Writer {
         let whole = held.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
         if whole < held.len() {
             statements.bytes = whole as u64;
+            step("log:statement_cutting");
             statements.file.set_len(statements.bytes).map_err(failed)?;
+            step("log:statement_cut");
         }
         Ok(statements)
     }
@@ -293,11 +297,13 @@ impl Writer {
         };
         // The manifest is on disk before a file is gone: a missing file that it does not name is an attack.
         self.forget(&last);
-        self.manifest.write(&self.dir)?;
+        self.manifest.write(&self.dir, self.options.step)?;
         self.book = Appender::open(Manifest::path(&self.dir))?;
         for number in begins..=last.through {
             let path = segment_path(&self.dir, number);
+            self.disk.step("log:sweeping");
             fs::remove_file(&path).map_err(|e| LogError::io(&path, e))?;
+            self.disk.step("log:swept");
         }
         Ok(Some(last))
     }

@@ -71,7 +71,7 @@ fn a_file_of_checkpoints_loses_its_oldest_lines_and_whoever_reads_it_goes_on() {
     let place = reader.at();
 
     let mut statements = Appender::open(dir.join("checkpoints.jsonl")).unwrap();
-    let long = shorten::Long::checkpoints(&statements, 0, 4 * 1024 * 1024);
+    let long = shorten::Long::checkpoints(&statements, 0, 4 * 1024 * 1024, |_| ());
     let shorter = long.shorten().unwrap();
     // Something is added meanwhile.
     let added = lines.add_next(&statement(&log, 1_200_000), &chain(3));
