@@ -2,7 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `book` | the log that is being written; what is lost while none can be |
+//! | `book` | the log that is being written; what is lost while none can be; the last word about one that the disk failed |
 //! | `earlier` | logs of earlier lives |
 //! | `lost` | what could not be written, counted over crashes |
 //! | `shares` | who may write how much, while room is short |

@@ -32,6 +32,8 @@ mod expect;
 mod held;
 #[path = "data_path/hygiene.rs"]
 mod hygiene;
+#[path = "data_path/interval.rs"]
+mod interval;
 #[path = "data_path/kill.rs"]
 mod kill;
 #[path = "data_path/peers.rs"]

@@ -3,17 +3,20 @@
 //!
 //! Requests wait for whoever holds this: nothing here syncs, and nothing reads a directory, once it is open.
 
+mod left;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use aip_api::SpiffeId;
-use aip_audit::log::{self, Gone, LogError, Long, Options, Shorter, SyncHandle, Writer};
+use aip_audit::log::{self, Gone, Head, LogError, Long, Options, Shorter, SyncHandle, Writer};
 use aip_audit::record::{Dropped, Event, Gap, RecordError, Settled};
 use aip_audit::{Checkpoint, Closing};
 use serde_json::{Value, json};
 
 use super::lost::Lost;
 use super::shares::Shares;
+use left::Left;
 
 /// Time between two attempts to begin a log, where none can be written: a disk that was full has room within seconds or
 /// not for long.
@@ -48,6 +51,18 @@ pub(super) struct Unsigned {
     pub(super) covers: Covers,
 }
 
+impl Unsigned {
+    /// What a log says of itself now.
+    pub(super) fn of(writer: &Writer, agent: &SpiffeId, closing: Closing, at: u64) -> Self {
+        let (segment, bytes) = writer.segment();
+        Self {
+            life: 0,
+            checkpoint: writer.unsigned(agent, closing, at),
+            covers: Covers { segment, bytes },
+        }
+    }
+}
+
 /// Up to where a checkpoint covers the files of its log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Covers {
@@ -76,6 +91,10 @@ pub(super) struct Book {
     /// Up to where the last kept checkpoint covers the files.
     covers: Covers,
     closed: bool,
+    /// How far the log of a life is on disk.
+    synced: Option<(u64, Head)>,
+    /// The last one that could not be brought to disk, until that is in order.
+    left: Option<Left>,
 }
 
 impl Book {
@@ -94,6 +113,8 @@ impl Book {
             signs_again: false,
             covers: Covers::default(),
             closed: false,
+            synced: None,
+            left: None,
         };
         if !book.go_on() {
             let begun = begin(root, options);
@@ -190,10 +211,8 @@ impl Book {
         // Whoever waits for it waits no longer.
         self.life += 1;
         self.complain(error);
-        let handle = writer.sync_handle();
-        let unsure = handle.written().saturating_sub(handle.durable().max(writer.signed()));
-        if unsure > 0 && !matches!(error, LogError::Damaged { .. }) {
-            self.lost.add("io", unsure);
+        if !matches!(error, LogError::Damaged { .. }) {
+            self.leave(&writer, life);
         }
         // A disk that fails may fail again: not a new directory for every attempt.
         self.wait_to_begin();
@@ -330,11 +349,10 @@ impl Book {
         if closing == Closing::Periodic && writer.size() <= writer.signed() && !self.signs_again {
             return None;
         }
-        let (segment, bytes) = writer.segment();
+        let life = self.life;
         Some(Unsigned {
-            life: self.life,
-            checkpoint: writer.unsigned(agent, closing, at),
-            covers: Covers { segment, bytes },
+            life,
+            ..Unsigned::of(writer, agent, closing, at)
         })
     }
 

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use aip_audit::checkpoint::CHECKPOINT_TYP;
 use aip_runtime::jws;
-use aip_runtime::svid::SvidSource;
+use aip_runtime::svid::{Svid, SvidSource};
 use tokio::time::MissedTickBehavior;
 
-use super::book::Place;
-use super::{Audit, unix_millis};
+use super::book::{Place, Unsigned};
+use super::{Audit, Shared, unix_millis};
 use crate::mesh::Mesh;
 
 /// How often: at least every 5 s is promised, and a flush and a signature come before each.
@@ -63,6 +63,7 @@ pub async fn sign(audit: &Audit, svid: &SvidSource, closes: bool) {
     if now < identity.not_before || now >= identity.not_after {
         return;
     }
+    sign_left(shared, &svid);
     let Some(unsigned) = shared.book().unsigned(svid.id(), closes, unix_millis()) else {
         return;
     };
@@ -83,5 +84,23 @@ pub async fn sign(audit: &Audit, svid: &SvidSource, closes: bool) {
     match kept {
         Ok(()) => shared.kept.send_modify(|kept| *kept += 1),
         Err(error) => tracing::error!(reason = error.reason(), %error, "an audit checkpoint can't be kept"),
+    }
+}
+
+/// Signs the last word about a log that the disk took no more of. What it covers was on disk before that.
+fn sign_left(shared: &Shared, svid: &Svid) {
+    let mut book = shared.book();
+    let Some(left) = book.left_mut() else { return };
+    let unsigned = left.unsigned(svid.id(), unix_millis());
+    let sign = |unsigned: &Unsigned| jws::sign_es256(svid.pkcs8(), CHECKPOINT_TYP, &unsigned.checkpoint);
+    let kept = match unsigned.iter().map(sign).collect::<Result<Vec<_>, _>>() {
+        Ok(statements) if statements.is_empty() => return,
+        Ok(statements) => left.keep(&statements, &svid.chain).map_err(|e| e.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    drop(book);
+    match kept {
+        Ok(()) => shared.want(),
+        Err(error) => tracing::error!(error, "the last word about an audit log can't be kept"),
     }
 }

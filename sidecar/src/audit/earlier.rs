@@ -53,19 +53,25 @@ impl Earlier {
             if !(old || full) {
                 continue;
             }
+            // Of what can't be read nobody can say how much goes: it stays, for the auditor.
+            let Ok(signed) = files::signed(&dir) else {
+                stays += bytes;
+                continue;
+            };
             total = total.saturating_sub(bytes);
-            self.drop_one(shared, &dir, name, if old { "age" } else { "size" });
+            self.drop_one(shared, &dir, signed, if old { "age" } else { "size" });
         }
         shared.book().earlier(stays);
     }
 
-    fn drop_one(&mut self, shared: &Shared, dir: &Path, name: &str, quota: &str) {
+    fn drop_one(&mut self, shared: &Shared, dir: &Path, signed: u64, quota: &str) {
+        let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if let Some(place) = self.leaving.get(dir).copied() {
-            let (signed, life) = {
+            let (said, life) = {
                 let book = shared.book();
                 (book.has_signed(place), book.life())
             };
-            if signed {
+            if said {
                 self.leaving.remove(dir);
                 tracing::info!(log = name, quota, "an audit log that the control plane has is dropped");
                 if let Err(error) = fs::remove_dir_all(dir) {
@@ -82,7 +88,7 @@ impl Earlier {
         let dropped = Dropped {
             log: Some(name.to_owned()),
             first: 0,
-            records: files::signed(dir).unwrap_or(0),
+            records: signed,
             until: millis(until.unwrap_or_default()),
             quota: quota.to_owned(),
         };

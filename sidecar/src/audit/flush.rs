@@ -80,6 +80,7 @@ impl Shared {
             let stop = self.next();
             self.flush();
             self.begin();
+            self.see_to_left();
             if stop || tidied.elapsed() >= TIDY {
                 tidied = Instant::now();
                 self.tidy(&mut earlier);
@@ -104,7 +105,7 @@ impl Shared {
     }
 
     /// Begins a log where there is none: not while somebody holds the book, since a new directory is synced.
-    fn begin(&self) {
+    pub(super) fn begin(&self) {
         let wanted = self.book().to_begin();
         if let Some((root, options)) = wanted {
             let begun = book::begin(&root, options);
@@ -129,16 +130,21 @@ impl Shared {
         self.publish();
     }
 
-    fn flush(&self) {
-        let Some((handle, life)) = self.book().sync_handle() else {
-            return;
+    pub(super) fn flush(&self) {
+        let (handle, reaches) = {
+            let book = self.book();
+            (book.sync_handle(), book.unsynced())
         };
+        let Some((handle, life)) = handle else { return };
         let (begun, before) = (Instant::now(), handle.durable());
         // Also where no record is new: checkpoints are lines in files, too.
         match handle.sync() {
             Ok(records) => {
                 if records > before {
                     self.metrics.flushed(begun.elapsed());
+                }
+                if let Some(head) = reaches {
+                    self.book().synced(life, head);
                 }
                 self.settle(Durable { life, records });
             }

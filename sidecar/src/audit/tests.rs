@@ -1,8 +1,8 @@
 use std::sync::atomic::AtomicBool;
 
-use aip_audit::Closing;
-use aip_audit::log::{self, Reader};
+use aip_audit::log::{self, LogError, Reader};
 use aip_audit::record::{Dropped, Gap, Strangers};
+use aip_audit::{Checkpoint, Closing};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
@@ -56,9 +56,13 @@ fn sign(shared: &Shared) {
     let mut book = shared.book();
     let unsigned = book.unsigned(&agent, false, 1).unwrap();
     assert_ne!(unsigned.checkpoint.closing, Closing::Close);
-    let claims = serde_json::to_vec(&unsigned.checkpoint).unwrap();
-    let statement = format!("e30.{}.e30", URL_SAFE_NO_PAD.encode(claims));
+    let statement = stated(&unsigned.checkpoint);
     book.keep(&unsigned, &statement, &[vec![1]]).unwrap();
+}
+
+fn stated(checkpoint: &Checkpoint) -> String {
+    let claims = serde_json::to_vec(checkpoint).unwrap();
+    format!("e30.{}.e30", URL_SAFE_NO_PAD.encode(claims))
 }
 
 #[test]
@@ -114,6 +118,128 @@ fn while_room_is_short_one_noisy_peer_leaves_the_others_theirs() {
     // The control plane has it: there is room again.
     assert!(shared.book().tidy(u64::MAX, 1).is_none());
     shared.append(decision("noisy"), None).unwrap();
+}
+
+/// What earlier logs hold that the control plane does not have is of the room, too.
+#[test]
+fn earlier_logs_that_nobody_has_make_room_short() {
+    let home = tempfile::tempdir().unwrap();
+    let options = Options {
+        total_bytes: 1024 * 1024,
+        segment_bytes: 128 * 1024,
+        ..Options::default()
+    };
+    let shared = open(home.path(), options);
+    shared.book().earlier(800 * 1024);
+    assert!(shared.book().tidy(0, 1).is_none());
+    let mut written = 0;
+    while shared.append(decision("noisy"), None).is_ok() {
+        written += 1;
+    }
+    assert!((5..10).contains(&written), "an eighth of what is left: {written}");
+    shared.append(decision("quiet"), None).unwrap();
+}
+
+/// What was on disk when the disk failed is vouched for by a last checkpoint; what was not is lost, and said.
+#[test]
+fn of_a_log_that_can_not_be_brought_to_disk_what_was_there_is_signed_and_the_rest_counted() {
+    let home = tempfile::tempdir().unwrap();
+    let shared = open(home.path(), Options::default());
+    for n in 0..3 {
+        shared.append(event(n), None).unwrap();
+    }
+    shared.flush();
+    for n in 3..5 {
+        shared.append(event(n), None).unwrap();
+    }
+    let old = logs(home.path()).pop().unwrap();
+    let life = shared.book().life();
+    shared.book().broken(life, &LogError::Poisoned);
+    assert!(shared.book().is_left(&old), "it is not sent as it is");
+    shared.see_to_left();
+    let agent = "spiffe://aip.internal/agent/planner".parse().unwrap();
+    {
+        let mut book = shared.book();
+        let left = book.left_mut().unwrap();
+        let statements: Vec<_> = left
+            .unsigned(&agent, 1)
+            .iter()
+            .map(|unsigned| stated(&unsigned.checkpoint))
+            .collect();
+        left.keep(&statements, &[vec![1]]).unwrap();
+    }
+    shared.see_to_left();
+    assert!(!shared.book().is_left(&old), "it is an earlier log as every other");
+    assert_eq!(Reader::open(&old).unwrap().count(), 3);
+    let kept = log::kept(&old).unwrap();
+    let said = kept.iter().map(|kept| log::claims_of(&kept.statement).unwrap());
+    let said: Vec<_> = said.map(|claims| (claims.size, claims.closing)).collect();
+    assert_eq!(said, [(3, Closing::Recovery), (3, Closing::Close)]);
+    let begun = book::begin(home.path(), Options::default());
+    shared.book().began(begun);
+    shared.append(event(6), None).unwrap();
+    let lost = recorded(home.path()).into_iter().find_map(|event| match event {
+        Event::Gap(gap) => Some(gap.lost),
+        _ => None,
+    });
+    assert_eq!(lost, Some(2));
+}
+
+/// Whoever changes the files of such a log in between gets no signature under that.
+#[test]
+fn of_a_log_that_can_not_be_brought_to_disk_nothing_is_signed_that_was_not_written() {
+    let home = tempfile::tempdir().unwrap();
+    let shared = open(home.path(), Options::default());
+    for n in 0..3 {
+        shared.append(event(n), None).unwrap();
+    }
+    shared.flush();
+    let old = logs(home.path()).pop().unwrap();
+    let life = shared.book().life();
+    shared.book().broken(life, &LogError::Poisoned);
+    let path = log::segment_path(&old, 0);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let last = text.trim_end().rfind("no_certificate").unwrap();
+    std::fs::write(
+        &path,
+        text[..last].to_owned() + &text[last..].replacen("no_certificate", "no_certificatE", 1),
+    )
+    .unwrap();
+    shared.see_to_left();
+    assert!(!shared.book().is_left(&old));
+    assert!(log::kept(&old).unwrap().is_empty());
+}
+
+#[test]
+fn an_earlier_log_that_can_not_be_read_stays() {
+    let home = tempfile::tempdir().unwrap();
+    let options = Options {
+        total_bytes: 64 * 1024,
+        segment_bytes: 8 * 1024,
+        ..Options::default()
+    };
+    let mut writer = book::begin(home.path(), options).unwrap();
+    for n in 0..50 {
+        writer.append(event(1000), n).unwrap();
+    }
+    let (old, name) = (writer.dir().to_owned(), writer.log().to_owned());
+    std::fs::write(old.join("checkpoints.jsonl"), "not a checkpoint\n").unwrap();
+    drop(writer);
+    let shared = open(home.path(), options);
+    shared.append(event(1), None).unwrap();
+    shared.sent().says_it_has_all(&name);
+    let mut earlier = Earlier::default();
+    for _ in 0..3 {
+        earlier.tidy(&shared);
+        sign(&shared);
+        shared.append(event(1), None).unwrap();
+    }
+    assert!(old.exists());
+    assert_eq!(
+        shared.append(event(14_000), None),
+        Err(Unrecorded("quota")),
+        "it takes the room of new records"
+    );
 }
 
 #[test]

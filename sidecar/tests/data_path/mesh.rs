@@ -239,6 +239,11 @@ impl Side {
         }
     }
 
+    /// What it knows of the mesh.
+    pub fn mesh(&self) -> Mesh {
+        self.mesh.clone()
+    }
+
     /// Changes the world of this sidecar.
     pub fn push(&self, change: impl FnOnce(&mut World)) {
         let mut world = self.world.lock().unwrap();

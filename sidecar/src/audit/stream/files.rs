@@ -102,8 +102,16 @@ impl Held {
     }
 
     /// How far checkpoints cover the files of a log that is not written any more; read from them once.
-    pub(super) fn covered(&mut self, dir: &Path) -> Covers {
-        *self.covers.get_or_insert_with(|| covers_of(dir))
+    ///
+    /// # Errors
+    /// They can't be read. It is then not known whether there is more to send.
+    pub(super) fn covered(&mut self, dir: &Path) -> Result<Covers, LogError> {
+        let covers = match self.covers {
+            Some(covers) => covers,
+            None => covers_of(dir)?,
+        };
+        self.covers = Some(covers);
+        Ok(covers)
     }
 
     /// Whether the log goes on for the control plane with a segment that a quota took here.
@@ -210,12 +218,18 @@ impl Held {
 }
 
 /// How far the files of a log reach that its last checkpoint covers. Where that is all, its last segment is closed.
-fn covers_of(dir: &Path) -> Covers {
-    let (signed, mut covers) = (signed(dir).unwrap_or(0), Covers::default());
-    for entry in log::Reader::open(dir).into_iter().flatten().map_while(Result::ok) {
+fn covers_of(dir: &Path) -> Result<Covers, LogError> {
+    let (signed, mut reached, mut covers) = (signed(dir)?, 0, Covers::default());
+    for entry in log::Reader::open(dir)? {
+        let entry = match entry {
+            // What nobody signed stays here, whatever it is.
+            Err(_) if reached >= signed => return Ok(covers),
+            entry => entry?,
+        };
         if entry.seq >= signed {
-            return covers;
+            return Ok(covers);
         }
+        reached = entry.seq + 1;
         if entry.segment != covers.segment {
             covers = Covers {
                 segment: entry.segment,
@@ -231,14 +245,23 @@ fn covers_of(dir: &Path) -> Covers {
             bytes: 0,
         };
     }
-    covers
+    Ok(covers)
 }
 
-/// Records that the last checkpoint of a log covers; none where they can't be read.
-pub(in crate::audit) fn signed(dir: &Path) -> Option<u64> {
-    let kept = log::kept(dir).ok()?;
-    let Some(last) = kept.last() else { return Some(0) };
-    log::claims_of(&last.statement).map(|claims| claims.size)
+/// Records that the last checkpoint of a log covers.
+///
+/// # Errors
+/// They can't be read: that is not the same as none.
+pub(in crate::audit) fn signed(dir: &Path) -> Result<u64, LogError> {
+    let kept = log::kept(dir)?;
+    let Some(last) = kept.last() else { return Ok(0) };
+    let claims = log::claims_of(&last.statement).ok_or_else(|| LogError::Damaged {
+        path: dir.to_owned(),
+        line: last.line,
+        seq: None,
+        why: "the last of its checkpoints is none".to_owned(),
+    })?;
+    Ok(claims.size)
 }
 
 /// Bytes of a log's records.
@@ -262,10 +285,14 @@ mod tests {
     #[test]
     fn checkpoints_that_can_not_be_read_are_not_none() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(signed(dir.path()), Some(0));
+        assert_eq!(signed(dir.path()).unwrap(), 0);
         fs::write(dir.path().join("checkpoints.jsonl"), "{\"statement\":1}\n").unwrap();
-        assert_eq!(signed(dir.path()), None);
-        let held = Held::default();
+        assert!(signed(dir.path()).is_err());
+        let mut held = Held::default();
+        assert!(
+            held.covered(dir.path()).is_err(),
+            "nothing says that all of it was sent"
+        );
         assert!(held.next("log", dir.path(), Covers::default(), &mut None).is_err());
     }
 
