@@ -287,9 +287,33 @@ impl Record {
     }
 
     fn write(&self, received: u64, sent: u64) {
-        // Most requests get as far as their pair, whose names are there; only others are worth making text.
+        let (source, destination, revision) = self.names();
+        let seen = span::Seen {
+            source: &source,
+            destination: &destination,
+            end: self.ending(),
+            took: self.exchange.elapsed(),
+            bytes: (received, sent),
+        };
+        let span = SpanId::of(&self.decision);
+        let mut out = Vec::with_capacity(768);
+        // Text and numbers always serialise.
+        if serde_json::to_writer(&mut out, &self.line(&seen, &span, revision)).is_ok() {
+            out.push(b'\n');
+            if !self.proxy.settings.access_log.write(&out) {
+                self.proxy.metrics.log_dropped();
+            }
+        }
+        if self.sampled {
+            self.proxy.settings.spans.send(self.span(span, &seen));
+        }
+    }
+
+    /// Who called whom, and in which revision of the world. Most requests get as far as their pair, whose names are there;
+    /// only others are worth making text.
+    fn names(&self) -> (Cow<'_, str>, Cow<'_, str>, u64) {
         let me = || self.proxy.mesh.snapshot().id.to_string();
-        let (source, destination, revision) = match &self.ends {
+        match &self.ends {
             Ends::Unknown => (String::new().into(), String::new().into(), 0),
             Ends::Caller(live) => (live.peer.id.to_string().into(), me().into(), 0),
             Ends::Asked(destination) => (me().into(), Cow::from(destination), 0),
@@ -298,16 +322,19 @@ impl Record {
                 name(&pair.destination).into(),
                 pair.snapshot.revision,
             ),
-        };
-        let cut = self.exchange.is_cut();
-        let end = match cut {
+        }
+    }
+
+    fn ending(&self) -> &'static str {
+        match self.exchange.is_cut() {
             Some(cut) => cut.reason(),
             None if self.completed => "complete",
             None => "aborted",
-        };
-        let span = SpanId::of(&self.decision);
-        let elapsed = self.exchange.elapsed();
-        let line = Line {
+        }
+    }
+
+    fn line<'a>(&'a self, seen: &span::Seen<'a>, span: &'a SpanId, revision: u64) -> Line<'a> {
+        Line {
             ts: OffsetDateTime::from(self.began).format(&Rfc3339).unwrap_or_default(),
             kind: "access",
             direction: self.direction.as_str(),
@@ -316,8 +343,8 @@ impl Record {
             trace: &self.trace,
             span: if self.trace.is_empty() { "" } else { span.as_str() },
             parent: self.parent.as_ref().map(SpanId::as_str),
-            source: &source,
-            destination: &destination,
+            source: seen.source,
+            destination: seen.destination,
             method: self.method.as_str(),
             path: &self.path,
             status: self.status,
@@ -328,10 +355,10 @@ impl Record {
             protocol: &self.protocol.name,
             call: &self.protocol.method,
             tool: &self.protocol.tool,
-            bytes_in: received,
-            bytes_out: sent,
-            ms: (elapsed.as_secs_f64() * 1e6).round() / 1e3,
-            end,
+            bytes_in: seen.bytes.0,
+            bytes_out: seen.bytes.1,
+            ms: (seen.took.as_secs_f64() * 1e6).round() / 1e3,
+            end: seen.end,
             cached: self.cached,
             tags: &self.tags,
             observed: self.observed,
@@ -340,24 +367,6 @@ impl Record {
             callee: self.callee.as_deref(),
             endpoint: self.endpoint,
             revision,
-        };
-        let mut out = Vec::with_capacity(768);
-        // Text and numbers always serialise.
-        if serde_json::to_writer(&mut out, &line).is_ok() {
-            out.push(b'\n');
-            if !self.proxy.settings.access_log.write(&out) {
-                self.proxy.metrics.log_dropped();
-            }
-        }
-        if self.sampled {
-            let seen = span::Seen {
-                source: &source,
-                destination: &destination,
-                end,
-                took: elapsed,
-                bytes: (received, sent),
-            };
-            self.proxy.settings.spans.send(self.span(span, &seen));
         }
     }
 }

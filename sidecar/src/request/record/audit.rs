@@ -38,6 +38,17 @@ pub(super) struct Audited {
     unsent: Passed,
 }
 
+/// As policy saw it, with the serial of its certificate.
+fn party(facts: &aip_policy::PeerFacts, serial: &str) -> Party {
+    Party {
+        id: match facts.port {
+            0 => name(facts).to_owned(),
+            port => format!("{}:{port}", name(facts)),
+        },
+        serial: serial.to_owned(),
+    }
+}
+
 /// Whether a refusal is one that anybody can cause in any number: those are counted, and not recorded each.
 const fn is_strangers(refusal: Refusal) -> bool {
     matches!(
@@ -138,56 +149,16 @@ impl Record {
 
     fn decision_record(&mut self) -> said::Decision {
         let facts = self.facts();
-        let (source, destination, policies, revisions) = match &self.ends {
-            Ends::Pair(pair) => {
-                let (theirs, ours) = (&pair.source, &pair.destination);
-                let (source, destination) = pair.serials();
-                let party = |facts: &aip_policy::PeerFacts, serial: &str| Party {
-                    id: match facts.port {
-                        0 => name(facts).to_owned(),
-                        port => format!("{}:{port}", name(facts)),
-                    },
-                    serial: serial.to_owned(),
-                };
-                let revisions = (pair.snapshot.mesh_revision, pair.snapshot.revision);
-                (
-                    party(theirs, source),
-                    party(ours, destination),
-                    pair.policies.to_vec(),
-                    revisions,
-                )
-            }
-            other => {
+        let (source, destination) = self.parties();
+        let (policies, mesh_revision, revision) = match &self.ends {
+            Ends::Pair(pair) => (
+                pair.policies.to_vec(),
+                pair.snapshot.mesh_revision,
+                pair.snapshot.revision,
+            ),
+            _ => {
                 let snapshot = self.proxy.mesh.snapshot();
-                let me = Party {
-                    id: snapshot.id.to_string(),
-                    serial: String::new(),
-                };
-                let (source, destination) = match (other, &self.caller) {
-                    (Ends::Caller(live), _) | (_, Some(live)) => {
-                        let peer = &live.peer;
-                        let peer = Party {
-                            id: peer.id.to_string(),
-                            serial: peer.serial.clone(),
-                        };
-                        (peer, me)
-                    }
-                    (Ends::Asked(host), None) => {
-                        let asked = Party {
-                            // What stands before it is a user's name and password.
-                            id: clipped(host.rsplit('@').next().unwrap_or_default()),
-                            serial: String::new(),
-                        };
-                        (me, asked)
-                    }
-                    _ => (me, Party::default()),
-                };
-                (
-                    source,
-                    destination,
-                    Vec::new(),
-                    (snapshot.mesh_revision, snapshot.revision),
-                )
+                (Vec::new(), snapshot.mesh_revision, snapshot.revision)
             }
         };
         said::Decision {
@@ -208,9 +179,39 @@ impl Record {
             tags: self.tags.iter().map(|tag| clipped(tag)).collect(),
             observed: self.observed,
             policies,
-            mesh_revision: revisions.0,
-            revision: revisions.1,
+            mesh_revision,
+            revision,
             facts,
+        }
+    }
+
+    /// Who asked whom, as far as that is known.
+    fn parties(&self) -> (Party, Party) {
+        if let Ends::Pair(pair) = &self.ends {
+            let (source, destination) = pair.serials();
+            return (party(&pair.source, source), party(&pair.destination, destination));
+        }
+        let me = Party {
+            id: self.proxy.mesh.snapshot().id.to_string(),
+            serial: String::new(),
+        };
+        match (&self.ends, &self.caller) {
+            (Ends::Caller(live), _) | (_, Some(live)) => {
+                let peer = Party {
+                    id: live.peer.id.to_string(),
+                    serial: live.peer.serial.clone(),
+                };
+                (peer, me)
+            }
+            (Ends::Asked(host), None) => {
+                let asked = Party {
+                    // What stands before it is a user's name and password.
+                    id: clipped(host.rsplit('@').next().unwrap_or_default()),
+                    serial: String::new(),
+                };
+                (me, asked)
+            }
+            _ => (me, Party::default()),
         }
     }
 
