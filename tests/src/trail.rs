@@ -6,35 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use aip_api::SpiffeId;
-use aip_audit::checkpoint::{Checkpoint, LedgerBegins, Retired, TreeHead};
-use aip_audit::log::{Kept, Reader, claims_of, name_of};
+use aip_audit::log::{Reader, name_of};
 use aip_audit::record::{Decision, End, Event};
-use aip_audit::verify::{Keys, Report, Sources, verify};
+use aip_audit::verify::Report;
 use http::Request;
 use http_body_util::Full;
 
 use crate::http as wire;
-
-/// Who looks at files that it knows to be a sidecar's: that signatures hold is tested where they are checked.
-pub struct Believed;
-
-impl Keys for Believed {
-    fn checkpoint(&self, kept: &Kept) -> Result<(Checkpoint, SpiffeId), String> {
-        let claims = claims_of(&kept.statement).ok_or("not a checkpoint")?;
-        let agent = claims.agent.clone();
-        Ok((claims, agent))
-    }
-    fn tree_head(&self, _: &str) -> Result<TreeHead, String> {
-        Err("there is none".into())
-    }
-    fn ledger_begins(&self, _: &str) -> Result<LedgerBegins, String> {
-        Err("there is none".into())
-    }
-    fn retired(&self, _: &str) -> Result<Retired, String> {
-        Err("there is none".into())
-    }
-}
+use crate::process::Mesh;
 
 /// The logs below `audit`, oldest first.
 pub fn logs(audit: &Path) -> Vec<PathBuf> {
@@ -71,10 +50,52 @@ pub fn requests(audit: &Path) -> BTreeMap<String, (Decision, Option<End>)> {
     decisions.into_iter().map(with_end).collect()
 }
 
-/// What a verifier says of the logs.
-pub fn report(audit: &Path) -> Report {
-    let sources = Sources::find(audit).unwrap();
-    verify(&sources, &Believed, &mut |_| ()).unwrap()
+/// What `aip audit verify` says of the logs in a folder, by the keys of this mesh.
+///
+/// # Errors
+/// It can't verify them.
+pub async fn report(mesh: &Mesh, audit: &Path) -> Result<Report, String> {
+    said(mesh, &["--dir", audit.to_str().unwrap()]).await
+}
+
+/// The same of what the control plane has, under its signed tree head.
+///
+/// # Errors
+/// As [`report`].
+pub async fn report_of_copies(mesh: &Mesh) -> Result<Report, String> {
+    said(mesh, &[]).await
+}
+
+async fn said(mesh: &Mesh, arguments: &[&str]) -> Result<Report, String> {
+    let trust = mesh.dir("home").join("trust.json");
+    if !trust.exists() {
+        let document = mesh.admin().get("/v1/trust").await;
+        std::fs::write(&trust, document.to_string()).unwrap();
+    }
+    let mut all = vec![
+        "audit",
+        "verify",
+        "--output",
+        "json",
+        "--trust",
+        trust.to_str().unwrap(),
+    ];
+    all.extend(arguments);
+    let output = mesh.aip(&all);
+    let said = |why: serde_json::Error| format!("{why}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).map_err(said)
+}
+
+/// Whether they hold.
+///
+/// # Errors
+/// What is wrong.
+pub async fn verifies(mesh: &Mesh, audit: &Path) -> Result<Report, String> {
+    let report = report(mesh, audit).await?;
+    match report.intact() {
+        true => Ok(report),
+        false => Err(format!("{:?}", report.faults)),
+    }
 }
 
 /// Calls with paths of their own (`/work/<lane>/<n>`) until told to stop; notes those that were answered with 200.

@@ -205,7 +205,7 @@ async fn ends_in_order(mut sidecar: Sidecar) {
 }
 
 /// Everything that was answered is in the log of whoever was killed, with its end, and the log holds as a whole.
-async fn nothing_is_lost(sidecar: &Sidecar, answered: &[String]) {
+async fn nothing_is_lost(mesh: &Mesh, sidecar: &Sidecar, answered: &[String]) {
     let recorded = requests(sidecar);
     for path in answered {
         let (_, end) = recorded
@@ -217,16 +217,11 @@ async fn nothing_is_lost(sidecar: &Sidecar, answered: &[String]) {
         assert_eq!(end.end, "complete", "{path}");
     }
     // A life that is younger than the time between two checkpoints has signed nothing yet.
-    wait::until_ok("the log verifies", async || holds(&sidecar.dir)).await;
-}
-
-fn holds(dir: &Path) -> Result<(), String> {
-    let report = trail::report(&dir.join("data/audit"));
+    let report = wait::until_ok("the log verifies", async || {
+        trail::verifies(mesh, &audit(sidecar)).await
+    })
+    .await;
     assert!(report.logs.iter().all(|log| log.gaps == 0));
-    report
-        .intact()
-        .then_some(())
-        .ok_or_else(|| format!("{:?}", report.faults))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -275,8 +270,8 @@ async fn a_crash_loses_nothing_that_was_answered() {
         }
         // Of all lives: what was answered before any of the crashes stands in the one log of each.
         let answered = answered.lock().unwrap().clone();
-        nothing_is_lost(&rig.caller, &answered).await;
-        nothing_is_lost(&rig.callee, &answered).await;
+        nothing_is_lost(&rig.mesh, &rig.caller, &answered).await;
+        nothing_is_lost(&rig.mesh, &rig.callee, &answered).await;
         let page = rig.callee.look("/audit").await.json();
         assert!(page["log"]["records"].as_u64() > Some(0), "{page}");
     }
@@ -318,4 +313,31 @@ async fn a_control_plane_that_lost_records_gets_them_again() {
     std::fs::remove_dir_all(&copies).unwrap();
     rig.mesh.revive().await;
     wait::until("both logs were sent again", async || sent(&rig.callee).then_some(())).await;
+}
+
+/// A log whose files somebody damaged stays where it is: the one that is written goes up all the same, and nobody says that
+/// records were taken back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_can_not_be_read_stops_no_other_one() {
+    let mut rig = Rig::start("buffered").await;
+    rig.callee.process.signal(Signal::TERM);
+    assert!(rig.callee.process.end().await.success());
+    let damaged = logs(&rig.callee).pop().unwrap();
+    let file = damaged.join("checkpoints.jsonl");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replacen("\"statement\"", "\"statemint\"", 1)).unwrap();
+    rig.callee = Sidecar::start(rig.callee.spec.clone(), &rig.callee.dir).await;
+    reaches(&rig.caller).await;
+    let copies = ControlPlane::data(&rig.mesh.control_plane.dir).join("audit/callee");
+    wait::until("the new log goes up", async || {
+        let live = logs(&rig.callee).pop().filter(|live| *live != damaged)?;
+        let copy = copies.join(live.file_name().unwrap()).join("segment-00000000.jsonl");
+        std::fs::read(copy).is_ok_and(|copy| !copy.is_empty()).then_some(())
+    })
+    .await;
+    let said = ["log_unreadable"];
+    assert!(rig.callee.metric("aip_audit_refused_total", &said).await > 0.0);
+    let findings = rig.mesh.admin().get("/v1/audit/findings").await;
+    assert_eq!(findings["items"], json!([]));
+    assert!(damaged.exists());
 }

@@ -133,11 +133,7 @@ impl Rig {
     async fn holds_with_a_gap(&self) {
         wait::until_ok("the log verifies", async || {
             let copy = self.copied();
-            let report = trail::report(copy.path());
-            report
-                .intact()
-                .then_some(())
-                .ok_or_else(|| format!("{:?}", report.faults))
+            trail::verifies(&self.mesh, copy.path()).await
         })
         .await;
         let gaps = trail::events(&self.audit())

@@ -155,6 +155,20 @@ impl Mesh {
         Sidecar::start(spec, &self.dir(name)).await
     }
 
+    /// Runs `aip` with the first credential of this mesh, to its end.
+    pub fn aip(&self, arguments: &[&str]) -> std::process::Output {
+        self.aip_command(arguments).output().unwrap()
+    }
+
+    /// `aip` with these arguments.
+    pub fn aip_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary("aip"));
+        command.args(arguments).env("AIP_HOME", self.dir("home"));
+        command.env("AIP_ADMIN", format!("http://{}", self.admin().address));
+        command.env("AIP_TOKEN_FILE", self.control_plane.dir.join("data/admin.jwt"));
+        command
+    }
+
     /// Starts a program of this mesh.
     pub fn process(&self, name: &str, command: &Command) -> Process {
         Process::start(name, command, &self.path)

@@ -100,22 +100,29 @@ async fn the_mesh_survives_kills_at_random_moments() {
             mesh.admin().get(&format!("/v1/agents/{name}")).await;
         }
     }
-    holds(&sidecars, &answered, seed).await;
+    holds(&mesh, &sidecars, &answered, seed).await;
+    nobody_was_asked_undecided(&agent, &sidecars[1]);
 }
 
 /// Whoever was answered is in both logs, through all of it, and the logs hold.
-async fn holds(sidecars: &[Sidecar], answered: &Vec<String>, seed: u64) {
+async fn holds(mesh: &Mesh, sidecars: &[Sidecar], answered: &Vec<String>, seed: u64) {
     for sidecar in sidecars {
         let audit = sidecar.dir.join("data/audit");
         nothing_is_lost(&audit, std::slice::from_ref(answered), &format!("seed {seed}"));
-        wait::until_ok("the log verifies", async || {
-            let report = trail::report(&audit);
-            report
-                .intact()
-                .then_some(())
-                .ok_or_else(|| format!("{:?}", report.faults))
-        })
-        .await;
+        wait::until_ok("the log verifies", async || trail::verifies(mesh, &audit).await).await;
+    }
+}
+
+/// Whatever reached the agent was decided and recorded before, also where its answer was lost in a crash.
+fn nobody_was_asked_undecided(agent: &Agent, callee: &Sidecar) {
+    let recorded = trail::requests(&callee.dir.join("data/audit"));
+    let heard = agent.seen("/work/");
+    assert!(!heard.is_empty());
+    for request in heard {
+        let decision = recorded
+            .get(&request.target)
+            .map(|(decision, _)| decision.verdict.as_str());
+        assert_eq!(decision, Some("allow"), "{}", request.target);
     }
 }
 
