@@ -105,6 +105,8 @@ async fn what_happens_in_a_mesh_is_on_the_pages_of_its_processes() {
         let labels = ["direction=\"inbound\"", &format!("verdict=\"{verdict}\"")];
         assert!(page.sum("aip_decisions_total", &labels) >= least, "{}", page.0);
     }
+    let by_rule = ["direction=\"inbound\"", "verdict=\"deny\"", "reason=\"rule\""];
+    assert!(page.sum("aip_decisions_total", &by_rule) >= 1.0, "{}", page.0);
     let denied = ["direction=\"inbound\"", "reason=\"policy_denied\""];
     assert_eq!(page.sum("aip_refusals_total", &denied), 1.0);
 

@@ -156,6 +156,12 @@ impl Decision {
         self.rules.first().map_or(builtin::NO_RULE, |rule| &rule.rule)
     }
 
+    /// The rule of [`builtin`] that decided; none where a policy's own did.
+    pub fn by_builtin(&self) -> Option<&str> {
+        let first = self.rules.first()?;
+        (first.policy.is_empty() || builtin::ALL.contains(&&*first.rule)).then_some(&*first.rule)
+    }
+
     /// The reason of the first rule.
     pub fn reason(&self) -> &str {
         self.rules.first().map_or("no rule fired", |rule| &rule.reason)

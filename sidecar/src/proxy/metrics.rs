@@ -2,7 +2,8 @@
 //!
 //! Names of agents are no labels: a mesh has a million of them. They are in the access log.
 
-use aip_policy::{Direction, Verdict};
+use aip_policy::verdict::builtin;
+use aip_policy::{Decision, Direction, Verdict};
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
 use crate::request::refusal::{Cut, Refusal};
@@ -50,12 +51,44 @@ fn direction_index(direction: Direction) -> usize {
     }
 }
 
+/// The reason of a decision that a rule of a policy made. Which rule is in the access log: policies name as many as they
+/// like.
+const BY_RULE: &str = "rule";
+/// The reason of a refusal of our own that has no name here.
+const OTHER: &str = "other";
+/// Reasons of the refusals that no policy's rule made.
+const REASONS: [&str; 9] = [
+    builtin::NO_RULE,
+    builtin::FACT_UNESTABLISHED,
+    builtin::EVALUATION_ERROR,
+    builtin::LIMIT_EXCEEDED,
+    builtin::INSTRUCTION_LIMIT,
+    builtin::MALFORMED_RULE,
+    builtin::UNSUPPORTED_VERDICT,
+    builtin::TOO_MANY_RULES,
+    OTHER,
+];
+
+/// Why it was decided so, in one of a few words.
+fn reason(decision: &Decision) -> &'static str {
+    let Some(rule) = decision.by_builtin() else {
+        return BY_RULE;
+    };
+    REASONS.into_iter().find(|known| *known == rule).unwrap_or(OTHER)
+}
+
+/// Handles for decisions: not cached, and cached.
+type Decisions = [Counter; 2];
+
 /// Handles for one direction.
 struct Way {
     requests: [Counter; 5],
     response: Histogram,
     decision: Histogram,
-    decisions: [[Counter; 2]; 6],
+    /// What rules decided, by verdict.
+    by_rule: [Decisions; 6],
+    /// What was denied because no rule could, or none did: by reason.
+    by_us: [Decisions; REASONS.len()],
     in_flight: Gauge,
     received: Counter,
     sent: Counter,
@@ -66,15 +99,18 @@ struct Way {
 impl Way {
     fn register(direction: Direction) -> Self {
         let word = direction.as_str();
+        let decisions = |verdict: Verdict, reason: &'static str| {
+            ["false", "true"].map(|cached| {
+                counter!(DECISIONS, "direction" => word, "verdict" => verdict.as_str(), "reason" => reason,
+                    "cached" => cached)
+            })
+        };
         Self {
             requests: CLASSES.map(|class| counter!(REQUESTS, "direction" => word, "class" => class)),
             response: histogram!(RESPONSE_SECONDS, "direction" => word),
             decision: histogram!(DECISION_SECONDS, "direction" => word),
-            decisions: Verdict::ALL.map(|verdict| {
-                ["false", "true"].map(|cached| {
-                    counter!(DECISIONS, "direction" => word, "verdict" => verdict.as_str(), "cached" => cached)
-                })
-            }),
+            by_rule: Verdict::ALL.map(|verdict| decisions(verdict, BY_RULE)),
+            by_us: REASONS.map(|reason| decisions(Verdict::Deny, reason)),
             in_flight: gauge!(IN_FLIGHT, "direction" => word),
             received: counter!(BYTES, "direction" => word, "way" => "request"),
             sent: counter!(BYTES, "direction" => word, "way" => "response"),
@@ -119,11 +155,16 @@ impl Metrics {
         self.way(direction).response.record(seconds);
     }
 
-    pub(crate) fn decision(&self, direction: Direction, verdict: Verdict, cached: bool, seconds: f64) {
+    pub(crate) fn decision(&self, direction: Direction, decision: &Decision, seconds: f64) {
         let way = self.way(direction);
         way.decision.record(seconds);
-        let index = Verdict::ALL.iter().position(|v| *v == verdict).unwrap_or(0);
-        way.decisions[index][usize::from(cached)].increment(1);
+        let own = REASONS.iter().position(|known| *known == reason(decision));
+        let verdict = Verdict::ALL.iter().position(|v| *v == decision.verdict);
+        let counters = match own {
+            Some(index) => &way.by_us[index],
+            None => &way.by_rule[verdict.unwrap_or(0)],
+        };
+        counters[usize::from(decision.cached)].increment(1);
     }
 
     pub(crate) fn observed(&self, direction: Direction) {
@@ -172,4 +213,42 @@ pub(crate) fn dialled(to: &'static str, result: &'static str) {
 /// Counts what was wrong with a connection to a peer that was not made.
 pub(crate) fn dial_failed(reason: &'static str) {
     counter!(DIAL_FAILURES, "reason" => reason).increment(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use aip_policy::{Obligations, Rule};
+
+    use super::*;
+
+    fn decision(policy: &str, rule: &str, verdict: Verdict) -> Decision {
+        Decision {
+            verdict,
+            rules: vec![Rule {
+                rule: rule.into(),
+                policy: policy.into(),
+                verdict,
+                reason: "t".into(),
+            }],
+            obligations: Obligations::default(),
+            bundle: Arc::from(""),
+            cached: false,
+        }
+    }
+
+    /// However many rules policies have, reasons are few.
+    #[test]
+    fn the_reason_of_a_decision_is_one_of_few_words() {
+        let of = |policy: &str, rule: &str| reason(&decision(policy, rule, Verdict::Deny));
+        for n in 0..100 {
+            assert_eq!(of("p", &format!("rule-{n}")), BY_RULE);
+        }
+        assert_eq!(reason(&decision("p", "r", Verdict::Allow)), BY_RULE);
+        for rule in builtin::ALL {
+            assert_eq!((of("", rule), of("p", rule)), (rule, rule));
+        }
+        assert_eq!(of("", "of_a_later_version"), OTHER);
+    }
 }

@@ -180,12 +180,9 @@ pub(crate) fn decision(
     let facts = told.facts(direction, pair, content, now);
     let begun = Instant::now();
     let decision = with_evaluator(|evaluator| evaluator.decide(set, &facts));
-    proxy.metrics.decision(
-        direction,
-        decision.verdict,
-        decision.cached,
-        begun.elapsed().as_secs_f64(),
-    );
+    proxy
+        .metrics
+        .decision(direction, &decision, begun.elapsed().as_secs_f64());
     let kept = (recorded && proxy.settings.audit.records()).then(|| set.kept(&facts));
     Ok((decision, Said::of(facts.protocol), kept))
 }
