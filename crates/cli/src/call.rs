@@ -90,9 +90,10 @@ impl Call {
         let started = Instant::now();
         let deadline = Duration::from_secs(self.timeout);
         let json = globals.json();
+        let mut printed = output::Printed::new();
         let mut part = |bytes: &[u8]| {
             if !json {
-                output::raw(bytes);
+                printed.part(bytes);
             }
         };
         let sent = proxy.send(

@@ -1,10 +1,14 @@
 //! What `aip` prints: tables for people, JSON for programs, a spinner on a terminal.
 
+mod shown;
+
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::Value;
+
+pub(crate) use shown::{Printed, one_line};
 
 /// For people or for programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -13,25 +17,30 @@ pub(crate) enum Format {
     Json,
 }
 
-/// Prints to stdout. A closed pipe (`aip … | head`) is no failure.
+/// Prints to stdout. What in it would order a terminal is shown instead.
 pub(crate) fn line(text: impl AsRef<str>) {
-    let _ = writeln!(io::stdout().lock(), "{}", text.as_ref());
+    styled(&shown::lines(text.as_ref()));
 }
 
-/// Prints bytes to stdout as they are, at once.
-pub(crate) fn raw(bytes: &[u8]) {
-    let mut out = io::stdout().lock();
-    let _ = out.write_all(bytes).and_then(|()| out.flush());
+/// Prints to stdout what may order a terminal, as colours do: nothing that others wrote, but by [`one_line`]. A closed pipe
+/// (`aip … | head`) is no failure.
+pub(crate) fn styled(text: &str) {
+    let _ = writeln!(io::stdout().lock(), "{text}");
 }
 
 /// Prints to stderr: what a person wants to know and a program does not.
 pub(crate) fn note(text: impl AsRef<str>) {
-    let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
+    let _ = writeln!(io::stderr().lock(), "{}", shown::lines(text.as_ref()));
 }
 
 /// Prints a document as indented JSON.
 pub(crate) fn json(value: &impl Serialize) {
-    line(serde_json::to_string_pretty(value).unwrap_or_default());
+    styled(&shown::json(&serde_json::to_string_pretty(value).unwrap_or_default()));
+}
+
+/// Prints a document as one line of JSON.
+pub(crate) fn json_line(value: &impl Serialize) {
+    styled(&shown::json(&serde_json::to_string(value).unwrap_or_default()));
 }
 
 /// Rows under headings, columns aligned.
@@ -50,7 +59,7 @@ impl Table {
     }
 
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.to_vec());
+        self.rows.push(cells.map(|cell| one_line(&cell).into_owned()).to_vec());
     }
 
     pub(crate) fn render(&self) -> String {
@@ -86,18 +95,18 @@ impl Table {
     }
 }
 
-/// A member of a document as a table's cell: text as it is, lists joined, nothing as `-`.
+/// A member of a document as a table's cell: text in one line, lists joined, nothing as `-`.
 pub(crate) fn cell(value: &Value) -> String {
     match value {
         Value::Null => "-".into(),
         Value::String(text) if text.is_empty() => "-".into(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => one_line(text).into_owned(),
         Value::Array(items) if items.is_empty() => "-".into(),
         Value::Array(items) => items.iter().map(cell).collect::<Vec<_>>().join(","),
         Value::Object(members) if members.is_empty() => "-".into(),
         Value::Object(members) => members
             .iter()
-            .map(|(k, v)| format!("{k}={}", cell(v)))
+            .map(|(k, v)| format!("{}={}", one_line(k), cell(v)))
             .collect::<Vec<_>>()
             .join(","),
         other => other.to_string(),

@@ -267,7 +267,7 @@ fn announce(globals: &Globals, home: &Home, running: &ControlPlane, key: &Path, 
         for (key, value) in json!(context).as_object().into_iter().flatten() {
             document[key] = value.clone();
         }
-        output::line(document.to_string());
+        output::json_line(&document);
         return;
     }
     output::line("The control plane is up.");

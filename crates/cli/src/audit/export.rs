@@ -22,8 +22,8 @@ pub(super) async fn perform(globals: &Globals, verb: &Export) -> anyhow::Result<
         output::line(HEADINGS.map(str::to_lowercase).join(","));
     }
     let each = |item: &Value| match verb.form {
-        As::Jsonl if verb.facts => output::line(item.to_string()),
-        As::Jsonl => output::line(redacted(item.clone()).to_string()),
+        As::Jsonl if verb.facts => output::json_line(item),
+        As::Jsonl => output::json_line(&redacted(item.clone())),
         As::Csv => output::line(cells(item).map(|cell| csv(&cell)).join(",")),
     };
     if verb.wanted.trace.is_some() {

@@ -190,7 +190,7 @@ pub(super) async fn tail(globals: &Globals, wanted: &Wanted) -> anyhow::Result<E
         look.await?;
         for (key, item) in fresh.into_iter().rev() {
             if globals.json() {
-                output::line(item.to_string());
+                output::json_line(&item);
             } else {
                 output::line(cells(&item).join("  "));
             }

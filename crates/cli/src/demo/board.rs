@@ -68,7 +68,7 @@ impl Board {
         }));
         self.say("");
         let heading = format!("{step}  {title}");
-        self.say(&self.painted(&heading, "1"));
+        self.styled(&self.painted(&heading, "1"));
         self.say(&"-".repeat(WIDTH.min(heading.chars().count())));
     }
 
@@ -180,47 +180,60 @@ impl Board {
             }));
             return;
         }
+        self.table(&rows);
+        self.say(&format!(
+            "{} of {} promises shown, in {:.1} s",
+            rows.iter().filter(|(_, _, word, _)| *word == "shown").count(),
+            rows.len(),
+            took.as_secs_f64()
+        ));
+    }
+
+    /// The promises, for people: step, text, whether it was shown, and by what.
+    fn table(&self, rows: &[(usize, &str, &str, &str)]) {
         self.say("");
-        self.say(&self.painted("Promises", "1"));
+        self.styled(&self.painted("Promises", "1"));
         self.say(&"-".repeat(WIDTH));
         let promise_width = rows.iter().map(|r| r.1.chars().count()).max().unwrap_or(0).min(48);
         let room = WIDTH.saturating_sub(promise_width + 15);
         for (step, text, word, evidence) in rows {
             let (left, right) = (wrapped(text, promise_width), wrapped(evidence, room));
             for i in 0..left.len().max(right.len()) {
-                let cell = |lines: &[String]| lines.get(i).cloned().unwrap_or_default();
+                let cell = |lines: &[String]| {
+                    let text = lines.get(i).map(String::as_str).unwrap_or_default();
+                    output::one_line(text).into_owned()
+                };
                 let (number, verdict) = if i == 0 {
-                    (step.to_string(), word)
+                    (step.to_string(), *word)
                 } else {
                     (String::new(), "")
                 };
-                let painted = self.painted(&format!("{verdict:<6}"), if word == "shown" { "32" } else { "31" });
+                let painted = self.painted(&format!("{verdict:<6}"), if *word == "shown" { "32" } else { "31" });
                 let line = format!(
                     " {number:<2} {:<promise_width$}  {painted}  {}",
                     cell(&left),
                     cell(&right)
                 );
-                self.say(line.trim_end());
+                self.styled(line.trim_end());
             }
         }
         self.say(&"-".repeat(WIDTH));
-        let shown = self
-            .rows
-            .iter()
-            .filter(|r| matches!(r.outcome, Outcome::Shown(_)))
-            .count();
-        self.say(&format!(
-            "{shown} of {} promises shown, in {:.1} s",
-            self.rows.len(),
-            took.as_secs_f64()
-        ));
     }
 
+    /// Prints a line of [`Self::painted`] words, where people read.
+    fn styled(&self, line: &str) {
+        if !self.json {
+            output::styled(line);
+        }
+    }
+
+    /// In colour, where there are some.
     fn painted(&self, text: &str, code: &str) -> String {
+        let text = output::one_line(text);
         if self.color {
             format!("\x1b[{code}m{text}\x1b[0m")
         } else {
-            text.to_owned()
+            text.into_owned()
         }
     }
 
