@@ -205,70 +205,54 @@ async fn every_config_mistake_is_reported_at_once_by_field() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mistakes_in_flags_and_variables_are_reported_at_once_by_their_names() {
+async fn a_sidecars_mistakes_in_flags_and_variables_are_reported_at_once_by_their_names() {
     let mut sidecar = Command::new(binary("aip-sidecar"));
-    sidecar.args([
-        "--name",
-        "BAD_NAME",
-        "--control-plane",
-        "xx",
-        "--agent",
-        "y",
-        "--inbound",
-        "z",
-    ]);
-    sidecar.args([
-        "--agent-uid",
-        "root",
-        "--keys",
-        "golden",
-        "--proxy-open=maybe",
-        "--log",
-        "info,x=loud",
-    ]);
+    sidecar.args(["--name=BAD_NAME", "--control-plane=xx", "--agent=y", "--inbound=z"]);
+    sidecar.args(["--agent-uid=root", "--keys=golden", "--proxy-open=maybe"]);
+    sidecar.args(["--log", "info,x=loud"]);
     sidecar
         .env("AIP_SIDECAR_WORKERS", "many")
         .env("AIP_SIDECAR_LOG_FORMAT", "loud");
+    let mistakes = [
+        "--name: \"BAD_NAME\" is not an agent name",
+        "--control-plane: \"xx\" is not IP:PORT",
+        "--agent: \"y\" is not IP:PORT",
+        "--inbound: \"z\" is not IP:PORT",
+        "--agent-uid: \"root\" is not the number of a user",
+        "--keys: \"golden\" is not sealed or memory",
+        "--proxy-open: \"maybe\" is not true or false",
+        "AIP_SIDECAR_WORKERS: \"many\" is not a whole number from 1 to 64",
+        "--log: \"info,x=loud\" is not a log filter",
+        "AIP_SIDECAR_LOG_FORMAT: \"loud\" is not json or text",
+        "data: is missing: give --data, AIP_SIDECAR_DATA, or data in the file",
+    ];
+    says_all(sidecar, &mistakes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_planes_mistakes_in_flags_and_variables_are_reported_at_once_by_their_names() {
     let mut control_plane = Command::new(binary("aip-control-plane"));
     control_plane.args(["--mode", "test", "--trust-domain", "A B", "--mesh-listen", "here"]);
     control_plane
         .env("AIP_ADMIN_LISTEN", "there")
         .env("AIP_LOG_FORMAT", "loud");
-    let expected: [(Command, &[&str]); 2] = [
-        (
-            sidecar,
-            &[
-                "--name: \"BAD_NAME\" is not an agent name",
-                "--control-plane: \"xx\" is not IP:PORT",
-                "--agent: \"y\" is not IP:PORT",
-                "--inbound: \"z\" is not IP:PORT",
-                "--agent-uid: \"root\" is not the number of a user",
-                "--keys: \"golden\" is not sealed or memory",
-                "--proxy-open: \"maybe\" is not true or false",
-                "AIP_SIDECAR_WORKERS: \"many\" is not a whole number from 1 to 64",
-                "--log: \"info,x=loud\" is not a log filter",
-                "AIP_SIDECAR_LOG_FORMAT: \"loud\" is not json or text",
-                "data: is missing: give --data, AIP_SIDECAR_DATA, or data in the file",
-            ],
-        ),
-        (
-            control_plane,
-            &[
-                "--mode: \"test\" is not dev or prod",
-                "--trust-domain: \"A B\" is not a trust domain",
-                "--mesh-listen: \"here\" is not IP:PORT",
-                "AIP_ADMIN_LISTEN: \"there\" is not IP:PORT",
-                "AIP_LOG_FORMAT: \"loud\" is not json or text",
-                "data: is missing",
-            ],
-        ),
+    let mistakes = [
+        "--mode: \"test\" is not dev or prod",
+        "--trust-domain: \"A B\" is not a trust domain",
+        "--mesh-listen: \"here\" is not IP:PORT",
+        "AIP_ADMIN_LISTEN: \"there\" is not IP:PORT",
+        "AIP_LOG_FORMAT: \"loud\" is not json or text",
+        "data: is missing",
     ];
-    for (command, mistakes) in expected {
-        let (error, code) = ended_badly(command).await;
-        assert_eq!(code, Some(2), "{error}");
-        for mistake in mistakes {
-            assert!(error.contains(mistake), "{mistake} is missing: {error}");
-        }
+    says_all(control_plane, &mistakes).await;
+}
+
+/// It ends with exit code 2, and names all of these.
+async fn says_all(command: Command, mistakes: &[&str]) {
+    let (error, code) = ended_badly(command).await;
+    assert_eq!(code, Some(2), "{error}");
+    for mistake in mistakes {
+        assert!(error.contains(mistake), "{mistake} is missing: {error}");
     }
 }
 

@@ -218,9 +218,30 @@ async fn three_hops_are_one_trace_of_six_spans_whose_ids_are_in_every_record() {
         ("bank", "inbound"),
     ];
     assert_eq!(ends, expected.map(|(service, end)| (service, end.to_owned())));
+    say_what_the_records_say(&chain, &spans);
+    // The last agent sees the last span as its parent.
+    let seen = chain.bank.only("/begun");
+    let (trace, parent) = (spans[5].trace(), spans[5].id());
+    assert_eq!(seen.header("traceparent"), format!("00-{trace}-{parent}-01"));
+    let config = chain.planner.look("/config").await.text();
+    assert!(
+        config.contains("parentbased_always_on") && !config.contains("hush"),
+        "{config}"
+    );
+    let sent = wait::until("it is counted", async || {
+        let sent = chain.planner.metric("aip_spans_exported_total", &[]).await;
+        (sent > 0.0).then_some(sent)
+    });
+    assert_eq!(sent.await, 1.0);
+
+    a_trace_that_comes_in_goes_on(&chain, &collector).await;
+}
+
+/// Each span has the ids of one line of the access log and of one decision in the audit, and no more of the request.
+fn say_what_the_records_say(chain: &Chain, spans: &[Received]) {
     let (lines, decisions) = (chain.lines("/begun"), chain.decisions("/begun"));
     assert_eq!((lines.len(), decisions.len()), (6, 6));
-    for span in &spans {
+    for span in spans {
         let (line, decision) = (
             &lines[&span.text("aip.decision")],
             &decisions[&span.text("aip.decision")],
@@ -244,22 +265,6 @@ async fn three_hops_are_one_trace_of_six_spans_whose_ids_are_in_every_record() {
         assert_eq!(span.authorization, "Bearer hush");
         assert!(!format!("{:?}", span.span).contains("hunter2"), "no query goes out");
     }
-    // The last agent sees the last span as its parent.
-    let seen = chain.bank.only("/begun");
-    let (trace, parent) = (spans[5].trace(), spans[5].id());
-    assert_eq!(seen.header("traceparent"), format!("00-{trace}-{parent}-01"));
-    let config = chain.planner.look("/config").await.text();
-    assert!(
-        config.contains("parentbased_always_on") && !config.contains("hush"),
-        "{config}"
-    );
-    let sent = wait::until("it is counted", async || {
-        let sent = chain.planner.metric("aip_spans_exported_total", &[]).await;
-        (sent > 0.0).then_some(sent)
-    });
-    assert_eq!(sent.await, 1.0);
-
-    a_trace_that_comes_in_goes_on(&chain, &collector).await;
 }
 
 /// A caller's own trace: its state reaches the last agent, and whoever asked not to be sent is not.

@@ -10,7 +10,8 @@ use aip_api::AgentName;
 use aip_api::evidence::{Enforcement, MAX_RUN_BYTES};
 use aip_api::problem::FieldError;
 use aip_runtime::settings::{Text, parsed};
-use aip_runtime::{spans, telemetry};
+use aip_runtime::spans;
+use aip_runtime::telemetry::{self, LogFormat};
 
 use super::{Access, Config, Flags, Measured};
 
@@ -47,26 +48,9 @@ impl Flags {
         let admin = local(errors, "admin", self.admin.as_ref(), 15000);
         let probes = address(errors, "probes", self.probes.as_ref()).unwrap_or(loopback(15021));
         let keys = parsed(errors, "keys", self.keys.as_ref(), "sealed or memory", read);
-        let workers = self.workers.as_ref();
-        let workers = bounded(errors, "workers", workers, DEFAULT_WORKERS, 1..=MAX_WORKERS);
-        let seconds = self.drain_seconds.as_ref();
-        let bounds = 0..=MAX_DRAIN_SECONDS;
-        let drain_seconds = bounded(errors, "drain_seconds", seconds, DEFAULT_DRAIN_SECONDS, bounds);
-        let audit = self.audit_mib.as_ref();
-        let audit_mib = bounded(errors, "audit_mib", audit, DEFAULT_AUDIT_MIB, 1..=MAX_AUDIT_MIB);
-        let log_format = parsed(errors, "log_format", self.log_format.as_ref(), "json or text", read);
-        let read_filter = |text: &str| telemetry::is_filter(text).then(|| text.to_owned());
-        let log = parsed(errors, "log", self.log.as_ref(), telemetry::A_FILTER, read_filter);
-        let run = parsed(
-            errors,
-            "run",
-            self.run.as_ref(),
-            "1 to 64 printable characters",
-            |text| {
-                let fits = (1..=MAX_RUN_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
-                fits.then(|| text.to_owned())
-            },
-        );
+        let (workers, drain_seconds, audit_mib) = self.limits(errors);
+        let (log_format, log) = self.logging(errors);
+        let run = self.run(errors);
         let data = required(errors, "data", self.data.clone());
         let runtime_dir = self.runtime_dir.clone();
         let runtime_dir = runtime_dir.or_else(|| data.as_ref().map(|data| data.join("runtime")));
@@ -88,15 +72,44 @@ impl Flags {
             keys: keys.unwrap_or_default(),
             key_file: self.key_file,
             measured,
-            run: run.unwrap_or_else(|| uuid::Uuid::now_v7().to_string()),
+            run,
             access,
             workers,
             drain_seconds,
             audit_mib,
-            log_format: log_format.unwrap_or_default(),
-            log: log.unwrap_or_else(|| "info".into()),
+            log_format,
+            log,
             otlp,
         })
+    }
+
+    /// Threads, seconds of a drain, and MiB of the audit.
+    fn limits(&self, errors: &mut Vec<FieldError>) -> (usize, u64, u64) {
+        let workers = self.workers.as_ref();
+        let workers = bounded(errors, "workers", workers, DEFAULT_WORKERS, 1..=MAX_WORKERS);
+        let seconds = self.drain_seconds.as_ref();
+        let bounds = 0..=MAX_DRAIN_SECONDS;
+        let seconds = bounded(errors, "drain_seconds", seconds, DEFAULT_DRAIN_SECONDS, bounds);
+        let audit = self.audit_mib.as_ref();
+        let audit = bounded(errors, "audit_mib", audit, DEFAULT_AUDIT_MIB, 1..=MAX_AUDIT_MIB);
+        (workers, seconds, audit)
+    }
+
+    fn logging(&self, errors: &mut Vec<FieldError>) -> (LogFormat, String) {
+        let format = parsed(errors, "log_format", self.log_format.as_ref(), "json or text", read);
+        let filter = |text: &str| telemetry::is_filter(text).then(|| text.to_owned());
+        let log = parsed(errors, "log", self.log.as_ref(), telemetry::A_FILTER, filter);
+        (format.unwrap_or_default(), log.unwrap_or_else(|| "info".into()))
+    }
+
+    /// The run of the agent that this is; one of its own where nobody named it.
+    fn run(&self, errors: &mut Vec<FieldError>) -> String {
+        let allowed = "1 to 64 printable characters";
+        let run = parsed(errors, "run", self.run.as_ref(), allowed, |text| {
+            let fits = (1..=MAX_RUN_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+            fits.then(|| text.to_owned())
+        });
+        run.unwrap_or_else(|| uuid::Uuid::now_v7().to_string())
     }
 
     /// What was said of spans.

@@ -145,6 +145,8 @@ pub const MAX_LOG_BUFFER: usize = 4 * 1024 * 1024;
 pub const LOG_GATHER: Duration = Duration::from_millis(10);
 /// Bytes of a refusal's detail in the access log.
 pub const MAX_LOGGED_DETAIL: usize = 512;
+/// Bytes of a host in access log, audit and spans: no name that can be resolved is longer (RFC 1035, section 2.3.4).
+pub const MAX_LOGGED_HOST: usize = 255;
 /// Bytes of a path in the access log.
 pub const MAX_LOGGED_PATH: usize = 1_024;
 /// How long what a drain cuts at its end may take to be recorded: its tasks only have to be woken.

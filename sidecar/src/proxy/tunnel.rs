@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use aip_policy::{Direction, Fact, TraceFacts, Verdict};
 use aip_runtime::unix_now;
+use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, Upgraded};
@@ -27,57 +28,22 @@ use crate::request::told::{self, Decided, End, Told};
 use crate::request::{Arrived, From, Target, Via, accept, pipeline, relay};
 use aip_api::id::HopId;
 
-/// Whom a CONNECT asks for: what stands before an `@` is a user's name and password, and nobody's to read.
-fn asked(authority: &str) -> String {
-    authority
-        .rsplit_once('@')
-        .map_or(authority, |(_, host)| host)
-        .to_owned()
-}
-
 /// Answers a CONNECT of the agent.
 pub(super) async fn connect(proxy: Arc<Proxy>, via: Arc<Via>, request: Request<Incoming>) -> Response<Body> {
     let (mut head, _) = request.into_parts();
-    let authority = head.uri.authority().map(|a| a.as_str().to_owned()).unwrap_or_default();
     let upgrade = head.extensions.remove::<OnUpgrade>();
-    let refuse = |refused: Refused, head| {
-        let mut record = Record::begin(&proxy, Direction::Outbound, Method::CONNECT, "");
-        record.connect = true;
-        record.on_hop(HopId::fresh());
-        record.ends = Ends::Asked(asked(&authority));
-        let arrived = Arrived {
-            proxy: proxy.clone(),
-            via: via.clone(),
-            head,
-            body: None,
-            record,
-        };
-        pipeline::refuse(arrived, refused)
-    };
-    let accepted = accept::serves(&proxy)
-        .and_then(|()| accept::of_agent(&proxy, &head.headers))
-        .and_then(|()| accept::is_not_stopped(&proxy, None));
-    if let Err(refused) = accepted {
-        return refuse(refused, head).await;
-    }
-    if authority.contains('@') {
-        return refuse(Refusal::UnsupportedTarget.because("CONNECT takes no user"), head).await;
-    }
-    let has_port = head.uri.port_u16().is_some();
-    let target = match target_of(&proxy, &authority) {
-        Ok(target) if has_port => target,
-        Ok(_) => return refuse(Refusal::UnsupportedTarget.because("CONNECT needs host:port"), head).await,
-        Err(refused) => return refuse(refused, head).await,
-    };
-    let Some(upgrade) = upgrade else {
-        return refuse(Refusal::UpgradeFailed.into(), head).await;
-    };
-    if let Target::Outside(host, port) = &target {
-        // What is refused by name is refused before the 200: a client then reads why.
-        if let Err(refused) = decide(&proxy, host, *port, None) {
-            return refuse(refused, head).await;
+    let asked = target(&proxy, &head).and_then(|target| {
+        let upgrade = upgrade.ok_or(Refusal::UpgradeFailed)?;
+        if let Target::Outside(host, port) = &target {
+            // What is refused by name is refused before the 200: a client then reads why.
+            decide(&proxy, host, *port, None)?;
         }
-    }
+        Ok((target, upgrade))
+    });
+    let (target, upgrade) = match asked {
+        Ok(asked) => asked,
+        Err(refused) => return refuse(proxy, via, head, refused).await,
+    };
     let drain = via.drain.clone();
     tokio::spawn(async move {
         let Ok(upgraded) = upgrade.await else { return };
@@ -96,6 +62,44 @@ pub(super) async fn connect(proxy: Arc<Proxy>, via: Arc<Via>, request: Request<I
         }
     });
     Response::new(Body::empty())
+}
+
+fn authority(head: &Parts) -> &str {
+    head.uri
+        .authority()
+        .map(|authority| authority.as_str())
+        .unwrap_or_default()
+}
+
+/// Whom a CONNECT asks for, where the agent may ask at all.
+fn target(proxy: &Arc<Proxy>, head: &Parts) -> Result<Target, Refused> {
+    accept::serves(proxy)?;
+    accept::of_agent(proxy, &head.headers)?;
+    accept::is_not_stopped(proxy, None)?;
+    let authority = authority(head);
+    if authority.contains('@') {
+        return Err(Refusal::UnsupportedTarget.because("CONNECT takes no user"));
+    }
+    let target = target_of(proxy, authority)?;
+    match head.uri.port_u16() {
+        Some(_) => Ok(target),
+        None => Err(Refusal::UnsupportedTarget.because("CONNECT needs host:port")),
+    }
+}
+
+async fn refuse(proxy: Arc<Proxy>, via: Arc<Via>, head: Parts, refused: Refused) -> Response<Body> {
+    let mut record = Record::begin(&proxy, Direction::Outbound, Method::CONNECT, "");
+    record.connect = true;
+    record.on_hop(HopId::fresh());
+    record.ends = Ends::asked(authority(&head));
+    let arrived = Arrived {
+        proxy,
+        via,
+        head,
+        body: None,
+        record,
+    };
+    pipeline::refuse(arrived, refused).await
 }
 
 /// Policy and the mesh's list, for a tunnel to an outside host.

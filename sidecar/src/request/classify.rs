@@ -285,9 +285,9 @@ async fn outbound(arrived: &mut Arrived) -> Result<Meant, Refused> {
     arrived.record.on_hop(hop);
     arrived.record.connect = matches!(arrived.via.from, From::Tunnel(_));
     let version = arrived.head.version;
-    arrived.record.ends = Ends::Asked(String::new());
+    arrived.record.ends = Ends::asked("");
     let (authority, target) = target::target(arrived)?;
-    arrived.record.ends = Ends::Asked(authority.to_string());
+    arrived.record.ends = Ends::asked(authority.as_str());
     let (end, snapshot) = match target {
         Target::Agent(name) => {
             let snapshot = learn(arrived, &name).await.map_err(refusal_of)?;

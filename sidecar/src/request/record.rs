@@ -23,7 +23,7 @@ pub(crate) use audit::Wait;
 use super::refusal::{Cut, Refusal, Refused};
 use super::trace::{SpanId, Trace};
 use crate::proxy::connections::Live;
-use crate::proxy::limits::{MAX_LOGGED_DETAIL, MAX_LOGGED_PATH};
+use crate::proxy::limits::{MAX_LOGGED_DETAIL, MAX_LOGGED_HOST, MAX_LOGGED_PATH};
 use crate::proxy::pair::Pair;
 use crate::proxy::streams::Exchange;
 use crate::proxy::{Proxy, metrics};
@@ -85,10 +85,19 @@ pub(crate) enum Ends {
     Unknown,
     /// A peer, by its connection.
     Caller(Arc<Live>),
-    /// What our own agent asked for.
+    /// What our own agent asked for, by [`Ends::asked`].
     Asked(String),
     /// As policy sees them.
     Pair(Arc<Pair>),
+}
+
+impl Ends {
+    /// What our own agent asked for, as it may be written down: what stands before an `@` is a user's name and password,
+    /// and nobody's to read; and a host may be as long as a request's head, where a name that can be resolved may not.
+    pub(crate) fn asked(authority: &str) -> Self {
+        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        Self::Asked(host_of(host).to_owned())
+    }
 }
 
 /// What was said, by protocol.
@@ -345,7 +354,7 @@ impl Record {
             parent: self.parent.as_ref().map(SpanId::as_str),
             source: seen.source,
             destination: seen.destination,
-            method: self.method.as_str(),
+            method: clipped(self.method.as_str()),
             path: &self.path,
             status: self.status,
             verdict: self.verdict,
@@ -353,8 +362,8 @@ impl Record {
             reason: &self.reason,
             detail: self.detail.as_deref().map(clipped),
             protocol: &self.protocol.name,
-            call: &self.protocol.method,
-            tool: &self.protocol.tool,
+            call: clipped(&self.protocol.method),
+            tool: clipped(&self.protocol.tool),
             bytes_in: seen.bytes.0,
             bytes_out: seen.bytes.1,
             ms: (seen.took.as_secs_f64() * 1e6).round() / 1e3,
@@ -371,14 +380,22 @@ impl Record {
     }
 }
 
-/// As much of a detail as a line holds: some of them quote what a caller sent.
+/// As much of a text as a line holds: a caller chooses the names of calls and tools, and some details quote it.
 fn clipped(detail: &str) -> &str {
     &detail[..detail.floor_char_boundary(MAX_LOGGED_DETAIL)]
 }
 
+/// As much of a host as is written down.
+fn host_of(host: &str) -> &str {
+    &host[..host.floor_char_boundary(MAX_LOGGED_HOST)]
+}
+
 /// A SPIFFE ID, or an outside host.
 fn name(facts: &aip_policy::PeerFacts) -> &str {
-    if facts.id.is_empty() { &facts.name } else { &facts.id }
+    match facts.id.as_str() {
+        "" => host_of(&facts.name),
+        id => id,
+    }
 }
 
 impl Drop for Record {

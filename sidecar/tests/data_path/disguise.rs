@@ -147,14 +147,18 @@ async fn a_body_has_one_type() {
     assert!(agent.seen().is_empty());
 }
 
-/// Spelled or typed so that some reader finds a call, and another none.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_call_is_not_hidden_by_how_its_keys_are_written() {
-    let agent = Agent::start().await;
-    let pair = pair_with(&agent, CALLS).await;
-    let params = |params: Value| json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params});
-    let method = |method: Value| json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": {"name": "harm"}});
-    let cases = [
+fn with_params(params: Value) -> Value {
+    json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
+}
+
+fn with_method(method: Value) -> Value {
+    json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": {"name": "harm"}})
+}
+
+/// Calls that one reader takes for a call and another doesn't, and the word for what is wrong with each.
+fn disguised() -> [(&'static str, Value); 24] {
+    let (params, method) = (with_params, with_method);
+    [
         ("key_spelling", params(json!({"Name": "harm"}))),
         ("key_spelling", params(json!({"NAME": "harm", "arguments": {}}))),
         ("key_spelling", params(json!({"name": "good", "name ": "harm"}))),
@@ -197,16 +201,13 @@ async fn a_call_is_not_hidden_by_how_its_keys_are_written() {
             "key_spelling",
             json!({"jsonrpc": "2.0", "id": 1, "method": "SendMessage", "params": {"Message": {}}}),
         ),
-    ];
-    for (word, body) in cases {
-        let answer = send(pair.caller.outbound, post("/mcp", "application/json", body.to_string())).await;
-        let problem = problem(&answer);
-        assert_eq!(problem["rule"], "fact_unestablished", "{body}: {}", answer.text());
-        assert!(problem["detail"].as_str().unwrap().contains(word), "{body}: {problem}");
-    }
-    assert!(agent.seen().is_empty());
-    // And what is written as it should be passes, null for nothing included.
-    for body in [
+    ]
+}
+
+/// What is written as it should be, null for nothing included.
+fn plain() -> [Value; 10] {
+    let (params, method) = (with_params, with_method);
+    [
         params(json!({"name": "good"})),
         params(json!({"name": "good", "arguments": null, "_meta": {"Name": "x"}})),
         params(Value::Null),
@@ -217,7 +218,22 @@ async fn a_call_is_not_hidden_by_how_its_keys_are_written() {
         json!({"Name": "a REST call", "id": 1, "names": ["method"]}),
         json!({"method": "card", "amount": 3}),
         json!([1, 2]),
-    ] {
+    ]
+}
+
+/// Spelled or typed so that some reader finds a call, and another none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_is_not_hidden_by_how_its_keys_are_written() {
+    let agent = Agent::start().await;
+    let pair = pair_with(&agent, CALLS).await;
+    for (word, body) in disguised() {
+        let answer = send(pair.caller.outbound, post("/mcp", "application/json", body.to_string())).await;
+        let problem = problem(&answer);
+        assert_eq!(problem["rule"], "fact_unestablished", "{body}: {}", answer.text());
+        assert!(problem["detail"].as_str().unwrap().contains(word), "{body}: {problem}");
+    }
+    assert!(agent.seen().is_empty());
+    for body in plain() {
         let answer = send(pair.caller.outbound, post("/mcp", "application/json", body.to_string())).await;
         assert_eq!(answer.status, StatusCode::OK, "{body}: {}", answer.text());
     }

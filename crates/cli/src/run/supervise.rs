@@ -1,5 +1,7 @@
 //! From the first process to the last: start in order, forward signals, keep the sidecar, end everything.
 
+mod running;
+
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -13,11 +15,12 @@ use super::orders::{self, Wish};
 use super::plan::Plan;
 use super::sidecar::{self, Ports};
 use super::state::{Phase, State, StateFile};
-use super::{Run, environment, listen, wait};
+use super::{Run, listen, wait};
 use crate::Globals;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, note};
-use crate::process::{self, Child, Children, Descendants, Event, Guard, Left, Output, Signals};
+use crate::process::{Child, Children, Descendants, Event, Guard, Signals};
+use running::Running;
 
 /// First and last bound of the wait before a sidecar that died is started again: at once in practice, and no busy loop
 /// where it can't start at all.
@@ -28,29 +31,8 @@ const WELL: Duration = Duration::from_secs(30);
 const DRIFT_LOOK: Duration = Duration::from_millis(250);
 /// How long a suspended sidecar may take to measure what lies there now.
 const MEASURED: Duration = Duration::from_secs(5);
-/// How long the sidecar may finish what is in flight before the command is told to end.
-const DRAIN: Duration = Duration::from_secs(5);
-
 /// Between two attempts to end what would not end.
 const UNFINISHED: Duration = Duration::from_secs(1);
-/// Most processes that are named to people.
-const NAMED: usize = 8;
-
-/// How long the processes of an agent that was killed have after SIGTERM: whoever must be stopped has no time to argue.
-const KILLED: Duration = Duration::from_secs(2);
-
-/// What runs.
-struct Running {
-    sidecar: Child,
-    started: Instant,
-    ports: Ports,
-    command: Option<Child>,
-    /// After the command: it must outlive it.
-    guard: Option<Guard>,
-    descendants: Descendants,
-    /// What was stopped has not all ended.
-    unfinished: bool,
-}
 
 /// Runs the plan to its end; the exit code is the command's.
 pub(super) async fn supervise(globals: &Globals, run: &Run, plan: Plan, signals: &mut Signals) -> Result<u8, Failure> {
@@ -194,31 +176,6 @@ fn serves(run: &Run, plan: &Plan, ports: Ports) {
     ));
 }
 
-fn launch(run: &Run, plan: &Plan, ports: Ports, secret: &str) -> Result<Child, Failure> {
-    let mut command = tokio::process::Command::new(&run.command[0]);
-    command.args(&run.command[1..]);
-    let java = std::env::var("JAVA_TOOL_OPTIONS").ok();
-    environment::set(&mut command, ports.outbound, secret, plan.agent.port(), java.as_deref());
-    for ours in [
-        "AIP_HOME",
-        "AIP_ADMIN",
-        "AIP_TOKEN_FILE",
-        "AIP_JOIN_TOKEN",
-        "AIP_DATA_KEY",
-    ] {
-        // What opens the control plane is not the agent's.
-        command.env_remove(ours);
-    }
-    if let Some(user) = run.user {
-        command.uid(user.uid).gid(user.gid);
-    }
-    if run.lifeline || std::io::IsTerminal::is_terminal(&std::io::stdin()) {
-        // A lifeline is ours to read. And its process group is not the terminal's: reading would stop it.
-        command.stdin(std::process::Stdio::null());
-    }
-    Child::spawn(command, Output::Inherit)
-}
-
 /// Until the command ends or a signal comes. A sidecar that dies is started again, on the same ports.
 async fn keep(
     run: &Run,
@@ -347,130 +304,6 @@ async fn restart(run: &Run, plan: &Plan, admitted: &Admitted, ports: Ports, back
             Ok((child, _)) => return child,
             Err(failure) => note(format!("aip: {failure}")),
         }
-    }
-}
-
-impl Running {
-    fn describe(&self, state: &mut State) {
-        state.sidecar = Some(self.sidecar.pid());
-        state.inbound = Some(self.ports.inbound);
-        state.outbound = Some(self.ports.outbound);
-        state.admin = Some(self.ports.admin);
-        state.probes = Some(self.ports.probes);
-    }
-
-    /// Starts the command under its guard.
-    fn launch(&mut self, run: &Run, plan: &Plan, secret: &str, state: &mut StateFile) -> Result<(), Failure> {
-        let child = self.command.insert(launch(run, plan, self.ports, secret)?);
-        if let Some(guard) = &mut self.guard {
-            guard.watch(child)?;
-        }
-        state.update(|s| {
-            s.phase = Phase::Launching;
-            s.agent = Some(child.pid());
-        });
-        Ok(())
-    }
-
-    /// Does what the sidecar asks: ends the command's processes, or starts it again. The sidecar stays up.
-    async fn obey(
-        &mut self,
-        run: &Run,
-        plan: &Plan,
-        secret: &str,
-        state: &mut StateFile,
-        wish: Wish,
-    ) -> Result<(), Failure> {
-        let stopped = state.state.phase == Phase::Stopped;
-        match wish {
-            Wish::Stop { order, reason } if !stopped => {
-                let ended = self
-                    .end_command(KILLED.min(Duration::from_secs(run.grace)), Signal::TERM)
-                    .await;
-                self.command = None;
-                if let Some(guard) = &mut self.guard {
-                    guard.unwatch()?;
-                }
-                state.update(|s| {
-                    s.phase = Phase::Stopped;
-                    s.agent = None;
-                });
-                note(format!(
-                    "aip: {} was stopped by an operator: {reason}\n  {}; it starts again at `aip resume {order}`",
-                    run.name,
-                    said(&ended)
-                ));
-                self.unfinished = ended != Left::Nothing;
-            }
-            Wish::Run if stopped => {
-                note(format!("aip: {} was resumed; starting it again", run.name));
-                self.unfinished = false;
-                self.launch(run, plan, secret, state)?;
-            }
-            Wish::Run | Wish::Stop { .. } => {}
-        }
-        Ok(())
-    }
-
-    /// How the command ended, once it has.
-    fn command_status(&mut self) -> u8 {
-        let ended = self.command.as_mut().and_then(|command| command.ended().ok().flatten());
-        ended.map_or(0, exit_code)
-    }
-
-    /// The sidecar drains first, so that what is in flight is answered; then the command ends, then both groups.
-    async fn end(&mut self, grace: Duration, signal: Signal) {
-        self.sidecar.signal(Signal::TERM);
-        let _ = tokio::time::timeout(DRAIN.min(grace), self.sidecar.wait()).await;
-        let left = self.end_command(grace, signal).await;
-        if left != Left::Nothing {
-            note(format!("aip: {}", said(&left)));
-        }
-        self.sidecar.stop(grace.min(process::GRACE)).await;
-    }
-
-    /// Ends the command and all that it started, in whatever process group; answers what is left of it.
-    async fn end_command(&mut self, grace: Duration, signal: Signal) -> Left {
-        let (ours, begun) = (self.ours(), Instant::now());
-        if let Some(command) = &mut self.command {
-            self.descendants.signal(&ours, signal);
-            let _ = tokio::time::timeout(grace, command.wait()).await;
-            command.clear().await;
-        }
-        self.descendants.end(&ours, grace.saturating_sub(begun.elapsed())).await
-    }
-
-    /// Tries again to end what would not end.
-    async fn finish(&mut self, run: &Run) {
-        if self.descendants.end(&self.ours(), Duration::ZERO).await == Left::Nothing {
-            self.unfinished = false;
-            note(format!("aip: the processes of {} are ended now", run.name));
-        }
-    }
-
-    /// The processes that are not the command's.
-    fn ours(&self) -> Vec<u32> {
-        let guard = self.guard.as_ref().and_then(Guard::pid);
-        guard.into_iter().chain([self.sidecar.pid()]).collect()
-    }
-
-    fn reap(&self) {
-        let mut waited = self.ours();
-        waited.extend(self.command.as_ref().map(Child::pid));
-        self.descendants.reap(&waited);
-    }
-}
-
-/// What became of the processes of a command that was ended, in words.
-fn said(left: &Left) -> String {
-    match left {
-        Left::Nothing => "its processes are ended".to_owned(),
-        Left::Processes(pids) => {
-            let named: Vec<String> = pids.iter().take(NAMED).map(ToString::to_string).collect();
-            let more = if pids.len() > NAMED { ", …" } else { "" };
-            format!("{} of its processes RUN ON ({}{more})", pids.len(), named.join(", "))
-        }
-        Left::Unknown(why) => format!("whether its processes are ended can't be told: {why}"),
     }
 }
 

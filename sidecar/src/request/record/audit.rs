@@ -205,8 +205,7 @@ impl Record {
             }
             (Ends::Asked(host), None) => {
                 let asked = Party {
-                    // What stands before it is a user's name and password.
-                    id: clipped(host.rsplit('@').next().unwrap_or_default()),
+                    id: host.clone(),
                     serial: String::new(),
                 };
                 (me, asked)

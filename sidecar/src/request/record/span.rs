@@ -7,7 +7,7 @@ use aip_policy::{Direction, PeerFacts};
 use aip_runtime::spans::{Kind, Span, Value};
 use http::{Method, StatusCode};
 
-use super::{Ends, Record};
+use super::{Ends, Record, host_of};
 use crate::request::trace::{SpanId, Trace};
 
 /// Longest name of a call or tool in a span's name: what traces are found by has few different words.
@@ -129,7 +129,7 @@ fn clipped(text: &str) -> &str {
 fn address(facts: &PeerFacts, trust_domain: &str) -> (String, u64) {
     match facts.port {
         0 => (format!("{}.{trust_domain}", facts.name), HTTP_PORT),
-        port => (facts.name.clone(), port),
+        port => (host_of(&facts.name).to_owned(), port),
     }
 }
 
