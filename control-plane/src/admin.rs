@@ -35,6 +35,7 @@ use crate::config::world::World;
 use crate::kill::{Board, Publisher};
 use crate::quota::Quota;
 use crate::registry::Registry;
+use crate::reputation::lookups::Lookups;
 
 pub use docs::openapi;
 pub use routes::{OPEN, ROUTES, Route};
@@ -80,6 +81,7 @@ pub struct Api {
     idempotency: idempotency::Answers,
     checks: Quota,
     watchers: Quota,
+    lookups: Lookups,
     /// Cancelled when the process stops: watches end.
     pub stopping: CancellationToken,
 }
@@ -117,6 +119,7 @@ impl Api {
             idempotency: idempotency::Answers::default(),
             checks: Quota::new(admission::MAX_CHECKS, admission::MAX_CHECKS_EACH),
             watchers: Quota::new(MAX_WATCHERS, MAX_WATCHERS_EACH),
+            lookups: Lookups::default(),
             stopping: CancellationToken::new(),
         }
     }

@@ -7,7 +7,7 @@
 //! | [`ledger`] | what all events of one agent come to; nothing but a fold over them |
 //! | [`score`] | the score of a ledger, at a moment; pure |
 //! | [`book`] | ledgers in the store, and the change that adds an event and tells of the score |
-//! | [`evidence`] | whether what a report is about happened, by the audit |
+//! | [`evidence`], [`lookups`] | whether what a report is about happened, by the audit; and how often that may be asked |
 //! | [`reports`], [`signed`] | what verifiers report, by a token alone or by a key of their own |
 //! | [`observe`] | what hops say, gathered and written every few seconds |
 //! | [`drift`] | what a drift does |
@@ -22,6 +22,7 @@ mod drift;
 pub mod event;
 pub mod evidence;
 pub mod ledger;
+pub mod lookups;
 pub mod observe;
 pub mod reports;
 mod resets;

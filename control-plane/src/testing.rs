@@ -27,8 +27,12 @@ pub(crate) struct TestMesh {
 
 /// A mesh in memory.
 pub(crate) async fn mesh(mode: MeshMode) -> TestMesh {
+    mesh_in(Store::new(MemoryStore::default()).unwrap(), mode).await
+}
+
+/// A mesh in an empty store.
+pub(crate) async fn mesh_in(store: Store, mode: MeshMode) -> TestMesh {
     let trust_domain: TrustDomain = "aip.internal".parse().unwrap();
-    let store = Store::new(MemoryStore::default()).unwrap();
     let registry = Registry {
         store,
         clock: Clock::default(),

@@ -33,6 +33,9 @@ pub const AGENT_FAILED: [(&str, Ended); 4] = [
     ("response_timeout", Ended::TooLate),
 ];
 
+/// The status of what policy refused.
+const DENIED: u16 = 403;
+
 /// How a hop ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
@@ -42,7 +45,7 @@ pub enum Ended {
     Failed,
     /// The callee did not begin to answer in time.
     TooLate,
-    /// A policy of the callee's side refused it: `policy_denied`, and no other refusal.
+    /// A policy of the callee's side refused it: `policy_denied`, in 403, and no other refusal.
     Denied,
 }
 
@@ -262,7 +265,9 @@ fn ended(caller: &End, callee: &End, denied: bool) -> Option<Ended> {
         return None;
     }
     match (callee.blame.as_str(), callee.status) {
-        _ if denied => Some(Ended::Denied),
+        // In the status of a refusal: one that is said in 200 (A2A, gRPC) can't be told from an answer.
+        ("policy", DENIED) if denied => Some(Ended::Denied),
+        _ if denied => None,
         ("", 100..400) if callee.end == COMPLETE => Some(Ended::Answered),
         ("", 500..) if callee.end == COMPLETE => Some(Ended::Failed),
         ("agent", _) => {

@@ -9,7 +9,7 @@ use aip_api::{AgentName, Digest};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::book::Recorded;
+use super::book::{Book, Recorded};
 use super::event::{Report, What};
 use super::evidence::Seen;
 use super::signed::Signed;
@@ -115,6 +115,17 @@ impl Registry {
         retrying(async || self.report_once(sub, &report).await).await
     }
 
+    /// Whether this reporter may report this agent now: asked before anything is looked up for it.
+    ///
+    /// # Errors
+    /// Unknown agent, a reporter that answers for it, too many reports, or the store fails.
+    pub async fn may_report(&self, sub: &str, agent: &AgentName) -> Result<(), Refusal> {
+        self.may_judge(sub, agent).await?;
+        let now = self.clock.steady();
+        self.reporting(sub, now).await?;
+        few_about(&self.reputation_book(agent).await?, sub, now)
+    }
+
     async fn report_once(&self, sub: &str, report: &NewReport) -> Result<Reported, Refusal> {
         let registered = self.may_judge(sub, &report.agent).await?;
         let once = keys::reputation_report(&report.agent, sub, &report.seen.hop);
@@ -130,9 +141,7 @@ impl Registry {
         let settings = self.reputation_settings().await?;
         let mut book = self.reputation_book(&report.agent).await?;
         let now = self.clock.steady();
-        if book.ledger.reports_of(sub, now) >= MAX_REPORTS_AN_HOUR {
-            return Err(too_many(sub, &report.agent, MAX_REPORTS_AN_HOUR));
-        }
+        few_about(&book, sub, now)?;
         let hop = keys::reputation_hop(&report.agent, &report.seen.hop);
         let before = self.record::<OfHop>(hop.clone()).await?;
         let expect = before.as_ref().map_or(Expect::Absent, |held| Expect::At(held.revision));
@@ -193,19 +202,31 @@ impl Registry {
 
     /// Counts a report with its reporter.
     async fn reports_once_more(&self, draft: Draft, sub: &str, now: u64) -> Result<Draft, Refusal> {
-        let key = keys::reputation_reporter(sub);
-        let held = self.record::<Reporting>(key.clone()).await?;
+        let (count, expect) = self.reporting(sub, now).await?;
+        let reporting = Reporting {
+            at: now,
+            count: count + 1,
+        };
+        Ok(draft.put(keys::reputation_reporter(sub), &reporting, expect))
+    }
+
+    /// How many reports of a reporter came in this hour, and what a change of that number expects.
+    async fn reporting(&self, sub: &str, now: u64) -> Result<(u32, Expect), Refusal> {
+        let held = self.record::<Reporting>(keys::reputation_reporter(sub)).await?;
         let expect = held.as_ref().map_or(Expect::Absent, |held| Expect::At(held.revision));
         let in_hour = held.filter(|held| held.value.at / HOUR == now / HOUR);
         let count = in_hour.map_or(0, |held| held.value.count);
         if count >= MAX_REPORTS_OF_ALL_AN_HOUR {
             return Err(too_many(sub, "agents", MAX_REPORTS_OF_ALL_AN_HOUR));
         }
-        let reporting = Reporting {
-            at: now,
-            count: count + 1,
-        };
-        Ok(draft.put(key, &reporting, expect))
+        Ok((count, expect))
+    }
+}
+
+fn few_about(book: &Book, sub: &str, now: u64) -> Result<(), Refusal> {
+    match book.ledger.reports_of(sub, now) >= MAX_REPORTS_AN_HOUR {
+        true => Err(too_many(sub, &book.agent, MAX_REPORTS_AN_HOUR)),
+        false => Ok(()),
     }
 }
 

@@ -191,13 +191,13 @@ async fn report(
     Name(agent): Name<AgentName>,
     Body(reported): Body<Reported>,
 ) -> Answer<Response> {
-    api.registry.may_judge(&caller.sub, &agent).await?;
-    let seen = {
-        // It reads the rows of many segments, as a search does.
-        let place = api.watchers.try_take(&caller.sub);
-        let _place = place.ok_or_else(|| Refusal::new(Reason::Overloaded, "too many searches; ask again"))?;
-        evidence::look_up(&api.audit, api.ca.trust_domain(), &agent, &reported.evidence).await?
-    };
+    api.registry.may_report(&caller.sub, &agent).await?;
+    // It reads the rows of many segments, as a search does: counted before, and with a place until it is over.
+    api.lookups.charge(&caller.sub, api.registry.clock.now())?;
+    let place = api.watchers.try_take(&caller.sub);
+    let place = place.ok_or_else(|| Refusal::new(Reason::Overloaded, "too many searches; ask again"))?;
+    let domain = api.ca.trust_domain();
+    let seen = evidence::look_up(&api.audit, domain, &agent, &reported.evidence, place).await?;
     let mut report = NewReport {
         agent,
         finding: reported.finding,

@@ -153,6 +153,12 @@ fn only_what_policy_refused_is_the_callers_violation() {
     assert_eq!(ended(&denied), None, "another refusal: below the floor, say");
     denied.denied = true;
     assert_eq!(ended(&denied), Some(Ended::Denied));
+    // Its sidecar's word for it is not enough: both ends saw an answer.
+    for (status, blame) in [(200, "policy"), (200, ""), (403, "")] {
+        let mut answered = said_by_callee(status, "complete", blame);
+        answered.denied = true;
+        assert_eq!(ended(&answered), None, "{status} {blame:?}");
+    }
 }
 
 #[test]

@@ -4,8 +4,12 @@ use aip_api::resource::{Agent, MeshMode};
 use proptest::prelude::*;
 
 use super::*;
+use crate::clock::Clock;
 use crate::registry::{Actor, Registry};
-use crate::testing::mesh;
+use crate::reputation::book::Book;
+use crate::store::Store;
+use crate::store::disk::DiskStore;
+use crate::testing::{mesh, mesh_in};
 
 fn rules() -> impl Strategy<Value = Rules> {
     (1..9_u32, 1..9_u32, 1..60_u32, 1..60_u32).prop_map(
@@ -69,6 +73,60 @@ proptest! {
     }
 }
 
+proptest! {
+    // Each case is some hundred commits on a disk.
+    #![proptest_config(ProptestConfig::with_cases(4))]
+
+    /// What a restarted control plane reads from its file is what all events come to, and so is the score: though the older
+    /// ones have moved into the base meanwhile, and are gone.
+    #[test]
+    fn a_restart_finds_the_score_in_the_file(
+        steps in prop::collection::vec((0..48_u64, some_what()), 130..160),
+        restart in 0..130_usize,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let store = || Store::new(DiskStore::open(&dir.path().join("store")).unwrap()).unwrap();
+            let mut registry = mesh_in(store(), MeshMode::Dev).await.registry;
+            registry.create_agent(&Actor::admin("a"), Agent::new(planner())).await.unwrap();
+            let (mut whole, mut hours) = (Ledger::default(), 0);
+            for (n, (more, what)) in steps.into_iter().enumerate() {
+                hours += more;
+                registry.clock.advance(more * HOUR);
+                whole.apply(&record(&registry, what).await);
+                if n == restart {
+                    registry = restarted(registry, &store, hours).await;
+                }
+            }
+            let told = book(&registry).await;
+            registry = restarted(registry, &store, hours).await;
+            let again = book(&registry).await;
+            assert!(again.events.len() < whole.seq as usize, "the older ones are in the base");
+            assert_eq!((&again.ledger, &again.events), (&whole, &told.events));
+            let at = whole.at + HOUR;
+            assert_eq!(again.reputation(&settings(), at), told.reputation(&settings(), at));
+        });
+    }
+}
+
+/// The same registry, by a control plane that begins again.
+async fn restarted(registry: Registry, store: impl Fn() -> Store, hours: u64) -> Registry {
+    let mode = registry.mode;
+    registry.store.close().await;
+    let clock = Clock::default();
+    clock.advance(hours * HOUR);
+    Registry {
+        store: store(),
+        clock,
+        mode,
+    }
+}
+
+async fn book(registry: &Registry) -> Book {
+    registry.reputation_book(&planner()).await.unwrap()
+}
+
 /// Many reporters that only praise take all places, and then somebody complains, and many more do.
 #[test]
 fn praise_does_not_crowd_out_complaints() {
@@ -107,7 +165,7 @@ async fn with_slash() -> Registry {
     registry
 }
 
-async fn record(registry: &Registry, what: What) {
+async fn record(registry: &Registry, what: What) -> Event {
     let settings = registry.reputation_settings().await.unwrap();
     let mut book = registry.reputation_book(&planner()).await.unwrap();
     let draft = registry.change(&Actor::control_plane(), "test", "planner");
@@ -116,6 +174,7 @@ async fn record(registry: &Registry, what: What) {
         .await
         .unwrap();
     draft.commit().await.unwrap();
+    book.events.last().unwrap().clone()
 }
 
 async fn now(registry: &Registry) -> Reputation {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{REPORTS, as_role, hop, report, score, with_planner};
 use crate::support::Mesh;
-use crate::support::audit::{Audit, Log, decision};
+use crate::support::audit::{Audit, Log, decision, end};
 
 /// An agent joins, and its sidecar records these.
 async fn records(mesh: &Mesh, agent: &str, events: &[Event]) {
@@ -80,6 +80,110 @@ async fn a_report_about_what_the_agent_never_heard_of_is_refused() {
     }
     let breach = finding("contract_breach", "low", &id_of(&inbound));
     mesh.admin.ok("POST", &of("caller"), breach).await;
+}
+
+/// A decision that was refused by policy, as its sidecar says.
+fn refused(mut event: Event) -> Event {
+    if let Event::Decision(decision) = &mut event {
+        (decision.verdict, decision.reason) = ("deny".into(), "policy_denied".into());
+    }
+    event
+}
+
+/// The end of it, with what its caller was given.
+fn gave(decision: &Event, status: u16, blame: &str) -> Event {
+    let mut ended = end(decision, b"question", b"answer");
+    if let Event::End(end) = &mut ended {
+        (end.status, end.blame) = (status, blame.into());
+    }
+    ended
+}
+
+/// What a callee's sidecar says of itself excuses its agent so far as its caller's was not told otherwise.
+#[tokio::test]
+async fn an_agent_that_answered_is_not_excused_by_the_word_of_its_sidecar_that_it_refused() {
+    let mesh = Mesh::dev().await;
+    let (mut callee, mut caller, mut hops) = (Vec::new(), Vec::new(), Vec::new());
+    // What the callee says that it gave, what the caller says that it got, and whether the callee heard of it.
+    for (theirs, ours, heard) in [
+        (Some((200, "policy")), Some(200), true),
+        (Some((200, "")), None, true),
+        (Some((403, "policy")), Some(200), true),
+        (None, Some(200), true),
+        (Some((403, "policy")), Some(403), false),
+        (Some((403, "policy")), None, false),
+    ] {
+        let hop = HopId::fresh();
+        let inbound = refused(decision("caller", "callee", Direction::Inbound, Some(hop)));
+        let outbound = decision("caller", "callee", Direction::Outbound, Some(hop));
+        callee.extend(theirs.map(|(status, blame)| gave(&inbound, status, blame)));
+        caller.extend(ours.map(|status| gave(&outbound, status, "")));
+        callee.insert(0, inbound);
+        caller.insert(0, outbound);
+        hops.push((hop, heard));
+    }
+    records(&mesh, "callee", &callee).await;
+    records(&mesh, "caller", &caller).await;
+    for (n, (hop, heard)) in hops.into_iter().enumerate() {
+        let about = finding("hallucination", "low", &format!("hop:{hop}"));
+        let path = "/v1/reputation/callee/reports";
+        if heard {
+            mesh.admin.ok("POST", path, about).await;
+        } else {
+            let said = mesh.admin.refused("POST", path, about).await;
+            assert_eq!(said, (422, "hop_of_others".into()), "{n}");
+        }
+    }
+}
+
+/// Whoever fills its own log with the ids of others hides nothing by it.
+#[tokio::test]
+async fn records_of_others_hide_no_hop_and_no_decision() {
+    let mesh = with_planner().await;
+    let hop = HopId::fresh();
+    let outbound = decision("writer", "planner", Direction::Outbound, Some(hop));
+    records(&mesh, "writer", std::slice::from_ref(&outbound)).await;
+    let id = match &outbound {
+        Event::Decision(decision) => decision.id,
+        _ => panic!("not a decision"),
+    };
+    // Newer than what they hide, and more than are looked through: the same hop, and the same decision under other hops.
+    let noise: Vec<Event> = (0..300)
+        .map(|n| {
+            let (callee, own) = match n % 2 {
+                0 => ("somebody", hop),
+                _ => ("planner", HopId::fresh()),
+            };
+            let mut event = decision("zealot", callee, Direction::Outbound, Some(own));
+            if let Event::Decision(decision) = &mut event
+                && n % 2 == 1
+            {
+                decision.id = id;
+            }
+            event
+        })
+        .collect();
+    records(&mesh, "zealot", &noise).await;
+    for (sub, evidence) in [("one", format!("hop:{hop}")), ("other", id_of(&outbound))] {
+        let verifier = as_role(&mesh, sub, "verifier").await;
+        let about = finding("hallucination", "low", &evidence);
+        verifier.ok("POST", REPORTS, about).await;
+        let shown = mesh.admin.get("/v1/reputation/planner").await;
+        let newest = &shown["history"][0];
+        let said = (&newest["hop"], &newest["seen_by"]);
+        assert_eq!(said, (&json!(hop.to_string()), &json!(["writer"])), "{evidence}");
+    }
+}
+
+/// A copy that can't be read hides nothing but what it has itself.
+#[tokio::test]
+async fn a_log_that_cannot_be_read_stops_no_report() {
+    let mesh = with_planner().await;
+    std::fs::create_dir_all(mesh.data.join("audit/broken/no-log")).unwrap();
+    mesh.admin.ok("POST", REPORTS, report("low", 1)).await;
+    let unknown = finding("hallucination", "low", &format!("hop:{}", HopId::fresh()));
+    let said = mesh.admin.refused("POST", REPORTS, unknown).await;
+    assert_eq!(said, (409, "hop_unknown".into()));
 }
 
 #[tokio::test]
@@ -153,8 +257,11 @@ async fn a_reporter_has_only_so_many_reports_an_hour_about_all_agents_together()
     let draft = registry.change(&Actor::control_plane(), "test", "checker");
     let draft = draft.put(keys::reputation_reporter("checker"), &reporting, Expect::Absent);
     draft.commit().await.unwrap();
-    let refused = checker.refused("POST", REPORTS, report("low", 1)).await;
-    assert_eq!(refused, (429, "rate_exceeded".into()));
+    // Before anything is looked up: a hop that nobody recorded, too.
+    for n in [1, 5_000] {
+        let refused = checker.refused("POST", REPORTS, report("low", n)).await;
+        assert_eq!(refused, (429, "rate_exceeded".into()));
+    }
     mesh.plane.clock.advance(3_600);
     checker.ok("POST", REPORTS, report("low", 1)).await;
 }
