@@ -28,6 +28,9 @@ async fn with_planner() -> Registry {
         .create_agent(&Actor::admin("alice"), agent.clone())
         .await
         .unwrap();
+    // What is good of those whom the registry does not know would not count.
+    let peer = Agent::new("ledger".parse().unwrap());
+    registry.create_agent(&Actor::admin("alice"), peer).await.unwrap();
     agent.owner = "team-a".into();
     let Outcome::Proposed { id, .. } = registry.update_agent("alice", agent, None).await.unwrap() else {
         panic!("a prod mesh asks a second person")

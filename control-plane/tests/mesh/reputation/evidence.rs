@@ -9,13 +9,19 @@ use serde_json::{Value, json};
 
 use super::{REPORTS, as_role, hop, report, score, with_planner};
 use crate::support::Mesh;
-use crate::support::audit::{Audit, Log, decision, end};
+use crate::support::audit::{Audit, Log, decision, end, now};
 
 /// An agent joins, and its sidecar records these.
 async fn records(mesh: &Mesh, agent: &str, events: &[Event]) {
+    records_at(mesh, agent, now(), events).await;
+}
+
+async fn records_at(mesh: &Mesh, agent: &str, at: u64, events: &[Event]) {
     let sidecar = mesh.joined(agent).await;
     let mut log = Log::fresh();
-    events.iter().for_each(|event| log.add(event.clone()));
+    for event in events {
+        log.writer.append(event.clone(), at).unwrap();
+    }
     Audit::resumed(&sidecar, &log).await.0.all(&sidecar, &log).await;
 }
 
@@ -163,7 +169,7 @@ async fn records_of_others_hide_no_hop_and_no_decision() {
             event
         })
         .collect();
-    records(&mesh, "zealot", &noise).await;
+    records_at(&mesh, "zealot", now() + 2_000, &noise).await;
     for (sub, evidence) in [("one", format!("hop:{hop}")), ("other", id_of(&outbound))] {
         let verifier = as_role(&mesh, sub, "verifier").await;
         let about = finding("hallucination", "low", &evidence);
