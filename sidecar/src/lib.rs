@@ -46,4 +46,6 @@ pub mod metrics;
 pub mod proxy;
 pub mod request;
 pub mod snapshot;
+#[cfg(test)]
+mod testing;
 pub mod wellknown;

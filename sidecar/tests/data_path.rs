@@ -9,6 +9,8 @@ mod agent;
 mod client;
 #[path = "data_path/mesh.rs"]
 mod mesh;
+#[path = "data_path/orders.rs"]
+mod orders;
 #[path = "data_path/pki.rs"]
 mod pki;
 
@@ -46,6 +48,8 @@ mod reputation;
 mod retry;
 #[path = "data_path/rewrite.rs"]
 mod rewrite;
+#[path = "data_path/stopped.rs"]
+mod stopped;
 #[path = "data_path/stream.rs"]
 mod stream;
 #[path = "data_path/upgrade.rs"]

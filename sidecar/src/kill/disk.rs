@@ -151,3 +151,6 @@ fn granted(trust: &TrustState, heartbeat: Document) -> Option<Granted> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

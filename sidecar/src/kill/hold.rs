@@ -93,3 +93,6 @@ impl Hold {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

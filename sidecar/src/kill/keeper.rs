@@ -251,3 +251,6 @@ impl Keeper {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

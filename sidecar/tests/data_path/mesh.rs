@@ -63,6 +63,8 @@ pub struct World {
     pub audit: Option<Arc<TempDir>>,
     /// Of those agents that are not at the prior; `None`: none is held.
     pub scores: HashMap<String, Option<f64>>,
+    /// What orders are asked of, where a test makes that.
+    pub gate: Option<Gate>,
 }
 
 impl World {
@@ -78,6 +80,7 @@ impl World {
             policies: vec![("baseline".into(), ALLOW_ALL.into())],
             unusable: Vec::new(),
             scores: HashMap::new(),
+            gate: None,
         }
     }
 
@@ -208,7 +211,7 @@ impl Side {
         let settings = ProxySettings::new(agent, secret)
             .recording_to(audit.clone())
             .logging_to(AccessLog::to(log.clone()))
-            .stopped_by(gate_of(&[]));
+            .stopped_by(world.gate.clone().unwrap_or_else(|| gate_of(&[])));
         let proxy = Proxy::new(
             mesh.clone(),
             svid.clone(),

@@ -21,6 +21,9 @@ pub struct Pki {
     issuer: Issuer<'static, KeyPair>,
     attestation: Signer,
     certificate: Vec<u8>,
+    /// Signs orders to stop.
+    pub kill: Signer,
+    kill_certificate: Vec<u8>,
     /// Signs what a control plane would push.
     pub config: Signer,
     pub config_certificate: Vec<u8>,
@@ -87,12 +90,15 @@ impl Pki {
         let intermediate = params.signed_by(&key, &root_issuer).unwrap().der().to_vec();
         let (attestation, certificate) = key_of(KeyPurpose::Attestation, "attestation", &root_issuer);
         let (config, config_certificate) = key_of(KeyPurpose::Config, "config", &root_issuer);
+        let (kill, kill_certificate) = key_of(KeyPurpose::Kill, "kill", &root_issuer);
         Self {
             root,
             intermediate,
             issuer: Issuer::new(params, key),
             attestation,
             certificate,
+            kill,
+            kill_certificate,
             config,
             config_certificate,
         }
@@ -101,7 +107,18 @@ impl Pki {
     pub fn trust(&self) -> TrustState {
         let mut state = TrustState::new(TRUST_DOMAIN.parse().unwrap(), vec![self.root.clone()]);
         state.add_key(&self.certificate).unwrap();
+        state.add_key(&self.kill_certificate).unwrap();
         state
+    }
+
+    /// The chain and the key that a control plane shows.
+    pub fn control_plane(&self) -> (Vec<Vec<u8>>, Vec<u8>) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = named(&format!("spiffe://{TRUST_DOMAIN}/control-plane"));
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let leaf = params.signed_by(&key, &self.issuer).unwrap().der().to_vec();
+        let chain = vec![leaf, self.intermediate.clone(), self.root.clone()];
+        (chain, key.serialize_der())
     }
 
     pub fn svid(&self, agent: &str, says: Says) -> Svid {
