@@ -142,7 +142,10 @@ impl World {
             })
         };
         let before = self.held.get(&id);
-        if before.is_some_and(|held| held.resource.revision > resource.revision) {
+        let is_late = before.is_some_and(|held| held.resource.revision > resource.revision);
+        // What takes trust away counts also after its tombstone: that came too early.
+        let revokes = || before.is_some_and(|held| held.resource.deleted) && self.revokes(kind, resource, now);
+        if is_late && !revokes() {
             return refuse("stale", "a later revision is held");
         }
         // What takes trust away is never what there is no room for.
@@ -192,6 +195,13 @@ impl World {
         let is = |name: &str| of.contains(name.split_once('/').map_or(name, |(agent, _)| agent));
         self.held
             .retain(|id, held| id.kind != Kind::Endpoint || held.resource.deleted || !is(&id.name));
+    }
+
+    /// Whether this revokes something that has not expired.
+    fn revokes(&self, kind: Kind, resource: &wire::Resource, now: u64) -> bool {
+        kind == Kind::Revocation
+            && !resource.deleted
+            && matches!(self.read(kind, resource), Ok(Document::Revocation(r)) if r.expires() > now)
     }
 
     fn hold(&mut self, id: ResourceId, resource: &wire::Resource, document: Document) {

@@ -1,41 +1,9 @@
+mod any_order;
+
 use super::*;
-use aip_api::resource::KeyPurpose;
-use aip_runtime::signing::Signer;
-use rcgen::{
-    BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SubjectPublicKeyInfo,
-};
+use crate::testing::Keys;
 
 const NOW: u64 = 1_800_000_000;
-
-/// A mesh of which a config key is all that there is.
-struct Keys {
-    config: Signer,
-    origin: Origin,
-}
-
-fn keys() -> Keys {
-    let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    let root = params.self_signed(&key).unwrap().der().to_vec();
-    let issuer = Issuer::new(params, key);
-    let (config, _) = Signer::generate(KeyPurpose::Config).unwrap();
-    // RFC 8410 section 4.
-    let prefix = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-    let spki = [&prefix[..], config.public_key().as_bytes()].concat();
-    let mut params = CertificateParams::default();
-    params.subject_alt_names = vec![SanType::URI("spiffe://aip.internal/key/config".try_into().unwrap())];
-    let spki = SubjectPublicKeyInfo::from_der(&spki).unwrap();
-    let certificate = params.signed_by(&spki, &issuer).unwrap().der().to_vec();
-    let id = "spiffe://aip.internal/agent/me".parse().unwrap();
-    let origin = Origin {
-        id,
-        roots: vec![root],
-        signing_keys: vec![certificate],
-    };
-    Keys { config, origin }
-}
 
 impl Keys {
     fn world(&self) -> World {
@@ -44,11 +12,7 @@ impl Keys {
 
     fn agent(&self, name: &str, revision: u64) -> wire::Resource {
         let agent = serde_json::to_vec(&Agent::new(name.parse().unwrap())).unwrap();
-        signed::sign(&self.config, Kind::Agent, name, revision, false, agent)
-    }
-
-    fn gone(&self, kind: Kind, name: &str, revision: u64) -> wire::Resource {
-        signed::sign(&self.config, kind, name, revision, true, Vec::new())
+        self.resource(Kind::Agent, name, revision, agent)
     }
 
     fn endpoint(&self, agent: &str, revision: u64) -> wire::Resource {
@@ -59,7 +23,7 @@ impl Keys {
         };
         let name = resource::Resource::name(&endpoint);
         let payload = serde_json::to_vec(&endpoint).unwrap();
-        signed::sign(&self.config, Kind::Endpoint, &name, revision, false, payload)
+        self.resource(Kind::Endpoint, &name, revision, payload)
     }
 }
 
@@ -75,7 +39,7 @@ fn push(resources: Vec<wire::Resource>) -> wire::ConfigResponse {
 /// A mesh in which agents come and go, for as long as one likes.
 #[test]
 fn what_was_deleted_is_remembered_for_a_while_and_not_for_ever() {
-    let (keys, mut revision) = (keys(), 0);
+    let (keys, mut revision) = (Keys::new(), 0);
     let mut world = keys.world();
     for round in 0..4 {
         let mut resources = Vec::new();
@@ -102,7 +66,7 @@ fn what_was_deleted_is_remembered_for_a_while_and_not_for_ever() {
 /// What is held is not forgotten for tombstones' sake.
 #[test]
 fn tombstones_push_nothing_out() {
-    let keys = keys();
+    let keys = Keys::new();
     let mut world = keys.world();
     assert!(world.apply(&push(vec![keys.agent("peer", 1)]), NOW).is_empty());
     let gone = (0..=MAX_TOMBSTONES).map(|n| keys.gone(Kind::Agent, &format!("guest-{n}"), 2 + n as u64));
@@ -113,7 +77,7 @@ fn tombstones_push_nothing_out() {
 
 #[test]
 fn the_endpoints_of_an_agent_that_is_let_go_are_forgotten() {
-    let keys = keys();
+    let keys = Keys::new();
     let mut world = keys.world();
     let all = vec![keys.endpoint("peer", 1), keys.endpoint("other", 2)];
     assert!(world.apply(&push(all), NOW).is_empty());
