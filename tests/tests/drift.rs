@@ -5,12 +5,19 @@
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
+use std::process::Command;
 
 use aip_tests::agent::Agent;
-use aip_tests::process::{Mesh, Sidecar, SidecarSpec};
+use aip_tests::http::{head_came, raw, read_until};
+use aip_tests::pki::LeafSpec;
+use aip_tests::process::{Mesh, Process, Sidecar, SidecarSpec};
+use aip_tests::scripted::Scripted;
 use aip_tests::wait;
 use http::Method;
 use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 
 /// The variable that says at which point a process ends (`aip_runtime::fault`).
 const FAULT: &str = "AIP_FAULT";
@@ -67,6 +74,15 @@ async fn comes_back(mesh: &Mesh, caller: &Sidecar, spec: &SidecarSpec, dir: &Pat
     back
 }
 
+async fn says_drifted(sidecar: &Sidecar, url: &str) {
+    wait::until_ok("it is refused", async || {
+        let answer = sidecar.get(url).await;
+        let drifted = answer.status == 503 && answer.text().contains("\"drifted\"");
+        drifted.then_some(()).ok_or_else(|| answer.text())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_control_plane_it_suspends_itself_stays_so_and_is_reported_later() {
     let mut mesh = Mesh::start().await;
@@ -80,18 +96,10 @@ async fn without_a_control_plane_it_suspends_itself_stays_so_and_is_reported_lat
     mesh.control_plane.kill();
 
     edit(&dir);
-    let says = async |sidecar: &Sidecar, url: &str| {
-        wait::until_ok("it is refused", async || {
-            let answer = sidecar.get(url).await;
-            let drifted = answer.status == 503 && answer.text().contains("\"drifted\"");
-            drifted.then_some(()).ok_or_else(|| answer.text())
-        })
-        .await;
-    };
-    says(&caller, "http://callee.aip.internal/work").await;
-    says(&callee, "http://caller.aip.internal/work").await;
+    says_drifted(&caller, "http://callee.aip.internal/work").await;
+    says_drifted(&callee, "http://caller.aip.internal/work").await;
     // Its own agent reaches nothing either, not the control plane past it.
-    says(&callee, &format!("http://{}/", mesh.control_plane.mesh)).await;
+    says_drifted(&callee, &format!("http://{}/", mesh.control_plane.mesh)).await;
     assert_eq!(callee.metric("aip_drifted", &[]).await, 1.0);
 
     // Ended before the report went out, and put back meanwhile: it remembers, once that is on disk.
@@ -104,7 +112,7 @@ async fn without_a_control_plane_it_suspends_itself_stays_so_and_is_reported_lat
     let mut again = in_run(&spec, "first-run");
     again.ports = [callee.inbound, callee.outbound, callee.admin, callee.probes];
     let mut callee = Sidecar::start_unready(again, &dir).await;
-    says(&callee, "http://caller.aip.internal/work").await;
+    says_drifted(&callee, "http://caller.aip.internal/work").await;
     let seen = agent.seen("/refused").len();
     assert_ne!(caller.get("http://callee.aip.internal/refused").await.status, 200);
     assert_eq!(agent.seen("/refused").len(), seen);
@@ -117,22 +125,25 @@ async fn without_a_control_plane_it_suspends_itself_stays_so_and_is_reported_lat
     );
     approve_all(&mesh, "callee").await;
     callee.process.kill();
-    // What lies there is what was approved at first, which needs a person as well.
-    let token = mesh.admin().token("callee").await;
-    let mut spec = in_run(&spec, "second-run");
-    spec.token = token;
-    let back = Sidecar::start_unready(spec.clone(), &dir);
+    with_the_old_content_it_waits_for_a_person(&mesh, &caller, &spec, &dir).await;
+}
+
+/// What lies there is what was approved at first, which needs a person as well.
+async fn with_the_old_content_it_waits_for_a_person(mesh: &Mesh, caller: &Sidecar, spec: &SidecarSpec, dir: &Path) {
+    let mut spec = in_run(spec, "second-run");
+    spec.token = mesh.admin().token("callee").await;
+    let back = Sidecar::start_unready(spec, dir);
     let approved = async {
         wait::until("the old content waits for a person", async || {
-            approve_all(&mesh, "callee").await;
-            let drift = reported(&mesh, "callee").await;
+            approve_all(mesh, "callee").await;
+            let drift = reported(mesh, "callee").await;
             drift["recovered_at"].is_u64().then_some(())
         })
         .await;
     };
     let (back, ()) = tokio::join!(back, approved);
     back.ready().await;
-    reaches(&caller, "callee").await;
+    reaches(caller, "callee").await;
     assert_eq!(back.look("/identity").await.json()["attestation"]["generation"], 2);
 }
 
@@ -170,4 +181,109 @@ async fn a_sidecar_that_is_killed_while_it_suspends_itself_stays_suspended() {
         let mut back = comes_back(&mesh, &caller, &spec, &dir).await;
         back.process.kill();
     }
+}
+
+/// Through a mapping that stays open, so that the kernel gives no notice of it.
+const WRITES_UNSEEN: &str = "import mmap, sys, time
+file = open(sys.argv[1], 'r+b')
+mapping = mmap.mmap(file.fileno(), 0)
+mapping[0:3] = b'bad'
+print('written', flush=True)
+time.sleep(600)";
+/// How long the first SVID lives: its renewal is what measures again, well before that is done without cause.
+const SVID_SECONDS: i64 = 24;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_that_the_watch_misses_is_found_at_the_renewal_and_nothing_is_issued_for_it() {
+    let (scripted, home) = (Scripted::start(), TempDir::new().unwrap());
+    let agent = Agent::start();
+    scripted.issue_as(LeafSpec {
+        from: 0,
+        until: SVID_SECONDS,
+        ..LeafSpec::good("callee")
+    });
+    let callee = scripted.sidecar("callee", agent.address, home.path()).await;
+    let issued = scripted.issued("callee").len();
+    let mut writes = Command::new("python3");
+    writes
+        .args(["-c", WRITES_UNSEEN])
+        .arg(callee.dir.join("code/agent.txt"));
+    let writes = Process::start("writes", &writes, home.path());
+    wait::until("it is written", async || {
+        writes.stdout().contains("written").then_some(())
+    })
+    .await;
+    says_drifted(&callee, "http://caller.aip.internal/work").await;
+    let marker = wait::until("the suspension is on disk", async || {
+        let text = std::fs::read(callee.dir.join("data/drift.json")).ok()?;
+        let marker: Value = serde_json::from_slice(&text).ok()?;
+        marker["found"].is_string().then_some(marker)
+    })
+    .await;
+    assert_eq!(marker["paths"], json!(["agent.txt"]));
+    assert_eq!(
+        scripted.issued("callee").len(),
+        issued,
+        "nothing was asked for what was not approved"
+    );
+}
+
+/// As TLS begins.
+const TLS_RECORD: &[u8] = b"\x16\x03\x01\x00\x01\x02";
+/// Requests at once of an agent that wants its sidecar to be busy.
+const BUSY: usize = 200;
+
+/// The report goes over a connection of the sidecar's own. The agent reaches nothing of it: not the control plane through
+/// the proxy, also where an operator lists its address; and what it has open, or asks for, delays nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_cant_keep_its_drift_from_being_reported() {
+    let mesh = Mesh::start().await;
+    let agent = Agent::start();
+    let caller = mesh.sidecar("caller", agent.address).await;
+    let spec = mesh.spec(json!({"name": "callee"}), agent.address).await;
+    let dir = mesh.dir("callee");
+    let callee = Sidecar::start(in_run(&spec, "first-run"), &dir).await;
+    reaches(&callee, "caller").await;
+    let control_plane = mesh.control_plane.mesh;
+    let mut config = mesh.admin().get("/v1/mesh-config").await;
+    let config = &mut config["resource"];
+    config["egress"] = json!([{"host": "127.0.0.1", "port": control_plane.port(), "allow_private": true}]);
+    let put = mesh.admin().ok(Method::PUT, "/v1/mesh-config", Some(config)).await;
+    mesh.admin().acknowledged(put["revision"].as_u64().unwrap()).await;
+    let answer = callee.get(&format!("http://{control_plane}/")).await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.reason().as_str()),
+        (403, "egress_address_forbidden")
+    );
+    // As tunnels, too: of plain text, and of TLS.
+    let connect = format!("CONNECT {control_plane} HTTP/1.1\r\nhost: {control_plane}\r\n\r\n");
+    let plain = format!("GET / HTTP/1.1\r\nhost: {control_plane}\r\n\r\n");
+    for inner in [plain.as_bytes(), TLS_RECORD] {
+        let mut tunnel = TcpStream::connect(callee.outbound).await.unwrap();
+        tunnel.write_all(connect.as_bytes()).await.unwrap();
+        let answer = read_until(&mut tunnel, head_came).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 200 "),
+            "the agent may say what it wants: {answer}"
+        );
+        tunnel.write_all(inner).await.unwrap();
+        let answer = read_until(&mut tunnel, |seen| seen.ends_with(b"}")).await;
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    }
+
+    let busy: Vec<_> = (0..BUSY)
+        .map(|_| {
+            let outbound = callee.outbound;
+            let request = "POST http://caller.aip.internal/work HTTP/1.1\r\nhost: caller.aip.internal\r\ncontent-length: 9\r\n\r\n";
+            tokio::spawn(async move { raw(outbound, request.as_bytes(), |_| false).await })
+        })
+        .collect();
+    edit(&dir);
+    let drift = reported(&mesh, "callee").await;
+    assert_eq!(
+        (&drift["generation"], &drift["paths"]),
+        (&json!(2), &json!(["agent.txt"]))
+    );
+    assert_ne!(caller.get("http://callee.aip.internal/work").await.status, 200);
+    busy.iter().for_each(tokio::task::JoinHandle::abort);
 }

@@ -177,53 +177,10 @@ async fn only_the_agents_own_svid_reports_its_drift() {
     let mut client = IdentityClient::new(planner.connected().await.unwrap());
     let good = drift(&planner, b"edited");
     let mut refused = async |statement: String| why(&say(&mut client, statement).await.unwrap_err());
-    let by = |sidecar: &Sidecar, drift: &Drift| signed(sidecar, drift);
 
-    assert_eq!(refused(by(&ledger, &good)).await, "drift_other_key");
-    let other = Drift {
-        agent: "ledger".parse().unwrap(),
-        ..good.clone()
-    };
-    assert_eq!(refused(by(&planner, &other)).await, "drift_other_agent");
-    for generation in [0, 2, u64::MAX] {
-        let other = Drift {
-            generation,
-            ..good.clone()
-        };
-        assert_eq!(refused(by(&planner, &other)).await, "generation_mismatch");
-    }
-    for iat in [good.iat - 86_400, good.iat + 86_400] {
-        assert_eq!(
-            refused(by(&planner, &Drift { iat, ..good.clone() })).await,
-            "drift_stale"
-        );
-    }
-    let future = Drift {
-        at: good.at + 86_400,
-        ..good.clone()
-    };
-    assert_eq!(refused(by(&planner, &future)).await, "drift_stale");
-    for impossible in [
-        Drift { v: 2, ..good.clone() },
-        Drift {
-            run: String::new(),
-            ..good.clone()
-        },
-        Drift {
-            run: "x".repeat(65),
-            ..good.clone()
-        },
-        Drift {
-            paths: vec!["x".into(); 21],
-            changed: 21,
-            ..good.clone()
-        },
-        Drift {
-            changed: 0,
-            ..good.clone()
-        },
-    ] {
-        assert_eq!(refused(by(&planner, &impossible)).await, "drift_malformed");
+    assert_eq!(refused(signed(&ledger, &good)).await, "drift_other_key");
+    for (wrong, reason) in reports_that_are_not_so(&good) {
+        assert_eq!(refused(signed(&planner, &wrong)).await, reason, "{wrong:?}");
     }
     for statement in [String::new(), "a.b.c".into(), "x".repeat(MAX_DRIFT_BYTES + 1)] {
         assert_eq!(refused(statement).await, "drift_malformed");
@@ -242,6 +199,35 @@ async fn only_the_agents_own_svid_reports_its_drift() {
     stranger.join(&token).await.unwrap();
     assert_eq!(mesh.admin.get("/v1/drift").await["items"], json!([]));
     assert_eq!(mesh.admin.get("/v1/agents/planner").await["resource"]["generation"], 1);
+}
+
+/// Signed by the agent's own key, and not taken: each with the reason.
+fn reports_that_are_not_so(good: &Drift) -> Vec<(Drift, &'static str)> {
+    let with = |change: fn(&mut Drift)| {
+        let mut other = good.clone();
+        change(&mut other);
+        other
+    };
+    vec![
+        (
+            with(|drift| drift.agent = "ledger".parse().unwrap()),
+            "drift_other_agent",
+        ),
+        (with(|drift| drift.generation = 0), "generation_mismatch"),
+        (with(|drift| drift.generation = 2), "generation_mismatch"),
+        (with(|drift| drift.generation = u64::MAX), "generation_mismatch"),
+        (with(|drift| drift.iat -= 86_400), "drift_stale"),
+        (with(|drift| drift.iat += 86_400), "drift_stale"),
+        (with(|drift| drift.at += 86_400), "drift_stale"),
+        (with(|drift| drift.v = 2), "drift_malformed"),
+        (with(|drift| drift.run = String::new()), "drift_malformed"),
+        (with(|drift| drift.run = "x".repeat(65)), "drift_malformed"),
+        (
+            with(|drift| (drift.paths, drift.changed) = (vec!["x".into(); 21], 21)),
+            "drift_malformed",
+        ),
+        (with(|drift| drift.changed = 0), "drift_malformed"),
+    ]
 }
 
 #[tokio::test]
@@ -331,6 +317,74 @@ impl Dice {
     }
 }
 
+/// What happens in one step beside a join.
+struct Beside {
+    report: bool,
+    renew: bool,
+    approve: bool,
+}
+
+impl Dice {
+    fn beside(&mut self) -> Beside {
+        Beside {
+            report: self.roll(3) == 0,
+            renew: self.roll(2) == 0,
+            approve: self.roll(3) == 0,
+        }
+    }
+}
+
+/// A report, a renewal, a join and an approval at once; whoever joined.
+async fn at_once(mesh: &Mesh, last: &Sidecar, run: &str, code: &[u8], beside: &Beside) -> Option<Sidecar> {
+    let drifting = Drift {
+        run: run.into(),
+        ..drift(last, code)
+    };
+    let mut renewing = Sidecar {
+        svid: last.svid.clone(),
+        trust: last.trust.clone(),
+        identity: last.identity.clone(),
+        mesh: last.mesh,
+        agent: last.agent.clone(),
+    };
+    let reported = async {
+        if beside.report && last.connected().await.is_ok() {
+            let _ = report(last, &drifting).await;
+        }
+    };
+    let renewed = async {
+        if beside.renew {
+            let _ = renewing.renew(code).await;
+        }
+    };
+    let with = Join {
+        run,
+        code,
+        drifted: None,
+        of: None,
+    };
+    let approved = async {
+        for print in waiting(mesh).await.into_iter().filter(|_| beside.approve) {
+            let path = format!("/v1/measurements/planner/{print}/approve");
+            let _ = mesh.admin.call("POST", &path, json!({})).await;
+        }
+    };
+    let ((), (), joined, ()) = tokio::join!(reported, renewed, join(mesh, "planner", with), approved);
+    joined.ok()
+}
+
+/// How many SVIDs there are that began with a drift which blocks still.
+async fn issued_while_blocked(mesh: &Mesh) -> usize {
+    let held = record(mesh).await;
+    if !held["generation"].is_u64() || !held["recovered_at"].is_null() {
+        return 0;
+    }
+    let svids = mesh.admin.get("/v1/agents/planner/svids").await;
+    let all = svids["items"].as_array().unwrap().iter();
+    all.filter(|s| s["generation"].as_u64() >= held["generation"].as_u64())
+        .count()
+}
+
 /// Reports, joins, renewals and approvals beside each other, in random order: generations never fall, and no SVID of a
 /// generation that began with a drift exists while that drift blocks.
 #[tokio::test(flavor = "multi_thread")]
@@ -343,67 +397,19 @@ async fn whatever_the_order_generations_never_fall_and_a_blocked_agent_gets_noth
         for step in 0..24 {
             let code = [b"a".as_slice(), b"b", b"c"][dice.roll(3) as usize];
             run += dice.roll(2);
-            let name = format!("run {run}");
-            let drifting = Drift {
-                run: name.clone(),
-                ..drift(&last, code)
-            };
-            let (report_now, renew_now, approve_now) = (dice.roll(3) == 0, dice.roll(2) == 0, dice.roll(3) == 0);
-            let mut renewing = Sidecar {
-                svid: last.svid.clone(),
-                trust: last.trust.clone(),
-                identity: last.identity.clone(),
-                mesh: last.mesh,
-                agent: last.agent.clone(),
-            };
-            let reported = async {
-                match report_now && last.connected().await.is_ok() {
-                    true => report(&last, &drifting).await.ok(),
-                    false => None,
-                }
-            };
-            let renewed = async {
-                if renew_now {
-                    let _ = renewing.renew(code).await;
-                }
-            };
-            let joined = join(
-                &mesh,
-                "planner",
-                Join {
-                    run: &name,
-                    code,
-                    drifted: None,
-                    of: None,
-                },
-            );
-            let approved = async {
-                for print in waiting(&mesh).await.into_iter().filter(|_| approve_now) {
-                    let path = format!("/v1/measurements/planner/{print}/approve");
-                    let _ = mesh.admin.call("POST", &path, json!({})).await;
-                }
-            };
-            let (_, (), joined, ()) = tokio::join!(reported, renewed, joined, approved);
-            if let Ok(joined) = joined {
+            let beside = dice.beside();
+            if let Some(joined) = at_once(&mesh, &last, &format!("run {run}"), code, &beside).await {
                 last = joined;
             }
-            let generation = mesh.admin.get("/v1/agents/planner").await["resource"]["generation"]
-                .as_u64()
-                .unwrap();
+            let agent = mesh.admin.get("/v1/agents/planner").await;
+            let generation = agent["resource"]["generation"].as_u64().unwrap();
             assert!(
                 generation >= highest,
                 "seed {seed}, step {step}: {generation} after {highest}"
             );
             highest = generation;
-            let held = record(&mesh).await;
-            if held["generation"].is_u64() && held["recovered_at"].is_null() {
-                let svids = mesh.admin.get("/v1/agents/planner/svids").await;
-                let of_it = svids["items"].as_array().unwrap().iter();
-                let count = of_it
-                    .filter(|s| s["generation"].as_u64() >= held["generation"].as_u64())
-                    .count();
-                assert_eq!(count, 0, "seed {seed}, step {step}: an SVID while {held} blocks");
-            }
+            let issued = issued_while_blocked(&mesh).await;
+            assert_eq!(issued, 0, "seed {seed}, step {step}: SVIDs while a drift blocks");
         }
         assert!(highest > 1, "seed {seed} reported nothing");
     }

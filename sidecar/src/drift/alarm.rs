@@ -1,15 +1,22 @@
 //! From what was seen to a suspension: stop serving, make it last, then find out what runs now.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use aip_api::Digest;
 use aip_api::evidence::MAX_DRIFTED_NAMED;
+use aip_runtime::backoff::Backoff;
 use aip_runtime::svid::SvidSource;
 use aip_runtime::unix_now;
 
 use super::suspension::{Marker, Suspension};
 use crate::config::Config;
 use crate::identity::{Measurement, measure};
+
+/// First and last bound of the wait between attempts to write a marker that the disk did not take: it must be there
+/// soon after there is room, and a full disk is not written to without end.
+const WRITE_AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
 /// Suspends this sidecar. Cloning shares it.
 #[derive(Debug, Clone)]
@@ -19,6 +26,8 @@ pub struct Alarm {
     suspension: Suspension,
     /// What was measured when the SVID in use was issued.
     measured: Arc<Mutex<Option<Arc<Measurement>>>>,
+    /// A task tries to write the marker.
+    trying: Arc<AtomicBool>,
 }
 
 impl Alarm {
@@ -29,6 +38,7 @@ impl Alarm {
             svid,
             suspension,
             measured: Arc::default(),
+            trying: Arc::default(),
         }
     }
 
@@ -121,13 +131,35 @@ impl Alarm {
         });
     }
 
+    /// Writes the marker. Where the disk does not take it, a task tries again until it does: nobody waits for that, since
+    /// this process stays suspended whether it is written or not.
     async fn persist(&self) {
+        if self.is_written().await || self.trying.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let alarm = self.clone();
+        tokio::spawn(async move {
+            let mut backoff = Backoff::new(WRITE_AGAIN.0, WRITE_AGAIN.1);
+            loop {
+                tokio::time::sleep(backoff.next()).await;
+                if alarm.is_written().await {
+                    tracing::info!("the drift marker is written");
+                    break;
+                }
+            }
+            alarm.trying.store(false, Ordering::Release);
+        });
+    }
+
+    async fn is_written(&self) -> bool {
         let suspension = self.suspension.clone();
         let written = tokio::task::spawn_blocking(move || suspension.persist()).await;
-        if let Ok(Err(error)) = written {
-            // This process stays suspended; its successor measures again before it serves.
-            tracing::error!(reason = "drift_not_kept", %error, "the drift marker was not written");
+        let written = written.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        if let Err(error) = &written {
+            // Until it is there, a successor of this process knows of the drift by measuring alone.
+            tracing::error!(reason = "drift_not_kept", %error, "the drift marker is not written; trying again");
         }
+        written.is_ok()
     }
 }
 

@@ -97,10 +97,20 @@ impl Sidecar {
 
     /// Starts it by this command, made from [`Self::command`], and waits until it listens.
     pub async fn start_as(spec: SidecarSpec, dir: &Path, command: &Command) -> Self {
+        Self::start_seeing(spec, dir, command, |_, path| path).await
+    }
+
+    /// As [`Self::start_as`], of one that sees other file systems: `here` says where a path of its is for this process.
+    pub async fn start_seeing(
+        spec: SidecarSpec,
+        dir: &Path,
+        command: &Command,
+        here: impl Fn(&Process, PathBuf) -> PathBuf,
+    ) -> Self {
         let run = dir.join("data/run.json");
         let _ = std::fs::remove_file(&run);
         let mut process = Process::start(&format!("sidecar-{}", spec.name), command, dir);
-        let ports = read_run(&run, &mut process).await;
+        let ports = read_run(&here(&process, run), &mut process).await;
         let port = |field: &str| {
             ports[field]
                 .as_str()

@@ -304,6 +304,25 @@ async fn what_changed_before_the_watch_stood_is_found_when_it_does() {
     assert!(!ready.is_ready());
 }
 
+/// A disk that was full when it drifted: the marker is there soon after there is room, though nobody else asks for it.
+#[tokio::test]
+async fn a_marker_that_the_disk_did_not_take_is_written_when_it_does() {
+    let tree = Tree::new(&["main.py"]);
+    let away = tree.dir.path().join("away");
+    fs::rename(&tree.config.data, &away).unwrap();
+    tree.alarm.expect(measure(&tree.config.measured).unwrap());
+    tree.alarm.raise(vec!["main.py".into()]).await;
+    assert!(tree.alarm.suspension().is_on());
+    fs::rename(&away, &tree.config.data).unwrap();
+    assert!(!Suspension::open(&tree.config.data).is_on());
+    let written = async {
+        while !Suspension::open(&tree.config.data).is_on() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, written).await.expect("it is written");
+}
+
 #[test]
 fn a_path_that_is_no_directory_any_more_ends_nothing() {
     assert!(Interest::of(&Tree::new(&["absent.py"]).config.measured).is_err());
