@@ -75,8 +75,22 @@ async fn a_kill_ends_also_what_left_the_agents_process_group() {
     assert!(said.contains("its processes are ended"), "{said}");
 }
 
+/// What it holds and is granted is on its disk already when it has such a variable: the next that it writes is the order.
+const POINTS: [&str; 4] = [
+    "kill.json:written#1",
+    "kill.json:synced#1",
+    "kill.json:renamed#1",
+    "kill.json:kept#1",
+];
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sidecar_that_ends_between_writing_a_set_and_saying_so_holds_it_and_has_not_said_so() {
+async fn a_sidecar_that_ends_while_it_takes_a_set_has_not_said_so_and_takes_it_when_it_is_back() {
+    for point in POINTS {
+        ends_while_it_takes_a_set(point).await;
+    }
+}
+
+async fn ends_while_it_takes_a_set(point: &str) {
     let mut mesh = Mesh::start().await;
     let agent = Agent::start();
     let spec = mesh.spec(json!({"name": "callee"}), agent.address).await;
@@ -84,31 +98,80 @@ async fn a_sidecar_that_ends_between_writing_a_set_and_saying_so_holds_it_and_ha
     Sidecar::start(spec.clone(), &dir).await.process.kill();
 
     let mut command = Sidecar::command(&spec, &dir);
-    // What it holds and is granted is on its disk already: the next that it writes is the order.
-    command.env(FAULT, "kill.json:kept#1");
+    command.env(FAULT, point);
     let mut sidecar = Sidecar::start_as(spec.clone(), &dir, &command).await;
     sidecar.ready().await;
     let order = kill(&mesh, "callee").await;
-    let status = wait::until("it ends", async || sidecar.process.ended()).await;
-    assert_eq!(status.signal(), Some(9), "{status}");
+    let status = wait::until(&format!("it ends at {point}"), async || sidecar.process.ended()).await;
+    assert_eq!(status.signal(), Some(9), "at {point}: {status}");
     let shown = progress(&mesh, &order, 0).await;
-    assert_eq!(shown["enforced"], json!([]), "{shown}");
-    assert_eq!(shown["missing"].as_array().unwrap().len(), 1, "{shown}");
+    assert_eq!(shown["enforced"], json!([]), "at {point}: {shown}");
+    assert_eq!(shown["missing"].as_array().unwrap().len(), 1, "at {point}: {shown}");
 
-    // Nobody tells it again: what it wrote holds.
+    // Nobody tells it again: what it wrote holds, and what it had before where it had not.
     mesh.control_plane.kill();
     let sidecar = Sidecar::start_unready(spec, &dir).await;
-    let answer = wait::until("it knows who it is", async || {
-        let answer = sidecar.get("http://caller.aip.internal/").await;
-        answer.text().contains("killed").then_some(answer)
+    let wrote = ["renamed", "kept"].iter().any(|late| point.contains(late));
+    wait::until_ok(&format!("it goes on from what it wrote at {point}"), async || {
+        let page = sidecar.look("/kill").await.json();
+        let orders = page["orders"].as_array().map_or(0, Vec::len);
+        let refused = sidecar.get("http://caller.aip.internal/").await;
+        let is_killed = refused.status == 503 && refused.text().contains("\"killed\"");
+        let holds = orders == usize::from(wrote) && is_killed == wrote;
+        holds.then_some(()).ok_or_else(|| format!("{page} {}", refused.text()))
     })
     .await;
-    assert_eq!(answer.status, 503);
     mesh.revive().await;
-    wait::until_ok("the set that it holds counts as enforced", async || {
+    wait::until_ok("it is enforced everywhere", async || {
         let shown = progress(&mesh, &order, 1_000).await;
         let enforced = shown["enforced"].as_array().is_some_and(|all| all.len() == 1);
         enforced.then_some(()).ok_or_else(|| shown.to_string())
     })
     .await;
+    let refused = sidecar.get("http://caller.aip.internal/").await;
+    assert!(refused.text().contains("\"killed\""), "at {point}: {}", refused.text());
+}
+
+/// Whoever changes the file to let an agent go on has stopped everything until the control plane is heard.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_set_that_was_changed_on_disk_stops_everything_and_the_log_says_why() {
+    let mut mesh = Mesh::start().await;
+    let agent = Agent::start();
+    let spec = mesh.spec(json!({"name": "callee"}), agent.address).await;
+    let dir = mesh.dir("callee");
+    let mut sidecar = Sidecar::start(spec.clone(), &dir).await;
+    let order = kill(&mesh, "callee").await;
+    wait::until_ok("it is enforced", async || {
+        let shown = progress(&mesh, &order, 1_000).await;
+        (shown["missing"] == json!([]))
+            .then_some(())
+            .ok_or_else(|| shown.to_string())
+    })
+    .await;
+    sidecar.process.kill();
+    mesh.control_plane.kill();
+    let file = dir.join("data/kill.json");
+    let good = std::fs::read_to_string(&file).unwrap();
+    for (text, why) in [
+        (good.replacen("callee", "nobody", 1), "is not the control plane's"),
+        (good[..good.len() / 2].to_owned(), "can't be read"),
+        (String::new(), "can't be read"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let mut sidecar = Sidecar::start_unready(spec.clone(), &dir).await;
+        let refused = sidecar.get("http://caller.aip.internal/").await;
+        assert_eq!(
+            (refused.status.as_u16(), refused.reason().as_str()),
+            (503, "kill_state_unknown")
+        );
+        assert!(
+            sidecar.process.stderr().contains(why),
+            "{}",
+            sidecar.process.last_words()
+        );
+        sidecar.process.kill();
+    }
+    mesh.revive().await;
+    let sidecar = Sidecar::start(spec, &dir).await;
+    assert_eq!(sidecar.get("http://caller.aip.internal/").await.reason(), "killed");
 }
