@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use super::child::Process;
 use super::sidecar::read_run;
 use super::{Admin, FREE, Sidecar, SidecarSpec, binary};
+use crate::wait;
 
 /// A running control plane.
 #[derive(Debug)]
@@ -88,7 +89,29 @@ impl ControlPlane {
 
     /// Starts it again where it was, after [`Self::kill`].
     pub async fn revive(&mut self, flags: &[&str]) {
-        *self = Self::start_at(&self.dir.clone(), self.mesh, self.admin.address, flags).await;
+        let (dir, mesh, admin) = (self.dir.clone(), self.mesh, self.admin.address);
+        let command = Self::command(&Self::data(&dir), mesh, admin, flags);
+        *self = wait::until("the control plane has its ports again", async || {
+            Self::unless_taken(&dir, &command).await
+        })
+        .await;
+    }
+
+    /// Starts it by this command; none where one of its ports was given to somebody who connects out meanwhile.
+    async fn unless_taken(dir: &Path, command: &Command) -> Option<Self> {
+        let mut process = Self::begin(dir, command);
+        let file = Self::data(dir).join("run.json");
+        let run = wait::until("it listens or ends", async || {
+            if process.ended().is_some() {
+                let taken = process.stderr().contains("is taken by another process");
+                assert!(taken, "{}", process.last_words());
+                return Some(None);
+            }
+            let run: Value = serde_json::from_slice(&std::fs::read(&file).ok()?).ok()?;
+            Some(Some(run))
+        })
+        .await?;
+        Some(Self::of(process, dir, &run))
     }
 }
 
