@@ -28,6 +28,7 @@ use crate::drift::report::Reporter;
 use crate::drift::watcher::{self, Watcher};
 use crate::drift::{Alarm, Suspension};
 use crate::identity::keeper::Keeper;
+use crate::identity::revoked::Revoked;
 use crate::identity::{JoinError, Vault};
 use crate::kill;
 use crate::kill::disk::Disk;
@@ -52,6 +53,7 @@ const GOODBYE: Duration = Duration::from_secs(2);
 struct Shared {
     config: Arc<Config>,
     svid: SvidSource,
+    revoked: Revoked,
     trust: Trust,
     ready: Readiness,
     vault: Option<Vault>,
@@ -157,6 +159,7 @@ impl Shared {
             spans: spans.context("spans can't be sent")?.unwrap_or_default(),
             alarm: Alarm::new(config.clone(), svid.clone(), suspension),
             svid,
+            revoked: Revoked::default(),
             trust: TrustState::new(aip_api::name::DEFAULT_TRUST_DOMAIN.parse()?, Vec::new()).shared(),
             ready: Readiness::new(&GATES),
             vault: Vault::open(&config)?,
@@ -178,7 +181,7 @@ impl Shared {
             send,
             self.alarm.clone(),
         );
-        (keeper, origins)
+        (keeper.told_by(self.revoked.clone()), origins)
     }
 
     fn reporter(&self) -> Reporter {
@@ -207,6 +210,7 @@ impl Shared {
         let stream = Client {
             control_plane: self.config.control_plane,
             svid: self.svid.clone(),
+            revoked: self.revoked.clone(),
             trust: self.trust.clone(),
             ready: self.ready.clone(),
             instance: self.instance.clone(),

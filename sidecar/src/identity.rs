@@ -4,6 +4,7 @@ pub mod join;
 pub mod keeper;
 pub mod measure;
 pub mod pending;
+pub mod revoked;
 pub mod sealed;
 
 pub use join::{JoinError, Joined, Joiner};

@@ -91,7 +91,15 @@ impl ConfigService {
                 ));
             }
         };
-        admitted(&self.world, &peer, self.clock.now())?;
+        let admitted = || admitted(&self.world, &peer, self.clock.now());
+        let refusal = admitted().err();
+        // A store that was restored from a copy knows less than the sidecar. That is told first: an agent that is of after
+        // the copy was not removed.
+        if let Some(refusal) =
+            refusal.filter(|refusal| !matches!(refusal.reason, Reason::AgentUnknown | Reason::GenerationMismatch))
+        {
+            return Err(refusal);
+        }
         let mut inbound = request.into_inner();
         let hello = hello::first(&mut inbound, |request| match request.message {
             Some(Message::Hello(hello)) => Some(hello),
@@ -111,6 +119,7 @@ impl ConfigService {
             );
             return Err(Refusal::new(Reason::RestoredStore, detail));
         }
+        admitted()?;
         let names = (hello.instance.as_str(), hello.version.as_str());
         let session = self
             .sessions

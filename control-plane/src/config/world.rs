@@ -255,12 +255,12 @@ impl World {
         Ok(())
     }
 
-    /// Makes the mesh port's handshakes see the revocations.
+    /// Makes whoever checks what an agent signed see the revocations.
     fn trust_again(&self, state: &State) {
         let mut trust = match self.ca.trust() {
             Ok(trust) => trust,
             Err(error) => {
-                tracing::error!(%error, "the trust of the mesh port can't be renewed");
+                tracing::error!(%error, "the revocations are not seen where signatures are checked");
                 return;
             }
         };

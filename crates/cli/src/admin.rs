@@ -14,7 +14,6 @@ use crate::agent::report;
 use crate::client::{Admin, encoded};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Table, cell, timestamp};
-use crate::policy::rollout::Outcome;
 use crate::secret;
 
 /// Random bytes of the secret with which a token is fetched.
@@ -86,7 +85,7 @@ impl AdminVerb {
     pub(crate) async fn perform(self, globals: &Globals) -> anyhow::Result<ExitCode> {
         match self {
             Self::Secret(verb) => verb.perform(globals)?,
-            Self::Issue(verb) => verb.perform(globals, &Admin::open(globals)?).await?,
+            Self::Issue(verb) => return verb.perform(globals, &Admin::open(globals)?).await.map_err(Into::into),
             Self::Claim(verb) => verb.perform(globals).await?,
             Self::List => list(globals, &Admin::open(globals)?).await?,
             Self::Revoke(Revoke { id }) => {
@@ -124,7 +123,7 @@ impl Secret {
 }
 
 impl Issue {
-    async fn perform(self, globals: &Globals, admin: &Admin) -> Result<(), Failure> {
+    async fn perform(self, globals: &Globals, admin: &Admin) -> Result<ExitCode, Failure> {
         let what = format!("no admin token for {} was issued", self.sub);
         let mut request = json!({ "sub": self.sub, "role": self.role });
         if let Some(ttl) = self.ttl {
@@ -162,10 +161,10 @@ impl Issue {
                     self.role,
                     until(&answer)
                 );
-                report(globals, &answer, &Outcome::of(&answer, &what)?.sentence(&done));
+                return Ok(report(globals, &answer, &done));
             }
         }
-        Ok(())
+        Ok(ExitCode::SUCCESS)
     }
 
     fn explained(&self, failure: Failure) -> Failure {

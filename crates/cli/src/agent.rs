@@ -10,9 +10,8 @@ use serde_json::{Value, json};
 
 use crate::Globals;
 use crate::client::Admin;
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 use crate::output::{self, Table, cell, timestamp};
-use crate::policy::rollout::Outcome;
 
 /// The control plane's bound: a week.
 const LONGEST_OBSERVE: u64 = 7 * 86_400;
@@ -120,7 +119,8 @@ impl AgentVerb {
             Self::Create(verb) => {
                 let name = verb.name.clone().or_else(|| verb.named.clone());
                 let answer = create(&admin, &verb.document(name.as_ref())).await?;
-                report(globals, &answer, &format!("agent {} is registered", cell(&json!(name))));
+                let sentence = format!("agent {} is registered", cell(&json!(name)));
+                return Ok(report(globals, &answer, &sentence));
             }
             Self::List(verb) => verb.perform(globals, &admin).await?,
             Self::Show(Name { name }) => {
@@ -139,32 +139,23 @@ impl AgentVerb {
                 let until = unix_now().saturating_add(seconds);
                 let sentence = format!("policy is only observed at {name} until {}", timestamp(until));
                 let mode = json!({ "kind": "observe", "until": until });
-                set(globals, &admin, &name, ("mode", mode), &sentence).await?;
+                return Ok(set(globals, &admin, &name, ("mode", mode), &sentence).await?);
             }
             Self::Lease(Lease { name, seconds, on_lost }) => {
                 let sentence = format!("the lease of {name} is {seconds} s, then: {on_lost}");
                 let lease = json!({ "seconds": seconds, "on_lost": on_lost });
-                set(globals, &admin, &name, ("lease", lease), &sentence).await?;
+                return Ok(set(globals, &admin, &name, ("lease", lease), &sentence).await?);
             }
             Self::Enforce(Name { name }) => {
                 let sentence = format!("policy is enforced at {name}");
-                set(
-                    globals,
-                    &admin,
-                    &name,
-                    ("mode", json!({ "kind": "enforce" })),
-                    &sentence,
-                )
-                .await?;
+                let mode = json!({ "kind": "enforce" });
+                return Ok(set(globals, &admin, &name, ("mode", mode), &sentence).await?);
             }
             Self::Delete(Name { name }) => {
                 let what = format!("agent {name} was not deleted");
                 let answer = admin.send(Method::DELETE, &path(&name), None, &what).await?;
-                report(
-                    globals,
-                    &answer,
-                    &format!("agent {name} is removed, its SVIDs are revoked"),
-                );
+                let sentence = format!("agent {name} is removed, its SVIDs are revoked");
+                return Ok(report(globals, &answer, &sentence));
             }
         }
         Ok(ExitCode::SUCCESS)
@@ -177,7 +168,7 @@ async fn set(
     name: &AgentName,
     (field, value): (&str, Value),
     sentence: &str,
-) -> Result<(), Failure> {
+) -> Result<ExitCode, Failure> {
     let path = path(name);
     let what = format!("the {field} of {name} was not changed");
     let held = admin.get(&path).await?;
@@ -185,21 +176,23 @@ async fn set(
     document[field] = value;
     let revision = held["revision"].as_u64().unwrap_or_default();
     let answer = admin.replace(&path, &document, revision, &what).await?;
-    let sentence = Outcome::of(&answer, &what)?.sentence(sentence);
-    report(globals, &answer, &sentence);
-    Ok(())
+    Ok(report(globals, &answer, sentence))
 }
 
-/// The answer to a change: the document for programs, a sentence with the revision for people.
-pub(crate) fn report(globals: &Globals, answer: &Value, sentence: &str) {
+/// The answer to a change: the document for programs, a sentence with the revision for people. What waits for a second
+/// person has not been done, and is told apart from what has.
+pub(crate) fn report(globals: &Globals, answer: &Value, done: &str) -> ExitCode {
+    let proposal = answer["proposal"].as_str();
     if globals.json() {
         output::json(answer);
     } else {
-        match answer["revision"].as_u64() {
-            Some(revision) => output::line(format!("{sentence} (revision {revision})")),
-            None => output::line(sentence),
+        match (proposal, answer["revision"].as_u64()) {
+            (Some(id), _) => output::line(crate::policy::rollout::proposed(id)),
+            (None, Some(revision)) => output::line(format!("{done} (revision {revision})")),
+            (None, None) => output::line(done),
         }
     }
+    proposal.map_or(ExitCode::SUCCESS, |_| Exit::Proposed.into())
 }
 
 /// The document inside an answer, which carries it together with its revision.

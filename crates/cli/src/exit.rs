@@ -3,6 +3,7 @@
 mod step;
 
 use std::fmt;
+use std::process::ExitCode;
 
 use aip_api::problem::{FieldError, Problem};
 
@@ -28,6 +29,12 @@ pub(crate) fn help() -> String {
     }
     text.push_str("\n`aip run` ends with the status of its command.");
     text
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
 }
 
 impl Exit {
@@ -56,7 +63,7 @@ impl Exit {
         ),
         (
             9,
-            "proposed: an order or its end waits for a second person, and nothing has changed yet",
+            "proposed: the change waits for a second person, and nothing has changed yet",
         ),
     ];
 }

@@ -15,6 +15,7 @@ use crate::Globals;
 use crate::client::Admin;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Table, cell, span, timestamp};
+use crate::policy::rollout;
 
 /// How long `--wait` waits where no number is given.
 const WAIT_SECONDS: &str = "30";
@@ -206,12 +207,10 @@ async fn said(globals: &Globals, admin: &Admin, answer: Value, done: &str, wait:
     if let Some(id) = answer["proposal"].as_str() {
         match globals.json() {
             true => output::json(&answer),
-            false => output::line(format!(
-                "proposed: a second person must approve it with `aip approvals approve {id}`"
-            )),
+            false => output::line(rollout::proposed(id)),
         }
         // Nothing is stopped or resumed yet, and scripts must not take it for done.
-        return Ok(ExitCode::from(Exit::Proposed as u8));
+        return Ok(Exit::Proposed.into());
     }
     if !globals.json() {
         let order = answer["order"]

@@ -211,6 +211,26 @@ impl SvidSource {
         &self.slot
     }
 
+    /// Waits until there is one.
+    pub async fn held(&self) {
+        let mut changed = self.subscribe();
+        while self.current().is_none() {
+            if changed.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Waits until there is none.
+    pub async fn gone(&self) {
+        let mut changed = self.subscribe();
+        while self.current().is_some() {
+            if changed.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
     /// Changes of the SVID.
     pub fn subscribe(&self) -> watch::Receiver<()> {
         self.changed.subscribe()

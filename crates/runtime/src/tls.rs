@@ -22,6 +22,7 @@ use crate::trust::Trust;
 use crate::x509::{IdentityError, PeerIdentity, peer_identity};
 
 pub use identity::IdentitySlot;
+pub use verifier::certificate_refused;
 use verifier::{AgentVerifier, Expected, reason_of};
 
 /// How long a handshake may take: two round trips on a bad line, and no more for a peer that stalls.

@@ -14,6 +14,7 @@ use ring::rand::SystemRandom;
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
+use super::revoked::Revoked;
 use super::{JoinError, Joined, Joiner, Measurement, SealedIdentity, Vault, measure};
 use crate::config::{Config, Measured};
 use crate::drift::report::Reporter;
@@ -39,6 +40,7 @@ pub struct Keeper {
     ready: Readiness,
     origins: mpsc::Sender<Origin>,
     alarm: Alarm,
+    revoked: Revoked,
 }
 
 /// What an SVID comes to: the kept one, a new one, or what a token must be shown for.
@@ -75,7 +77,14 @@ impl Keeper {
             ready,
             origins,
             alarm,
+            revoked: Revoked::default(),
         }
+    }
+
+    /// The same, which hears here that its SVID is revoked.
+    #[must_use]
+    pub fn told_by(self, revoked: Revoked) -> Self {
+        Self { revoked, ..self }
     }
 
     fn suspension(&self) -> &Suspension {
@@ -311,6 +320,25 @@ impl Keeper {
             () = self.renew_forever() => {}
             // By itself: an attempt to renew may hang for longer than the SVID lives.
             () = self.clear_expired() => {}
+            () = self.clear_revoked() => {}
+        }
+    }
+
+    /// Gives up an SVID that the control plane takes no more, the kept copy first: a restart may not bring it back.
+    async fn clear_revoked(&self) {
+        loop {
+            let said = self.revoked.of(&self.svid).await;
+            tracing::error!(
+                reason = said.reason,
+                serial = said.serial,
+                "the control plane has revoked this SVID; nothing is served until a new join token gets another"
+            );
+            if let Some(Err(error)) = self.vault.as_ref().map(Vault::forget) {
+                tracing::error!(reason = "identity_not_forgotten", %error, "the revoked SVID lies on in the runtime directory");
+            }
+            self.svid.clear();
+            self.ready.set("identity", false);
+            metrics::gauge!("aip_svid_not_after_seconds").set(0.0);
         }
     }
 
@@ -351,7 +379,10 @@ impl Keeper {
                 let life = not_after.saturating_sub(current.identity.not_before) as f64;
                 let part = RENEW_AT - SPREAD + 2.0 * SPREAD * jitter(&random);
                 let due = current.identity.not_before + (life * part) as u64;
-                tokio::time::sleep(Duration::from_secs(due.saturating_sub(unix_now()))).await;
+                tokio::select! {
+                    () = tokio::time::sleep(Duration::from_secs(due.saturating_sub(unix_now()))) => {}
+                    () = self.svid.gone() => not_after = 0,
+                }
             }
             self.renew_until_done(not_after).await;
         }

@@ -96,6 +96,17 @@ impl Vault {
         files::write_private(&self.path, &sealed)
     }
 
+    /// Forgets the identity.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn forget(&self) -> std::io::Result<()> {
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// The identity that was kept, if there is one that a peer would still accept; else why not.
     ///
     /// # Errors

@@ -84,6 +84,9 @@ pub async fn run(client: Client, keeper: Keeper) {
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
     let mut world = session.client.proxy.mesh.subscribe();
     loop {
+        // Who has nothing to show need not knock.
+        let svid = session.client.proxy.svid.clone();
+        session.wait(svid.held(), &mut world).await;
         let began = tokio::time::Instant::now();
         let end = session.stream(&mut world).await;
         metrics::gauge!("aip_kill_stream_connected").set(0.0);
@@ -96,7 +99,7 @@ pub async fn run(client: Client, keeper: Keeper) {
         if began.elapsed() > HEALTHY {
             backoff.reset();
         }
-        session.wait(backoff.next(), &mut world).await;
+        session.wait(tokio::time::sleep(backoff.next()), &mut world).await;
     }
 }
 
@@ -105,12 +108,12 @@ impl Session {
         self.client.drained.has_changed().is_err()
     }
 
-    async fn wait(&mut self, wait: Duration, world: &mut watch::Receiver<u64>) {
-        let until = tokio::time::Instant::now() + wait;
+    async fn wait(&mut self, until: impl Future<Output = ()>, world: &mut watch::Receiver<u64>) {
+        tokio::pin!(until);
         let mut drained = self.client.drained.clone();
         loop {
             tokio::select! {
-                () = tokio::time::sleep_until(until) => return,
+                () = &mut until => return,
                 () = changed(&self.keeper, world) => { self.keeper.look_again(&self.client.proxy).await; }
                 gone = drained.changed() => if gone.is_err() { return },
             }

@@ -20,6 +20,7 @@ use wire::config_request::Message;
 use super::Mesh;
 use super::cache::Cache;
 use super::world::{Origin, World};
+use crate::identity::revoked::{Revoked, Said, means_revoked};
 
 /// First and last bound of the wait between attempts (full jitter below it): a restarted control plane must see its
 /// fleet within seconds, and not all of it in the first one.
@@ -43,6 +44,8 @@ pub struct Client {
     pub control_plane: SocketAddr,
     /// What this sidecar presents.
     pub svid: SvidSource,
+    /// Where it is said that the control plane takes that no more.
+    pub revoked: Revoked,
     /// What it trusts.
     pub trust: Trust,
     /// Gate `config`.
@@ -110,27 +113,34 @@ pub async fn run(client: Client, mesh: Mesh, world: World) {
         peers,
     };
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+    let svid = session.client.svid.clone();
     loop {
+        // Who has nothing to show need not knock.
+        session.wait(svid.held()).await;
         let began = tokio::time::Instant::now();
+        let shown = svid.current().map(|svid| svid.identity.serial.clone());
         let end = session.stream().await;
         metrics::gauge!("aip_control_plane_connected").set(0.0);
         if session.client.lease.has_changed().is_err() {
             return;
         }
         if let Err(error) = end {
+            if let Some(serial) = shown.filter(|_| means_revoked(error.reason())) {
+                let reason = error.reason().to_owned();
+                session.client.revoked.say(Said { serial, reason });
+            }
             tracing::warn!(reason = error.reason(), %error, "the configuration stream ended; going on with the last good one");
         }
         if began.elapsed() > HEALTHY {
             backoff.reset();
         }
-        session.wait(backoff.next()).await;
+        session.wait(tokio::time::sleep(backoff.next())).await;
     }
 }
 
 impl Session {
     /// Waits, and meanwhile takes renewed origins: their senders must not block on a control plane that is gone.
-    async fn wait(&mut self, wait: Duration) {
-        let until = tokio::time::sleep(wait);
+    async fn wait(&mut self, until: impl Future<Output = ()>) {
         tokio::pin!(until);
         loop {
             tokio::select! {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::json;
 
-use super::board::{Board, Promise};
+use super::board::{Board, Promise, against, in_time};
 use super::calls;
 use super::mesh::Mesh;
 use super::text::millis;
@@ -98,13 +98,8 @@ async fn timed(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<()> {
             millis(worst)
         ),
     );
-    let text = format!(
-        "median {}, worst {} (target {})",
-        millis(hop),
-        millis(worst),
-        millis(HOP_TARGET)
-    );
-    board.decide("time", hop <= HOP_TARGET, text);
+    let text = format!("median {}, worst {}", against(hop, HOP_TARGET), millis(worst),);
+    board.decide("time", in_time(hop, HOP_TARGET), text);
     Ok(())
 }
 

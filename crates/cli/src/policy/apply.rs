@@ -101,6 +101,7 @@ impl Apply {
             Some(attach) => attach,
             None => held(&admin, &path).await?,
         };
+        self.are_registered(&admin).await?;
         let source = files.source.clone();
         let policy = Policy {
             name,
@@ -126,8 +127,46 @@ impl Apply {
                 failure.why(diagnostics::render_fields(&errors, &Place::of(&files)))
             })?;
         let outcome = rollout::Outcome::of(&answer, &what)?;
-        let sentence = format!("policy {} is stored", policy.name);
+        let sentence = if answer["unchanged"] == true {
+            format!(
+                "policy {}, {}, is unchanged: it stands",
+                policy.name,
+                attached(&policy.attach)
+            )
+        } else {
+            format!("policy {}, {}, is stored", policy.name, attached(&policy.attach))
+        };
         rollout::report(globals, &admin, &outcome, &sentence, started, &self.wait).await
+    }
+}
+
+impl Apply {
+    /// A name with a typo in it is nobody's, and the policy would hold nothing back.
+    async fn are_registered(&self, admin: &Admin) -> Result<(), Failure> {
+        for target in &self.attach {
+            let Target::Agent(name) = target else { continue };
+            if admin.find(&format!("/v1/agents/{name}")).await?.is_none() {
+                let what = format!("the policy was not applied: no agent {name} is registered to attach it to");
+                let next = format!("`aip agent list` shows who is; register it first: aip agent create {name}");
+                return Err(Failure::new(Exit::NotFound, what).next(next));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whose hops a policy takes part in.
+fn attached(attach: &Attach) -> String {
+    match attach {
+        Attach::Mesh => "attached to the mesh".into(),
+        Attach::Agents(agents) => {
+            let names: Vec<_> = agents.iter().map(AgentName::as_str).collect();
+            format!("attached to {}", names.join(", "))
+        }
+        Attach::Labels(labels) => {
+            let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            format!("attached to label {}", labels.join(", "))
+        }
     }
 }
 

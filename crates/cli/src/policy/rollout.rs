@@ -35,15 +35,11 @@ impl Outcome {
             (None, None) => Err(Failure::new(Exit::Failed, what).why(format!("unexpected answer: {answer}"))),
         }
     }
+}
 
-    pub(crate) fn sentence(&self, done: &str) -> String {
-        match self {
-            Self::Done(_) => done.to_owned(),
-            Self::Proposed(id) => {
-                format!("proposed: a second person must approve it with `aip approvals approve {id}`")
-            }
-        }
-    }
+/// What is said of a change that waits.
+pub(crate) fn proposed(id: &str) -> String {
+    format!("proposed: a second person must approve it with `aip approvals approve {id}`")
 }
 
 /// Who has taken a revision.
@@ -149,11 +145,11 @@ pub(crate) async fn report(
         Outcome::Done(revision) => *revision,
         Outcome::Proposed(id) if globals.json() => {
             output::json(&json!({ "proposal": id }));
-            return Ok(ExitCode::SUCCESS);
+            return Ok(Exit::Proposed.into());
         }
-        Outcome::Proposed(_) => {
-            output::line(outcome.sentence(what));
-            return Ok(ExitCode::SUCCESS);
+        Outcome::Proposed(id) => {
+            output::line(proposed(id));
+            return Ok(Exit::Proposed.into());
         }
     };
     let stored = started.elapsed();

@@ -165,6 +165,34 @@ pub(super) fn reason_of(error: std::io::Error) -> TlsError {
     }
 }
 
+/// The alert by which a peer refused our certificate, where that is what an error comes from. In TLS 1.3 a client is done
+/// with its handshake before its certificate was looked at, and hears of it in place of its first answer.
+pub fn certificate_refused(error: &(dyn std::error::Error + 'static)) -> Option<TlsError> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let inner = error
+            .downcast_ref::<std::io::Error>()
+            .and_then(|io| io.get_ref())
+            .and_then(|inner| inner.downcast_ref());
+        if let Some(rustls::Error::AlertReceived(alert)) = inner.or_else(|| error.downcast_ref())
+            && matches!(
+                alert,
+                AlertDescription::BadCertificate
+                    | AlertDescription::UnsupportedCertificate
+                    | AlertDescription::CertificateRevoked
+                    | AlertDescription::CertificateExpired
+                    | AlertDescription::CertificateUnknown
+                    | AlertDescription::CertificateRequired
+                    | AlertDescription::UnknownCA
+            )
+        {
+            return Some(TlsError::Refused(format!("{alert:?}")));
+        }
+        next = error.source();
+    }
+    None
+}
+
 macro_rules! tls13_only {
     () => {
         fn verify_tls12_signature(

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use aip_api::AgentName;
+use aip_runtime::tls;
 use http::header::HOST;
 use http::uri::Scheme;
 use http::{HeaderValue, Method, Request, Version};
@@ -60,11 +61,19 @@ pub(super) async fn to_peer(
                     connection.retire();
                     request = unsent;
                 }
-                None => return Err(Refusal::ConnectionBroken.because(error.into_error())),
+                None => return Err(broken(&error.into_error())),
             },
         }
     }
     Err(Refusal::PeerUnreachable.because("its connections close as soon as they are made"))
+}
+
+/// Why nothing came back. Whose certificate was not taken sent its request to nobody.
+fn broken(error: &hyper::Error) -> Refused {
+    match tls::certificate_refused(error) {
+        Some(refused) => Refusal::PeerNotVerified.because(format!("{} ({})", refused, refused.reason())),
+        None => Refusal::ConnectionBroken.because(error),
+    }
 }
 
 /// What the callee's sidecar is told beside the request itself.

@@ -1,0 +1,56 @@
+//! An SVID that the control plane takes no more, which it says when it ends or refuses the configuration stream.
+//!
+//! Peers hear of a revocation and refuse; this sidecar's own way out to hosts outside of the mesh has no peer. So it gives
+//! the SVID up, the kept copy too, and serves nothing until a join token gets it another.
+
+use aip_runtime::svid::SvidSource;
+use tokio::sync::watch;
+
+/// What the control plane said, and of which SVID.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    /// Of this serial number.
+    pub serial: String,
+    /// The stable reason.
+    pub reason: String,
+}
+
+/// Where it is said, and heard. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct Revoked(watch::Sender<Option<Said>>);
+
+impl Default for Revoked {
+    fn default() -> Self {
+        Self(watch::Sender::new(None))
+    }
+}
+
+/// Whether a reason of the control plane means that the SVID it was shown is worth nothing any more. One that expired is
+/// none of them: the clocks may differ, and this sidecar has its own.
+pub fn means_revoked(reason: &str) -> bool {
+    matches!(reason, "svid_revoked" | "generation_mismatch" | "agent_unknown")
+}
+
+impl Revoked {
+    /// Says it.
+    pub fn say(&self, said: Said) {
+        self.0.send_replace(Some(said));
+    }
+
+    /// Waits until it is said of the SVID that is held.
+    pub async fn of(&self, svid: &SvidSource) -> Said {
+        let mut heard = self.0.subscribe();
+        loop {
+            let said = heard.borrow_and_update().clone();
+            let held = svid.current();
+            if let Some(said) = said
+                && held.is_some_and(|svid| svid.identity.serial == said.serial)
+            {
+                return said;
+            }
+            if heard.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! A sidecar whose own SVID is revoked: peers hear of it and refuse, and its way out to hosts outside of the mesh, at
+//! which there is no peer, ends too.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use aip_tests::agent::Agent;
+use aip_tests::process::{Mesh, Sidecar, fails};
+use aip_tests::wait;
+use http::Method;
+use serde_json::{Value, json};
+
+/// A mesh whose agents may reach `outside`.
+async fn mesh_with_egress(outside: &Agent) -> Mesh {
+    let mesh = Mesh::start().await;
+    let mut config = mesh.admin().get("/v1/mesh-config").await["resource"].clone();
+    config["egress"] = json!([{"host": "localhost", "port": outside.address.port(), "allow_private": true}]);
+    mesh.admin().ok(Method::PUT, "/v1/mesh-config", Some(&config)).await;
+    mesh
+}
+
+/// Calls until the sidecar has nothing to show any more.
+async fn serves_nothing(sidecar: &Sidecar, url: &str) {
+    wait::until_ok("the sidecar gave its SVID up", async || {
+        let answer = sidecar.get(url).await;
+        (answer.reason() == "no_identity")
+            .then_some(())
+            .ok_or_else(|| format!("{} {}", answer.status, answer.text()))
+    })
+    .await;
+    wait::until("it says that it is not ready", async || {
+        let probe = aip_tests::http::get(sidecar.probes, "/readyz").await.unwrap();
+        (probe.status == 503).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_or_removed_agent_loses_its_way_out_and_does_not_come_back_by_a_restart() {
+    let outside = Agent::start();
+    let mesh = mesh_with_egress(&outside).await;
+    let url = format!("http://localhost:{}/x", outside.address.port());
+    for (name, method, path) in [
+        ("generation", Method::POST, "/v1/agents/generation/revoke"),
+        ("serial", Method::POST, "/v1/agents/serial/revoke"),
+        ("removed", Method::DELETE, "/v1/agents/removed"),
+    ] {
+        let mut sidecar = mesh.sidecar(name, outside.address).await;
+        wait::until("the way out is open", async || {
+            (sidecar.get(&url).await.status == 200).then_some(())
+        })
+        .await;
+        let svids = mesh.admin().get(&format!("/v1/agents/{name}/svids")).await;
+        let body = match name {
+            "serial" => json!({"serial": svids["items"][0]["serial"]}),
+            "generation" => json!({}),
+            _ => Value::Null,
+        };
+        mesh.admin()
+            .ok(method, path, Some(&body).filter(|body| !body.is_null()))
+            .await;
+        serves_nothing(&sidecar, &url).await;
+        let before = outside.seen("/x").len();
+        assert_eq!(sidecar.get(&url).await.reason(), "no_identity", "{name}");
+        assert_eq!(outside.seen("/x").len(), before, "{name}: nothing went out");
+        assert!(!sidecar.dir.join("run/identity.sealed").exists(), "{name}");
+
+        sidecar.process.kill();
+        let said = fails(Sidecar::command(&sidecar.spec, &sidecar.dir)).await;
+        assert!(said.contains("can't get an identity"), "{name}: {said}");
+    }
+}
+
+/// One that was away while it was revoked serves from what it kept, and hears of it from the first answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_away_hears_of_its_revocation_when_it_is_back() {
+    let outside = Agent::start();
+    let mesh = mesh_with_egress(&outside).await;
+    let url = format!("http://localhost:{}/x", outside.address.port());
+    let mut sidecar = mesh.sidecar("away", outside.address).await;
+    wait::until("the way out is open", async || {
+        (sidecar.get(&url).await.status == 200).then_some(())
+    })
+    .await;
+    sidecar.process.kill();
+    mesh.admin()
+        .ok(Method::POST, "/v1/agents/away/revoke", Some(&json!({})))
+        .await;
+    let (spec, dir) = (sidecar.spec.clone(), sidecar.dir.clone());
+    let back = Sidecar::start_unready(spec, &dir).await;
+    serves_nothing(&back, &url).await;
+}
