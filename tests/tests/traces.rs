@@ -235,6 +235,23 @@ async fn three_hops_are_one_trace_of_six_spans_whose_ids_are_in_every_record() {
     assert_eq!(sent.await, 1.0);
 
     a_trace_that_comes_in_goes_on(&chain, &collector).await;
+    what_others_choose_makes_no_long_span(&chain, &collector).await;
+}
+
+/// A host may be as long as a head; a span of it is not.
+async fn what_others_choose_makes_no_long_span(chain: &Chain, collector: &Collector) {
+    let host = format!("{}.example", "a".repeat(20_000));
+    let asked = Request::get(format!("http://{host}/long"));
+    assert_ne!(chain.planner.call(asked, "").await.status, 200);
+    let span = wait::until("its span arrives", async || {
+        let of = |span: &Received| span.text("url.full").ends_with("/long");
+        collector.received().into_iter().find(of)
+    })
+    .await;
+    for name in ["aip.destination", "server.address"] {
+        assert_eq!(span.text(name), host[..255], "{name}");
+    }
+    assert!(span.text("url.full").len() < 512);
 }
 
 /// Each span has the ids of one line of the access log and of one decision in the audit, and no more of the request.
