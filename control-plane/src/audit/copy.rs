@@ -50,6 +50,17 @@ pub struct Gone {
     pub until: u64,
 }
 
+impl Gone {
+    /// What this says is gone.
+    pub fn of(manifest: &Manifest) -> Option<Self> {
+        let last = manifest.begins().checked_sub(1).and_then(|last| manifest.of(last));
+        last.map(|closed| Self {
+            records: closed.end(),
+            until: closed.at,
+        })
+    }
+}
+
 /// What a chunk brought.
 #[derive(Debug, Default)]
 pub struct Brought {
@@ -188,11 +199,7 @@ impl Copy {
     /// The disk does not allow it.
     pub fn gone(&self) -> Result<Option<Gone>, Refusal> {
         let manifest = Manifest::read(self.writer.dir()).map_err(|e| disk(&e))?;
-        let last = manifest.begins().checked_sub(1).and_then(|last| manifest.of(last));
-        Ok(last.map(|closed| Gone {
-            records: closed.end(),
-            until: closed.at,
-        }))
+        Ok(Gone::of(&manifest))
     }
 
     /// Takes a chunk that begins where [`Self::place`] says. `covered`: sizes of which checkpoints speak, from

@@ -12,7 +12,7 @@ use aip_api::{AgentName, SpiffeId};
 use aip_audit::checkpoint::{RETIRED_TYP, Retired};
 use aip_audit::index::Log;
 use aip_audit::log::{Options, RETIRED_FILE, SEGMENT_BYTES, SEGMENT_MILLIS};
-use aip_runtime::{fault, jws};
+use aip_runtime::{fault, files, jws};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tokio_util::sync::CancellationToken;
@@ -183,7 +183,8 @@ impl Audit {
         let end = manifest.closed.last().map_or(0, |closed| closed.segment + 1);
         let old = young(dir, end, now, bounds.total_millis)? > manifest.begins();
         if !old && bytes + bounds.segment_bytes <= bounds.total_bytes {
-            return Ok(());
+            // A process that ended in between may not have said what it took.
+            return self.say_gone(agent, log, Gone::of(&manifest)).await;
         }
         let (dir, options) = (dir.to_owned(), bounds);
         let left = tokio::task::spawn_blocking(move || -> Result<_, Refusal> {
@@ -223,11 +224,12 @@ impl Audit {
         };
         let statement = jws::sign_eddsa(&self.ca.signer(KeyPurpose::Audit), RETIRED_TYP, &retired)
             .map_err(|e| Refusal::new(Reason::Internal, e.to_string()))?;
-        let failed = |e: std::io::Error| Refusal::new(Reason::AuditCopyFailed, format!("{}: {e}", path.display()));
-        // The new one takes the place of the old one whole.
-        let new = path.with_extension("new");
-        tokio::fs::write(&new, statement).await.map_err(failed)?;
-        tokio::fs::rename(&new, &path).await.map_err(failed)
+        let replaced = tokio::task::spawn_blocking(move || {
+            // The new one takes the place of the old one whole.
+            files::write_private(&path, statement.as_bytes()).map_err(|e| format!("{}: {e}", path.display()))
+        });
+        let replaced = replaced.await.unwrap_or_else(|e| Err(e.to_string()));
+        replaced.map_err(|why| Refusal::new(Reason::AuditCopyFailed, why))
     }
 
     /// A log to which nothing was added for as long as records are kept goes whole: it is refused from then on, since what

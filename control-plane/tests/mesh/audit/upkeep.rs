@@ -1,10 +1,13 @@
 //! What stays and what goes: retention, quotas, proofs, the policies of old decisions, and kills in the middle.
 
+use std::path::Path;
+
 use aip_api::Digest;
 use aip_api::resource::Retention;
 use aip_api::wire::SignedCheckpoint;
 use aip_api::wire::audit_response::Message as Answer;
-use aip_audit::checkpoint::{LEDGER_BEGINS_TYP, LedgerBegins};
+use aip_audit::checkpoint::{LEDGER_BEGINS_TYP, LedgerBegins, RETIRED_TYP, Retired};
+use aip_audit::log::RETIRED_FILE;
 use aip_audit::merkle;
 use serde_json::{Value, json};
 
@@ -205,11 +208,29 @@ async fn an_agent_takes_no_more_room_than_it_may() {
     assert!(kept > 0, "the oldest went");
     let gone = format!("/v1/audit/logs/{}/segments/0", log.name());
     assert_eq!(mesh.admin.refused("GET", &gone, json!(null)).await.0, 404);
-    let book = mesh.data.join("audit/planner").join(log.name()).join("segments.jsonl");
-    assert!(
-        std::fs::read_to_string(book).unwrap().contains("\"dropped\""),
-        "and that is said"
-    );
+    let copy = mesh.data.join("audit/planner").join(log.name());
+    let book = std::fs::read_to_string(copy.join("segments.jsonl")).unwrap();
+    assert!(book.contains("\"dropped\""), "and that is said");
+    // Signed, too; and if the process ended before that, by the next one that looks.
+    let file = copy.join(RETIRED_FILE);
+    let said = retired(&mesh, &file);
+    assert_eq!(said.log, log.name());
+    assert!(said.records > 0 && said.records < log.writer.size());
+    std::fs::remove_file(&file).unwrap();
+    drop(stream);
+    eventually("it is said again", async || {
+        mesh.plane.audit.sweep().await;
+        file.exists().then_some(())
+    })
+    .await;
+    assert_eq!(retired(&mesh, &file).records, said.records);
+}
+
+/// What the control plane signed of what its retention took.
+fn retired(mesh: &Mesh, file: &Path) -> Retired {
+    let audit = mesh.plane.api.ca.signer(aip_api::resource::KeyPurpose::Audit);
+    let statement = std::fs::read_to_string(file).unwrap();
+    aip_runtime::jws::verify_eddsa(&statement, RETIRED_TYP, |_: &str| Some(audit.public_key())).unwrap()
 }
 
 #[tokio::test]
