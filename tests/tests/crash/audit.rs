@@ -89,7 +89,7 @@ fn begin(spec: &SidecarSpec, dir: &Path, variable: &str, value: &str) -> Process
 }
 
 /// Calls in several lanes until `done`; what was answered, by lane and in order.
-async fn under_load(caller: &Sidecar, mut done: impl AsyncFnMut() -> bool) -> Vec<Vec<String>> {
+pub(crate) async fn under_load(caller: &Sidecar, mut done: impl AsyncFnMut() -> bool) -> Vec<Vec<String>> {
     let stop = Arc::new(AtomicBool::new(false));
     let answered: Vec<_> = (0..LANES).map(|_| Arc::new(Mutex::new(Vec::new()))).collect();
     let lanes: Vec<_> = answered

@@ -6,6 +6,7 @@
 
 mod audit;
 mod control_plane;
+mod copy;
 mod random;
 mod sidecar;
 
