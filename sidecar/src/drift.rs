@@ -14,6 +14,8 @@
 pub mod alarm;
 mod interest;
 mod notices;
+#[cfg(test)]
+mod renewals;
 pub mod report;
 pub mod stamps;
 pub mod suspension;
