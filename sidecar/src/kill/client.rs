@@ -236,3 +236,6 @@ async fn say(send: &mpsc::Sender<wire::KillRequest>, message: Message) -> Result
     let request = wire::KillRequest { message: Some(message) };
     send.send(request).await.map_err(|_| StreamEnd::Closed)
 }
+
+#[cfg(test)]
+mod tests;
