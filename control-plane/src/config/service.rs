@@ -8,6 +8,7 @@ use aip_api::wire::{ConfigRequest, ConfigResponse, Hello};
 use aip_runtime::drain::DrainWatch;
 use aip_runtime::grpc::PeerInfo;
 use aip_runtime::grpc::config_server::Config;
+use aip_runtime::x509::PeerIdentity;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -110,14 +111,7 @@ impl ConfigService {
         let held = held(&hello)?;
         let (news, revision) = self.world.subscribe();
         if hello.revision_floor > revision {
-            let floor = hello.revision_floor;
-            metrics::counter!("aip_config_restored_store_total").increment(1);
-            tracing::error!(agent = %peer.id.agent, floor, revision, "a sidecar has seen a later revision: this store was restored from a copy");
-            let detail = format!(
-                "the sidecar has seen revision {floor}, this store is at {revision}: \
-                 lift it above with POST /v1/mesh/lift {{\"above\": {floor}}}"
-            );
-            return Err(Refusal::new(Reason::RestoredStore, detail));
+            return Err(restored(&peer, hello.revision_floor, revision));
         }
         admitted()?;
         let names = (hello.instance.as_str(), hello.version.as_str());
@@ -152,6 +146,17 @@ impl ConfigService {
         let svid = Duration::from_secs(not_after.saturating_sub(self.clock.now()));
         Ok(Instant::now() + age.min(svid))
     }
+}
+
+/// A sidecar has applied what this store does not have.
+fn restored(peer: &PeerIdentity, floor: u64, revision: u64) -> Refusal {
+    metrics::counter!("aip_config_restored_store_total").increment(1);
+    tracing::error!(agent = %peer.id.agent, floor, revision, "a sidecar has seen a later revision: this store was restored from a copy");
+    let detail = format!(
+        "the sidecar has seen revision {floor}, this store is at {revision}: \
+         lift it above with POST /v1/mesh/lift {{\"above\": {floor}}}"
+    );
+    Refusal::new(Reason::RestoredStore, detail)
 }
 
 fn session_version(hello: &Hello) -> String {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::support::sidecar::{evidence, sign, why};
+use crate::support::sidecar::{evidence, hello, sign, why};
 use crate::support::{Mesh, Sidecar, eventually, settings};
 
 /// As the sidecars of the other tests say it.
@@ -114,11 +114,11 @@ async fn a_report_revokes_and_blocks_and_only_approval_and_restart_end_it() {
     let mesh = Mesh::dev().await;
     let sidecar = mesh.joined("planner").await;
     assert_eq!(report(&sidecar, &drift(&sidecar, b"edited")).await.unwrap(), 2);
-    let refused = async || {
-        let heard = sidecar.connected().await.is_ok() && report(&sidecar, &drift(&sidecar, b"edited")).await.is_ok();
-        (!heard).then_some(())
-    };
-    eventually("its SVID to be refused", refused).await;
+    eventually("its SVID to be refused", async || {
+        let refused = sidecar.open(hello()).await.err()?;
+        (why(&refused) == "generation_mismatch").then_some(())
+    })
+    .await;
 
     // One transaction: the agent, its revocation and the block.
     let agent = mesh.admin.get("/v1/agents/planner").await;
@@ -259,7 +259,7 @@ async fn a_report_that_is_said_again_or_replayed_changes_nothing() {
     assert_eq!(mesh.admin.get("/v1/agents/planner").await["resource"]["generation"], 2);
     assert_eq!(record(&mesh).await["reported_at"], held["reported_at"]);
     assert!(record(&mesh).await["recovered_at"].is_u64());
-    back.open(crate::support::sidecar::hello()).await.map(|_| ()).unwrap();
+    back.open(hello()).await.map(|_| ()).unwrap();
 }
 
 #[tokio::test]

@@ -95,6 +95,11 @@ async fn edited(mesh: &Mesh, board: &mut Board) -> anyhow::Result<()> {
     );
     board.timed("cut", took, CUT_TARGET, "");
 
+    refused_by_peers(mesh, board, edited).await
+}
+
+/// What the control plane recorded, and what callers hear.
+async fn refused_by_peers(mesh: &Mesh, board: &mut Board, edited: Instant) -> anyhow::Result<()> {
     let before = mesh.counted(AGENT, "POST /mcp").await?;
     let made = search(mesh).await?;
     board.fact("next call", why(&made));
