@@ -239,11 +239,9 @@ impl Parts {
             drain: self.watch.clone(),
         };
         let identity = IdentityService::new(self.registry.clone(), self.ca.clone())?;
-        // Whose SVID is revoked gets through the handshake, and hears why it is refused at whatever it asks for.
-        let trust = self.ca.trust()?.shared();
-        let tls = server_config(&self.ca.server, &trust, Clients::Optional, ALPN_H2)
+        let tls = server_config(&self.ca.server, &self.trust, Clients::Optional, ALPN_H2)
             .map_err(|e| CaError::Certificate(e.to_string()))?;
-        let connections = incoming(listener, tls, trust);
+        let connections = incoming(listener, tls, self.trust.clone());
         let audit = AuditService::new(self.audit.clone(), self.watch.clone());
         tasks.spawn(mesh_port(
             identity,

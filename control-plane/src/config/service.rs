@@ -93,11 +93,8 @@ impl ConfigService {
             }
         };
         let admitted = || admitted(&self.world, &peer, self.clock.now());
-        let refusal = admitted().err();
-        // A store that was restored from a copy knows less than the sidecar. That is told first: an agent that is of after
-        // the copy was not removed.
-        if let Some(refusal) =
-            refusal.filter(|refusal| !matches!(refusal.reason, Reason::AgentUnknown | Reason::GenerationMismatch))
+        if let Err(refusal) = admitted()
+            && (!may_be_newer(&refusal) || self.world.has_revoked(&peer))
         {
             return Err(refusal);
         }
@@ -146,6 +143,12 @@ impl ConfigService {
         let svid = Duration::from_secs(not_after.saturating_sub(self.clock.now()));
         Ok(Instant::now() + age.min(svid))
     }
+}
+
+/// Whether a store that was restored from a copy would refuse so whom it has not heard of yet. That it was restored is then
+/// told first: an agent that is of after the copy was not removed. Whom a revocation names, the store has heard of.
+const fn may_be_newer(refusal: &Refusal) -> bool {
+    matches!(refusal.reason, Reason::AgentUnknown | Reason::GenerationMismatch)
 }
 
 /// A sidecar has applied what this store does not have.

@@ -11,6 +11,7 @@ use aip_api::wire;
 use aip_runtime::backoff::Backoff;
 use aip_runtime::signed;
 use aip_runtime::trust::Trust;
+use aip_runtime::x509::PeerIdentity;
 use bytes::Bytes;
 use tokio::sync::broadcast;
 
@@ -255,12 +256,17 @@ impl World {
         Ok(())
     }
 
-    /// Makes whoever checks what an agent signed see the revocations.
+    /// Whether a revocation that is known here names this peer.
+    pub(crate) fn has_revoked(&self, peer: &PeerIdentity) -> bool {
+        self.trust.load().revoked(peer).is_some()
+    }
+
+    /// Makes the mesh port's handshakes see the revocations.
     fn trust_again(&self, state: &State) {
         let mut trust = match self.ca.trust() {
             Ok(trust) => trust,
             Err(error) => {
-                tracing::error!(%error, "the revocations are not seen where signatures are checked");
+                tracing::error!(%error, "the trust of the mesh port can't be renewed");
                 return;
             }
         };

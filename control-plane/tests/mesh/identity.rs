@@ -256,7 +256,7 @@ async fn an_svid_renews_only_its_own_agent_and_only_until_it_is_revoked() {
         "svid_revoked",
         "on the connection that is open"
     );
-    crate::support::eventually("renewals on new connections to be refused", async || {
+    crate::support::eventually("new handshakes to be refused", async || {
         sidecar.renew(b"code").await.err()
     })
     .await;

@@ -22,8 +22,8 @@ use crate::trust::Trust;
 use crate::x509::{IdentityError, PeerIdentity, peer_identity};
 
 pub use identity::IdentitySlot;
-pub use verifier::certificate_refused;
 use verifier::{AgentVerifier, Expected, reason_of};
+pub use verifier::{certificate_refused, own_revocation};
 
 /// How long a handshake may take: two round trips on a bad line, and no more for a peer that stalls.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -13,6 +13,11 @@ use crate::x509::{self, IdentityError, PeerIdentity};
 /// The trust of a process, shared with its TLS configurations: a swap holds from the next handshake.
 pub type Trust = Arc<ArcSwap<TrustState>>;
 
+/// The reason of a revocation that names a certificate.
+pub(crate) const REVOKED_SERIAL: &str = "revoked_serial";
+/// The reason of a revocation that names an agent's earlier generations.
+pub(crate) const REVOKED_GENERATION: &str = "revoked_generation";
+
 /// One version of it.
 #[derive(Debug, Clone)]
 pub struct TrustState {
@@ -89,9 +94,9 @@ impl TrustState {
     /// Why this peer is revoked, if it is.
     pub fn revoked(&self, peer: &PeerIdentity) -> Option<&'static str> {
         if self.serials.contains_key(&(peer.issuer, peer.serial.clone())) {
-            return Some("revoked_serial");
+            return Some(REVOKED_SERIAL);
         }
         let below = self.generations.get(&peer.id.agent).copied().unwrap_or(0);
-        (peer.result.generation < below).then_some("revoked_generation")
+        (peer.result.generation < below).then_some(REVOKED_GENERATION)
     }
 }

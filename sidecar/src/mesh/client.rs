@@ -88,6 +88,15 @@ impl StreamEnd {
     }
 }
 
+impl StreamEnd {
+    /// Why the SVID that was shown is worth nothing any more, where the control plane ended the stream for that, or refused
+    /// the handshake.
+    fn own_revocation(&self) -> Option<String> {
+        let reason = Some(self.reason()).filter(|reason| means_revoked(reason));
+        reason.or_else(|| tls::own_revocation(self)).map(str::to_owned)
+    }
+}
+
 /// What one loop carries from stream to stream.
 struct Session {
     client: Client,
@@ -125,8 +134,7 @@ pub async fn run(client: Client, mesh: Mesh, world: World) {
             return;
         }
         if let Err(error) = end {
-            if let Some(serial) = shown.filter(|_| means_revoked(error.reason())) {
-                let reason = error.reason().to_owned();
+            if let Some((serial, reason)) = shown.zip(error.own_revocation()) {
                 session.client.revoked.say(Said { serial, reason });
             }
             tracing::warn!(reason = error.reason(), %error, "the configuration stream ended; going on with the last good one");

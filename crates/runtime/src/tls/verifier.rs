@@ -12,7 +12,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::{Clients, TlsError, provider};
-use crate::trust::Trust;
+use crate::trust::{REVOKED_GENERATION, REVOKED_SERIAL, Trust};
 use crate::x509::{
     IdentityError, Usage, check_control_plane, check_some_control_plane, peer_identity, spki_digest, verify_chain,
 };
@@ -130,9 +130,15 @@ fn check_agent(
     peer_identity(leaf, issuer, &state, now.as_secs()).map(|peer| peer.id)
 }
 
-/// Into rustls' error, so that the peer gets the fitting alert and the reason survives for the log.
+/// Into rustls' error, so that the peer gets the fitting alert and the reason survives for the log. That it is revoked a
+/// peer must be able to tell from all else: `certificate_revoked` where its certificate is, `access_denied` where that is
+/// as good as ever and its agent's generation has ended. Nothing else here gives these two.
 fn refused(error: IdentityError) -> rustls::Error {
-    rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
+    rustls::Error::InvalidCertificate(match error {
+        IdentityError::Revoked(REVOKED_SERIAL) => CertificateError::Revoked,
+        IdentityError::Revoked(REVOKED_GENERATION) => CertificateError::ApplicationVerificationFailure,
+        other => CertificateError::Other(OtherError(Arc::new(other))),
+    })
 }
 
 /// Back out of what tokio-rustls reports.
@@ -142,6 +148,12 @@ pub(super) fn reason_of(error: std::io::Error) -> TlsError {
         None => return TlsError::Io(error),
     };
     match tls {
+        rustls::Error::InvalidCertificate(CertificateError::Revoked) => {
+            TlsError::Identity(IdentityError::Revoked(REVOKED_SERIAL))
+        }
+        rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure) => {
+            TlsError::Identity(IdentityError::Revoked(REVOKED_GENERATION))
+        }
         rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => {
             match inner.downcast_ref::<IdentityError>() {
                 Some(identity) => TlsError::Identity(identity.clone()),
@@ -165,32 +177,47 @@ pub(super) fn reason_of(error: std::io::Error) -> TlsError {
     }
 }
 
-/// The alert by which a peer refused our certificate, where that is what an error comes from. In TLS 1.3 a client is done
-/// with its handshake before its certificate was looked at, and hears of it in place of its first answer.
-pub fn certificate_refused(error: &(dyn std::error::Error + 'static)) -> Option<TlsError> {
+/// The alert with which a peer ended the connection, where that is what an error comes from.
+fn alert_in(error: &(dyn std::error::Error + 'static)) -> Option<AlertDescription> {
     let mut next = Some(error);
     while let Some(error) = next {
         let inner = error
             .downcast_ref::<std::io::Error>()
             .and_then(|io| io.get_ref())
             .and_then(|inner| inner.downcast_ref());
-        if let Some(rustls::Error::AlertReceived(alert)) = inner.or_else(|| error.downcast_ref())
-            && matches!(
-                alert,
-                AlertDescription::BadCertificate
-                    | AlertDescription::UnsupportedCertificate
-                    | AlertDescription::CertificateRevoked
-                    | AlertDescription::CertificateExpired
-                    | AlertDescription::CertificateUnknown
-                    | AlertDescription::CertificateRequired
-                    | AlertDescription::UnknownCA
-            )
-        {
-            return Some(TlsError::Refused(format!("{alert:?}")));
+        if let Some(rustls::Error::AlertReceived(alert)) = inner.or_else(|| error.downcast_ref()) {
+            return Some(*alert);
         }
         next = error.source();
     }
     None
+}
+
+/// How a peer refused our certificate, where that is what an error comes from. In TLS 1.3 a client is done with its
+/// handshake before its certificate was looked at, and hears of it in place of its first answer.
+pub fn certificate_refused(error: &(dyn std::error::Error + 'static)) -> Option<TlsError> {
+    let alert = alert_in(error)?;
+    let of_certificates = matches!(
+        alert,
+        AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::CertificateRequired
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+    );
+    of_certificates.then(|| TlsError::Refused(format!("{alert:?}")))
+}
+
+/// Why our own SVID is revoked, where a peer refused it for that: `revoked_serial` or `revoked_generation`.
+pub fn own_revocation(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    match alert_in(error)? {
+        AlertDescription::CertificateRevoked => Some(REVOKED_SERIAL),
+        AlertDescription::AccessDenied => Some(REVOKED_GENERATION),
+        _ => None,
+    }
 }
 
 macro_rules! tls13_only {
