@@ -24,7 +24,7 @@ pub use stubs::{
     kill_server,
 };
 
-use crate::tls::{self, TlsError};
+use crate::tls::{self, Heard, TlsError};
 
 /// The metadata key of the stable reason of a failure.
 pub const REASON: &str = "aip-reason";
@@ -75,6 +75,18 @@ impl ChannelError {
 /// # Errors
 /// Not reachable, or the handshake failed, and why.
 pub async fn channel(address: SocketAddr, tls: Arc<ClientConfig>) -> Result<Channel, ChannelError> {
+    channel_hearing(address, tls, &Heard::default()).await
+}
+
+/// As [`channel`], and notes how the control plane refuses our certificate.
+///
+/// # Errors
+/// As [`channel`].
+pub async fn channel_hearing(
+    address: SocketAddr,
+    tls: Arc<ClientConfig>,
+    heard: &Heard,
+) -> Result<Channel, ChannelError> {
     let endpoint = Endpoint::from_static("http://control-plane.aip.invalid")
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE)
@@ -83,13 +95,14 @@ pub async fn channel(address: SocketAddr, tls: Arc<ClientConfig>) -> Result<Chan
     // tonic has one error for all that can go wrong while connecting: what TLS says is kept beside it.
     let failure = Arc::new(Mutex::new(None));
     let failed = failure.clone();
+    let heard = heard.clone();
     let connect = tower::service_fn(move |_: Uri| {
-        let (tls, failed) = (tls.clone(), failed.clone());
+        let (tls, failed, heard) = (tls.clone(), failed.clone(), heard.clone());
         async move {
             let tcp = TcpStream::connect(address).await?;
             tcp.set_nodelay(true)?;
             match tls::handshake(&tls, tcp).await {
-                Ok(stream) => Ok(TokioIo::new(stream)),
+                Ok(stream) => Ok(TokioIo::new(heard.on(stream))),
                 Err(error) => {
                     let text = error.to_string();
                     *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);

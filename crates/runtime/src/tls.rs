@@ -2,6 +2,7 @@
 //!
 //! No session resumption: a resumed session would skip the check of the peer's certificate, and with it revocation.
 
+mod heard;
 mod identity;
 mod verifier;
 pub mod web;
@@ -21,9 +22,9 @@ use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsConnector};
 use crate::trust::Trust;
 use crate::x509::{IdentityError, PeerIdentity, peer_identity};
 
+pub use heard::{Heard, Hearing};
 pub use identity::IdentitySlot;
 use verifier::{AgentVerifier, Expected, reason_of};
-pub use verifier::{certificate_refused, own_revocation};
 
 /// How long a handshake may take: two round trips on a bad line, and no more for a peer that stalls.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -25,10 +25,13 @@ impl Default for Revoked {
     }
 }
 
-/// Whether a reason of the control plane means that the SVID it was shown is worth nothing any more. One that expired is
-/// none of them: the clocks may differ, and this sidecar has its own.
+/// Whether a reason of the control plane, on a stream or in a handshake, means that the SVID it was shown is worth nothing
+/// any more. One that expired is none of them: the clocks may differ, and this sidecar has its own.
 pub fn means_revoked(reason: &str) -> bool {
-    matches!(reason, "svid_revoked" | "generation_mismatch" | "agent_unknown")
+    matches!(
+        reason,
+        "svid_revoked" | "generation_mismatch" | "agent_unknown" | "revoked_serial" | "revoked_generation"
+    )
 }
 
 impl Revoked {

@@ -88,15 +88,6 @@ impl StreamEnd {
     }
 }
 
-impl StreamEnd {
-    /// Why the SVID that was shown is worth nothing any more, where the control plane ended the stream for that, or refused
-    /// the handshake.
-    fn own_revocation(&self) -> Option<String> {
-        let reason = Some(self.reason()).filter(|reason| means_revoked(reason));
-        reason.or_else(|| tls::own_revocation(self)).map(str::to_owned)
-    }
-}
-
 /// What one loop carries from stream to stream.
 struct Session {
     client: Client,
@@ -128,13 +119,18 @@ pub async fn run(client: Client, mesh: Mesh, world: World) {
         session.wait(svid.held()).await;
         let began = tokio::time::Instant::now();
         let shown = svid.current().map(|svid| svid.identity.serial.clone());
-        let end = session.stream().await;
+        let heard = tls::Heard::default();
+        let end = session.stream(&heard).await;
         metrics::gauge!("aip_control_plane_connected").set(0.0);
         if session.client.lease.has_changed().is_err() {
             return;
         }
         if let Err(error) = end {
-            if let Some((serial, reason)) = shown.zip(error.own_revocation()) {
+            // The control plane ended the stream for that, or refused what it was shown at all.
+            let error = heard.refusal().map_or(error, StreamEnd::Tls);
+            let why = heard.revocation().unwrap_or_else(|| error.reason());
+            if let Some(serial) = shown.filter(|_| means_revoked(why)) {
+                let reason = why.to_owned();
                 session.client.revoked.say(Said { serial, reason });
             }
             tracing::warn!(reason = error.reason(), %error, "the configuration stream ended; going on with the last good one");
@@ -164,9 +160,9 @@ impl Session {
         }
     }
 
-    async fn stream(&mut self) -> Result<(), StreamEnd> {
+    async fn stream(&mut self, heard: &tls::Heard) -> Result<(), StreamEnd> {
         let tls = tls::control_plane_client(Some(self.client.svid.slot()), &self.client.trust)?;
-        let channel = grpc::channel(self.client.control_plane, tls).await?;
+        let channel = grpc::channel_hearing(self.client.control_plane, tls, heard).await?;
         let (send, outgoing) = mpsc::channel(OUTGOING);
         self.greet(&send).await?;
         let mut stub = ConfigClient::new(channel).max_decoding_message_size(grpc::MAX_MESSAGE_BYTES);

@@ -32,6 +32,7 @@ pub(crate) struct PeerConnection {
     own: String,
     in_flight: Arc<AtomicU32>,
     retired: AtomicBool,
+    heard: tls::Heard,
 }
 
 impl std::fmt::Debug for PeerConnection {
@@ -68,6 +69,11 @@ impl PeerConnection {
     /// Takes no more requests.
     pub(crate) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
+    }
+
+    /// How the peer refused our certificate, if it did: then it has read no request.
+    pub(crate) fn refusal(&self) -> Option<tls::TlsError> {
+        self.heard.refusal()
     }
 
     pub(crate) fn is_usable(&self) -> bool {
@@ -213,6 +219,7 @@ async fn dial(
         }
         other => unreachable(address, other.reason(), &other),
     })?;
+    let heard = tls::Heard::default();
     let handshake = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
@@ -221,7 +228,7 @@ async fn dial(
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
-        .handshake(TokioIo::new(Corked::new(tls)));
+        .handshake(TokioIo::new(Corked::new(heard.on(tls))));
     let (sender, driver) = handshake.await.map_err(|e| unreachable(address, "http2", &e))?;
     let registered = Connections::register(proxy, peer, Direction::Outbound, own.identity.not_after);
     let connection = Arc::new(PeerConnection {
@@ -230,6 +237,7 @@ async fn dial(
         own: own.identity.serial.clone(),
         in_flight: Arc::default(),
         retired: AtomicBool::new(false),
+        heard,
     });
     tokio::spawn(drive(driver, registered, Arc::downgrade(&connection), slot.clone()));
     slot.keep(connection.clone());

@@ -177,49 +177,6 @@ pub(super) fn reason_of(error: std::io::Error) -> TlsError {
     }
 }
 
-/// The alert with which a peer ended the connection, where that is what an error comes from.
-fn alert_in(error: &(dyn std::error::Error + 'static)) -> Option<AlertDescription> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let inner = error
-            .downcast_ref::<std::io::Error>()
-            .and_then(|io| io.get_ref())
-            .and_then(|inner| inner.downcast_ref());
-        if let Some(rustls::Error::AlertReceived(alert)) = inner.or_else(|| error.downcast_ref()) {
-            return Some(*alert);
-        }
-        next = error.source();
-    }
-    None
-}
-
-/// How a peer refused our certificate, where that is what an error comes from. In TLS 1.3 a client is done with its
-/// handshake before its certificate was looked at, and hears of it in place of its first answer.
-pub fn certificate_refused(error: &(dyn std::error::Error + 'static)) -> Option<TlsError> {
-    let alert = alert_in(error)?;
-    let of_certificates = matches!(
-        alert,
-        AlertDescription::BadCertificate
-            | AlertDescription::UnsupportedCertificate
-            | AlertDescription::CertificateRevoked
-            | AlertDescription::CertificateExpired
-            | AlertDescription::CertificateUnknown
-            | AlertDescription::CertificateRequired
-            | AlertDescription::UnknownCA
-            | AlertDescription::AccessDenied
-    );
-    of_certificates.then(|| TlsError::Refused(format!("{alert:?}")))
-}
-
-/// Why our own SVID is revoked, where a peer refused it for that: `revoked_serial` or `revoked_generation`.
-pub fn own_revocation(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
-    match alert_in(error)? {
-        AlertDescription::CertificateRevoked => Some(REVOKED_SERIAL),
-        AlertDescription::AccessDenied => Some(REVOKED_GENERATION),
-        _ => None,
-    }
-}
-
 macro_rules! tls13_only {
     () => {
         fn verify_tls12_signature(

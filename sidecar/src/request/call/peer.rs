@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use aip_api::AgentName;
-use aip_runtime::tls;
 use http::header::HOST;
 use http::uri::Scheme;
 use http::{HeaderValue, Method, Request, Version};
@@ -57,11 +56,11 @@ pub(super) async fn to_peer(
             Ok(response) => return Ok((response, None, Some(flight))),
             // Only what was dead before anything was sent is tried again.
             Err(mut error) => match error.take_message() {
-                Some(unsent) => {
+                Some(unsent) if connection.refusal().is_none() => {
                     connection.retire();
                     request = unsent;
                 }
-                None => return Err(broken(&error.into_error())),
+                _ => return Err(broken(&connection, &error.into_error())),
             },
         }
     }
@@ -69,9 +68,9 @@ pub(super) async fn to_peer(
 }
 
 /// Why nothing came back. Whose certificate was not taken sent its request to nobody.
-fn broken(error: &hyper::Error) -> Refused {
-    match tls::certificate_refused(error) {
-        Some(refused) => Refusal::PeerNotVerified.because(format!("{} ({})", refused, refused.reason())),
+fn broken(connection: &PeerConnection, error: &hyper::Error) -> Refused {
+    match connection.refusal() {
+        Some(refused) => Refusal::PeerNotVerified.because(format!("{refused} ({})", refused.reason())),
         None => Refusal::ConnectionBroken.because(error),
     }
 }
