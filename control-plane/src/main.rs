@@ -87,6 +87,7 @@ fn run() -> anyhow::Result<()> {
     let lifeline = flags.lifeline;
     let settings = flags.resolve(said)?;
     aip_runtime::telemetry::init_logs(settings.log_format, &settings.log);
+    aip_runtime::limits::raise_open_files();
     if lifeline {
         aip_runtime::shutdown::follow_standard_input().context("--lifeline")?;
     }

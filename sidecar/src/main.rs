@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         }
     };
     telemetry::init_logs(config.log_format, &config.log);
+    aip_runtime::limits::raise_open_files();
     // Keys live in this process: no core dump, and no other process of this user attaches to it.
     if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable) {
         tracing::warn!(%error, "this process can be dumped");

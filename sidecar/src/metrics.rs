@@ -110,6 +110,11 @@ const TABLE: &[(&str, Kind, &str)] = &[
         "records that no checkpoint covers yet",
     ),
     (
+        "aip_audit_unsigned_seconds",
+        Kind::Gauge,
+        "how long the oldest of them has waited",
+    ),
+    (
         "aip_audit_unsent_bytes",
         Kind::Gauge,
         "bytes of records that the control plane does not have yet",

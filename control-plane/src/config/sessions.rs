@@ -150,7 +150,8 @@ impl Sessions {
                 }
                 continue;
             }
-            let refused = shown.nacks.iter().any(|n| n.revision <= revision);
+            // What it refuses of another revision says nothing of this one.
+            let refused = shown.nacks.iter().any(|n| n.revision == revision);
             if refused {
                 acks.nacked.push(name)
             } else {

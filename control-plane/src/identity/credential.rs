@@ -44,37 +44,53 @@ impl Credential {
         }
     }
 
+    /// Whether it answers this key. Nothing of what its bearer says counts before: whoever finds a token that was used has
+    /// no word in its agent's name.
+    ///
+    /// # Errors
+    /// It is another key's, or was used too often.
+    pub(super) fn check_key(&self, jkt: Digest, now: u64) -> Result<(), Refusal> {
+        match self {
+            Self::Token { held, .. } => spent(&held.value, jkt, now).map(drop),
+            Self::Svid(_) => Ok(()),
+        }
+    }
+
     /// Adds to the issuing transaction what keeps the credential from being used twice, or after it was revoked.
     pub(super) fn spend(&self, draft: Draft, jkt: Digest, now: u64) -> Result<Draft, Refusal> {
         let (id, held) = match self {
             Self::Token { id, held } => (id, held),
             Self::Svid(peer) => return Ok(draft.check(revocation(peer), Expect::Absent)),
         };
-        let spent = match &held.value.spent {
-            None => Spent {
-                jkt,
-                at: now,
-                answers: 1,
-            },
-            Some(spent) if spent.jkt != jkt => {
-                let agent = &held.value.agent;
-                let detail = format!(
-                    "another sidecar of {agent} has used this join token: each takes one of its own, which `aip token create \
-                     {agent}` makes"
-                );
-                return Err(Refusal::new(Reason::TokenOtherKey, detail));
-            }
-            Some(spent) if spent.answers >= MAX_ANSWERS => return Err(Reason::TokenReused.into()),
-            Some(spent) => Spent {
-                answers: spent.answers + 1,
-                ..spent.clone()
-            },
-        };
         let record = TokenRecord {
-            spent: Some(spent),
+            spent: Some(spent(&held.value, jkt, now)?),
             ..held.value.clone()
         };
         Ok(draft.put(keys::token(id), &record, Expect::At(held.revision)))
+    }
+}
+
+/// What is written of a token that this key uses.
+fn spent(token: &TokenRecord, jkt: Digest, now: u64) -> Result<Spent, Refusal> {
+    match &token.spent {
+        None => Ok(Spent {
+            jkt,
+            at: now,
+            answers: 1,
+        }),
+        Some(spent) if spent.jkt != jkt => {
+            let agent = &token.agent;
+            let detail = format!(
+                "another sidecar of {agent} has used this join token: each takes one of its own, which `aip token create \
+                     {agent}` makes"
+            );
+            Err(Refusal::new(Reason::TokenOtherKey, detail))
+        }
+        Some(spent) if spent.answers >= MAX_ANSWERS => Err(Reason::TokenReused.into()),
+        Some(spent) => Ok(Spent {
+            answers: spent.answers + 1,
+            ..spent.clone()
+        }),
     }
 }
 

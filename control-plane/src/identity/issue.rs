@@ -41,6 +41,7 @@ pub(super) async fn issue(
         )
     })?;
     credential.check_generation(&agent.value)?;
+    credential.check_key(key.jkt, registry.clock.now())?;
     let passage = registry.passage(evidence).await?;
     let approval = approval(registry, credential, evidence).await?;
     let ttl = registry.mesh_config().await?.value.svid_ttl_seconds;

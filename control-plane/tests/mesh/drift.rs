@@ -101,6 +101,33 @@ async fn approve(mesh: &Mesh, fingerprint: &str) {
     mesh.admin.ok("POST", &path, json!({})).await;
 }
 
+#[tokio::test]
+async fn who_finds_a_token_that_was_used_has_no_word_in_its_agents_name() {
+    let mesh = Mesh::dev().await;
+    let token = mesh.token("planner").await;
+    Sidecar::new(mesh.plane.run.mesh, "planner", &token)
+        .await
+        .join(&token)
+        .await
+        .unwrap();
+    let mut thief = Sidecar::new(mesh.plane.run.mesh, "planner", &token).await;
+    let key = PendingKey::generate().unwrap();
+    let nonce = thief.nonce().await;
+    let mut said = evidence("planner", &key, &nonce, b"another code");
+    (said.run, said.drifted) = (Some("mine".into()), Some("theirs".into()));
+    let request = IssueRequest {
+        agent: "planner".into(),
+        credential: Some(Credential::JoinToken(token)),
+        csr: key.csr.clone(),
+        evidence: sign(&said, &key),
+    };
+    assert_eq!(why(&thief.issue(request).await.unwrap_err()), "token_other_key");
+    let agent = mesh.admin.get("/v1/agents/planner").await;
+    assert_eq!(agent["resource"]["generation"], 1, "{agent}");
+    assert_eq!(mesh.admin.get("/v1/status").await["drifted"], 0);
+    assert_eq!(waiting(&mesh).await, [""; 0], "nothing of it waits for an approval");
+}
+
 async fn record(mesh: &Mesh) -> Value {
     mesh.admin.get("/v1/drift").await["items"][0].clone()
 }

@@ -120,19 +120,18 @@ async fn a_rejected_resource_is_not_held_and_is_sent_again_only_when_it_changes(
     assert_eq!(acks["nacked"].as_array().unwrap().len(), 1, "{acks}");
     let shown = mesh.admin.get("/v1/sidecars").await;
     assert_eq!(shown["items"][0]["nacks"][0]["reason"], "invalid");
-    mesh.admin
-        .ok(
-            "PUT",
-            "/v1/traffic/default",
-            json!({"agent": "default", "max_concurrency": 7}),
-        )
-        .await;
+    let other = json!({"agent": "default", "max_concurrency": 7});
+    let other = mesh.admin.ok("PUT", "/v1/traffic/default", other).await;
     let push = stream.push().await.unwrap();
     assert!(
         !has(&names(&push), Kind::Traffic, "planner"),
         "the rejected one is not repeated"
     );
     stream.ack(push.nonce).await;
+    let path = format!("/v1/revisions/{}/acks?wait_ms=10000", other["revision"]);
+    let acks = mesh.admin.get(&path).await;
+    assert_eq!(acks["nacked"], json!([]), "what it took is not what it refused: {acks}");
+    assert_eq!(acks["acked"].as_array().unwrap().len(), 1, "{acks}");
     let good = put(2).await;
     let push = stream.push().await.unwrap();
     assert_eq!(names(&push), [(Kind::Traffic, "planner".into(), good)]);

@@ -6,8 +6,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// A SHA-256 digest; as text, 64 lower-case hex digits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Digest([u8; 32]);
 
 /// Text that is not 64 lower-case hex digits.
@@ -52,9 +52,23 @@ impl Digest {
     }
 }
 
+/// Writes `bytes` in lower-case hex digits into `text`, whose length is twice theirs; nothing is allocated.
+fn digits<'t>(bytes: &[u8], text: &'t mut [u8]) -> &'t str {
+    // Lengths that fit and ASCII alone: neither can fail.
+    let _ = hex::encode_to_slice(bytes, text);
+    std::str::from_utf8(text).unwrap_or_default()
+}
+
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
+        f.write_str(digits(&self.0, &mut [0; 64]))
+    }
+}
+
+// Records of the audit have several: not through a `String` each.
+impl Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(digits(&self.0, &mut [0; 64]))
     }
 }
 

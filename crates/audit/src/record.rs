@@ -280,27 +280,44 @@ impl Dropped {
 /// An event as it stands in its line, made before its place in a log is known: nobody waits for that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settled {
-    /// Its JSON.
-    event: Vec<u8>,
+    /// Room for the beginning of its line, its JSON, and the line's end.
+    line: Vec<u8>,
 }
 
 /// Longest beginning of a line, up to its event: two numbers of 20 digits, a digest, and their names.
 const MAX_BEGIN: usize = 192;
+/// Room for an event. Most have less, and none is copied for it.
+const USUAL_EVENT: usize = 2048;
 
 impl Settled {
-    /// The line of the record with this event, without its end.
-    pub(crate) fn line(&self, seq: u64, prev: Digest, at: u64) -> Vec<u8> {
+    fn of(event: &Event) -> Result<Self, RecordError> {
+        let mut line = Vec::with_capacity(MAX_BEGIN + USUAL_EVENT);
+        line.resize(MAX_BEGIN, 0);
+        serde_json::to_writer(&mut line, event)?;
+        line.push(b'\n');
+        Ok(Self { line })
+    }
+
+    /// Its JSON.
+    fn event(&self) -> &[u8] {
+        &self.line[MAX_BEGIN..self.line.len() - 1]
+    }
+
+    /// The line of the record with this event, with its end.
+    pub(crate) fn line(&mut self, seq: u64, prev: Digest, at: u64) -> &[u8] {
         use std::io::Write as _;
-        // Room for the line's end, too.
-        let mut line = Vec::with_capacity(MAX_BEGIN + self.event.len() + 1);
-        // Writing to memory does not fail.
+        let mut begin = [0; MAX_BEGIN];
+        let mut rest = begin.as_mut_slice();
+        // All of it fits.
         let _ = write!(
-            line,
-            "{{\"v\":{RECORD_VERSION},\"seq\":{seq},\"prev\":\"{prev}\",\"at\":{at},"
+            rest,
+            "{{\"v\":{RECORD_VERSION},\"seq\":{seq},\"prev\":\"{prev}\",\"at\":{at}"
         );
+        let length = MAX_BEGIN - rest.len();
+        self.line[MAX_BEGIN - length..MAX_BEGIN].copy_from_slice(&begin[..length]);
         // Its own brace gives way to the members before it.
-        line.extend_from_slice(&self.event[1..]);
-        line
+        self.line[MAX_BEGIN] = b',';
+        &self.line[MAX_BEGIN - length..]
     }
 }
 
@@ -311,30 +328,30 @@ impl Event {
     /// # Errors
     /// Longer than a record may be.
     pub fn settled(mut self) -> Result<Settled, RecordError> {
-        let mut bytes = serde_json::to_vec(&self)?;
+        let mut settled = Settled::of(&self)?;
         if self.has_floats() {
             let mut spellings = 0;
             loop {
-                self = serde_json::from_slice(&bytes)?;
-                let again = serde_json::to_vec(&self)?;
-                if again == bytes {
+                self = serde_json::from_slice(settled.event())?;
+                let again = Settled::of(&self)?;
+                if again == settled {
                     break;
                 }
-                bytes = again;
+                settled = again;
                 spellings += 1;
                 if spellings == MAX_SPELLINGS {
                     // A record without its facts is still a record; one that can't be read back would be taken for a
                     // changed one.
                     self.drop_facts();
-                    bytes = serde_json::to_vec(&self)?;
+                    settled = Settled::of(&self)?;
                     break;
                 }
             }
         }
-        if bytes.len() + MAX_BEGIN > MAX_RECORD_BYTES {
-            return Err(RecordError::TooLong(bytes.len()));
+        match settled.event().len() {
+            length if length + MAX_BEGIN > MAX_RECORD_BYTES => Err(RecordError::TooLong(length)),
+            _ => Ok(settled),
         }
-        Ok(Settled { event: bytes })
     }
 
     /// Leaves out the facts, and says so.
@@ -428,13 +445,20 @@ mod tests {
     #[test]
     fn a_line_is_the_same_whether_its_event_was_written_before_its_place_or_with_it() {
         let record = end();
-        let line = record
-            .event
-            .clone()
-            .settled()
-            .unwrap()
-            .line(record.seq, record.prev, record.at);
-        assert_eq!(line, record.to_bytes().unwrap());
+        let mut settled = record.event.clone().settled().unwrap();
+        let whole = [&record.to_bytes().unwrap()[..], b"\n"].concat();
+        for (seq, at) in [(u64::MAX, u64::MAX), (0, 0), (record.seq, record.at)] {
+            // As often as it is tried: the last one counts.
+            settled.line(seq, record.prev, at);
+        }
+        assert_eq!(settled.line(record.seq, record.prev, record.at), whole);
+        let longest = settled.line(u64::MAX, record.prev, u64::MAX).to_vec();
+        let furthest = Record {
+            seq: u64::MAX,
+            at: u64::MAX,
+            ..record
+        };
+        assert_eq!(longest, [&furthest.to_bytes().unwrap()[..], b"\n"].concat());
     }
 
     #[test]
@@ -467,8 +491,9 @@ mod tests {
             if let Event::Decision(decision) = &mut record.event {
                 decision.facts.kept = facts;
             }
-            let line = record.event.settled().unwrap().line(0, Digest::sha256(b""), 1);
-            let read = Record::from_bytes(&line).unwrap();
+            let mut settled = record.event.settled().unwrap();
+            let line = settled.line(0, Digest::sha256(b""), 1).strip_suffix(b"\n").unwrap();
+            let read = Record::from_bytes(line).unwrap();
             proptest::prop_assert_eq!(read.to_bytes().unwrap(), line);
         }
     }

@@ -2,7 +2,7 @@
 
 mod progress;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -50,10 +50,8 @@ enum KillVerb {
 
 /// Whom an order stops.
 #[derive(Debug, Args)]
+#[group(id = "scope", required = true, multiple = true)]
 struct Scope {
-    /// The whole mesh
-    #[arg(long, conflicts_with_all = ["agent", "selector", "tool", "pair"], required_unless_present_any = ["agent", "selector", "tool", "pair"])]
-    mesh: bool,
     /// One agent: calls to it and from it
     #[arg(long, value_name = "NAME", conflicts_with_all = ["selector", "pair"])]
     agent: Option<AgentName>,
@@ -66,6 +64,9 @@ struct Scope {
     /// Calls of one agent to another
     #[arg(long, value_name = "SOURCE:DESTINATION", value_parser = pair)]
     pair: Option<(AgentName, AgentName)>,
+    /// The whole mesh
+    #[arg(long, conflicts_with_all = ["agent", "selector", "tool", "pair"])]
+    mesh: bool,
 }
 
 /// Whether to wait for the sidecars.
@@ -116,6 +117,34 @@ fn pair(text: &str) -> Result<(AgentName, AgentName), String> {
 }
 
 impl Scope {
+    /// A label that is asked for twice: an agent has one value of it, so that one of the two would be lost.
+    fn twice(&self) -> Option<&str> {
+        let mut seen = BTreeSet::new();
+        let again = self.selector.iter().find(|(label, _)| !seen.insert(label));
+        again.map(|(label, _)| label.as_str())
+    }
+
+    /// What of it no registered agent has, if that is so: a name that is mistyped stops nobody.
+    async fn unmet(&self, admin: &Admin) -> Result<Option<String>, Failure> {
+        let (source, destination) = self.pair.clone().unzip();
+        for name in [&self.agent, &source, &destination].into_iter().flatten() {
+            if admin.find(&format!("/v1/agents/{name}")).await?.is_none() {
+                return Ok(Some(format!("no agent is called {name}")));
+            }
+        }
+        if self.selector.is_empty() {
+            return Ok(None);
+        }
+        let agents = admin.list("/v1/agents").await?;
+        let has = |agent: &Value| {
+            self.selector
+                .iter()
+                .all(|(label, value)| agent["labels"][label] == json!(value))
+        };
+        let met = agents.iter().any(|agent| has(crate::agent::inner(agent)));
+        Ok((!met).then(|| "no agent has these labels".to_owned()))
+    }
+
     fn document(&self) -> Value {
         let Self {
             agent,
@@ -156,6 +185,13 @@ impl Kill {
             }
             None => {}
         }
+        if let Some(label) = self.scope.twice() {
+            return Err(
+                Failure::new(Exit::Usage, format!("the label {label} is asked for twice"))
+                    .next("no agent has two values of one label: an order for each")
+                    .into(),
+            );
+        }
         let mut order = json!({
             "scope": self.scope.document(),
             "mode": if self.pause { "pause" } else { "kill" },
@@ -170,7 +206,15 @@ impl Kill {
             true => "paused",
             false => "stopped",
         };
-        said(globals, &admin, answer, done, &self.wait).await
+        let code = said(globals, &admin, answer, done, &self.wait).await?;
+        // Ordered first: whoever stops something is in a hurry. Not known is not said.
+        let Ok(Some(unmet)) = self.scope.unmet(&admin).await else {
+            return Ok(code);
+        };
+        output::note(format!(
+            "warning: {unmet}: the order stands, and stops whoever joins so; `aip kill list`, `aip resume ORDER`"
+        ));
+        Ok(Exit::NotFound.into())
     }
 }
 
@@ -277,6 +321,24 @@ mod tests {
         ] {
             assert!(!is_on(&json!({ "scope": scope }), &agent));
         }
+    }
+
+    #[test]
+    fn an_order_says_whom_it_stops_and_each_label_once() {
+        let told = |args: &[&str]| {
+            let command = Kill::augment_args(clap::Command::new("kill"));
+            let found = command.try_get_matches_from([&["kill", "--reason", "x"], args].concat());
+            found.map(|found| <Kill as clap::FromArgMatches>::from_arg_matches(&found).unwrap())
+        };
+        let missing = told(&[]).unwrap_err().to_string();
+        assert!(
+            missing.contains("--agent <NAME>") && missing.contains("--mesh"),
+            "{missing}"
+        );
+        let twice = told(&["--selector", "tier=beta,tier=none"]).unwrap();
+        assert_eq!(twice.scope.twice(), Some("tier"));
+        let once = told(&["--selector", "tier=beta,zone=a"]).unwrap();
+        assert_eq!(once.scope.twice(), None);
     }
 
     #[test]

@@ -46,37 +46,34 @@ impl Fields for View<'_> {
     }
 }
 
-/// Paths of the facts that are not established, with the reasons. Only objects with fixed keys have such facts.
-pub(crate) fn unestablished(facts: &Facts) -> Vec<(String, &'static str)> {
-    fn visit(object: &dyn Fields, prefix: &str, found: &mut Vec<(String, &'static str)>) {
+/// Paths of the facts that are not established, with the reasons, as far as `reads` can tell: where the list of them is
+/// read, all. Only objects with fixed keys have such facts.
+pub(crate) fn unestablished(facts: &Facts, reads: &Reads) -> Vec<(String, &'static str)> {
+    fn visit(
+        object: &dyn Fields,
+        reads: &Reads,
+        path: &mut Vec<&'static str>,
+        found: &mut Vec<(String, &'static str)>,
+    ) {
         for (index, name) in object.names().iter().enumerate() {
-            let node = object.field(index);
-            match node {
-                Node::Unestablished(reason, _) => found.push((join(prefix, name), reason)),
-                Node::Object(inner) => visit(inner, &join(prefix, name), found),
+            let Some(below) = reads.child(name) else { continue };
+            path.push(name);
+            match object.field(index) {
+                Node::Unestablished(reason, _) => found.push((path.join("."), reason)),
+                Node::Object(inner) => visit(inner, below, path, found),
                 _ => {}
             }
+            path.pop();
         }
     }
-    fn join(prefix: &str, name: &str) -> String {
-        if prefix.is_empty() {
-            name.to_owned()
-        } else {
-            format!("{prefix}.{name}")
-        }
-    }
-    // Most requests have none: look before any path is written.
-    fn any(object: &dyn Fields) -> bool {
-        (0..object.names().len()).any(|index| match object.field(index) {
-            Node::Unestablished(..) => true,
-            Node::Object(inner) => any(inner),
-            _ => false,
-        })
-    }
+    let everything = Reads::everything();
+    let told = if reads.touches("unestablished") {
+        &everything
+    } else {
+        reads
+    };
     let mut found = Vec::new();
-    if any(facts) {
-        visit(facts, "", &mut found);
-    }
+    visit(facts, told, &mut Vec::new(), &mut found);
     found
 }
 
@@ -200,7 +197,7 @@ pub(crate) fn private_copy(value: &Value) -> Value {
 
 /// The whole input document as JSON.
 pub(crate) fn to_json(facts: &Facts) -> Json {
-    let view = View::new(facts, &unestablished(facts));
+    let view = View::new(facts, &unestablished(facts, &Reads::everything()));
     node_json(view.root())
 }
 

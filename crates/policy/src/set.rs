@@ -104,9 +104,9 @@ impl PolicySet {
         self.original.instructions.len()
     }
 
-    /// The facts that are not established, and of those the first that forbids to decide.
+    /// The facts that are not established, as far as its policies can tell, and of those the first that forbids to decide.
     pub(crate) fn missing(&self, facts: &Facts) -> Missing {
-        let paths = input::unestablished(facts);
+        let paths = input::unestablished(facts, &self.reads.reads);
         let blocking = paths
             .iter()
             .find(|(path, _)| {

@@ -103,6 +103,11 @@ pub struct Known {
 
 /// The next connection and where it is from, however long the system has none to give.
 pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    accept_or(listener, || {}).await
+}
+
+/// As [`accept`]; `make_room` is called each time that the system has none to give.
+async fn accept_or(listener: &TcpListener, make_room: impl Fn()) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok((tcp, address)) => {
@@ -112,6 +117,7 @@ pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
             }
             Err(error) => {
                 tracing::warn!(%error, "no connection can be accepted now");
+                make_room();
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -131,7 +137,8 @@ impl Door {
     /// The next connection that is let in. Others are closed, and counted by reason.
     pub async fn guest(&self, listener: &TcpListener) -> (TcpStream, Guest) {
         loop {
-            let (tcp, address) = accept(listener).await;
+            // Where there are no more files, whoever is not known gives way to whoever knocks, who may be.
+            let (tcp, address) = accept_or(listener, || self.places.give_way()).await;
             if !self.places.has_room(address.ip(), &self.bounds) {
                 metrics::counter!(REFUSED, "reason" => GaveWay::Source.reason()).increment(1);
                 tracing::debug!(%address, reason = GaveWay::Source.reason(), "connection turned away");

@@ -3,7 +3,7 @@
 //!
 //! | for | modules |
 //! |---|---|
-//! | being a process | [`settings`], [`telemetry`], [`spans`], [`shutdown`], [`drain`], [`ready`], [`admin`], [`backoff`], [`files`], [`fault`] |
+//! | being a process | [`settings`], [`telemetry`], [`spans`], [`shutdown`], [`drain`], [`ready`], [`admin`], [`backoff`], [`files`], [`limits`], [`fault`] |
 //! | keys and statements | [`signing`], [`jws`], [`signed`], [`kill`], [`sealing`] |
 //! | identity | [`x509`], [`trust`], [`svid`] |
 //! | the wire | [`sockets`], [`door`], [`tls`], [`grpc`] |
@@ -23,6 +23,7 @@ pub mod files;
 pub mod grpc;
 pub mod jws;
 pub mod kill;
+pub mod limits;
 pub mod ready;
 pub mod sealing;
 pub mod settings;

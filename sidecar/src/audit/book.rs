@@ -88,6 +88,8 @@ pub(super) struct Book {
     recovers: bool,
     /// The last checkpoint was not believed: another one is made though nothing is new.
     signs_again: bool,
+    /// Since when there is a record that no checkpoint covers.
+    unsigned_since: Option<Instant>,
     /// Up to where the last kept checkpoint covers the files.
     covers: Covers,
     closed: bool,
@@ -111,6 +113,7 @@ impl Book {
             shares: Shares::new(options.total_bytes),
             recovers: false,
             signs_again: false,
+            unsigned_since: None,
             covers: Covers::default(),
             closed: false,
             synced: None,
@@ -159,6 +162,7 @@ impl Book {
         self.covers = Covers::default();
         self.recovers = false;
         self.failed = None;
+        self.unsigned_since = (writer.size() > writer.signed()).then(Instant::now);
         self.writer = Some(writer);
     }
 
@@ -236,7 +240,7 @@ impl Book {
         if entry.after.is_some_and(|decision| decision.life != self.life) {
             return Err(Unrecorded("io"));
         }
-        let event = match &entry.event {
+        let mut event = match entry.event {
             Ok(event) => event,
             Err(error) => {
                 tracing::error!(%error, "a record could not be written");
@@ -250,7 +254,7 @@ impl Book {
         }
         self.mind_the_gap(at)?;
         let before = self.bytes();
-        let place = self.write(event, at)?;
+        let place = self.write(&mut event, at)?;
         if let Some(from) = entry.from {
             self.shares.took(from, self.bytes().saturating_sub(before));
         }
@@ -266,19 +270,22 @@ impl Book {
             lost,
             reason: reason.to_owned(),
         };
-        let gap = Event::Gap(gap).settled().map_err(|_| Unrecorded("io"))?;
-        self.write(&gap, at)?;
+        let mut gap = Event::Gap(gap).settled().map_err(|_| Unrecorded("io"))?;
+        self.write(&mut gap, at)?;
         tracing::warn!(lost, reason, "the audit log is written again, with a gap");
         self.lost.said();
         Ok(())
     }
 
-    fn write(&mut self, event: &Settled, at: u64) -> Result<Place, Unrecorded> {
+    fn write(&mut self, event: &mut Settled, at: u64) -> Result<Place, Unrecorded> {
         let Some(writer) = &mut self.writer else {
             return Err(Unrecorded(self.why));
         };
         let written = writer.append_settled(event, at);
         let life = self.life;
+        if written.is_ok() {
+            self.unsigned_since.get_or_insert_with(Instant::now);
+        }
         written.map(|seq| Place { life, seq }).map_err(|error| {
             let why = word(&error);
             match error {
@@ -329,8 +336,8 @@ impl Book {
 
     /// Says that an earlier log goes, whole.
     pub(super) fn say_dropped(&mut self, dropped: Dropped, at: u64) -> Option<Place> {
-        let event = Event::Dropped(dropped).settled().ok()?;
-        self.write(&event, at).ok()
+        let mut event = Event::Dropped(dropped).settled().ok()?;
+        self.write(&mut event, at).ok()
     }
 
     /// Whether a kept checkpoint covers that record.
@@ -362,6 +369,8 @@ impl Book {
             return Ok(());
         };
         writer.keep(statement, chain)?;
+        // What came while it was signed has waited for no longer than that.
+        self.unsigned_since = (writer.size() > writer.signed()).then(Instant::now);
         self.covers = signed.covers;
         self.signs_again = false;
         if signed.checkpoint.closing == Closing::Recovery {
@@ -419,6 +428,11 @@ impl Book {
 
     pub(super) fn signed(&self) -> u64 {
         self.writer.as_ref().map_or(0, Writer::signed)
+    }
+
+    /// How long the oldest record has waited for a checkpoint.
+    pub(super) fn unsigned_for(&self) -> Duration {
+        self.unsigned_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     pub(super) fn is_open(&self) -> bool {

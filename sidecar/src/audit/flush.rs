@@ -194,11 +194,11 @@ impl Shared {
         }
         self.shorten();
         earlier.tidy(self);
-        let (size, signed) = {
+        let (unsigned, oldest) = {
             let book = self.book();
-            (book.size(), book.signed())
+            (book.size().saturating_sub(book.signed()), book.unsigned_for())
         };
-        self.metrics.unsigned(size.saturating_sub(signed));
+        self.metrics.unsigned(unsigned, oldest);
     }
 
     /// Makes files shorter that have grown long.

@@ -17,6 +17,7 @@ const FLUSH_SECONDS: &str = "aip_audit_flush_seconds";
 const OPEN: &str = "aip_audit_log_open";
 /// Records that no checkpoint covers.
 const UNSIGNED: &str = "aip_audit_unsigned_records";
+const UNSIGNED_SECONDS: &str = "aip_audit_unsigned_seconds";
 /// Bytes that the control plane does not have.
 const UNSENT: &str = "aip_audit_unsent_bytes";
 /// Times that the thread which brings records to disk failed.
@@ -53,6 +54,7 @@ pub(super) struct Metrics {
     flush: Histogram,
     open: Gauge,
     unsigned: Gauge,
+    unsigned_seconds: Gauge,
     unsent: Gauge,
 }
 
@@ -64,6 +66,7 @@ impl Metrics {
             flush: histogram!(FLUSH_SECONDS),
             open: gauge!(OPEN),
             unsigned: gauge!(UNSIGNED),
+            unsigned_seconds: gauge!(UNSIGNED_SECONDS),
             unsent: gauge!(UNSENT),
         }
     }
@@ -85,8 +88,9 @@ impl Metrics {
         self.open.set(if open { 1.0 } else { 0.0 });
     }
 
-    pub(super) fn unsigned(&self, records: u64) {
+    pub(super) fn unsigned(&self, records: u64, oldest: Duration) {
         self.unsigned.set(records as f64);
+        self.unsigned_seconds.set(oldest.as_secs_f64());
     }
 
     pub(super) fn unsent(&self, bytes: u64) {

@@ -27,6 +27,10 @@ const NOTICE_DELAY: Duration = Duration::from_millis(250);
 /// Before a measurement that failed is tried once more: a machine can be short of memory or files for a moment.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
 
+/// How long a shortage of files or memory may keep it from looking, which others may bring about. After that it is as if
+/// something had changed: a file may, unseen.
+const SHORTAGE: Duration = Duration::from_secs(60);
+
 /// The readiness gate that opens once it watches.
 pub const GATE: &str = "watch";
 
@@ -160,13 +164,20 @@ impl Watcher {
 
     /// What is there, where it is what was approved.
     async fn measured(&self) -> Option<Looked> {
-        let looked = match self.look().await {
-            Ok(looked) => Ok(looked),
-            Err(_) => {
-                tokio::time::sleep(TRY_AGAIN).await;
-                self.look().await
-            }
-        };
+        let mut looked = self.look().await;
+        if looked.is_err() {
+            tokio::time::sleep(TRY_AGAIN).await;
+            looked = self.look().await;
+        }
+        let begun = tokio::time::Instant::now();
+        while let Err(error) = &looked
+            && error.is_shortage()
+            && begun.elapsed() < SHORTAGE
+        {
+            tracing::warn!(%error, "what is measured can't be read now; trying again");
+            tokio::time::sleep(LOOK_EVERY).await;
+            looked = self.look().await;
+        }
         match looked {
             Ok(looked) => self.alarm.fits(&looked.measured).then_some(looked),
             Err(error) => {

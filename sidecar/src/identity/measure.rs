@@ -75,6 +75,17 @@ impl MeasureError {
             Self::NotUtf8(_) => "measure_not_utf8",
         }
     }
+
+    /// Whether the machine or this process was short of files or memory: that says nothing of what is there.
+    pub fn is_shortage(&self) -> bool {
+        let Self::Io { source, .. } = self else { return false };
+        let short = [
+            rustix::io::Errno::MFILE,
+            rustix::io::Errno::NFILE,
+            rustix::io::Errno::NOMEM,
+        ];
+        rustix::io::Errno::from_io_error(source).is_some_and(|errno| short.contains(&errno))
+    }
 }
 
 /// What was measured, short of nonce and key.

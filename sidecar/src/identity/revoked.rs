@@ -26,12 +26,10 @@ impl Default for Revoked {
 }
 
 /// Whether a reason of the control plane, on a stream or in a handshake, means that the SVID it was shown is worth nothing
-/// any more. One that expired is none of them: the clocks may differ, and this sidecar has its own.
+/// any more. Only a revocation does: a control plane that was restored from a copy does not know whom it has let in since,
+/// or at which generation, and is not believed that. One that expired does not either: this sidecar has its own clock.
 pub fn means_revoked(reason: &str) -> bool {
-    matches!(
-        reason,
-        "svid_revoked" | "generation_mismatch" | "agent_unknown" | "revoked_serial" | "revoked_generation"
-    )
+    matches!(reason, "svid_revoked" | "revoked_serial" | "revoked_generation")
 }
 
 impl Revoked {
@@ -54,6 +52,22 @@ impl Revoked {
             if heard.changed().await.is_err() {
                 return std::future::pending().await;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_revocation_costs_an_identity() {
+        for reason in ["svid_revoked", "revoked_serial", "revoked_generation"] {
+            assert!(means_revoked(reason), "{reason}");
+        }
+        // What a control plane says, too, whose store was restored from before it let this sidecar in.
+        for reason in ["agent_unknown", "generation_mismatch", "svid_expired", "refused_by_peer"] {
+            assert!(!means_revoked(reason), "{reason}");
         }
     }
 }

@@ -53,7 +53,7 @@ impl Writer {
             until: last.at,
             quota: dropped.quota.clone(),
         };
-        let seq = self.add(&Event::Dropped(said).settled()?, now, RESERVE)?;
+        let seq = self.add(&mut Event::Dropped(said).settled()?, now, RESERVE)?;
         self.leaving = Some(Leaving { seq, dropped });
         Ok(true)
     }

@@ -135,7 +135,7 @@ impl Writer {
     /// # Errors
     /// The quota or the disk does not allow it; the log is then as it was before.
     pub fn append(&mut self, event: Event, at: u64) -> Result<u64, LogError> {
-        self.append_settled(&event.settled()?, at)
+        self.append_settled(&mut event.settled()?, at)
     }
 
     /// As [`Self::append`], of an event that was made ready elsewhere: what is left is what depends on the record before it.
@@ -143,21 +143,21 @@ impl Writer {
     ///
     /// # Errors
     /// As [`Self::append`].
-    pub fn append_settled(&mut self, event: &Settled, at: u64) -> Result<u64, LogError> {
+    pub fn append_settled(&mut self, event: &mut Settled, at: u64) -> Result<u64, LogError> {
         self.add(event, at, 0)
     }
 
-    pub(super) fn add(&mut self, event: &Settled, at: u64, reserve: u64) -> Result<u64, LogError> {
+    pub(super) fn add(&mut self, event: &mut Settled, at: u64, reserve: u64) -> Result<u64, LogError> {
         if self.disk.poisoned() {
             return Err(LogError::Poisoned);
         }
         let seq = self.tree.size();
-        let mut line = event.line(seq, self.open.last, at);
-        if line.len() > MAX_RECORD_BYTES {
-            return Err(RecordError::TooLong(line.len()).into());
+        let line = event.line(seq, self.open.last, at);
+        let record = &line[..line.len() - 1];
+        if record.len() > MAX_RECORD_BYTES {
+            return Err(RecordError::TooLong(record.len()).into());
         }
-        let leaf = merkle::leaf(&line);
-        line.push(b'\n');
+        let leaf = merkle::leaf(record);
         let length = line.len() as u64;
         if self.held() + length > self.options.total_bytes + reserve {
             return Err(LogError::Quota {
@@ -168,7 +168,7 @@ impl Writer {
         if self.due(at, length) {
             self.rotate()?;
         }
-        self.segment.add(&line, &self.disk)?;
+        self.segment.add(line, &self.disk)?;
         self.open.last = leaf;
         self.open.passed(at);
         self.open.since = self.open.since.or(Some(at));

@@ -24,8 +24,8 @@ pub(super) struct Replayed {
     pub(super) recorded: Outcome,
     /// As decided now; none where policy had not been asked.
     pub(super) replayed: Option<Outcome>,
-    /// Both are equal.
-    pub(super) same: bool,
+    /// Whether both are equal; none where policy had not been asked.
+    pub(super) same: Option<bool>,
     /// Facts that policy read and that are not here: the replay was made without them.
     pub(super) not_kept: Vec<String>,
     /// Facts that were sealed and could be opened.
@@ -59,10 +59,9 @@ pub(super) async fn perform(globals: &Globals, verb: &Replay) -> anyhow::Result<
     } else {
         print(&replayed, &decision);
     }
-    Ok(if replayed.same {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(Exit::Failed as u8)
+    Ok(match replayed.same {
+        Some(false) => ExitCode::from(Exit::Failed as u8),
+        Some(true) | None => ExitCode::SUCCESS,
     })
 }
 
@@ -113,7 +112,7 @@ fn unasked(decision: &Decision) -> Replayed {
         decision: decision.id.to_string(),
         recorded: recorded(decision),
         replayed: None,
-        same: false,
+        same: None,
         not_kept: Vec::new(),
         opened: false,
     }
@@ -211,7 +210,7 @@ pub(super) fn replay(decision: &Decision, then: &Then, opened: Option<Value>) ->
     let recorded = recorded(decision);
     Ok(Replayed {
         decision: decision.id.to_string(),
-        same: replayed == recorded,
+        same: Some(replayed == recorded),
         recorded,
         replayed: Some(replayed),
         not_kept: if is_open {
@@ -261,7 +260,7 @@ fn print(replayed: &Replayed, decision: &Decision) {
     if !replayed.not_kept.is_empty() {
         output::line(format!("not kept   {}", replayed.not_kept.join(", ")));
     }
-    output::line(match (replayed.same, replayed.not_kept.is_empty()) {
+    output::line(match (replayed.same == Some(true), replayed.not_kept.is_empty()) {
         (true, true) => "the same",
         (true, false) => "the same, without the facts that were not kept",
         (false, true) => "NOT THE SAME",
@@ -307,9 +306,9 @@ mod tests {
     fn what_was_kept_decides_alike_and_what_was_not_is_said() {
         let kept = json!({"request": {"method": "POST"}, "protocol": {"arguments": {"amount": 500}}});
         let same = replay(&decision(kept.clone(), &[], "deny", "large"), &then(), None).unwrap();
-        assert!(same.same && same.not_kept.is_empty(), "{same:?}");
+        assert!(same.same == Some(true) && same.not_kept.is_empty(), "{same:?}");
         let other = replay(&decision(kept, &[], "allow", "calls"), &then(), None).unwrap();
-        assert!(!other.same, "a record that says otherwise is found out");
+        assert_eq!(other.same, Some(false), "a record that says otherwise is found out");
         let without = json!({"request": {"method": "POST"}});
         let unsure = replay(
             &decision(without, &["protocol.arguments.amount"], "deny", "large"),
@@ -319,7 +318,7 @@ mod tests {
         let unsure = unsure.unwrap();
         assert_eq!(
             (unsure.same, unsure.not_kept.as_slice()),
-            (false, &["protocol.arguments.amount".to_owned()][..])
+            (Some(false), &["protocol.arguments.amount".to_owned()][..])
         );
     }
 
@@ -339,7 +338,7 @@ mod tests {
         let opened = open(&decision, Some(&private)).unwrap();
         let replayed = replay(&decision, &then(), opened).unwrap();
         assert!(
-            replayed.same && replayed.opened && replayed.not_kept.is_empty(),
+            replayed.same == Some(true) && replayed.opened && replayed.not_kept.is_empty(),
             "{replayed:?}"
         );
     }
@@ -349,6 +348,6 @@ mod tests {
         let mut decision = decision(json!({}), &[], "deny", "");
         decision.policies.clear();
         assert!(!asked(&decision));
-        assert!(!unasked(&decision).same);
+        assert_eq!(unasked(&decision).same, None);
     }
 }

@@ -95,7 +95,13 @@ async fn cut_off(mesh: &mut Mesh, board: &mut Board, agent: u32) -> anyhow::Resu
 
 /// What the ledger's sidecar does when it runs on, past its lease and without a control plane.
 async fn stopped_by_itself(mesh: &Mesh, board: &mut Board, said: String) -> anyhow::Result<()> {
-    let made = calls::mcp(mesh, "ledger", "balance", json!({ "account": "operations" })).await?;
+    // It has just been woken: a connection of before may break first.
+    let made = until("the ledger's sidecar says that its lease is lost", WAIT, async || {
+        let made = calls::mcp(mesh, "ledger", "balance", json!({ "account": "operations" })).await;
+        made.ok()
+            .filter(|made| made.status == 200 || made.reason() == "lease_lost")
+    })
+    .await?;
     let refused = format!("{} {}", made.status, made.reason());
     board.fact(
         "past that time",

@@ -21,6 +21,9 @@ pub const SENSITIVE_FACTS: &[&str] = &[
     "content",
 ];
 
+/// What all of them begin with.
+const HOLDING: &[&str] = &["protocol", "request", "content"];
+
 /// What of a request's facts is kept, and what isn't.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Kept {
@@ -42,10 +45,7 @@ pub(crate) fn may_be_named(path: &str) -> bool {
 impl PolicySet {
     /// The facts that its policies can read, divided into what may be kept and what may not.
     pub fn kept(&self, facts: &Facts) -> Kept {
-        let unestablished: Vec<_> = input::unestablished(facts)
-            .into_iter()
-            .filter(|(path, _)| self.reads.needs(path) || self.reads.needs("unestablished"))
-            .collect();
+        let unestablished = input::unestablished(facts, &self.reads.reads);
         let view = View::new(facts, &unestablished);
         let mut walk = Walk {
             keep: &self.keep,
@@ -85,7 +85,7 @@ impl<'a> Walk<'a> {
     /// What is at a node, as far as it is read: what may be kept of it, and what may not.
     fn divide(&mut self, node: Node<'a>, reads: &'a Reads) -> Divided {
         // Most of the document is above all that is sensitive, or beside it.
-        if self.path.len() >= 2 || self.path.first() == Some(&"content") {
+        if self.path.len() >= 2 || self.path.first() == Some(&"content") || self.holds_nothing() {
             match self.standing() {
                 Standing::Plain => return (Some(partial(node, reads)), None),
                 Standing::Sensitive if reads.is_whole() || !node.settled().is_object() => {
@@ -188,8 +188,17 @@ impl<'a> Walk<'a> {
         self.dropped.push(path);
     }
 
+    /// Whether nothing sensitive is at this path, above or below it.
+    fn holds_nothing(&self) -> bool {
+        self.path.first().is_some_and(|first| !HOLDING.contains(first))
+    }
+
     fn standing(&self) -> Standing {
         let path = self.path.as_slice();
+        // Most of what is read: nothing is compared name by name.
+        if self.holds_nothing() {
+            return Standing::Plain;
+        }
         if self.keep.iter().any(|kept| is_at_or_below(kept, path)) {
             return Standing::Plain;
         }
@@ -299,6 +308,14 @@ mod tests {
         facts.protocol.arguments = Fact::Known(arguments.as_object().unwrap().clone());
         facts.delegation = Fact::Unestablished("not_in_this_version");
         facts
+    }
+
+    #[test]
+    fn whatever_holds_a_sensitive_fact_is_known_to() {
+        for fact in SENSITIVE_FACTS {
+            let first = fact.split('.').next().unwrap();
+            assert!(HOLDING.contains(&first), "{fact}");
+        }
     }
 
     #[test]

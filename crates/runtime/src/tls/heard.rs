@@ -48,6 +48,7 @@ impl Heard {
         Hearing {
             tls,
             heard: self.clone(),
+            answered: false,
         }
     }
 
@@ -64,13 +65,18 @@ impl Heard {
 pub struct Hearing<IO> {
     tls: ClientTls<IO>,
     heard: Heard,
+    /// Something came back: whatever ends it then is no refusal of who we are, and a request may have been read.
+    answered: bool,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Hearing<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
         let read = Pin::new(&mut self.tls).poll_read(cx, buf);
-        if let Poll::Ready(Err(error)) = &read {
-            self.heard.note(error);
+        match &read {
+            Poll::Ready(Ok(())) => self.answered |= buf.filled().len() > before,
+            Poll::Ready(Err(error)) if !self.answered => self.heard.note(error),
+            Poll::Ready(Err(_)) | Poll::Pending => {}
         }
         read
     }

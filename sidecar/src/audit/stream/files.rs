@@ -204,10 +204,12 @@ impl Held {
         if self.offset > end || (self.offset == end && !closed) {
             return Ok(None);
         }
-        let mut data = Vec::new();
+        let most = CHUNK.min(end - self.offset);
+        // One more than there is to read: room in which the file's end shows.
+        let mut data = Vec::with_capacity(usize::try_from(most).unwrap_or_default() + 1);
         let mut file = File::open(&path)?;
         file.seek(SeekFrom::Start(self.offset))?;
-        file.take(CHUNK.min(end - self.offset)).read_to_end(&mut data)?;
+        file.take(most).read_to_end(&mut data)?;
         let reaches_end = self.offset + data.len() as u64 == end;
         if !reaches_end {
             // Whole records only.

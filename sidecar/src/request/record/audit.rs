@@ -21,6 +21,8 @@ pub(crate) type Wait = Pin<Box<dyn Future<Output = bool> + Send + Sync>>;
 /// What a record needs beside the request.
 #[derive(Default)]
 pub(super) struct Audited {
+    /// Policy was asked. What is refused before names no policies: they had no part in it.
+    by_policy: bool,
     /// What policy asks for; the mesh's setting is the least.
     asked: Option<Durability>,
     kept: Option<Box<aip_policy::Kept>>,
@@ -60,6 +62,7 @@ const fn is_strangers(refusal: Refusal) -> bool {
 impl Record {
     /// Takes what policy said of the audit of this request, and the facts that it read.
     pub(crate) fn audited(&mut self, asked: Option<aip_policy::Durability>, kept: Option<aip_policy::Kept>) {
+        self.audit.by_policy = true;
         self.audit.asked = asked.map(|asked| match asked {
             aip_policy::Durability::Buffered => Durability::Buffered,
             aip_policy::Durability::Grouped => Durability::Grouped,
@@ -152,7 +155,10 @@ impl Record {
         let (source, destination) = self.parties();
         let (policies, mesh_revision, revision) = match &self.ends {
             Ends::Pair(pair) => (
-                pair.policies.to_vec(),
+                match self.audit.by_policy {
+                    true => pair.policies.to_vec(),
+                    false => Vec::new(),
+                },
                 pair.snapshot.mesh_revision,
                 pair.snapshot.revision,
             ),
