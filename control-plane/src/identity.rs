@@ -1,7 +1,7 @@
 //! The Identity service: how a sidecar becomes an agent. Evidence yields facts, never a name; an SVID needs a
 //! credential for the name *and* an approved measurement of the facts.
 //!
-//! The order of one `Issue`: a place ([`strangers`]), bounds ([`service`]), credential ([`credential`]), CSR, evidence and nonce
+//! The order of one `Issue`: a place ([`places`]), bounds ([`service`]), credential ([`credential`]), CSR, evidence and nonce
 //! ([`evidence`], [`nonces`]), measurement, and one transaction that spends the token and records the SVID ([`issue`]).
 
 mod credential;
@@ -9,8 +9,8 @@ mod drift;
 mod evidence;
 mod issue;
 pub mod nonces;
+mod places;
 mod service;
-mod strangers;
 
+pub use places::Places;
 pub use service::IdentityService;
-pub use strangers::Strangers;

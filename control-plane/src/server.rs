@@ -34,7 +34,7 @@ use crate::config::ConfigService;
 use crate::config::leases::Leases;
 use crate::config::sessions::Sessions;
 use crate::config::world::World;
-use crate::identity::{IdentityService, Strangers};
+use crate::identity::{IdentityService, Places};
 use crate::kill::webhook::Teller;
 use crate::kill::{Board, KillService, Publisher};
 use crate::registry::Registry;
@@ -305,7 +305,7 @@ async fn mesh_port(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .add_service(InterceptedService::new(
             IdentityServer::new(identity).max_decoding_message_size(MAX_JOIN_BYTES),
-            Strangers::default(),
+            Places::default(),
         ))
         .add_service(
             ConfigServer::new(config)

@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-pub use places::Place;
+pub use places::{Place, source_of};
 
 use crate::tls::{self, HANDSHAKE_TIMEOUT, ServerTls, TlsError};
 use crate::trust::Trust;

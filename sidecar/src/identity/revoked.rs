@@ -66,7 +66,12 @@ mod tests {
             assert!(means_revoked(reason), "{reason}");
         }
         // What a control plane says, too, whose store was restored from before it let this sidecar in.
-        for reason in ["agent_unknown", "generation_mismatch", "svid_expired", "refused_by_peer"] {
+        for reason in [
+            "agent_unknown",
+            "generation_mismatch",
+            "svid_expired",
+            "refused_by_peer",
+        ] {
             assert!(!means_revoked(reason), "{reason}");
         }
     }

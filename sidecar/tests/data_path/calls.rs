@@ -188,8 +188,15 @@ async fn json_that_is_read_differently_is_refused_only_where_it_is_read() {
         "invalid_json",
     );
     let (refused, _) = pair.caller.audited(1).await.remove(0);
-    assert_eq!((refused.reason.as_str(), refused.verdict.as_str()), ("invalid_json", "deny"));
-    assert_eq!(refused.policies, [], "none had a part in it: there is nothing to decide again");
+    assert_eq!(
+        (refused.reason.as_str(), refused.verdict.as_str()),
+        ("invalid_json", "deny")
+    );
+    assert_eq!(
+        refused.policies,
+        [],
+        "none had a part in it: there is nothing to decide again"
+    );
     let blind = Pair::start(agent.address).await;
     let answer = send(blind.caller.outbound, post("/mcp", "application/json", twice)).await;
     assert_eq!((answer.status, answer.text().as_str()), (StatusCode::OK, twice));

@@ -166,7 +166,7 @@ impl Drop for Place {
 
 /// What counts as one source: an IPv4 address, or the /56 that an IPv6 site has at least (RFC 6177). This machine is
 /// one, by whatever address: each of its processes has all of 127.0.0.0/8.
-fn source_of(address: IpAddr) -> IpAddr {
+pub fn source_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         own if own.is_loopback() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 72 << 72)),
