@@ -105,6 +105,7 @@ pub async fn run(config: Config, supervisor: Supervisor) -> anyhow::Result<()> {
         .recording_to(shared.audit.clone())
         .traced_to(shared.spans.clone())
         .of_user(shared.config.access.agent_uid)
+        .serving(shared.config.serves)
         .unless(shared.alarm.suspension().clone())
         .stopped_by(keeper_of_orders.gate())
         .reserving([shared.config.control_plane, addresses.admin, addresses.probes]);

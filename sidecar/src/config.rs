@@ -45,8 +45,10 @@ pub struct Config {
     pub control_plane: SocketAddr,
     /// Where the join token is.
     pub join_token_file: Option<PathBuf>,
-    /// Where the agent serves.
+    /// Where the agent serves; port 0 where it serves nothing.
     pub agent: SocketAddr,
+    /// Whether it serves anything: else calls to it are refused.
+    pub serves: bool,
     /// Where peers reach this sidecar.
     pub inbound: SocketAddr,
     /// What peers are told, where it differs.

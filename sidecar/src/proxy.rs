@@ -64,6 +64,8 @@ use workers::{PerWorker, Workers};
 pub struct ProxySettings {
     /// Where the agent serves.
     pub agent: SocketAddr,
+    /// Whether it serves anything: else calls to it are refused.
+    pub serves: bool,
     /// What the agent must show at the outbound port.
     pub proxy_secret: Option<Zeroizing<String>>,
     /// Whose connections the outbound port takes; where none is named, those of every user.
@@ -92,6 +94,7 @@ impl ProxySettings {
     pub fn new(agent: SocketAddr, proxy_secret: Option<Zeroizing<String>>) -> Self {
         Self {
             agent,
+            serves: true,
             proxy_secret,
             agent_uid: None,
             access_log: AccessLog::stdout(),
@@ -107,6 +110,12 @@ impl ProxySettings {
     /// Serves nothing while this is on.
     pub fn unless(mut self, suspension: Suspension) -> Self {
         self.suspension = suspension;
+        self
+    }
+
+    /// Whether the agent serves anything.
+    pub fn serving(mut self, serves: bool) -> Self {
+        self.serves = serves;
         self
     }
 

@@ -146,11 +146,8 @@ fn what_to_try(board: &Board, mesh: &Mesh) {
     ] {
         board.say(&format!("  {line}"));
     }
-    if let Ok(planner) = mesh.state("planner") {
-        board.say(&format!(
-            "  curl -s {}/plan -d '{{\"goal\":\"shore\"}}'",
-            planner.address
-        ));
+    if let Ok(Some(planner)) = mesh.state("planner").map(|planner| planner.address) {
+        board.say(&format!("  curl -s {planner}/plan -d '{{\"goal\":\"shore\"}}'"));
     }
     board.say("Ctrl-C ends it and leaves nothing behind.");
 }

@@ -37,6 +37,10 @@ const RUN: &str = "What the command sees: `HTTP_PROXY`, `HTTPS_PROXY` and both i
 `JAVA_TOOL_OPTIONS` (they carry no credentials: [what Java needs](runtimes.md#java)); `AIP_URL`; `PORT`.
 `ALL_PROXY` and the variables that open the control plane are removed. Standard input is closed where it is a terminal.
 
+A command that only calls and never listens is run with `--no-serve`: it gets no `PORT`, nothing waits for it to listen, and
+calls to it are refused with `serves_nothing`, which counts against nobody's reputation. Where it runs as its sidecar's own
+user, the sidecar takes calls of that user alone.
+
 A prod mesh asks that the command runs as another user than its sidecar: `--user`, which only root can do. The command
 then reads only what that user may.
 

@@ -33,6 +33,9 @@ pub(crate) struct Run {
     /// The port that the agent serves; else a free one is chosen. Passed to the command as PORT
     #[arg(long)]
     pub(crate) port: Option<u16>,
+    /// The command serves nothing, it only calls: no port is waited for, and calls to it are refused (`serves_nothing`)
+    #[arg(long, conflicts_with_all = ["port", "wait"])]
+    pub(crate) no_serve: bool,
     /// More files to measure than the executable and the arguments that are files; repeatable
     #[arg(long, value_name = "GLOB")]
     pub(crate) code: Vec<String>,

@@ -39,9 +39,13 @@ impl Flags {
         let name = parsed(errors, "name", name, AGENT_NAME, |text| text.parse::<AgentName>().ok());
         let control_plane = required(errors, "control_plane", self.control_plane.as_ref());
         let control_plane = address(errors, "control_plane", control_plane);
-        required(errors, "agent", self.agent.as_ref());
+        let serves = self.serves(errors);
         let measured = self.measured(errors);
-        let agent = self.agent.as_ref().and_then(|text| text.as_str().parse().ok());
+        let agent = match serves {
+            true => self.agent.as_ref().and_then(|text| text.as_str().parse().ok()),
+            // Nobody can serve at port 0.
+            false => Some(loopback(0)),
+        };
         let inbound = address(errors, "inbound", self.inbound.as_ref()).unwrap_or(loopback(15006));
         let advertise = address(errors, "advertise", self.advertise.as_ref());
         let outbound = local(errors, "outbound", self.outbound.as_ref(), 15001);
@@ -62,6 +66,7 @@ impl Flags {
             control_plane: control_plane?,
             join_token_file: self.join_token_file,
             agent: agent?,
+            serves,
             inbound,
             advertise,
             outbound,
@@ -81,6 +86,19 @@ impl Flags {
             log,
             otlp,
         })
+    }
+
+    /// Whether the agent serves anything; where it does, it must be said where.
+    fn serves(&self, errors: &mut Vec<FieldError>) -> bool {
+        let silent = parsed(errors, "no_serve", self.no_serve.as_ref(), "true or false", read);
+        if silent != Some(true) {
+            required(errors, "agent", self.agent.as_ref());
+            return true;
+        }
+        if self.agent.is_some() {
+            errors.push(FieldError::new("no_serve", "contradicts agent: leave one of them out"));
+        }
+        false
     }
 
     /// Threads, seconds of a drain, and MiB of the audit.

@@ -37,6 +37,9 @@ pub struct Flags {
     /// Where the agent itself serves
     #[arg(long, value_name = "IP:PORT", env = "AIP_SIDECAR_AGENT")]
     pub agent: Option<Text>,
+    /// The agent serves nothing, it only calls: there is no --agent, and calls to it are refused
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "AIP_SIDECAR_NO_SERVE")]
+    pub no_serve: Option<Text>,
     /// Where peers' sidecars reach this one (mTLS)
     #[arg(long, value_name = "IP:PORT", env = "AIP_SIDECAR_INBOUND")]
     pub inbound: Option<Text>,
@@ -159,6 +162,7 @@ impl Flags {
             control_plane: self.control_plane.or(file.control_plane),
             join_token_file: self.join_token_file.or(file.join_token_file),
             agent: self.agent.or(file.agent),
+            no_serve: self.no_serve.or(file.no_serve),
             inbound: self.inbound.or(file.inbound),
             advertise: self.advertise.or(file.advertise),
             outbound: self.outbound.or(file.outbound),
@@ -263,6 +267,28 @@ mod tests {
                 .to_string()
                 .contains("proxy_open: contradicts")
         );
+    }
+
+    #[test]
+    fn an_agent_serves_somewhere_or_is_said_to_serve_nothing() {
+        let flags = |agent: Option<&str>, no_serve: Option<&str>| Flags {
+            name: Some("ledger".into()),
+            control_plane: Some("127.0.0.1:1".into()),
+            agent: agent.map(Text::from),
+            no_serve: no_serve.map(Text::from),
+            data: Some("here".into()),
+            ..Flags::default()
+        };
+        let resolve = |agent, no_serve| flags(agent, no_serve).resolve(Said::default());
+        let silent = resolve(None, Some("true")).unwrap();
+        assert_eq!((silent.serves, silent.measured.port), (false, None));
+        for said in [None, Some("false")] {
+            assert!(resolve(Some("127.0.0.1:2"), said).unwrap().serves);
+            let error = resolve(None, said).unwrap_err().to_string();
+            assert!(error.contains("agent: is missing"), "{error}");
+        }
+        let both = resolve(Some("127.0.0.1:2"), Some("true")).unwrap_err().to_string();
+        assert!(both.contains("no_serve: contradicts agent"), "{both}");
     }
 
     #[test]

@@ -196,6 +196,9 @@ refusals! {
         "whoever answered could not prove to be this agent, running what was approved");
     /// The agent does not take connections.
     AgentUnreachable = ("agent_unreachable", 502, Agent, true, "the agent does not answer on its port");
+    /// The agent only calls: its sidecar was started so.
+    ServesNothing = ("serves_nothing", 503, Agent, false,
+        "this agent serves nothing, it only calls: its sidecar was started with --no-serve");
     /// The connection broke before the response began.
     ConnectionBroken = ("connection_broken", 502, Agent, true,
         "the connection broke before the response began; whether the request was carried out is not known");

@@ -22,6 +22,7 @@ impl Mesh {
     /// Asks an agent on its own port, as its user on this machine.
     pub(super) async fn ask(&self, name: &str, method: Method, path: &str, body: &Value) -> anyhow::Result<Value> {
         let address = self.state(name)?.address;
+        let address = address.with_context(|| format!("{name} serves nothing"))?;
         let bytes = if body.is_null() {
             Bytes::new()
         } else {

@@ -87,6 +87,10 @@ const STEPS: &[(&str, &str)] = &[
     ("peer_unreachable", RUNS),
     ("peer_not_verified", SAID),
     ("agent_unreachable", RUNS),
+    (
+        "serves_nothing",
+        "if it is meant to be called, start it again without --no-serve",
+    ),
     ("connection_broken", SAID),
     ("response_timeout", SAID),
     ("interrupted", SAID),

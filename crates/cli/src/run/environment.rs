@@ -8,7 +8,13 @@ use tokio::process::Command;
 pub(super) const NO_PROXY: &str = "127.0.0.1,localhost,::1";
 
 /// Sets the variables on a command.
-pub(super) fn set(command: &mut Command, outbound: SocketAddr, secret: &str, port: u16, inherited_java: Option<&str>) {
+pub(super) fn set(
+    command: &mut Command,
+    outbound: SocketAddr,
+    secret: &str,
+    port: Option<u16>,
+    inherited_java: Option<&str>,
+) {
     let url = proxy_url(outbound, secret);
     for name in ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"] {
         command.env(name, &url);
@@ -21,7 +27,9 @@ pub(super) fn set(command: &mut Command, outbound: SocketAddr, secret: &str, por
     command.env("NODE_USE_ENV_PROXY", "1");
     command.env("JAVA_TOOL_OPTIONS", java(outbound, inherited_java));
     command.env("AIP_URL", &url);
-    command.env("PORT", port.to_string());
+    if let Some(port) = port {
+        command.env("PORT", port.to_string());
+    }
 }
 
 /// The URL by which the command reaches its sidecar. It holds the secret: never log it.
@@ -47,7 +55,13 @@ mod tests {
     #[test]
     fn every_runtimes_own_variable_is_set() {
         let mut command = Command::new("true");
-        set(&mut command, "127.0.0.1:9".parse().unwrap(), "s3", 80, Some("-Xmx1g"));
+        set(
+            &mut command,
+            "127.0.0.1:9".parse().unwrap(),
+            "s3",
+            Some(80),
+            Some("-Xmx1g"),
+        );
         let get = |name: &str| {
             let all = command.as_std().get_envs();
             all.filter(|(k, _)| *k == name)

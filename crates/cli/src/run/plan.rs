@@ -21,8 +21,8 @@ pub(super) struct Plan {
     pub(super) _lock: DirLock,
     /// The agent's directory below the home.
     pub(super) dir: PathBuf,
-    /// Where the command serves.
-    pub(super) agent: SocketAddr,
+    /// Where the command serves, if it does.
+    pub(super) agent: Option<SocketAddr>,
     /// Directory below which everything measured lies.
     pub(super) root: PathBuf,
     /// Code, relative to the root.
@@ -83,8 +83,11 @@ impl Plan {
             .iter()
             .map(|f| below(&here.join(f)))
             .collect::<Result<_, _>>()?;
-        let port = run.port.map_or_else(free_port, untaken)?;
-        let agent = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+        let agent = match run.no_serve {
+            true => None,
+            false => Some(run.port.map_or_else(free_port, untaken)?),
+        };
+        let agent = agent.map(|port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
         Ok(Self {
             _lock: lock,
             dir,

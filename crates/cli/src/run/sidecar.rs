@@ -89,10 +89,10 @@ fn ports_of(run: &Value) -> Option<Ports> {
 
 fn command(run: &Run, plan: &Plan, admitted: &Admitted, ports: Ports) -> Result<Command, Failure> {
     let mut command = process::sibling("aip-sidecar")?;
+    let own = rustix::process::getuid().as_raw();
     command.args([process::LIFELINE, "--name", run.name.as_str()]);
     let addresses = [
         ("--control-plane", admitted.control_plane),
-        ("--agent", plan.agent),
         ("--inbound", ports.inbound),
         ("--outbound", ports.outbound),
         ("--admin", ports.admin),
@@ -101,6 +101,10 @@ fn command(run: &Run, plan: &Plan, admitted: &Admitted, ports: Ports) -> Result<
     for (flag, address) in addresses {
         command.args([flag, &address.to_string()]);
     }
+    match plan.agent {
+        Some(agent) => command.args(["--agent", &agent.to_string()]),
+        None => command.arg("--no-serve"),
+    };
     if let Some(address) = run.advertise {
         command.args(["--advertise", &address.to_string()]);
     }
@@ -110,6 +114,10 @@ fn command(run: &Run, plan: &Plan, admitted: &Admitted, ports: Ports) -> Result<
         Some(user) if run.proxy_by_user => command.args(["--agent-uid", &user.uid.to_string()]),
         _ => command.arg("--proxy-secret-file").arg(plan.proxy_secret()),
     };
+    if plan.agent.is_none() && !run.proxy_by_user && run.user.is_none_or(|user| user.uid == own) {
+        // Nothing listens that would show it that its agent is its own user, which a prod mesh refuses.
+        command.args(["--agent-uid", &own.to_string()]);
+    }
     if plan.join_token().is_file() {
         command.arg("--join-token-file").arg(plan.join_token());
     }

@@ -16,7 +16,7 @@ pub(crate) enum Phase {
     WaitingForApproval,
     /// The sidecar is ready, the command does not listen yet.
     Launching,
-    /// The command serves.
+    /// The command serves, or runs where it serves nothing.
     Ready,
     /// What the command runs is not what was approved: nothing reaches it, and it reaches nothing.
     Drifted,
@@ -35,8 +35,8 @@ pub(crate) struct State {
     pub(crate) supervisor: u32,
     pub(crate) sidecar: Option<u32>,
     pub(crate) agent: Option<u32>,
-    /// Where the command serves.
-    pub(crate) address: SocketAddr,
+    /// Where the command serves, if it does.
+    pub(crate) address: Option<SocketAddr>,
     pub(crate) inbound: Option<SocketAddr>,
     pub(crate) outbound: Option<SocketAddr>,
     pub(crate) admin: Option<SocketAddr>,

@@ -2,6 +2,7 @@
 
 mod running;
 
+use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -124,6 +125,10 @@ async fn begin(
         return Ok(None);
     }
     running.launch(run, plan, secret, state)?;
+    let Some(agent) = plan.agent else {
+        calls_only(run, plan);
+        return Ok(None);
+    };
     let Some(child) = running.command.as_mut() else {
         return Ok(Some(Exit::Failed as u8));
     };
@@ -131,7 +136,7 @@ async fn begin(
     let waited = tokio::select! {
         biased;
         wish = stop_asked(&mut running.sidecar) => Err(wish),
-        waited = wait::for_command(run, child, plan.agent) => Ok(waited?),
+        waited = wait::for_command(run, child, agent) => Ok(waited?),
     };
     let waited = match waited {
         Ok(waited) => waited,
@@ -142,19 +147,28 @@ async fn begin(
     };
     if let Some(code) = waited {
         note(format!(
-            "aip: the command ended before it listened on port {}",
-            plan.agent.port()
+            "aip: the command ended before it listened on port {}; one that only calls is run with --no-serve",
+            agent.port()
         ));
         return Ok(Some(code));
     }
     state.update(|s| s.phase = Phase::Ready);
-    serves(run, plan, running.ports);
+    serves(run, plan, agent, running.ports);
     Ok(None)
 }
 
+/// Says that it serves nothing, and what the user may not have meant.
+fn calls_only(run: &Run, plan: &Plan) {
+    says_unmeasured(run, plan);
+    note(format!(
+        "aip: {} runs behind its sidecar and serves nothing; calls to it are refused",
+        run.name
+    ));
+}
+
 /// Says where it serves, and what the user may not have meant.
-fn serves(run: &Run, plan: &Plan, ports: Ports) {
-    let wide = listen::beyond_loopback(plan.agent.port());
+fn serves(run: &Run, plan: &Plan, agent: SocketAddr, ports: Ports) {
+    let wide = listen::beyond_loopback(agent.port());
     if !wide.is_empty() {
         let list: Vec<String> = wide.iter().map(ToString::to_string).collect();
         note(format!(
@@ -163,6 +177,14 @@ fn serves(run: &Run, plan: &Plan, ports: Ports) {
             list.join(", ")
         ));
     }
+    says_unmeasured(run, plan);
+    note(format!(
+        "aip: {} serves behind its sidecar; others reach it at {}",
+        run.name, ports.inbound
+    ));
+}
+
+fn says_unmeasured(run: &Run, plan: &Plan) {
     if plan.measures_no_code() {
         note(format!(
             "aip: no file of {} is measured, only {} and its arguments: name its code with --code",
@@ -170,10 +192,6 @@ fn serves(run: &Run, plan: &Plan, ports: Ports) {
             plan.executable.display()
         ));
     }
-    note(format!(
-        "aip: {} serves behind its sidecar; others reach it at {}",
-        run.name, ports.inbound
-    ));
 }
 
 /// Until the command ends or a signal comes. A sidecar that dies is started again, on the same ports.
@@ -193,9 +211,15 @@ async fn keep(
     let mut children = Children::catch().map_err(caught)?;
     loop {
         let launching = state.state.phase == Phase::Launching;
+        let listening = async {
+            match plan.agent {
+                Some(address) => wait::listens(address).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             status = ended(&mut running.command) => return Ok(exit_code(status?)),
-            () = wait::listens(plan.agent), if launching => {
+            () = listening, if launching => {
                 state.update(|s| s.phase = Phase::Ready);
                 continue;
             }

@@ -129,7 +129,10 @@ pub(super) async fn for_command(run: &Run, child: &mut Child, address: SocketAdd
                     run.wait
                 ),
             )
-            .next("let it listen on the port in PORT, or say with --port which one it uses"));
+            .next(
+                "let it listen on the port in PORT, or say with --port which one it uses; if it only calls and never \
+                 listens, run it with --no-serve",
+            ));
         }
         tokio::time::sleep(LOOK).await;
     }

@@ -10,13 +10,16 @@ use super::{Begun, absolute, frame, onwards, path_and_query, switch, text};
 use crate::proxy::agent::AgentPool;
 use crate::request::Arrived;
 use crate::request::classify::{Classified, HOP};
-use crate::request::refusal::Refused;
+use crate::request::refusal::{Refusal, Refused};
 use crate::request::relay::card;
 
 /// Who calls, as the callee's agent is told.
 const SOURCE: HeaderName = HeaderName::from_static("x-aip-source");
 
 pub(super) async fn to_agent(arrived: &mut Arrived, classified: &Classified, carrier: &str) -> Result<Begun, Refused> {
+    if !arrived.proxy.settings.serves {
+        return Err(Refusal::ServesNothing.into());
+    }
     let me = &classified.pair.snapshot.me;
     let http2 = match me.protocol {
         _ if classified.upgrade.is_some() => false,

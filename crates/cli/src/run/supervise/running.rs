@@ -58,7 +58,10 @@ impl Running {
             guard.watch(child)?;
         }
         state.update(|s| {
-            s.phase = Phase::Launching;
+            s.phase = match plan.agent {
+                Some(_) => Phase::Launching,
+                None => Phase::Ready,
+            };
             s.agent = Some(child.pid());
         });
         Ok(())
@@ -157,7 +160,8 @@ fn launch(run: &Run, plan: &Plan, ports: Ports, secret: &str) -> Result<Child, F
     let mut command = tokio::process::Command::new(&run.command[0]);
     command.args(&run.command[1..]);
     let java = std::env::var("JAVA_TOOL_OPTIONS").ok();
-    environment::set(&mut command, ports.outbound, secret, plan.agent.port(), java.as_deref());
+    let port = plan.agent.map(|agent| agent.port());
+    environment::set(&mut command, ports.outbound, secret, port, java.as_deref());
     for ours in [
         "AIP_HOME",
         "AIP_ADMIN",
