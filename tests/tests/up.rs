@@ -8,6 +8,7 @@ use std::process::Command;
 
 use aip_tests::process::{Process, binary};
 use aip_tests::wait;
+use serde_json::Value;
 
 const ANY: [&str; 4] = ["--mesh-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
 
@@ -38,14 +39,14 @@ async fn a_failed_start_ends_with_what_failed_why_and_what_to_do() {
     })
     .await;
     // What an earlier attempt left in the log is not said again.
-    for _ in 0..2 {
-        let [what, why, next] = complaint(&home, &ANY);
-        assert!(what.starts_with("error: the control plane did not start"), "{what}");
-        assert!(why.contains("is in use by another process"), "{why}");
-        assert!(
-            next.starts_with("  next: does it run already (`aip status`)?"),
-            "{next}"
-        );
+    let run: Value = serde_json::from_slice(&std::fs::read(home.join("control-plane/run.json")).unwrap()).unwrap();
+    let (pid, admin) = (run["pid"].to_string(), run["admin"].as_str().unwrap());
+    // Its ports are in the way of the same ones, its data directory in that of others.
+    for arguments in [ANY, ["--mesh-listen", "127.0.0.1:0", "--admin-listen", admin]] {
+        let [what, why, next] = complaint(&home, &arguments);
+        assert!(what.starts_with("error: a mesh already runs from this home"), "{what}");
+        assert!(why.contains(&pid) && why.contains(admin), "{why}");
+        assert!(next.contains("`aip status`") && next.contains("--home"), "{next}");
     }
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();

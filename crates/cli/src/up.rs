@@ -6,6 +6,7 @@ use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
 use aip_api::problem::FieldError;
+use aip_runtime::files::{FilesError, lock_dir};
 use clap::Args;
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -83,7 +84,7 @@ pub(crate) async fn start(home: &Home, options: &Options) -> Result<ControlPlane
             break run;
         }
         if let Some(status) = child.ended()? {
-            return Err(did_not_start(&child, status, &log));
+            return Err(already_runs(home, &run_file).unwrap_or_else(|| did_not_start(&child, status, &log)));
         }
         if Instant::now() > deadline {
             child.stop(Duration::ZERO).await;
@@ -120,15 +121,37 @@ fn written(path: &Path) -> Option<(u64, i64, i64)> {
 }
 
 fn did_not_start(child: &Child, status: ExitStatus, log: &Path) -> Failure {
-    let why = child.last_words().replace("aip-control-plane: ", "");
-    let next = if why.contains("data directory") && why.contains("in use") {
-        "does it run already (`aip status`)? Another mesh needs another --home".into()
-    } else {
-        format!("its log is {}", log.display())
-    };
     Failure::new(Exit::Failed, format!("the control plane did not start ({status})"))
-        .why(why)
-        .next(next)
+        .why(child.last_words().replace("aip-control-plane: ", ""))
+        .next(format!("its log is {}", log.display()))
+}
+
+/// Says so where another process holds this home's mesh: whatever else was in the way, a taken port for one, is then that
+/// process's.
+fn already_runs(home: &Home, run_file: &Path) -> Option<Failure> {
+    match lock_dir(&home.control_plane()) {
+        Err(FilesError::InUse(_)) => {}
+        _ => return None,
+    }
+    // A number that nobody has any more is of an earlier run.
+    let run = read_json(run_file).filter(|run| Path::new(&format!("/proc/{}", run["pid"])).exists());
+    let who = match run {
+        Some(run) => format!(
+            "process {} is its control plane: admin API at {}, sidecars at {}",
+            run["pid"],
+            output::cell(&run["admin"]),
+            output::cell(&run["mesh"])
+        ),
+        None => "another process holds its data directory, and does not say where it listens".into(),
+    };
+    Some(
+        Failure::new(
+            Exit::Failed,
+            format!("a mesh already runs from this home, {}", home.path().display()),
+        )
+        .why(who)
+        .next("use it (`aip status`), end the one that runs first, or name another --home for another mesh"),
+    )
 }
 
 /// How to reach the control plane that wrote this `run.json`.
