@@ -1,12 +1,12 @@
 //! How the API speaks: problem documents, pages, bodies.
 
+mod body;
+
 use std::any::Any;
-use std::time::Duration;
 
 use aip_api::problem::{CONTENT_TYPE, FieldError};
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::extract::{FromRequestParts, Request};
 use axum::http::request as http;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -16,6 +16,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+pub(super) use self::body::BODY_DEADLINE;
+pub use self::body::Body;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::{Outcome, Versioned};
 
@@ -23,8 +25,6 @@ use crate::registry::{Outcome, Versioned};
 pub const DEFAULT_LIMIT: usize = 100;
 /// Most rows of a page.
 pub const MAX_LIMIT: usize = 500;
-/// How long a body may take to arrive: 1 MiB on a bad line.
-pub(super) const BODY_DEADLINE: Duration = Duration::from_secs(30);
 /// Longest cursor: a resource's name in base64.
 const MAX_CURSOR: usize = 700;
 
@@ -72,33 +72,6 @@ pub(super) async fn not_found(request: Request) -> ApiError {
 pub(super) fn panicked(_: Box<dyn Any + Send>) -> Response {
     tracing::error!("a request handler panicked");
     ApiError(Reason::Internal.into()).into_response()
-}
-
-/// A JSON body, read whole.
-#[derive(Debug)]
-pub struct Body<T>(pub T);
-
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
-    type Rejection = ApiError;
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let arrived = tokio::time::timeout(BODY_DEADLINE, Bytes::from_request(request, state)).await;
-        let bytes = arrived
-            .map_err(|_| Refusal::from(Reason::BodyTimeout))?
-            .map_err(|rejection| {
-                let large = rejection.status() == StatusCode::PAYLOAD_TOO_LARGE;
-                Refusal::from(if large { Reason::TooLarge } else { Reason::Malformed })
-            })?;
-        // An empty body is an empty object: POSTs whose fields are all optional need none.
-        let bytes = if bytes.is_empty() {
-            Bytes::from_static(b"{}")
-        } else {
-            bytes
-        };
-        let document = serde_json::from_slice(&bytes);
-        Ok(Self(document.map_err(|e| {
-            Refusal::new(Reason::Malformed, format!("the body: {e}"))
-        })?))
-    }
 }
 
 /// Query parameters.
@@ -308,20 +281,5 @@ impl IntoResponse for Outcome {
                 (StatusCode::ACCEPTED, Json(changed)).into_response()
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_body_that_never_ends_is_not_waited_for() {
-        let begun = tokio::time::Instant::now();
-        let never = futures_util::stream::pending::<Result<Bytes, std::io::Error>>();
-        let request = Request::new(axum::body::Body::from_stream(never));
-        let refused = Body::<serde_json::Value>::from_request(request, &()).await.unwrap_err();
-        assert_eq!(refused.0.reason(), "body_timeout");
-        assert_eq!(begun.elapsed().as_secs(), BODY_DEADLINE.as_secs());
     }
 }
