@@ -76,7 +76,7 @@ reasons! {
     NameInvalid "name_invalid" 400 InvalidArgument Caller NO "Not a name of the expected form."
     CredentialMissing "credential_missing" 401 Unauthenticated Caller NO "No join token, SVID or admin token was shown."
     CredentialUnsupported "credential_unsupported" 501 Unimplemented Caller NO "This kind of credential is not served here."
-    TokenMalformed "token_malformed" 400 InvalidArgument Caller NO "Not a join token."
+    TokenMalformed "token_malformed" 400 InvalidArgument Caller NO "Not a join token: have a fresh one made with `aip token create NAME`, and hand over all of it, as it was printed."
     TokenUnknown "token_unknown" 401 Unauthenticated Caller NO "The join token is not known here, or was revoked."
     TokenExpired "token_expired" 401 Unauthenticated Caller NO "The join token has expired."
     TokenWrongAgent "token_wrong_agent" 403 PermissionDenied Caller NO "The join token is bound to another agent."

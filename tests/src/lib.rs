@@ -10,6 +10,7 @@
 //! | [`http`] | HTTP through a sidecar, and raw bytes where a client library would be too polite |
 //! | [`pair`] | two sidecars with that agent behind both, for tests of what a request meets |
 //! | [`pki`] | a mesh's keys, and certificates with every fault |
+//! | [`root`] | what only root can test |
 //! | [`scripted`] | a control plane that pushes what a test tells it to |
 //! | [`trail`] | the audit logs of a sidecar |
 //! | [`wire`] | TLS as a stranger would speak it to a sidecar's port |
@@ -25,6 +26,7 @@ pub mod http;
 pub mod pair;
 pub mod pki;
 pub mod process;
+pub mod root;
 pub mod scripted;
 pub mod trail;
 pub mod wait;

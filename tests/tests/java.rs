@@ -9,6 +9,7 @@ use std::process::Command;
 use aip_tests::agent::Agent;
 use aip_tests::http;
 use aip_tests::process::{Mesh, RunAgent, pairs};
+use aip_tests::root::needs_root;
 use aip_tests::wait;
 
 const URL: &str = "http://callee.aip.internal/java";
@@ -33,8 +34,7 @@ async fn call(caller: &RunAgent, how: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn java_passes_unchanged_where_it_is_known_by_its_user() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("only root can give the agent another user: nothing is tested");
+    if !needs_root() {
         return;
     }
     let mesh = Mesh::start().await;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use aip_tests::process::{Process, binary};
+use aip_tests::root::needs_root;
 use aip_tests::wait;
 use serde_json::Value;
 
@@ -150,6 +151,13 @@ async fn two_people_change_a_prod_mesh_from_the_shell() {
     shell.ok(Some("bob.jwt"), &["approvals", "approve", proposal(&carol)]);
     shell.fetch("carol");
 
+    let nothing = shell.run(None, &["attest", "list", "--pending"]);
+    assert!(
+        said(&nothing).contains("no measurement waits for approval"),
+        "{}",
+        said(&nothing)
+    );
+
     std::fs::write(dir.path().join("no_posts.rego"), POLICY).unwrap();
     let change = shell.ok(Some("carol.jwt"), &["policy", "apply", "no_posts.rego"]);
     let waiting = shell.ok(Some("carol.jwt"), &["approvals", "list"]);
@@ -172,13 +180,16 @@ async fn two_people_change_a_prod_mesh_from_the_shell() {
     shell.refused(None, &["--admin", port, "agent", "create", "worker"], "socket_required");
     let socket = format!("unix:{}", context["socket"].as_str().unwrap());
     shell.ok(None, &["--admin", &socket, "agent", "create", "worker"]);
+    let shown = shell.run(None, &["agent", "show", "worker"]).stdout;
+    let shown = String::from_utf8(shown).unwrap();
+    let lease = shown.lines().find(|line| line.starts_with("lease ")).unwrap();
+    assert!(lease.ends_with(" s"), "{shown}");
 }
 
 /// An agent with a user of its own runs once a second person approved what it runs.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_of_a_prod_mesh_waits_for_two_people() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("only root can give the agent another user: nothing is tested");
+    if !needs_root() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();

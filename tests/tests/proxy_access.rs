@@ -11,6 +11,7 @@ use aip_tests::agent::Agent;
 use aip_tests::http::read_until;
 use aip_tests::pair::Pair;
 use aip_tests::process::{OPEN, Sidecar};
+use aip_tests::root::needs_root;
 use aip_tests::scripted::Scripted;
 use aip_tests::wait;
 use base64::Engine as _;
@@ -23,14 +24,6 @@ use tokio::net::TcpStream;
 const URL: &str = "http://nobody.aip.internal/";
 /// A user that is not this one: nobody.
 const OTHER: &str = "65534";
-
-fn is_root() -> bool {
-    let is = rustix::process::geteuid().is_root();
-    if !is {
-        eprintln!("not run: only root can be another user");
-    }
-    is
-}
 
 /// The status that another user's client gets.
 async fn as_other(sidecar: &Sidecar) -> String {
@@ -70,16 +63,25 @@ async fn without_a_word_about_it_the_port_asks_for_a_secret_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_user_of_the_agent_needs_no_secret_and_others_are_refused() {
+async fn the_user_of_the_agent_needs_no_secret() {
     let (scripted, dir) = (Scripted::start(), TempDir::new().unwrap());
     let me = rustix::process::getuid().as_raw().to_string();
     let sidecar = scripted
         .sidecar_with("one", Agent::start().address, dir.path(), &["--agent-uid", &me])
         .await;
     assert_eq!(sidecar.get(URL).await.reason(), "unknown_agent", "let in");
-    if !is_root() {
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_user_than_the_agent_s_is_refused() {
+    if !needs_root() {
         return;
     }
+    let (scripted, dir) = (Scripted::start(), TempDir::new().unwrap());
+    let me = rustix::process::getuid().as_raw().to_string();
+    let sidecar = scripted
+        .sidecar_with("one", Agent::start().address, dir.path(), &["--agent-uid", &me])
+        .await;
     assert_eq!(as_other(&sidecar).await, "403");
     assert_eq!(sidecar.metric("aip_refusals_total", &["not_the_agent"]).await, 1.0);
 }
@@ -102,13 +104,27 @@ async fn another_user_gets_a_whole_answer() {
     tcp.write_all(&body).await.unwrap();
     let answer = read_until(&mut tcp, |_| false).await;
     assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
-    assert!(answer.contains("not_the_agent"), "{answer}");
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    let problem: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!(problem["reason"], "not_the_agent", "{answer}");
+    // Whoever is told so can name it to whoever reads the log.
+    let decision = problem["decision_id"].as_str().unwrap();
+    assert!(!decision.is_empty(), "{answer}");
+    wait::until_ok("the log has it, by its decision", async || {
+        let log = sidecar.process.stderr();
+        let line = log.lines().find(|line| line.contains(decision));
+        match line {
+            Some(line) if line.contains("not_the_agent") => Ok(()),
+            _ => Err(log),
+        }
+    })
+    .await;
 }
 
 /// Who is refused holds none of the agent's places while he is told.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_user_takes_no_places_from_the_agent() {
-    if !is_root() {
+    if !needs_root() {
         return;
     }
     let (scripted, dir) = (Scripted::start(), TempDir::new().unwrap());

@@ -7,6 +7,7 @@ use std::process::Command;
 use aip_api::resource::{MeshConfig, MeshMode};
 use aip_tests::agent::Agent;
 use aip_tests::process::Sidecar;
+use aip_tests::root::needs_root;
 use aip_tests::scripted::Scripted;
 use aip_tests::wait;
 use tempfile::TempDir;
@@ -69,8 +70,7 @@ async fn an_agent_that_comes_later_as_the_sidecar_s_user_ends_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sidecar_that_is_another_user_serves() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("not run: only root can be another user");
+    if !needs_root() {
         return;
     }
     let (scripted, dir) = (prod(), TempDir::new().unwrap());

@@ -33,8 +33,6 @@ struct Held {
     listed: usize,
     cancel: CancellationToken,
     acks: VecDeque<(u64, Instant)>,
-    // It withdrew its lease, and closed its stream itself: the process has drained.
-    ended: bool,
 }
 
 impl Held {
@@ -95,7 +93,6 @@ impl Sessions {
                 listed,
                 cancel: cancel.clone(),
                 acks: VecDeque::new(),
-                ended: false,
             },
         );
         metrics::gauge!("aip_config_sessions").increment(1.0);
@@ -133,7 +130,7 @@ impl Sessions {
             ms: None,
         };
         let mut last: Option<Instant> = None;
-        for held in self.lock().values().filter(|held| !held.ended) {
+        for held in self.lock().values().filter(|held| !held.shown.ended) {
             let shown = &held.shown;
             let name = format!("{}/{}", shown.agent, shown.instance);
             if shown.revision < revision {

@@ -206,9 +206,10 @@ fn show(answer: &Value) {
         output::line(format!("{key:<14}{}", cell(&agent[key])));
     }
     let manifest = &agent["manifest"];
+    let lease = agent["lease"]["seconds"].as_u64().map(|seconds| format!("{seconds} s"));
     for (key, value) in [
         ("mode", &agent["mode"]["kind"]),
-        ("lease", &agent["lease"]["seconds"]),
+        ("lease", &json!(lease)),
         ("on lost", &agent["lease"]["on_lost"]),
         ("protocol", &agent["protocol"]),
         ("host", &agent["host"]),

@@ -217,7 +217,10 @@ impl List {
                 ]);
             }
         }
-        table.print("no measurements; sidecars bring them when they join");
+        table.print(match self.pending {
+            true => "no measurement waits for approval",
+            false => "no measurements; sidecars bring them when they join",
+        });
         for drift in drifted {
             output::line(drift::line(&drift));
         }

@@ -78,13 +78,12 @@ impl Read {
     fn print(&self) {
         let status = &self.status;
         output::line(format!(
-            "mesh {} ({})   revision {}   {}, {} of {} connected",
+            "mesh {} ({})   revision {}   {}, {}",
             cell(&self.mesh["trust_domain"]),
             cell(&self.mesh["mode"]),
             cell(&status["revision"]),
             counted(self.agents.len() as u64, "agent"),
-            cell(&status["connected"]),
-            counted(self.sidecars.len() as u64, "sidecar"),
+            running(&self.sidecars),
         ));
         match status["approvals"].as_u64() {
             None | Some(0) => {}
@@ -199,6 +198,27 @@ fn is_connected(sidecar: &Value) -> bool {
     sidecar["connected"] == true
 }
 
+/// What became of a sidecar that is not connected: only one that said so has certainly ended.
+fn gone(sidecar: &Value) -> &'static str {
+    match sidecar["ended"] == true {
+        true => "ended",
+        false => "out of reach",
+    }
+}
+
+/// How many sidecars run, and apart from them those that were there lately.
+fn running(sidecars: &[Value]) -> String {
+    let (here, away): (Vec<&Value>, Vec<&Value>) = sidecars.iter().partition(|sidecar| is_connected(sidecar));
+    let mut said = format!("{} connected", counted(here.len() as u64, "sidecar"));
+    for what in ["out of reach", "ended"] {
+        match away.iter().filter(|sidecar| gone(sidecar) == what).count() {
+            0 => {}
+            count => said += &format!(", {count} {what}"),
+        }
+    }
+    said
+}
+
 fn row(agent: &Value, sidecar: &Value) -> [String; 8] {
     // UUIDv7: the last digits tell two apart, the first ones are the time.
     let instance = cell(&sidecar["instance"]);
@@ -220,7 +240,7 @@ fn row(agent: &Value, sidecar: &Value) -> [String; 8] {
         if sidecar.is_null() || is_connected(sidecar) {
             instance
         } else {
-            format!("{instance} (left)")
+            format!("{instance} ({})", gone(sidecar))
         },
         cell(&sidecar["revision"]),
         mode(&agent["mode"]),
@@ -255,5 +275,26 @@ fn mode(mode: &Value) -> String {
             Some(left) => format!("observe, {} left", span(left)),
         },
         None => cell(&mode["kind"]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sidecars_that_ended_are_counted_apart_from_those_that_run() {
+        let sidecar = |connected: bool, ended: bool| json!({ "connected": connected, "ended": ended });
+        let all = [
+            (true, false),
+            (false, true),
+            (false, false),
+            (true, false),
+            (false, true),
+        ];
+        let all = all.map(|(connected, ended)| sidecar(connected, ended));
+        assert_eq!(running(&all), "2 sidecars connected, 1 out of reach, 2 ended");
+        assert_eq!(running(&all[..1]), "1 sidecar connected");
+        assert_eq!(running(&[]), "0 sidecars connected");
     }
 }

@@ -5,10 +5,12 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use aip_api::id::DecisionId;
 use aip_policy::Direction;
 use aip_runtime::door;
 use aip_runtime::drain::DrainWatch;
 use aip_runtime::sockets;
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
@@ -22,7 +24,7 @@ use tokio::sync::Semaphore;
 use super::io::{Speaks, sniff};
 use super::limits::{
     HEADER_READ_TIMEOUT, MAX_HTTP1_BUFFER, MAX_OUTBOUND_CONNECTIONS, MAX_REFUSED_CONNECTIONS, REFUSED_BODY_WAIT,
-    REFUSED_HEAD_BYTES, STRANGER_FIRST_BYTE, STRANGER_SECRET,
+    REFUSED_HEAD_BYTES, REFUSED_LINES, STRANGER_FIRST_BYTE, STRANGER_SECRET,
 };
 use super::strangers::{Stranger, Strangers};
 use super::{Proxy, http2, metrics, tunnel};
@@ -33,6 +35,7 @@ use crate::request::{From, Via, accept, pipeline};
 pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, drain: DrainWatch) {
     let connections = Arc::new(Semaphore::new(MAX_OUTBOUND_CONNECTIONS));
     let refusals = Arc::new(Semaphore::new(MAX_REFUSED_CONNECTIONS));
+    let lines = Arc::new(RateLimiter::direct(Quota::per_second(REFUSED_LINES)));
     let strangers = Strangers::default();
     let mut drain = Some(drain);
     loop {
@@ -53,19 +56,19 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, drain: Drain
                 continue;
             }
         };
-        let (proxy, drain, refusals) = (proxy.clone(), drain.clone(), refusals.clone());
+        let (proxy, drain) = (proxy.clone(), drain.clone());
+        let (refusals, lines) = (refusals.clone(), lines.clone());
         // Where there is no secret to show, everybody who comes so far is let in.
         let stranger = proxy.settings.proxy_secret.is_some().then(|| strangers.enter());
         let workers = proxy.settings.workers.clone();
         workers.serve(tcp, async move |tcp| {
             if let Err(refusal) = is_our_agent(&proxy, &tcp).await {
-                metrics::refused(Direction::Outbound, refusal);
-                let sample = || tcp.peer_addr().map(|from| from.ip().to_string()).unwrap_or_default();
-                proxy.settings.audit.stranger(refusal.reason(), sample);
+                let decision = DecisionId::fresh();
+                refused(&proxy, &tcp, refusal, &decision, &lines);
                 // The places are the agent's: a stranger has none while he is told.
                 drop((permit, drain));
                 if let Ok(_refused) = refusals.try_acquire() {
-                    refuse(tcp, refusal).await;
+                    refuse(tcp, refusal, &decision).await;
                 }
                 return;
             }
@@ -122,13 +125,25 @@ async fn is_our_agent(proxy: &Proxy, tcp: &TcpStream) -> Result<(), Refusal> {
     }
 }
 
+/// Takes note of a connection that is not the agent's.
+fn refused(proxy: &Proxy, tcp: &TcpStream, refusal: Refusal, decision: &DecisionId, lines: &DefaultDirectRateLimiter) {
+    let from = || tcp.peer_addr().map(|from| from.ip().to_string()).unwrap_or_default();
+    metrics::refused(Direction::Outbound, refusal);
+    proxy.settings.audit.stranger(refusal.reason(), from);
+    if lines.check().is_ok() {
+        tracing::warn!(%decision, reason = refusal.reason(), from = from(), "a connection that is not the agent's was refused");
+    }
+}
+
 /// Answers whatever the client says with a whole response: clients try again without end when a connection is closed
 /// without a word, and never read an answer to which they have not asked yet.
-async fn refuse(mut tcp: TcpStream, refusal: Refusal) {
+async fn refuse(mut tcp: TcpStream, refusal: Refusal, decision: &DecisionId) {
     let mut asked = vec![0; REFUSED_HEAD_BYTES];
     // Also one who says nothing is answered.
     let _ = tokio::time::timeout(REFUSED_BODY_WAIT, tcp.read(&mut asked)).await;
-    let _ = tcp.write_all(&refusal::raw(&refusal.into(), "")).await;
+    let _ = tcp
+        .write_all(&refusal::raw(&refusal.into(), &decision.to_string()))
+        .await;
     let _ = tcp.shutdown().await;
     // Closing with something unread would be a reset, and the answer might be lost.
     let rest = async { while tcp.read(&mut asked).await.is_ok_and(|read| read > 0) {} };

@@ -210,7 +210,9 @@ refusals! {
     UpgradeFailed = ("upgrade_failed", 502, Agent, true, "the connection could not be switched to the other protocol");
     // egress
     /// Not on the mesh's list.
-    EgressNotListed = ("egress_not_listed", 403, Policy, false, "this outside host and port is not on the mesh's egress list");
+    EgressNotListed = ("egress_not_listed", 403, Policy, false,
+        "this outside host and port is not on the mesh's egress list: an operator lists it in `egress` of the mesh's \
+         settings (PUT /v1/mesh-config)");
     /// The name leads to an address that is never reached.
     EgressAddress = ("egress_address_forbidden", 403, Policy, false,
         "this name resolves to an address that is not public: loopback, private, link-local, metadata or the mesh's own");

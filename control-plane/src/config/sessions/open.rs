@@ -28,7 +28,7 @@ impl Session {
 
     /// The sidecar drained, and closed its stream: nothing is waited for from it.
     pub(in crate::config) fn ended(&self) {
-        self.sessions.update(self.id, |h| h.ended = true);
+        self.sessions.update(self.id, |h| h.shown.ended = true);
     }
 
     /// A push was answered.

@@ -39,6 +39,9 @@ pub struct Sidecar {
     pub endpoint: Option<String>,
     /// Whether its stream is open.
     pub connected: bool,
+    /// Whether it drained and closed its stream itself: nothing of it runs any more. One that is neither connected nor ended
+    /// is out of reach, and may serve until its SVID ends.
+    pub ended: bool,
     /// Unix seconds.
     pub connected_since: u64,
     /// Unix seconds, once it left.
@@ -73,6 +76,7 @@ impl Sidecar {
             address,
             endpoint: None,
             connected: true,
+            ended: false,
             connected_since: now,
             disconnected_at: None,
             revision: 0,

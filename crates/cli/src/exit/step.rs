@@ -97,7 +97,8 @@ const STEPS: &[(&str, &str)] = &[
     ("upgrade_failed", SAID),
     (
         "egress_not_listed",
-        "list the host in the mesh's settings (`egress`), if agents are meant to reach it",
+        "if agents are meant to reach it, list it in `egress` of the mesh's settings: GET /v1/mesh-config, add \
+         its host and port, PUT it back",
     ),
     ("egress_address_forbidden", SAID),
     ("egress_unresolved", SAID),
@@ -108,7 +109,10 @@ const STEPS: &[(&str, &str)] = &[
     ("name_invalid", SAID),
     ("credential_missing", TOKEN),
     ("credential_unsupported", SAID),
-    ("token_malformed", SAID),
+    (
+        "token_malformed",
+        "make a fresh one with `aip token create NAME`, and hand over all of it, as it was printed",
+    ),
     ("token_unknown", SAID),
     ("token_expired", SAID),
     ("token_wrong_agent", SAID),
