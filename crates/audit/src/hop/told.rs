@@ -25,6 +25,9 @@ impl Mark {
     }
 }
 
+/// Protocols in which a refusal is said by an HTTP status of its own.
+const SAYS_STATUS: [&str; 3] = ["mcp", "websocket", "tunnel"];
+
 /// What an end said of the call when it was decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Said {
@@ -42,6 +45,11 @@ pub struct Said {
     pub tool: Mark,
     /// It was refused here, and not only in observation.
     pub refused: bool,
+    /// The verdict that refused it was a denial.
+    pub denied: bool,
+    /// A refusal may be an answer with status 200, by the protocol that this end saw: gRPC has its status in the trailers, A2A
+    /// its errors in the body, and who looked into no body can't tell A2A from any other call.
+    pub refuses_with_ok: bool,
 }
 
 impl Said {
@@ -55,7 +63,17 @@ impl Said {
             call: Mark::of(&decision.call),
             tool: Mark::of(&decision.tool),
             refused: !decision.reason.is_empty() && !decision.observed,
+            denied: decision.verdict == "deny" && !decision.observed,
+            refuses_with_ok: !SAYS_STATUS.contains(&decision.protocol.as_str()),
         }
+    }
+
+    /// Whether the end speaks against a refusal of the callee's sidecar: nothing of what is refused goes on to the agent, or
+    /// comes from it, and it is answered with an error.
+    pub fn contradicts(&self, end: &End) -> bool {
+        let passed = end.request_out.bytes > 0 || end.response_in.bytes > 0;
+        let good = (1..400).contains(&end.status) && !(end.status == 200 && self.refuses_with_ok);
+        self.refused && self.direction == Direction::Inbound && (passed || good)
     }
 
     /// With how the request ended.

@@ -49,6 +49,7 @@ kinds! {
     AgentDiffers = "agent_differs": "A record speaks for another agent than the one whose sidecar signed the log.",
     DecisionTwice = "decision_twice": "One decision id was used for two decisions.",
     EndWithoutDecision = "end_without_decision": "A request ended that was never decided.",
+    ContradictsItself = "contradicts_itself": "A callee's sidecar recorded a refusal, and that the request went on to its agent or was answered as no refusal is.",
     EndMissing = "end_missing": "A request was decided and has no end, though its sidecar ended in order or the other end saw it end.",
     HopReused = "hop_reused": "One hop id was let through twice at one end.",
     MissingAtCallee = "missing_at_callee": "The caller's sidecar had an answer, and the callee's sidecar has no record of the hop.",

@@ -4,6 +4,7 @@
 //! without anything on the heap beside, whatever a caller wrote. A hop that was held against its other end leaves 24 bytes,
 //! by which a second use of its id is found.
 
+mod lost;
 mod reach;
 
 use std::collections::{HashMap, HashSet};
@@ -18,6 +19,7 @@ use super::{LogReport, Source};
 use crate::hop::{self, Difference, Ending, Said, Told};
 use crate::log::segment_path;
 use crate::record::{Decision, Direction, End};
+use lost::Lost;
 pub(super) use reach::SKEW_MILLIS;
 use reach::{Other, Reach, Skew};
 
@@ -46,6 +48,8 @@ pub struct Hops {
     pub no_log: u64,
     /// Hops whose other end a quota took.
     pub dropped: u64,
+    /// Hops whose other end could not be written, by the signed word of its sidecar.
+    pub lost: u64,
     /// Hops that ended at the caller's sidecar, or were refused before they were one: nobody answered, or the callee's
     /// sidecar refused and recorded or counted that.
     pub one_end: u64,
@@ -74,6 +78,8 @@ struct Side {
     end: Option<Told>,
     /// The other end's decision, where it was told of one.
     other: Option<DecisionId>,
+    /// It was told that the other end allows it.
+    told_allowed: bool,
 }
 
 /// A hop at one or both ends.
@@ -107,6 +113,7 @@ pub(super) struct Pairing {
     refusals: HashMap<DecisionId, Refusal>,
     /// Of callees: refusals that they only counted.
     counted: HashMap<u32, u64>,
+    gaps: Lost,
     skew: Skew,
     out: Hops,
 }
@@ -135,6 +142,19 @@ impl Pairing {
         *self.counted.entry(agent).or_default() += count;
     }
 
+    /// Records that a sidecar could not write, after what it wrote at `from` and before `until`; where it wrote nothing before in
+    /// this log, after what it wrote last in an earlier one.
+    pub(super) fn gap(&mut self, agent: &str, from: Option<u64>, until: u64, lost: u64) {
+        let agent = self.number(agent);
+        self.gaps.add(agent, from, until, lost);
+    }
+
+    /// A log of this agent was read; its last record was made then.
+    pub(super) fn read(&mut self, agent: &str, last: u64) {
+        let agent = self.number(agent);
+        self.gaps.read(agent, last);
+    }
+
     pub(super) fn decision(&mut self, at: u64, decision: &Decision, place: Place, found: &mut Found) {
         let (own, peer) = match decision.direction {
             Direction::Outbound => (&decision.source.id, &decision.destination.id),
@@ -160,6 +180,7 @@ impl Pairing {
             said: Said::of(decision),
             end: None,
             other: None,
+            told_allowed: false,
         };
         let key = match decision.direction {
             Direction::Outbound => (agent, hop),
@@ -199,10 +220,21 @@ impl Pairing {
             Direction::Outbound => ends.caller.as_deref_mut(),
             Direction::Inbound => ends.callee.as_deref_mut(),
         };
+        let mut contradicts = None;
         if let Some(side) = side {
             side.at = at;
             side.end = Some(side.said.ended(end));
-            side.other = end.other.split(';').next().and_then(|id| id.parse().ok());
+            let mut told = end.other.split(';');
+            side.other = told.next().and_then(|id| id.parse().ok());
+            side.told_allowed = told.next() == Some("allow");
+            contradicts = side.said.contradicts(end).then_some(*side);
+        }
+        if let Some(side) = contradicts {
+            let detail = format!(
+                "hop {}: it was refused; its end has status {}, {} bytes that went on and {} that came from the agent",
+                key.1, end.status, end.request_out.bytes, end.response_in.bytes
+            );
+            self.add(found, Kind::ContradictsItself, &side, detail);
         }
         self.settle(key, found);
     }
@@ -239,6 +271,11 @@ impl Pairing {
                 "hop {hop}: the caller heard of {other}; the callee recorded {}",
                 callee.id
             );
+            self.add(found, Kind::OtherDecision, &caller, detail);
+        }
+        if caller.told_allowed && callee.said.denied {
+            let detail =
+                format!("hop {hop}: the caller heard that it was allowed; the callee recorded a denial; {theirs}");
             self.add(found, Kind::OtherDecision, &caller, detail);
         }
         for difference in hop::compare(&from, &to) {
@@ -362,6 +399,10 @@ impl Pairing {
             Other::Passed(signed) => {
                 if kind == Kind::MissingAtCallee && self.was_counted(only) {
                     self.out.one_end += 1;
+                    return;
+                }
+                if self.gaps.excuses(only.peer, only.at, apart) {
+                    self.out.lost += 1;
                     return;
                 }
                 let detail =

@@ -48,6 +48,8 @@ struct Walk<'a> {
     /// All decisions so far: an id is used once.
     decided: HashSet<DecisionId>,
     last_at: u64,
+    /// When the record before was made, by its own word within what was signed.
+    last_made: Option<u64>,
     /// The first record after the last checkpoint, and when it was made.
     unsigned_since: Option<(u64, u64)>,
     /// What the log says of records that a quota took, and in which record.
@@ -90,6 +92,7 @@ pub(super) fn walk(
         open: HashMap::new(),
         decided: HashSet::new(),
         last_at: 0,
+        last_made: None,
         unsigned_since: None,
         said: Vec::new(),
     };

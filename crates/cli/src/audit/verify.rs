@@ -83,8 +83,16 @@ fn print(report: &Report) {
     let hops = &report.hops;
     output::line(format!(
         "hops: {} with both ends, {} agreed ({} with a body that one end did not see whole); {} cut, {} pending, {} refused \
-         or unanswered at the caller, {} without the other end's log, {} dropped there",
-        hops.both, hops.agreed, hops.unproven, hops.cut, hops.pending, hops.one_end, hops.no_log, hops.dropped
+         or unanswered at the caller, {} without the other end's log, {} dropped there, {} that the other end says it could not write",
+        hops.both,
+        hops.agreed,
+        hops.unproven,
+        hops.cut,
+        hops.pending,
+        hops.one_end,
+        hops.no_log,
+        hops.dropped,
+        hops.lost
     ));
     if let Some(ledger) = &report.ledger {
         output::line(format!(

@@ -216,3 +216,116 @@ fn a_hop_that_is_used_again_after_both_ends_were_read_is_found() {
     assert!(report.intact(), "{:#?}", report.faults);
     assert_eq!(report.hops.both, 21);
 }
+
+/// A hop that the planner's sidecar ended, and of which the researcher's says nothing.
+fn unheard(mesh: &mut Mesh) {
+    let callee = mesh.researcher.id.clone();
+    mesh.planner
+        .one(HopId::fresh(), Direction::Outbound, &callee, DecisionId::fresh());
+}
+
+#[test]
+fn what_the_other_end_says_it_could_not_write_is_no_fault_as_often_as_it_says() {
+    let mut mesh = Mesh::busy();
+    unheard(&mut mesh);
+    mesh.planner.checkpoint();
+    mesh.researcher.now += 60_000;
+    let now = mesh.researcher.now;
+    mesh.researcher.writer.append(gap(), now).unwrap();
+    mesh.researcher.checkpoint();
+    let report = mesh.verify();
+    assert!(report.intact(), "{:#?}", report.faults);
+    assert_eq!(report.hops.lost, 1);
+    // One record was lost, and no more.
+    unheard(&mut mesh);
+    mesh.planner.checkpoint();
+    assert_eq!(mesh.kinds(), [Kind::MissingAtCallee]);
+}
+
+#[test]
+fn a_gap_excuses_nothing_that_happened_after_it() {
+    let mut mesh = Mesh::busy();
+    let now = mesh.researcher.now;
+    mesh.researcher.writer.append(gap(), now).unwrap();
+    mesh.planner.now += 60_000;
+    unheard(&mut mesh);
+    mesh.planner.checkpoint();
+    mesh.researcher.now += 120_000;
+    mesh.researcher.checkpoint();
+    assert_eq!(mesh.kinds(), [Kind::MissingAtCallee]);
+}
+
+/// A hop that the researcher's sidecar says it refused, with an end that is changed.
+fn refused(change: impl FnOnce(&mut Decision, &mut End)) -> Mesh {
+    let mut mesh = Mesh::busy();
+    let (hop, caller, callee) = (HopId::fresh(), mesh.planner.id.clone(), mesh.researcher.id.clone());
+    let mut answer = (0, Passed::default());
+    let decided = mesh.researcher.recorded(
+        hop,
+        Direction::Inbound,
+        &caller,
+        DecisionId::fresh(),
+        |decision, end| {
+            (decision.verdict, decision.reason) = ("deny".into(), "policy_denied".into());
+            end.status = 403;
+            (end.request_out, end.response_in) = (Passed::default(), Passed::default());
+            change(decision, end);
+            answer = (end.status, end.response_out);
+        },
+    );
+    mesh.planner
+        .recorded(hop, Direction::Outbound, &callee, decided, |_, end| {
+            (end.status, end.response_in) = answer;
+            end.other += ";deny;callee";
+        });
+    mesh.planner.checkpoint();
+    mesh.researcher.checkpoint();
+    mesh
+}
+
+#[test]
+fn a_refusal_whose_end_says_that_it_was_none_is_named() {
+    assert!(refused(|_, _| {}).verify().intact());
+    let contradicts = |change: fn(&mut Decision, &mut End)| {
+        assert_eq!(refused(change).kinds(), [Kind::ContradictsItself]);
+    };
+    let some = Passed { bytes: 6, digest: None };
+    contradicts(|_, end| end.status = 204);
+    contradicts(|decision, end| (decision.protocol, end.status) = ("mcp".into(), 200));
+    contradicts(|_, end| end.request_out = Passed { bytes: 6, digest: None });
+    contradicts(|_, end| end.response_in = Passed { bytes: 6, digest: None });
+    // A2A and gRPC say it in 200; what was only observed was answered.
+    assert!(
+        refused(|decision, end| (decision.protocol, end.status) = ("a2a".into(), 200))
+            .verify()
+            .intact()
+    );
+    let observed = refused(|decision, end| {
+        (decision.observed, end.status) = (true, 200);
+        (end.request_out, end.response_in) = (some, some);
+    });
+    assert!(observed.verify().intact());
+}
+
+#[test]
+fn a_callee_that_says_allowed_and_records_a_denial_is_found() {
+    let mut mesh = Mesh::busy();
+    let (hop, caller, callee) = (HopId::fresh(), mesh.planner.id.clone(), mesh.researcher.id.clone());
+    let decided = mesh.researcher.recorded(
+        hop,
+        Direction::Inbound,
+        &caller,
+        DecisionId::fresh(),
+        |decision, end| {
+            (decision.verdict, decision.reason) = ("deny".into(), "policy_denied".into());
+            (end.request_out, end.response_in) = (Passed::default(), Passed::default());
+        },
+    );
+    mesh.planner
+        .recorded(hop, Direction::Outbound, &callee, decided, |_, end| {
+            end.other += ";allow;callee";
+        });
+    mesh.planner.checkpoint();
+    mesh.researcher.checkpoint();
+    assert_eq!(mesh.kinds(), [Kind::OtherDecision]);
+}

@@ -50,6 +50,8 @@ pub(in super::super) fn old_tails(logs: &[LogReport], tails: &[Tail], newest: u6
 
 impl Walk<'_> {
     pub(super) fn content(&mut self, at: At<'_>, record: &Record, place: Place) {
+        let made = self.signed.time(record.seq, record.at);
+        let before = self.last_made.replace(made);
         self.last_at = self.last_at.max(record.at);
         self.report.first_at.get_or_insert(record.at);
         let signed = self.signed.roots.last_key_value().map_or(0, |(size, _)| *size);
@@ -57,7 +59,7 @@ impl Walk<'_> {
             self.unsigned_since.get_or_insert((record.seq, record.at));
         }
         match &record.event {
-            Event::Decision(decision) => self.decision(at, self.signed.time(record.seq, record.at), decision, place),
+            Event::Decision(decision) => self.decision(at, made, decision, place),
             Event::End(end) => {
                 let known = self.open.remove(&end.id).is_some();
                 // Its decision may be among what a quota took, or what is missing.
@@ -66,10 +68,15 @@ impl Walk<'_> {
                     let at = at.decision(Some(&id));
                     self.fault(Kind::EndWithoutDecision, at, "no decision of this id stands before it");
                 }
-                self.pairing
-                    .end(self.signed.time(record.seq, record.at), end, self.found);
+                self.pairing.end(made, end, self.found);
             }
-            Event::Gap(gap) => self.report.gaps = self.report.gaps.saturating_add(gap.lost),
+            Event::Gap(gap) => {
+                self.report.gaps = self.report.gaps.saturating_add(gap.lost);
+                // Only what is signed counts for anything.
+                if let Some(agent) = self.agent.as_ref().filter(|_| record.seq < signed) {
+                    self.pairing.gap(agent, before, made, gap.lost);
+                }
+            }
             Event::Dropped(dropped) => self.said.push((record.seq, dropped.clone())),
             Event::Strangers(strangers) => {
                 // Only what is signed counts for anything.
@@ -171,6 +178,9 @@ impl Walk<'_> {
                 });
             }
             _ => {}
+        }
+        if let (Some(agent), Some(last)) = (&self.agent, self.last_made) {
+            self.pairing.read(agent, last);
         }
         if let Some(agent) = &self.agent {
             self.report.agent.get_or_insert_with(|| agent.clone());
