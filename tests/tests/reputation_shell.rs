@@ -92,15 +92,7 @@ async fn a_verifier_reports_by_its_key_and_an_operator_looks_and_resets() {
     let checker = Some(token.as_path());
 
     let hop = last_hop(&b).await;
-    let report = [
-        "reputation",
-        "report",
-        "a",
-        "--finding",
-        "hallucination",
-        "--evidence",
-        &hop,
-    ];
+    let report = report_on(&hop);
     let worst = [&report[..], &["--severity", "critical", "--claim", "cites no paper"]].concat();
     // The hop has to be in the audit before anything is said of the signature.
     let signed = [&worst[..], &["--key-file", "checker.key"]].concat();
@@ -131,6 +123,19 @@ async fn a_verifier_reports_by_its_key_and_an_operator_looks_and_resets() {
         shown.contains("5.00 of 10, standard") && shown.contains("a test, by"),
         "{shown}"
     );
+}
+
+/// A report of a hallucination in this hop of the agent `a`, without its severity.
+fn report_on(hop: &str) -> [&str; 7] {
+    [
+        "reputation",
+        "report",
+        "a",
+        "--finding",
+        "hallucination",
+        "--evidence",
+        hop,
+    ]
 }
 
 /// The slashed agent, in the list, by itself, and as a document.
@@ -174,15 +179,7 @@ async fn a_statement_tells_a_restored_control_plane_what_it_forgot() {
     mesh.revive().await;
 
     let hop = last_hop(&b).await;
-    let report = [
-        "reputation",
-        "report",
-        "a",
-        "--finding",
-        "hallucination",
-        "--evidence",
-        &hop,
-    ];
+    let report = report_on(&hop);
     let worst = [&report[..], &["--severity", "critical"]].concat();
     let statement = |mesh: &Mesh| Shell(mesh).ok(None, &["reputation", "show", "a", "--statement"]);
     let good = statement(&mesh);

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use aip_api::id::DecisionId;
 use aip_api::resource::Durability;
@@ -282,20 +281,14 @@ async fn strangers_are_counted_and_not_recorded_one_by_one() {
             .iter()
             .any(|event| matches!(event, Event::Decision(_) | Event::End(_)))
     );
-    let counted = tokio::time::timeout(Duration::from_secs(20), async {
-        loop {
-            let events = side.recorded();
-            let count = events.iter().find_map(|event| match event {
-                Event::Strangers(strangers) => Some((strangers.reason.clone(), strangers.count)),
-                _ => None,
-            });
-            if let Some(count) = count {
-                return count;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+    let counted = until("they are counted", async || {
+        let events = side.recorded();
+        events.iter().find_map(|event| match event {
+            Event::Strangers(strangers) => Some((strangers.reason.clone(), strangers.count)),
+            _ => None,
+        })
     });
-    assert_eq!(counted.await.unwrap(), ("proxy_auth_required".to_owned(), 20));
+    assert_eq!(counted.await, ("proxy_auth_required".to_owned(), 20));
 }
 
 /// A record has a bound, and what a caller wrote does not make a decision vanish.

@@ -22,24 +22,14 @@ const SMALL: [&str; 2] = ["--audit-mib", "1"];
 /// How long it may take until a log of a MiB was filled, signed, sent and is dropped from.
 const FULL: Duration = Duration::from_secs(120);
 
-/// Steps that take a copy, a crash before or hours of checkpoints: `aip-audit` ends its own logs at those.
-const IN_ONE_PROCESS: [&str; 16] = [
-    "log:sweeping",
-    "log:swept",
-    "log:shorter_written",
-    "log:shorter_synced",
-    "log:shorter_renaming",
-    "log:shorter_renamed",
-    "log:shortened",
-    "log:leftover_removing",
-    "log:leftover_removed",
-    "log:statement_cutting",
-    "log:statement_cut",
-    "log:later_removing",
-    "log:later_removed",
-    "log:tail_cutting",
-    "log:tail_cut",
-    "log:tail_synced",
+/// What the names of steps begin with that take a copy, a crash before or hours of checkpoints: `aip-audit` ends its own logs at those.
+const IN_ONE_PROCESS: [&str; 6] = [
+    "log:swe",
+    "log:short",
+    "log:leftover_",
+    "log:statement_",
+    "log:later_",
+    "log:tail_",
 ];
 
 struct Rig {
@@ -149,7 +139,8 @@ async fn no_acknowledged_record_is_lost_at_any_point_of_the_audit() {
         .into_iter()
         .filter(|point| point.starts_with("log:"))
         .collect();
-    for step in log::STEPS.iter().filter(|step| !IN_ONE_PROCESS.contains(step)) {
+    let elsewhere = |step: &str| IN_ONE_PROCESS.iter().any(|begins| step.starts_with(begins));
+    for step in log::STEPS.iter().filter(|step| !elsewhere(step)) {
         let step = format!("{step}#1");
         assert!(points.contains(&step), "{step} is not among {points:?}");
     }

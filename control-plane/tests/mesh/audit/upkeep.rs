@@ -9,9 +9,10 @@ use aip_api::wire::audit_response::Message as Answer;
 use aip_audit::checkpoint::{LEDGER_BEGINS_TYP, LedgerBegins, RETIRED_TYP, Retired};
 use aip_audit::log::RETIRED_FILE;
 use aip_audit::merkle;
+use aip_audit::record::{Direction, Event};
 use serde_json::{Value, json};
 
-use crate::support::audit::{Audit, Log};
+use crate::support::audit::{Audit, Log, decision};
 use crate::support::{Mesh, Process, Sidecar, eventually};
 
 fn digests(list: &Value) -> Vec<Digest> {
@@ -25,6 +26,37 @@ async fn send(stream: &mut Audit, sidecar: &Sidecar, log: &Log, from: u64) {
     let (open, _) = log.writer.segment();
     for segment in from..open {
         assert_eq!(stream.chunk(log.whole(segment, true)).await, Ok((segment + 1, 0)));
+    }
+}
+
+/// Bytes of records that an agent may keep in these tests.
+const MOST: u64 = 16 * 1024 * 1024;
+/// What is sent at once, in bytes.
+const CHUNK: usize = 1 << 20;
+
+/// Lets each agent keep [`MOST`].
+async fn room(mesh: &Mesh) {
+    let mut config = mesh.admin.get("/v1/mesh-config").await["resource"].clone();
+    config["audit"]["retention"] = serde_json::to_value(Retention { days: 90, bytes: MOST }).unwrap();
+    mesh.admin.ok("PUT", "/v1/mesh-config", config).await;
+}
+
+/// Fills a segment with some 3 MiB of records with much in them, closes it, signs and sends it.
+async fn send_segment(stream: &mut Audit, sidecar: &Sidecar, log: &mut Log, segment: u64) {
+    for _ in 0..6 {
+        let mut event = decision("planner", "x", Direction::Outbound, None);
+        if let Event::Decision(decision) = &mut event {
+            decision.facts.kept = json!("x".repeat(500_000));
+        }
+        log.add(event);
+    }
+    log.writer.rotate().unwrap();
+    stream.checkpoint(log.checkpoint(sidecar)).await.unwrap();
+    let bytes = log.bytes(segment);
+    for from in (0..bytes.len()).step_by(CHUNK) {
+        let to = bytes.len().min(from + CHUNK);
+        let chunk = log.chunk(segment, from, to, to == bytes.len());
+        stream.chunk(chunk).await.unwrap();
     }
 }
 
@@ -169,40 +201,16 @@ async fn fresh_admin(mesh: &Mesh) -> String {
 #[tokio::test]
 async fn an_agent_takes_no_more_room_than_it_may() {
     let mesh = Mesh::dev().await;
-    let mut config = mesh.admin.get("/v1/mesh-config").await["resource"].clone();
-    config["audit"]["retention"] = serde_json::to_value(Retention {
-        days: 90,
-        bytes: 16 * 1024 * 1024,
-    })
-    .unwrap();
-    mesh.admin.ok("PUT", "/v1/mesh-config", config).await;
+    room(&mesh).await;
     let sidecar = mesh.joined("planner").await;
     let mut log = Log::fresh();
     let (mut stream, _) = Audit::resumed(&sidecar, &log).await;
-    let (mut kept, mut segment) = (u64::MAX, 0);
-    // Some 3 MiB a segment, of records with long paths: 8 of them are more than may stay.
-    for _ in 0..8 {
-        for _ in 0..6 {
-            let mut event =
-                crate::support::audit::decision("planner", "x", aip_audit::record::Direction::Outbound, None);
-            if let aip_audit::record::Event::Decision(decision) = &mut event {
-                decision.facts.kept = json!("x".repeat(500_000));
-            }
-            log.add(event);
-        }
-        log.writer.rotate().unwrap();
-        stream.checkpoint(log.checkpoint(&sidecar)).await.unwrap();
-        let bytes = log.bytes(segment);
-        for from in (0..bytes.len()).step_by(1 << 20) {
-            let to = bytes.len().min(from + (1 << 20));
-            stream
-                .chunk(log.chunk(segment, from, to, to == bytes.len()))
-                .await
-                .unwrap();
-        }
-        segment += 1;
+    let mut kept = u64::MAX;
+    // 8 of them are more than may stay.
+    for segment in 0..8 {
+        send_segment(&mut stream, &sidecar, &mut log, segment).await;
         let shown = mesh.admin.get("/v1/audit/logs").await["items"][0].clone();
-        assert!(shown["bytes"].as_u64().unwrap() <= 16 * 1024 * 1024, "{shown}");
+        assert!(shown["bytes"].as_u64().unwrap() <= MOST, "{shown}");
         kept = shown["segments"]["first"].as_u64().unwrap();
     }
     assert!(kept > 0, "the oldest went");
@@ -423,33 +431,14 @@ async fn left(mesh: &Mesh) -> Vec<Value> {
 /// A process that was restarted sends several logs in one stream: the old ones must give way to the one that grows.
 #[tokio::test]
 async fn the_older_logs_of_a_stream_make_room_for_the_one_that_grows() {
-    const MOST: u64 = 16 * 1024 * 1024;
     let mesh = Mesh::dev().await;
-    let mut config = mesh.admin.get("/v1/mesh-config").await["resource"].clone();
-    config["audit"]["retention"] = serde_json::to_value(Retention { days: 90, bytes: MOST }).unwrap();
-    mesh.admin.ok("PUT", "/v1/mesh-config", config).await;
+    room(&mesh).await;
     let sidecar = mesh.joined("planner").await;
     let (mut old, mut new) = (Log::fresh(), Log::fresh());
     let (mut stream, _) = Audit::resumed(&sidecar, &old).await;
     for log in [&mut old, &mut new] {
-        // Some 3 MiB a segment.
         for segment in 0..5 {
-            for _ in 0..6 {
-                let mut event =
-                    crate::support::audit::decision("planner", "x", aip_audit::record::Direction::Outbound, None);
-                if let aip_audit::record::Event::Decision(decision) = &mut event {
-                    decision.facts.kept = json!("x".repeat(500_000));
-                }
-                log.add(event);
-            }
-            log.writer.rotate().unwrap();
-            stream.checkpoint(log.checkpoint(&sidecar)).await.unwrap();
-            let bytes = log.bytes(segment);
-            for from in (0..bytes.len()).step_by(1 << 20) {
-                let to = bytes.len().min(from + (1 << 20));
-                let chunk = log.chunk(segment, from, to, to == bytes.len());
-                stream.chunk(chunk).await.unwrap();
-            }
+            send_segment(&mut stream, &sidecar, log, segment).await;
         }
     }
     let shown = mesh.admin.get("/v1/audit/logs").await;
