@@ -214,6 +214,14 @@ async fn a_long_history_is_the_same_after_a_restart() {
     }
 }
 
+/// With another signature. Not at its end: the last byte of Ed25519's has 17 values, so that a new end may be the old one.
+fn flipped(mut statement: String) -> String {
+    let middle = statement.len() - 43;
+    let other = if statement.as_bytes()[middle] == b'A' { "B" } else { "A" };
+    statement.replace_range(middle..=middle, other);
+    statement
+}
+
 #[tokio::test]
 async fn of_two_statements_the_lower_one_holds_until_a_reset() {
     let mesh = with_planner().await;
@@ -257,11 +265,7 @@ async fn of_two_statements_the_lower_one_holds_until_a_reset() {
     let elsewhere = with(0.0, &|s| s.iss = "spiffe://other.mesh/control-plane".into());
     let by_config = jws::sign_eddsa(&ca.signer(KeyPurpose::Config), STATEMENT_TYP, &said).unwrap();
     let other_type = jws::sign_eddsa(&ca.signer(KeyPurpose::Attestation), "aip-ar+jwt", &said).unwrap();
-    // Not at its end: an Ed25519 signature's last byte has 17 values, so that a new end may be the old one.
-    let mut flipped = with(0.0, &|_| ());
-    let middle = flipped.len() - 43;
-    let other = if flipped.as_bytes()[middle] == b'A' { "B" } else { "A" };
-    flipped.replace_range(middle..=middle, other);
+    let flipped = flipped(with(0.0, &|_| ()));
     for forged in [
         expired,
         of_another,

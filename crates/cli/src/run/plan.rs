@@ -35,6 +35,15 @@ pub(super) struct Plan {
     pub(super) id: String,
 }
 
+/// Where the agent listens, if it does.
+fn address_of_agent(run: &Run) -> Result<Option<SocketAddr>, Failure> {
+    if run.no_serve {
+        return Ok(None);
+    }
+    let port = run.port.map_or_else(free_port, untaken)?;
+    Ok(Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)))
+}
+
 impl Plan {
     pub(super) fn make(run: &Run, home: &Home) -> Result<Self, Failure> {
         let dir = home.agent(&run.name);
@@ -83,15 +92,10 @@ impl Plan {
             .iter()
             .map(|f| below(&here.join(f)))
             .collect::<Result<_, _>>()?;
-        let agent = match run.no_serve {
-            true => None,
-            false => Some(run.port.map_or_else(free_port, untaken)?),
-        };
-        let agent = agent.map(|port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
         Ok(Self {
             _lock: lock,
             dir,
-            agent,
+            agent: address_of_agent(run)?,
             root,
             code,
             config,

@@ -194,6 +194,14 @@ fn says_unmeasured(run: &Run, plan: &Plan) {
     }
 }
 
+/// Until the agent listens; one that only calls never does.
+async fn listens(plan: &Plan) {
+    match plan.agent {
+        Some(address) => wait::listens(address).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Until the command ends or a signal comes. A sidecar that dies is started again, on the same ports.
 async fn keep(
     run: &Run,
@@ -211,15 +219,9 @@ async fn keep(
     let mut children = Children::catch().map_err(caught)?;
     loop {
         let launching = state.state.phase == Phase::Launching;
-        let listening = async {
-            match plan.agent {
-                Some(address) => wait::listens(address).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             status = ended(&mut running.command) => return Ok(exit_code(status?)),
-            () = listening, if launching => {
+            () = listens(plan), if launching => {
                 state.update(|s| s.phase = Phase::Ready);
                 continue;
             }
