@@ -91,8 +91,11 @@ impl Leases {
             address,
         };
         self.held().insert(endpoint.name(), session);
-        crate::registry::retrying(async || self.registry.put_endpoint(&endpoint).await).await?;
-        Ok(endpoint.name())
+        let put = crate::registry::retrying(async || self.registry.put_endpoint(&endpoint).await).await;
+        if put.is_err() {
+            self.forget(session, &endpoint.name());
+        }
+        put.map(|()| endpoint.name())
     }
 
     /// Withdraws at once: the sidecar drains.

@@ -22,6 +22,7 @@ use super::world::World;
 use crate::clock::Clock;
 use crate::hello;
 use crate::refusal::{Reason, Refusal};
+use crate::registry::settings::MAX_AHEAD;
 use crate::registry::tokens::random;
 
 /// Streams live this long ± 10 %, so that a fleet spreads over replicas that were added, and never all at once.
@@ -107,6 +108,12 @@ impl ConfigService {
         hello::instance(&hello.instance)?;
         let held = held(&hello)?;
         let (news, revision) = self.world.subscribe();
+        if hello.revision_floor > revision.saturating_add(MAX_AHEAD) {
+            // Its word alone, and signed by nobody: no operator is asked to lift a store to that.
+            let floor = hello.revision_floor;
+            let detail = format!("no store has made the revisions from {revision} to {floor} since a copy of it");
+            return Err(Refusal::new(Reason::ProtocolViolation, detail));
+        }
         if hello.revision_floor > revision {
             return Err(restored(&peer, hello.revision_floor, revision));
         }

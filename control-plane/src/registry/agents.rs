@@ -15,6 +15,9 @@ pub const REVOCATION_SECONDS: u64 = 86_400 + 300;
 /// Longest time for which an agent may only be observed, in seconds: a week is what learning its traffic takes, and
 /// nobody forgets for longer that policy refuses nothing there.
 pub const MAX_OBSERVE_SECONDS: u64 = 7 * 86_400;
+/// Endpoints of one agent: those of as many streams as it may have, and as many that are still to be withdrawn. Every sidecar
+/// that calls it holds all of them.
+pub(super) const MAX_ENDPOINTS: usize = 512;
 /// Rows of one agent that are removed with it, of each kind.
 pub(super) const MAX_ROWS: usize = 1_000;
 
@@ -235,16 +238,23 @@ impl Registry {
     /// Records or replaces an endpoint; answers without a change where it stands already.
     ///
     /// # Errors
-    /// Mistakes, or the store fails.
+    /// Too many of this agent, or the store fails.
     pub async fn put_endpoint(&self, endpoint: &Endpoint) -> Result<(), Refusal> {
         use aip_api::resource::Resource as _;
         let name = endpoint.name();
-        if self
-            .resource::<Endpoint>(&name)
-            .await?
-            .is_some_and(|held| held.value == *endpoint)
-        {
-            return Ok(());
+        match self.resource::<Endpoint>(&name).await? {
+            Some(held) if held.value == *endpoint => return Ok(()),
+            Some(_) => {}
+            None => {
+                let all = keys::resource(Kind::Endpoint, &format!("{}/", endpoint.agent));
+                if self.store.scan(all, "", MAX_ENDPOINTS).await?.len() >= MAX_ENDPOINTS {
+                    let detail = format!(
+                        "{} has {MAX_ENDPOINTS} endpoints, the most of one agent",
+                        endpoint.agent
+                    );
+                    return Err(Refusal::new(Reason::LimitReached, detail));
+                }
+            }
         }
         let draft = self
             .change(&Actor::sidecar(&endpoint.agent), "endpoint.lease", &name)

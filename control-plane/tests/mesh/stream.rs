@@ -1,6 +1,6 @@
 //! The Config stream: what is pushed, and when.
 
-use aip_api::resource::Kind;
+use aip_api::resource::{Endpoint, Kind};
 use aip_api::wire::Hello;
 use serde_json::json;
 
@@ -270,6 +270,19 @@ async fn a_restored_store_pushes_nothing_until_an_operator_lifts_it() {
         .unwrap_err();
     assert_eq!(why(&refused), "restored_store");
     assert!(refused.message().contains("/v1/mesh/lift"), "{}", refused.message());
+    for lie in [1 << 40, u64::MAX] {
+        let hello = Hello {
+            revision_floor: lie,
+            ..hello()
+        };
+        let refused = sidecar.open(hello).await.map(|_| ()).unwrap_err();
+        assert_eq!(why(&refused), "protocol_violation", "no store was ever there");
+    }
+    let far = mesh
+        .admin
+        .refused("POST", "/v1/mesh/lift", json!({"above": 1_u64 << 40}))
+        .await;
+    assert_eq!(far.0, 422, "{far:?}");
     let lifted = mesh.admin.ok("POST", "/v1/mesh/lift", json!({"above": floor})).await;
     assert_eq!(lifted["revision"], floor + 1);
     let pushed = eventually("the world to catch up", async || {
@@ -332,4 +345,28 @@ async fn policies_follow_labels_and_attachment() {
     mesh.admin.ok("DELETE", "/v1/policies/gold", json!(null)).await;
     let push = stream.push().await.unwrap();
     assert!(push.resources.iter().any(|r| r.name == "gold" && r.deleted));
+}
+
+#[tokio::test]
+async fn one_agent_burdens_its_peers_with_a_bounded_number_of_endpoints() {
+    let mesh = Mesh::dev().await;
+    mesh.joined("planner").await;
+    mesh.joined("ledger").await;
+    let put = async |agent: &str, n: u16, port: u16| {
+        let endpoint = Endpoint {
+            agent: agent.parse().unwrap(),
+            instance: format!("i{n}"),
+            address: format!("127.0.0.1:{port}").parse().unwrap(),
+        };
+        mesh.plane.registry.put_endpoint(&endpoint).await
+    };
+    for n in 0..512 {
+        put("planner", n, 1 + n).await.unwrap();
+    }
+    let refused = put("planner", 512, 1).await.unwrap_err();
+    assert_eq!(refused.reason(), "limit_reached", "{}", refused.detail);
+    put("planner", 7, 9_999).await.expect("what is there may move");
+    put("ledger", 512, 1)
+        .await
+        .expect("another agent has endpoints of its own");
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::Globals;
 use crate::agent::report;
+use crate::bounded;
 use crate::client::{Admin, encoded};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Table, cell, timestamp};
@@ -213,11 +214,7 @@ impl Claim {
 
 fn read_secret(path: &Path) -> Result<String, Failure> {
     let fail = |why: String| Failure::new(Exit::Usage, format!("{} can't be read", path.display())).why(why);
-    let meta = std::fs::metadata(path).map_err(|e| fail(e.to_string()))?;
-    if meta.len() > MAX_SECRET_FILE {
-        return Err(fail(format!("{} bytes are no secret", meta.len())));
-    }
-    let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+    let text = bounded::text(path, MAX_SECRET_FILE).map_err(|e| fail(e.to_string()))?;
     Ok(text.trim().to_owned())
 }
 

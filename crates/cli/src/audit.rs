@@ -22,10 +22,14 @@ mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 
+use aip_api::id::{DecisionId, HopId, IdError};
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 
 use crate::Globals;
+use crate::exit::{Exit, Failure};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AuditVerb {
@@ -50,7 +54,7 @@ pub(crate) struct Wanted {
     #[arg(long, value_name = "NAME")]
     agent: Option<aip_api::AgentName>,
     /// With this verdict: allow, deny, …
-    #[arg(long)]
+    #[arg(long, value_parser = PossibleValuesParser::new(aip_policy::Verdict::ALL.map(aip_policy::Verdict::as_str)))]
     verdict: Option<String>,
     /// Of calls of this tool
     #[arg(long)]
@@ -62,14 +66,43 @@ pub(crate) struct Wanted {
     #[arg(long, value_name = "TIME", value_parser = records::time)]
     until: Option<u64>,
     /// Of this hop, at both ends
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = id::<HopId>)]
     hop: Option<String>,
     /// Of this trace, 32 hex digits
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = trace)]
     trace: Option<String>,
     /// Of this decision
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = id::<DecisionId>)]
     decision: Option<String>,
+}
+
+impl Wanted {
+    /// # Errors
+    /// No record can be meant: "there are none" would be taken for "it did not happen".
+    fn check(&self) -> Result<(), Failure> {
+        match (self.since, self.until) {
+            (Some(since), Some(until)) if until <= since => {
+                let what = "no record is of a time that ends before it begins";
+                Err(Failure::new(Exit::Usage, what).next("--since is the earlier of the two"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An id, in its one spelling.
+fn id<Id: FromStr<Err = IdError>>(text: &str) -> Result<String, String> {
+    let known = text.parse::<Id>().map(|_| text.to_owned());
+    known.map_err(|error| error.to_string())
+}
+
+/// A trace id, in its one spelling.
+fn trace(text: &str) -> Result<String, String> {
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    match text.len() == 32 && text.bytes().all(hex) {
+        true => Ok(text.to_owned()),
+        false => Err("a trace id is 32 lower-case hex digits".to_owned()),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -134,7 +167,7 @@ pub(crate) struct Export {
     #[arg(long = "as", value_enum, value_name = "FORM", default_value = "jsonl")]
     form: As,
     /// Instead: write all logs, checkpoints, tree heads and keys to this new folder, for `aip audit verify --dir`
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["agent", "verdict", "tool", "since", "until", "hop", "trace", "decision", "facts", "form"])]
     dir: Option<PathBuf>,
 }
 
@@ -147,6 +180,12 @@ pub(crate) struct Keygen {
 
 impl AuditVerb {
     pub(crate) async fn perform(self, globals: &Globals) -> anyhow::Result<ExitCode> {
+        match &self {
+            Self::Tail(Tail { wanted }) | Self::Query(Query { wanted, .. }) | Self::Export(Export { wanted, .. }) => {
+                wanted.check()?;
+            }
+            Self::Verify(_) | Self::Replay(_) | Self::Keygen(_) => {}
+        }
         match self {
             Self::Tail(verb) => records::tail(globals, &verb.wanted).await,
             Self::Query(verb) => records::query(globals, &verb.wanted, verb.limit as usize, verb.dir.as_deref()).await,
@@ -156,5 +195,58 @@ impl AuditVerb {
             Self::Export(verb) => export::perform(globals, &verb).await,
             Self::Keygen(verb) => keygen::perform(globals, &verb.file),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(subcommand)]
+        verb: AuditVerb,
+    }
+
+    #[test]
+    fn filters_that_no_record_can_meet_are_mistakes() {
+        let read = |args: &[&str]| Line::try_parse_from([&["audit"], args].concat());
+        for wrong in [
+            &["query", "--verdict", "denied"][..],
+            &["query", "--hop", "zz"],
+            &["tail", "--trace", "123"],
+            &["export", "--decision", "01"],
+            &["export", "--dir", "out", "--agent", "planner"],
+            &["export", "--dir", "out", "--as", "csv"],
+        ] {
+            assert!(read(wrong).is_err(), "{wrong:?}");
+        }
+        let hop = HopId::fresh().to_string();
+        let right = read(&[
+            "query",
+            "--verdict",
+            "deny",
+            "--hop",
+            &hop,
+            "--since",
+            "2h",
+            "--until",
+            "1h",
+        ]);
+        let Ok(Line {
+            verb: AuditVerb::Query(query),
+        }) = right
+        else {
+            panic!("it is right");
+        };
+        query.wanted.check().unwrap();
+        let swapped = Wanted {
+            since: query.wanted.until,
+            until: query.wanted.since,
+            ..Wanted::default()
+        };
+        assert!(swapped.check().is_err());
     }
 }

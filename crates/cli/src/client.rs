@@ -12,6 +12,7 @@ use hyper::http::request::Builder;
 use hyper::{Method, Request};
 use serde_json::Value;
 
+use crate::bounded;
 use crate::exit::{Exit, Failure};
 use crate::http::{self, HttpError};
 use crate::{Globals, home::Home};
@@ -313,11 +314,7 @@ fn read_token(path: &std::path::Path) -> Result<String, Failure> {
         .why(why)
         .next("pass --token-file or set AIP_TOKEN_FILE; `aip up` writes the first one to <data>/admin.jwt")
     };
-    let meta = std::fs::metadata(path).map_err(|e| fail(e.to_string()))?;
-    if meta.len() > MAX_TOKEN_FILE {
-        return Err(fail(format!("{} bytes are no token", meta.len())));
-    }
-    let token = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+    let token = bounded::text(path, MAX_TOKEN_FILE).map_err(|e| fail(e.to_string()))?;
     let token = token.trim();
     if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(fail("it holds no token".into()));

@@ -19,6 +19,7 @@ mod agent;
 mod approvals;
 mod attest;
 mod audit;
+mod bounded;
 mod call;
 mod client;
 mod demo;

@@ -15,6 +15,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use crate::Globals;
+use crate::bounded;
 use crate::client::{Admin, encoded};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Table, cell, timestamp};
@@ -119,11 +120,7 @@ impl Reset {
 
 fn read(file: &Path) -> Result<String, Failure> {
     let fail = |why: String| Failure::new(Exit::Usage, format!("{} can't be read", file.display())).why(why);
-    let size = std::fs::metadata(file).map_err(|e| fail(e.to_string()))?.len();
-    if size > MAX_STATEMENT_BYTES as u64 {
-        return Err(fail(format!("{size} bytes are no statement")));
-    }
-    let text = std::fs::read_to_string(file).map_err(|e| fail(e.to_string()))?;
+    let text = bounded::text(file, MAX_STATEMENT_BYTES as u64).map_err(|e| fail(e.to_string()))?;
     Ok(text.trim().to_owned())
 }
 

@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
 use crate::Globals;
+use crate::bounded;
 use crate::exit::{Exit, Failure};
 use crate::output;
 
@@ -50,11 +51,7 @@ pub(super) fn perform(globals: &Globals, file: &Path) -> anyhow::Result<ExitCode
 /// Reads a private key.
 pub(super) fn read(file: &Path) -> Result<zeroize::Zeroizing<[u8; seal::KEY_BYTES]>, Failure> {
     let failed = |why: String| Failure::new(Exit::Usage, format!("{} holds no auditor's key", file.display())).why(why);
-    let meta = std::fs::metadata(file).map_err(|e| failed(e.to_string()))?;
-    if meta.len() > MAX_KEY_FILE {
-        return Err(failed(format!("{} bytes are no key", meta.len())));
-    }
-    let text = zeroize::Zeroizing::new(std::fs::read_to_string(file).map_err(|e| failed(e.to_string()))?);
+    let text = zeroize::Zeroizing::new(bounded::text(file, MAX_KEY_FILE).map_err(|e| failed(e.to_string()))?);
     let bytes = STANDARD.decode(text.trim()).map(zeroize::Zeroizing::new);
     let key: Option<[u8; seal::KEY_BYTES]> = bytes.ok().and_then(|b| b.as_slice().try_into().ok());
     key.map(zeroize::Zeroizing::new)

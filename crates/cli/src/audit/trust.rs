@@ -16,6 +16,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use crate::Globals;
+use crate::bounded;
 use crate::client::Admin;
 use crate::exit::{Exit, Failure};
 
@@ -99,11 +100,7 @@ fn der(pem: &str) -> Option<Vec<u8>> {
 
 fn read(file: &Path) -> Result<Value, Failure> {
     let failed = |why: String| Failure::new(Exit::Invalid, format!("{} can't be read", file.display())).why(why);
-    let meta = std::fs::metadata(file).map_err(|e| failed(e.to_string()))?;
-    if meta.len() > MAX_FILE {
-        return Err(failed(format!("{} bytes are no list of keys", meta.len())));
-    }
-    let bytes = std::fs::read(file).map_err(|e| failed(e.to_string()))?;
+    let bytes = bounded::read(file, MAX_FILE).map_err(|e| failed(e.to_string()))?;
     serde_json::from_slice(&bytes).map_err(|e| failed(e.to_string()))
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use aip_policy::PolicySource;
 use serde_json::Value;
 
+use crate::bounded;
 use crate::exit::{Exit, Failure};
 
 /// Largest file that is read; admission's own bounds are far lower and say so.
@@ -128,11 +129,7 @@ fn package(text: &str) -> Option<String> {
 
 fn read(path: &Path) -> Result<String, Failure> {
     let fail = |why: String| Failure::new(Exit::Invalid, format!("{} can't be read", path.display())).why(why);
-    let meta = std::fs::metadata(path).map_err(|e| fail(e.to_string()))?;
-    if meta.len() > MAX_FILE {
-        return Err(fail(format!("{} bytes; at most {MAX_FILE} are read", meta.len())));
-    }
-    std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))
+    bounded::text(path, MAX_FILE).map_err(|e| fail(e.to_string()))
 }
 
 /// JSON is YAML too, so that one parser reads both and names the line of a mistake.

@@ -11,7 +11,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use crate::exit::{Exit, Failure};
-use crate::{Globals, output, secret};
+use crate::{Globals, bounded, output, secret};
 
 /// Largest key file that is read: a P-256 key in PKCS#8 has 138 bytes, in base64.
 const MAX_KEY_FILE: u64 = 1_024;
@@ -54,11 +54,7 @@ impl Keygen {
 pub(super) fn read(file: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let failed =
         |why: String| Failure::new(Exit::Usage, format!("{} holds no verifier's key", file.display())).why(why);
-    let size = std::fs::metadata(file).map_err(|e| failed(e.to_string()))?.len();
-    if size > MAX_KEY_FILE {
-        return Err(failed(format!("{size} bytes are no key")));
-    }
-    let text = Zeroizing::new(std::fs::read_to_string(file).map_err(|e| failed(e.to_string()))?);
+    let text = Zeroizing::new(bounded::text(file, MAX_KEY_FILE).map_err(|e| failed(e.to_string()))?);
     let bytes = STANDARD.decode(text.trim()).map_err(|e| failed(e.to_string()))?;
     Ok(Zeroizing::new(bytes))
 }

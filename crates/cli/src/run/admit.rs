@@ -8,7 +8,7 @@ use super::Run;
 use super::plan::Plan;
 use crate::client::Admin;
 use crate::exit::{Exit, Failure};
-use crate::{Globals, agent, output, secret, token};
+use crate::{Globals, agent, bounded, output, secret, token};
 
 /// How the sidecar gets in.
 #[derive(Debug, Clone)]
@@ -18,6 +18,9 @@ pub(super) struct Admitted {
     /// Whether measurements are approved as they come.
     pub(super) dev: bool,
 }
+
+/// Largest file of a join token that is read: some hundred bytes, generously.
+const MAX_TOKEN_FILE: u64 = 16 * 1024;
 
 /// Registers the agent where a dev mesh lacks it, and has a join token made. Without a control plane, an agent that
 /// ran here before starts from what its sidecar kept.
@@ -31,7 +34,7 @@ pub(super) async fn admit(globals: &Globals, run: &Run, plan: &Plan) -> Result<A
             .next("start one with `aip up`, or pass --control-plane and --join-token-file")
     })?;
     if let Some(file) = &run.join_token_file {
-        let token = std::fs::read(file).map_err(|e| {
+        let token = bounded::read(file, MAX_TOKEN_FILE).map_err(|e| {
             Failure::new(
                 Exit::Usage,
                 format!("--join-token-file {} can't be read", file.display()),
