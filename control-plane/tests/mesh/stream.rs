@@ -355,7 +355,7 @@ async fn one_agent_burdens_its_peers_with_a_bounded_number_of_endpoints() {
     let put = async |agent: &str, n: u16, port: u16| {
         let endpoint = Endpoint {
             agent: agent.parse().unwrap(),
-            instance: format!("i{n}"),
+            instance: format!("00000000-0000-7000-8000-{n:012}"),
             address: format!("127.0.0.1:{port}").parse().unwrap(),
         };
         mesh.plane.registry.put_endpoint(&endpoint).await

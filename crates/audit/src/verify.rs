@@ -16,6 +16,8 @@ mod signed;
 mod sources;
 mod walk;
 
+use std::path::PathBuf;
+
 use aip_api::SpiffeId;
 use serde::{Deserialize, Serialize};
 
@@ -115,6 +117,10 @@ pub struct Report {
     pub hops: Hops,
     /// The control plane's log of checkpoints, where it was there.
     pub ledger: Option<LedgerReport>,
+    /// Folders that could not be read.
+    pub unread: Vec<String>,
+    /// Copies of these logs that were not looked at.
+    pub copies: Vec<String>,
     /// What does not hold.
     pub faults: Vec<Fault>,
     /// Faults beyond [`MAX_FAULTS`], which are only counted.
@@ -126,6 +132,13 @@ impl Report {
     pub fn intact(&self) -> bool {
         self.faults.is_empty() && !self.logs.is_empty()
     }
+
+    /// Whether that also says that nothing was left out: every log and every end of a hop is here, and the control plane
+    /// signed which there are.
+    pub fn is_whole(&self) -> bool {
+        let signed = self.ledger.as_ref().is_some_and(|ledger| ledger.heads > 0);
+        signed && self.hops.no_log == 0 && self.unread.is_empty() && self.copies.is_empty()
+    }
 }
 
 /// Verifies `sources`.
@@ -135,7 +148,12 @@ impl Report {
 pub fn verify(sources: &Sources, keys: &dyn Keys, progress: &mut dyn FnMut(Progress)) -> Result<Report, LogError> {
     let mut found = Found::default();
     let mut pairing = Pairing::default();
-    let mut report = Report::default();
+    let named = |paths: &[PathBuf]| paths.iter().map(|path| path.display().to_string()).collect();
+    let mut report = Report {
+        unread: named(&sources.unread),
+        copies: named(&sources.copies),
+        ..Report::default()
+    };
     let ledger = match &sources.ledger {
         Some(ledger) => Some(ledger::read(ledger, keys, &mut found)?),
         None => None,

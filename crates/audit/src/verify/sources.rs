@@ -40,6 +40,10 @@ pub struct Sources {
     pub logs: Vec<Source>,
     /// The control plane's word about them.
     pub ledger: Option<Ledger>,
+    /// Folders that can't be read: what is in them is not verified.
+    pub unread: Vec<PathBuf>,
+    /// Other copies of these logs, which are not verified either.
+    pub copies: Vec<PathBuf>,
 }
 
 impl Sources {
@@ -71,8 +75,11 @@ impl Sources {
             if depth == DEPTH || looked > MAX_FOLDERS {
                 continue;
             }
-            // A folder below that this user may not read is not this user's to verify.
-            let Ok(entries) = fs::read_dir(&folder) else { continue };
+            // A folder below that this user may not read is not this user's to verify, and said.
+            let Ok(entries) = fs::read_dir(&folder) else {
+                sources.unread.push(folder);
+                continue;
+            };
             let below = entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
             folders.extend(below.map(|e| (e.path(), depth + 1)));
         }
@@ -82,8 +89,10 @@ impl Sources {
 
     fn add(&mut self, source: Source) -> Result<(), LogError> {
         match self.logs.iter_mut().find(|s| s.log == source.log) {
-            Some(held) if worth(&held.dir)? < worth(&source.dir)? => *held = source,
-            Some(_) => {}
+            Some(held) if worth(&held.dir)? < worth(&source.dir)? => {
+                self.copies.push(std::mem::replace(&mut held.dir, source.dir));
+            }
+            Some(_) => self.copies.push(source.dir),
             None => self.logs.push(source),
         }
         Ok(())

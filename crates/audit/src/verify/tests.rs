@@ -276,6 +276,20 @@ fn an_untouched_mesh_verifies_and_says_what_it_rests_on() {
 }
 
 #[test]
+fn a_copy_that_was_not_looked_at_is_said() {
+    let mesh = Mesh::busy();
+    assert_eq!(mesh.verify().copies, [""; 0]);
+    let copy = mesh.home.path().join("copy").join(mesh.dir().file_name().unwrap());
+    fs::create_dir_all(&copy).unwrap();
+    for entry in fs::read_dir(mesh.dir()).unwrap().flatten() {
+        fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+    }
+    let report = mesh.verify();
+    assert!(report.intact() && report.copies.len() == 1, "{:?}", report.copies);
+    assert!(!report.is_whole(), "what is in the other one is not known");
+}
+
+#[test]
 fn a_byte_that_was_changed_anywhere_is_found_in_its_line() {
     let mesh = Mesh::busy();
     let path = segment_path(&mesh.dir(), 1);

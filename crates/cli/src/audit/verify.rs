@@ -111,13 +111,34 @@ fn print(report: &Report) {
     }
     let all = report.faults.len() as u64 + report.more_faults;
     if all == 0 {
-        output::line("intact: nothing was changed, left out or cut");
-        return;
+        return intact(report);
     }
     output::line(format!("NOT INTACT: {}", counted(all, "fault")));
     report.faults.iter().take(SHOWN).for_each(fault);
     if all > SHOWN as u64 {
         output::note(format!("{} more; --output json has them", all - SHOWN as u64));
+    }
+}
+
+/// What it means that nothing is wrong with what is here.
+fn intact(report: &Report) {
+    if report.is_whole() {
+        output::line("intact: nothing was changed, left out or cut");
+        return;
+    }
+    output::line("intact, as far as it is here: nothing of it was changed");
+    if report.ledger.as_ref().is_none_or(|ledger| ledger.heads == 0) {
+        output::line("  no signed tree head is here: logs and ends of logs that were taken away do not show");
+    }
+    if report.hops.no_log > 0 {
+        let hops = counted(report.hops.no_log, "hop");
+        output::line(format!("  of {hops} the other end's log is not here"));
+    }
+    for path in &report.unread {
+        output::line(format!("  not read: {path}"));
+    }
+    for path in &report.copies {
+        output::line(format!("  not looked at, another copy of a log that was: {path}"));
     }
 }
 
