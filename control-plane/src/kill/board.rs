@@ -60,10 +60,13 @@ struct Process {
     left: u64,
 }
 
+/// By agent and instance: an instance is its process's own word, and peers know it.
+type Processes = BTreeMap<(AgentName, String), Process>;
+
 /// All processes that may run.
 #[derive(Debug)]
 pub struct Board {
-    processes: Mutex<BTreeMap<String, Process>>,
+    processes: Mutex<Processes>,
     streams: Mutex<u64>,
     changed: watch::Sender<()>,
     clock: Clock,
@@ -73,7 +76,7 @@ pub struct Board {
 #[derive(Debug)]
 pub(super) struct Open {
     board: Arc<Board>,
-    instance: String,
+    process: (AgentName, String),
     id: u64,
     pub(super) cancel: CancellationToken,
 }
@@ -96,9 +99,9 @@ impl Board {
                 noted: granted.leases,
                 drained: granted.drained,
                 left: registry.clock.now(),
-                ..Process::new(granted.agent, granted.instance.clone())
+                ..Process::new(granted.agent.clone(), granted.instance.clone())
             };
-            processes.insert(granted.instance, process);
+            processes.insert((granted.agent, granted.instance), process);
         }
         Ok(Arc::new(Self {
             processes: Mutex::new(processes),
@@ -108,7 +111,7 @@ impl Board {
         }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Process>> {
+    fn lock(&self) -> MutexGuard<'_, Processes> {
         self.processes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -117,15 +120,10 @@ impl Board {
     pub(super) fn open(self: &Arc<Self>, peer: &PeerIdentity, instance: &str) -> Result<Open, Refusal> {
         let mut processes = self.lock();
         let agent = &peer.id.agent;
-        if let Some(other) = processes.get(instance).filter(|p| p.agent != *agent) {
-            let detail = format!("this instance is one of {}", other.agent);
-            return Err(Refusal::new(Reason::InstanceInvalid, detail));
-        }
-        let open = processes
-            .values()
-            .filter(|p| p.stream.is_some() && p.instance != instance);
+        let key = (agent.clone(), instance.to_owned());
+        let others = processes.iter().filter(|(other, _)| **other != key);
         let (mut total, mut own) = (0, 0);
-        for process in open {
+        for (_, process) in others.filter(|(_, process)| process.stream.is_some()) {
             total += 1;
             own += usize::from(process.agent == *agent);
         }
@@ -143,7 +141,7 @@ impl Board {
         };
         let cancel = CancellationToken::new();
         let new = || Process::new(agent.clone(), instance.to_owned());
-        let process = processes.entry(instance.to_owned()).or_insert_with(new);
+        let process = processes.entry(key.clone()).or_insert_with(new);
         process.drained = false;
         process.serial.clone_from(&peer.serial);
         process.not_after = process.not_after.max(peer.not_after);
@@ -155,7 +153,7 @@ impl Board {
         self.changed.send_replace(());
         Ok(Open {
             board: self.clone(),
-            instance: instance.to_owned(),
+            process: key,
             id,
             cancel,
         })
@@ -172,12 +170,10 @@ impl Board {
         let now = self.clock.now();
         let mut processes = self.lock();
         processes.retain(|_, process| process.stream.is_some() || process.not_after(&svids) > now);
-        let gone = granted.into_iter().filter(|g| !processes.contains_key(&g.instance));
+        let granted = granted.into_iter().map(|g| (g.agent, g.instance));
         // The rest next time.
-        Ok(gone
-            .map(|g| (g.agent, g.instance))
-            .take(crate::store::MAX_OPS)
-            .collect())
+        let gone = granted.filter(|key| !processes.contains_key(key));
+        Ok(gone.take(crate::store::MAX_OPS).collect())
     }
 
     /// Where the set `version` stands; `published` is the one in force.
@@ -291,7 +287,7 @@ impl Board {
 
     fn update(&self, open: &Open, change: impl FnOnce(&mut Process)) {
         let mut processes = self.lock();
-        let process = processes.get_mut(&open.instance);
+        let process = processes.get_mut(&open.process);
         if let Some(process) = process.filter(|p| p.stream.as_ref().is_some_and(|(id, _)| *id == open.id)) {
             change(process);
         }
