@@ -78,6 +78,9 @@ pub struct Fault {
     /// At which record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seq: Option<u64>,
+    /// The last record, where it is about several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub through: Option<u64>,
     /// The decision that the record speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision: Option<String>,
@@ -94,6 +97,7 @@ pub(super) struct At<'a> {
     pub(super) file: &'a Path,
     pub(super) line: Option<u64>,
     pub(super) seq: Option<u64>,
+    pub(super) through: Option<u64>,
     pub(super) decision: Option<&'a str>,
 }
 
@@ -104,6 +108,7 @@ impl<'a> At<'a> {
             file,
             line: None,
             seq: None,
+            through: None,
             decision: None,
         }
     }
@@ -117,6 +122,13 @@ impl<'a> At<'a> {
 
     pub(super) const fn seq(self, seq: u64) -> Self {
         Self { seq: Some(seq), ..self }
+    }
+
+    pub(super) const fn through(self, last: u64) -> Self {
+        Self {
+            through: Some(last),
+            ..self
+        }
     }
 
     pub(super) const fn decision(self, decision: Option<&'a str>) -> Self {
@@ -143,6 +155,7 @@ impl Found {
             file: at.file.display().to_string(),
             line: at.line,
             seq: at.seq,
+            through: at.through,
             decision: at.decision.map(str::to_owned),
             detail: detail.into(),
             means: kind.means().to_owned(),

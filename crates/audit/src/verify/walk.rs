@@ -287,7 +287,7 @@ impl Walk<'_> {
             names.join(", "),
         );
         let file = files.first().cloned().unwrap_or_else(|| self.source.dir.clone());
-        let at = At::file("", &file).seq(from);
+        let at = At::file("", &file).seq(from).through(size.saturating_sub(1));
         self.fault(Kind::Rewritten, at, detail);
     }
 

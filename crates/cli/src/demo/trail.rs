@@ -141,8 +141,8 @@ const ATTACKS: [(&str, Attack, &[&str], u64); 4] = [
     ),
     ("removed", remove, &["records_missing"], 0),
     ("cut", cut, &["truncated"], 0),
-    // Some checkpoint after it covers it: there is one every few seconds.
-    ("rewritten", rewrite, &["rewritten"], FROM_END),
+    // Between two checkpoints, it can't be told which.
+    ("rewritten", rewrite, &["rewritten"], 0),
 ];
 
 /// What `aip audit verify` says, run as anyone would.
@@ -284,7 +284,10 @@ fn named(report: &Value, kinds: &[&str], copy: &Path, at: RangeInclusive<u64>) -
         let here = fault["file"]
             .as_str()
             .is_some_and(|file| Path::new(file).starts_with(&copy));
-        let there = fault["seq"].as_u64().is_some_and(|seq| at.contains(&seq));
+        let there = fault["seq"].as_u64().is_some_and(|first| {
+            let last = fault["through"].as_u64().unwrap_or(first);
+            first <= *at.end() && last >= *at.start()
+        });
         kinds.iter().any(|kind| fault["kind"] == *kind) && here && there
     })?;
     let file = Path::new(fault["file"].as_str()?)
