@@ -53,7 +53,7 @@ pub(crate) struct Wanted {
     /// Of this agent's sidecar
     #[arg(long, value_name = "NAME")]
     agent: Option<aip_api::AgentName>,
-    /// With this verdict: allow, deny, …
+    /// With this verdict
     #[arg(long, value_parser = PossibleValuesParser::new(aip_policy::Verdict::ALL.map(aip_policy::Verdict::as_str)))]
     verdict: Option<String>,
     /// Of calls of this tool
