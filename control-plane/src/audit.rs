@@ -7,6 +7,7 @@
 //! | [`ledger`] | the log of checkpoints: what was taken, under a signed tree head |
 //! | [`copy`] | the copy of one log: checked as it comes, on disk as the sidecar has it |
 //! | [`hops`] | hops whose both ends have been heard |
+//! | `pace` | how fast checkpoints are taken |
 //! | [`retention`] | what goes when it is old, or too much |
 //!
 //! On disk, in `<data>/audit`: `checkpoints.redb`, and `<agent>/<log>/` for each log.
@@ -14,6 +15,7 @@
 pub mod copy;
 pub mod hops;
 pub mod ledger;
+mod pace;
 pub mod retention;
 pub mod service;
 pub mod session;
@@ -35,13 +37,16 @@ use tokio_util::sync::CancellationToken;
 use crate::ca::Ca;
 use crate::clock::Clock;
 use crate::config::world::World;
+use crate::quota::Quota;
+use crate::rate;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::{Actor, Registry};
 use crate::store::StoreError;
 
 use hops::Hops;
 use hops::join::{Heard, Join};
-use ledger::{Finding, Ledger, Writing};
+use ledger::{Finding, Ledger, MAX_FINDINGS_EACH, Writing};
+use pace::Pace;
 use retention::Used;
 
 /// The directory, in the data directory.
@@ -50,6 +55,13 @@ pub const AUDIT_DIR: &str = "audit";
 const FEED: usize = 8_192;
 /// How long an older stream may take to let go of a log: the chunk that it is writing.
 const TAKE_OVER: Duration = Duration::from_secs(10);
+
+/// Copies that are open at once, four files each: a quarter of the files that this process wants to open; and of one agent,
+/// one for each of its sidecars.
+const MAX_OPEN: usize = 4_096;
+const MAX_OPEN_EACH: usize = 256;
+/// Where this process may open fewer files: one in so many of them for a copy.
+const FILES_TO_OPEN: u64 = 16;
 
 /// A record that has just come.
 #[derive(Debug, Clone)]
@@ -77,6 +89,9 @@ pub struct Audit {
     join: Mutex<Join>,
     feed: broadcast::Sender<Arc<Seen>>,
     live: Arc<Live>,
+    // Copies that are open.
+    open: Quota,
+    pace: Pace,
     used: Used,
     ca: Arc<Ca>,
     world: Arc<World>,
@@ -126,6 +141,12 @@ fn make(dir: &Path) -> std::io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
+/// Places for open copies in a process that may open so many files.
+fn places(files: u64) -> Quota {
+    let most = usize::try_from(files / FILES_TO_OPEN).map_or(MAX_OPEN, |most| most.clamp(4, MAX_OPEN));
+    Quota::new(most, MAX_OPEN_EACH.min(most / 2))
+}
+
 impl Audit {
     /// Opens what is in `<data>/audit`, or makes it. The second part must be run.
     ///
@@ -150,6 +171,8 @@ impl Audit {
             join: Mutex::default(),
             feed: broadcast::Sender::new(FEED),
             live: Arc::default(),
+            open: places(aip_runtime::limits::open_files()),
+            pace: Pace::default(),
             used: used.unwrap_or_default(),
             ca,
             world,
@@ -187,19 +210,21 @@ impl Audit {
     /// which may not have noticed yet that it is cut off.
     async fn claim(&self, log: &str, writer: Writer) -> Result<Claim, Refusal> {
         let deadline = tokio::time::Instant::now() + TAKE_OVER;
+        // What another agent's sidecar calls its log keeps nobody from theirs.
+        let log = format!("{}/{log}", writer.agent);
         loop {
             let released = self.live.released.notified();
             {
                 let mut live = self.live.logs();
-                match live.get(log) {
+                match live.get(&log) {
                     None => {
-                        live.insert(log.to_owned(), writer);
+                        live.insert(log.clone(), writer);
                         return Ok(Claim {
-                            log: log.to_owned(),
+                            log,
                             live: self.live.clone(),
                         });
                     }
-                    Some(holds) if (&holds.agent, &holds.instance) == (&writer.agent, &writer.instance) => {
+                    Some(holds) if holds.instance == writer.instance => {
                         holds.cancel.cancel();
                     }
                     Some(_) => return Err(Reason::LogInUse.into()),
@@ -249,7 +274,9 @@ impl Audit {
         metrics::counter!("aip_audit_hops_total", "result" => result).increment(1);
         if let Some(mismatch) = mismatch {
             let (hop, differs) = (&mismatch.hop, mismatch.differs.join(","));
-            tracing::error!(hop, caller = %matched.caller, callee = %matched.callee, differs, "the two ends of a hop contradict each other");
+            if rate::may_tell() {
+                tracing::error!(hop, caller = %matched.caller, callee = %matched.callee, differs, "the two ends of a hop contradict each other");
+            }
             self.ledger.mismatch(mismatch);
         }
         self.hops.tell(matched);
@@ -257,26 +284,55 @@ impl Audit {
 
     /// Keeps what can't be as evidence, and tells people of it; the log is taken no further.
     async fn found(&self, finding: Finding) -> Result<(), Refusal> {
-        self.tell(&finding.agent, &finding.log, &finding.reason, &finding.detail)
-            .await;
-        self.ledger.broken(finding).await
+        let Finding {
+            agent,
+            log,
+            reason,
+            detail,
+            ..
+        } = finding.clone();
+        let kept = self.ledger.broken(finding).await;
+        self.tell(&agent, &log, &reason, &detail).await;
+        kept
     }
 
-    /// Tells people of a finding: log, metric, and the audit of changes.
+    /// Tells people of a finding: metric, and where it is kept as evidence, log and the audit of changes. An agent of which
+    /// that much is kept writes neither full.
     async fn tell(&self, agent: &AgentName, log: &str, reason: &str, detail: &str) {
         let found = reason.to_owned();
         metrics::counter!("aip_audit_findings_total", "reason" => found).increment(1);
+        let of_agent = self.ledger.findings_of(agent).await;
+        if of_agent.is_ok_and(|count| count > MAX_FINDINGS_EACH) {
+            tracing::debug!(%agent, log, reason, detail, "an audit log is not what it must be");
+            return;
+        }
         tracing::error!(%agent, log, reason, detail, "an audit log is not what it must be");
         let change = self
             .registry
             .change(&Actor::control_plane(), "audit.finding", format!("{agent}/{log}"))
-            .detail(format!("{reason}: {detail}"))
-            .routine();
+            .detail(format!("{reason}: {detail}"));
         if let Err(refusal) = change.commit().await {
             tracing::warn!(
                 reason = refusal.reason(),
                 "the finding is not in the audit of changes; it is kept as evidence"
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_take_no_more_files_than_a_process_has_for_them() {
+        let of_one = |files| {
+            let (places, mut held) = (places(files), Vec::new());
+            while let Some(place) = places.try_take("planner") {
+                held.push(place);
+            }
+            held.len()
+        };
+        assert_eq!([64, 1_024, 1 << 20].map(of_one), [2, 32, MAX_OPEN_EACH]);
     }
 }

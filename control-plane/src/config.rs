@@ -3,10 +3,10 @@
 //! In the order of a push: a commit in the store wakes the [`world`] (all resources in memory, each signed once), which
 //! tells every [`session`] what changed; the session's [`view`] works out what this sidecar is to be sent, one push at
 //! a time; its answer is recorded in [`sessions`], where status and acknowledgements are read. [`leases`] keeps the
-//! endpoints that streams hold.
+//! endpoints that streams hold. What may be as large as a Hello, and what may not, is looked at in `later`, before it is read.
 
+pub(crate) mod later;
 pub mod leases;
-pub(crate) mod rate;
 mod service;
 mod session;
 pub mod sessions;
@@ -15,5 +15,6 @@ mod view;
 mod view_tests;
 pub mod world;
 
+pub(crate) use service::ASKED;
 pub use service::{ConfigService, Limits};
 pub(crate) use session::admitted;

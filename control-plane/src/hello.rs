@@ -2,23 +2,67 @@
 
 use std::time::Duration;
 
-use tonic::Streaming;
+use aip_api::AgentName;
+use tonic::{Status, Streaming};
 
+use crate::quota::Quota;
+use crate::rate::{self, Rate, Rates};
 use crate::refusal::{Reason, Refusal};
 
 /// How long a stream may take to say Hello.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// Hellos that are read at once, each of up to 8 MiB, and of one agent. A fleet that comes back at once says short ones, within
+/// milliseconds each.
+const READING: usize = 64;
+const READING_EACH: usize = 4;
+/// How long a stream waits for its turn; until then it holds what its windows let it send.
+const TURN: Duration = Duration::from_secs(5);
+/// Streams that one agent's sidecars may open at once, and in a second: each of 256 has three, and all of them come back twelve
+/// seconds after they were refused for that.
+const OPENED: Rate = Rate {
+    burst: 1_024.0,
+    per_second: 64.0,
+};
 
-/// The first message of a stream, if that is its Hello.
-pub(crate) async fn first<M, H>(inbound: &mut Streaming<M>, hello: impl FnOnce(M) -> Option<H>) -> Result<H, Refusal> {
-    let violation = |what: &str| Refusal::new(Reason::ProtocolViolation, what.to_owned());
-    let message = tokio::time::timeout(DEADLINE, inbound.message())
-        .await
-        .map_err(|_| violation("no Hello came in time"))?
-        .map_err(|status| violation(status.message()))?;
-    message
-        .and_then(hello)
-        .ok_or_else(|| violation("the first message must be Hello"))
+/// Reads Hellos, so many at once.
+#[derive(Debug)]
+pub(crate) struct Hellos {
+    reading: Quota,
+    opened: Rates,
+}
+
+impl Default for Hellos {
+    fn default() -> Self {
+        Self {
+            reading: Quota::new(READING, READING_EACH),
+            opened: Rates::new(OPENED),
+        }
+    }
+}
+
+impl Hellos {
+    /// The first message of a stream of `agent`, if that is its Hello.
+    ///
+    /// # Errors
+    /// It is none, or does not come in time; the agent opens more streams than it may, or too many begin now.
+    pub(crate) async fn first<M, H>(
+        &self,
+        agent: &AgentName,
+        inbound: &mut Streaming<M>,
+        hello: impl FnOnce(M) -> Option<H>,
+    ) -> Result<H, Refusal> {
+        let violation = |what: &str| Refusal::new(Reason::ProtocolViolation, what.to_owned());
+        self.opened.spend(agent.as_str())?;
+        let turn = tokio::time::timeout(TURN, self.reading.take(agent.as_str())).await;
+        let _turn = turn.map_err(|_| Refusal::new(Reason::Overloaded, "too many streams begin at once; try again"))?;
+        let message = tokio::time::timeout(DEADLINE, inbound.message())
+            .await
+            .map_err(|_| violation("no Hello came in time"))?
+            .map_err(|status| violation(status.message()))?;
+        message
+            .and_then(hello)
+            .ok_or_else(|| violation("the first message must be Hello"))
+    }
 }
 
 /// An instance is a UUID in its usual form: one process has one name, whoever spells it.
@@ -28,4 +72,15 @@ pub(crate) fn instance(text: &str) -> Result<(), Refusal> {
         Some(_) => Ok(()),
         None => Err(Reason::InstanceInvalid.into()),
     }
+}
+
+/// What a stream that is not opened is told; `which` is its name, for the log.
+pub(crate) fn refused(which: &'static str, refusal: &Refusal) -> Status {
+    let (reason, detail) = (refusal.reason(), &refusal.detail);
+    if rate::may_tell() {
+        tracing::info!(stream = which, reason, %detail, "stream refused");
+    } else {
+        tracing::debug!(stream = which, reason, %detail, "stream refused");
+    }
+    refusal.status()
 }

@@ -15,7 +15,7 @@
 //! | [`kill`] | gRPC `Kill`: orders to stop, who enforced them, and who can be counted on when |
 //! | [`admin`] | REST under `/v1`: roles, approvals, policies, status, watch |
 //! | [`refusal`] | every refusal with its reason and status |
-//! | [`metrics`], [`clock`], `hello`, `quota` | what is measured; the time; how a stream begins; places that are shared fairly |
+//! | [`metrics`], [`clock`], `hello`, `quota`, `rate` | what is measured; the time; how a stream begins; places, and rates, that are shared fairly |
 //!
 //! Not here: the request pipeline (`aip-sidecar`), Rego (`aip-policy`, in a child process), TLS (`aip-runtime`).
 
@@ -30,6 +30,7 @@ pub mod identity;
 pub mod kill;
 pub mod metrics;
 mod quota;
+mod rate;
 pub mod refusal;
 pub mod registry;
 pub mod reputation;

@@ -56,6 +56,11 @@ pub const TABLE: &[(&str, &str, &str)] = &[
         "Handshakes refused on the mesh port, by reason.",
     ),
     (
+        "aip_admin_handshake_failures_total",
+        "counter",
+        "Handshakes refused on the admin port, by reason.",
+    ),
+    (
         "aip_connections_refused_total",
         "counter",
         "Connections closed before their handshake, since their source has as many as it may, by reason.",
@@ -144,6 +149,11 @@ pub const TABLE: &[(&str, &str, &str)] = &[
         "aip_audit_checkpoints_total",
         "counter",
         "Checkpoints of sidecars: taken, or sent again.",
+    ),
+    (
+        "aip_audit_checkpoints_delayed_total",
+        "counter",
+        "Checkpoints whose answer was held back, since more came than are taken in a time.",
     ),
     (
         "aip_audit_checkpoint_lag_seconds",

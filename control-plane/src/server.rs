@@ -30,13 +30,16 @@ use crate::audit::service::AuditService;
 use crate::bootstrap::{Mesh, StartError, open, write};
 use crate::ca::{Ca, CaError};
 use crate::clock::Clock;
-use crate::config::ConfigService;
+use crate::config::later::Small;
 use crate::config::leases::Leases;
 use crate::config::sessions::Sessions;
 use crate::config::world::World;
+use crate::config::{ASKED, ConfigService};
+use crate::hello::Hellos;
 use crate::identity::{IdentityService, Places};
 use crate::kill::webhook::Teller;
 use crate::kill::{Board, KillService, Publisher};
+use crate::rate::Rates;
 use crate::registry::Registry;
 use crate::settings::Settings;
 
@@ -51,12 +54,13 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 const MAX_STREAMS: u32 = 8;
 /// How long a request may take until its answer begins: evidence of 3 MiB on a bad line.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
-/// HTTP/2 windows: evidence of 3 MiB comes in few round trips, and one connection holds little.
-const STREAM_WINDOW: u32 = 1024 * 1024;
-const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
+/// HTTP/2 windows: evidence of 3 MiB comes in some round trips, and what one connection makes us hold unread is little beside
+/// how many one agent may have.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 512 * 1024;
 /// Largest request of whoever joins: evidence of 3 MiB, and what is around it.
 const MAX_JOIN_BYTES: usize = 4 * 1024 * 1024;
-/// Largest message of a sidecar that has joined: a Hello that lists all it may hold.
+/// Largest message of a sidecar that has joined: a Hello that lists all it may hold. What comes after it is small.
 const MAX_REQUEST_BYTES: usize = 8 * 1024 * 1024;
 /// Largest message of an Audit stream: a chunk of 1 MiB, and what is around it.
 const MAX_AUDIT_BYTES: usize = 1024 * 1024 + 64 * 1024;
@@ -221,7 +225,10 @@ impl Parts {
         let loopback = self.settings.mesh_listen.ip().is_loopback();
         let leases = Leases::new(self.registry.clone(), self.settings.lease_grace, loopback);
         tasks.spawn(leases.clone().reap(self.world.clone()));
+        let hellos = Arc::new(Hellos::default());
         let config = ConfigService {
+            hellos: hellos.clone(),
+            asked: Arc::new(Rates::new(ASKED)),
             world: self.world.clone(),
             sessions: self.sessions.clone(),
             leases,
@@ -236,13 +243,15 @@ impl Parts {
             trust: self.trust.clone(),
             publisher: self.kills.publisher.clone(),
             board: self.kills.board.clone(),
+            hellos: hellos.clone(),
+            of_agents: Arc::default(),
             drain: self.watch.clone(),
         };
         let identity = IdentityService::new(self.registry.clone(), self.ca.clone())?;
         let tls = server_config(&self.ca.server, &self.trust, Clients::Optional, ALPN_H2)
             .map_err(|e| CaError::Certificate(e.to_string()))?;
         let connections = incoming(listener, tls, self.trust.clone());
-        let audit = AuditService::new(self.audit.clone(), self.watch.clone());
+        let audit = AuditService::new(self.audit.clone(), hellos, self.watch.clone());
         tasks.spawn(mesh_port(
             identity,
             config,
@@ -307,11 +316,11 @@ async fn mesh_port(
             IdentityServer::new(identity).max_decoding_message_size(MAX_JOIN_BYTES),
             Places::default(),
         ))
-        .add_service(
+        .add_service(Small(
             ConfigServer::new(config)
                 .max_decoding_message_size(MAX_REQUEST_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES),
-        )
+        ))
         .add_service(KillServer::new(kill).max_decoding_message_size(MAX_KILL_BYTES))
         .add_service(AuditServer::new(audit).max_decoding_message_size(MAX_AUDIT_BYTES));
     let served = server

@@ -126,7 +126,11 @@ async fn encrypted(listener: TcpListener, tls: Arc<Tls>, router: Router, drain: 
         tokio::spawn(async move {
             match guest.handshake(tcp, &tls.config, &tls.trust).await {
                 Ok(known) => connection(known.stream, router, drain, Visitor::new(Some(known.place))).await,
-                Err(error) => tracing::info!(reason = error.reason(), %error, "admin handshake refused"),
+                Err(error) => {
+                    metrics::counter!("aip_admin_handshake_failures_total", "reason" => error.reason()).increment(1);
+                    // Anybody can cause it: a line for each is a way to fill the disk.
+                    tracing::debug!(reason = error.reason(), %error, "admin handshake refused");
+                }
             }
         });
     }

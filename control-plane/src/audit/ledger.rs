@@ -40,17 +40,20 @@ const WAITING: usize = 1_024;
 const BATCH: usize = 256;
 /// Nothing watches this store, and its transactions tell nobody: one row each is kept of what the store keeps.
 const KEEP: Keep = Keep { log: 1, audit: 1 };
-/// Mismatches that are shown: the newest.
-pub const MAX_MISMATCHES: u64 = 10_000;
+/// Mismatches that are kept: the newest; some 400 bytes each.
+pub const MAX_MISMATCHES: u64 = 100_000;
+/// And of one caller with one callee: two that contradict each other all the time push out nothing but their own.
+pub const MAX_MISMATCHES_EACH: usize = 256;
 /// Findings that are kept as evidence. Past it they are only counted: nobody can push out what is held against them.
 pub const MAX_FINDINGS: u64 = 100_000;
+/// And of one agent: it keeps nobody's evidence but more of its own from being kept.
+pub const MAX_FINDINGS_EACH: u64 = 256;
 
 /// Why nothing more is taken of a log that went whole, since it was older than records are kept: no evidence of anything.
 pub const EXPIRED: &str = "expired";
 
 enum Command {
     Take(Box<Take>, oneshot::Sender<Result<Taken, Refusal>>),
-    Open(String, AgentName, oneshot::Sender<Result<LogRow, Refusal>>),
     Break(Box<Finding>, oneshot::Sender<Result<(), Refusal>>),
     Mismatch(Box<Mismatch>),
     Forget(u64, oneshot::Sender<Result<u64, Refusal>>),
@@ -210,6 +213,14 @@ impl Ledger {
         self.rows(keys::FINDINGS, after, limit).await
     }
 
+    /// How much was found in an agent's logs, also what was only counted.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn findings_of(&self, agent: &AgentName) -> Result<u64, StoreError> {
+        Ok(self.row(keys::found(agent.as_str())).await?.unwrap_or(0))
+    }
+
     /// Hops whose ends disagree.
     ///
     /// # Errors
@@ -223,15 +234,6 @@ impl Ledger {
         let stopped = |_| Refusal::from(Reason::Draining);
         self.commands.send(command(reply)).await.map_err(|_| stopped(()))?;
         answer.await.map_err(|_| stopped(()))?
-    }
-
-    /// The log's row, made where there is none: it is then this agent's for ever.
-    ///
-    /// # Errors
-    /// It is another agent's, the agent has too many, or the store fails.
-    pub async fn open_log(&self, log: &str, agent: &AgentName) -> Result<LogRow, Refusal> {
-        self.ask(|reply| Command::Open(log.to_owned(), agent.clone(), reply))
-            .await
     }
 
     /// Takes a verified checkpoint: when this answers, it is on disk under a signed tree head.
@@ -391,3 +393,6 @@ impl Writing {
 fn value_of<T: Serialize>(value: &T) -> Result<bytes::Bytes, StoreError> {
     encode(value)
 }
+
+#[cfg(test)]
+mod tests;

@@ -93,6 +93,12 @@ impl Used {
         }
     }
 
+    /// The agent's logs that take any.
+    pub(super) fn logs(&self, agent: &AgentName) -> Vec<String> {
+        let used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        used.get(agent).into_iter().flat_map(HashMap::keys).cloned().collect()
+    }
+
     /// Bytes of the agent's other logs.
     fn others(&self, agent: &AgentName, log: &str) -> u64 {
         let used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -162,7 +168,7 @@ impl Audit {
         }
     }
 
-    async fn sweep_one(&self, agent: &AgentName, log: &str, dir: &Path) -> Result<(), Refusal> {
+    pub(super) async fn sweep_one(&self, agent: &AgentName, log: &str, dir: &Path) -> Result<(), Refusal> {
         // Who sends it sweeps it.
         let writer = Writer {
             agent: agent.clone(),

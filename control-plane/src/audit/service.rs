@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::Audit;
 use super::session::Session;
 use crate::config::admitted;
-use crate::hello;
+use crate::hello::{self, Hellos};
 use crate::quota::Quota;
 use crate::refusal::{Reason, Refusal};
 
@@ -29,6 +29,7 @@ const OUT: usize = 128;
 pub struct AuditService {
     audit: Arc<Audit>,
     streams: Quota,
+    hellos: Arc<Hellos>,
     drain: DrainWatch,
 }
 
@@ -36,8 +37,9 @@ type Out = ReceiverStream<Result<AuditResponse, Status>>;
 
 impl AuditService {
     /// The service over what was recorded.
-    pub fn new(audit: Arc<Audit>, drain: DrainWatch) -> Self {
+    pub(crate) fn new(audit: Arc<Audit>, hellos: Arc<Hellos>, drain: DrainWatch) -> Self {
         Self {
+            hellos,
             audit,
             streams: Quota::new(MAX_STREAMS, MAX_STREAMS_EACH),
             drain,
@@ -54,11 +56,11 @@ impl AuditService {
         let place = self.streams.try_take(peer.id.agent.as_str());
         let place = place.ok_or_else(|| Refusal::from(Reason::SessionLimit))?;
         let mut inbound = request.into_inner();
-        let hello = hello::first(&mut inbound, |request| match request.message {
+        let hello = |request: AuditRequest| match request.message {
             Some(Message::Hello(hello)) => Some(hello),
             _ => None,
-        })
-        .await?;
+        };
+        let hello = self.hellos.first(&peer.id.agent, &mut inbound, hello).await?;
         hello::instance(&hello.instance)?;
         let name = hello.instance.as_str().into();
         let (out, answers) = mpsc::channel(OUT);
@@ -75,8 +77,7 @@ impl AuditApi for AuditService {
     async fn stream(&self, request: Request<Streaming<AuditRequest>>) -> Result<Response<Out>, Status> {
         self.open(request).await.map(Response::new).map_err(|refusal| {
             metrics::counter!("aip_audit_streams_refused_total", "reason" => refusal.reason()).increment(1);
-            tracing::info!(reason = refusal.reason(), detail = %refusal.detail, "audit stream refused");
-            refusal.status()
+            hello::refused("audit", &refusal)
         })
     }
 }

@@ -11,6 +11,7 @@ use aip_api::resource::{Endpoint, Kind, Resource as _};
 use tokio::sync::Semaphore;
 
 use super::world::World;
+use crate::rate::{Rate, Rates};
 use crate::refusal::{Reason, Refusal};
 use crate::registry::Registry;
 
@@ -20,6 +21,12 @@ pub const RESTART_GRACE: Duration = Duration::from_secs(60);
 
 /// Withdrawals at once.
 const WITHDRAWING: usize = 8;
+/// Endpoints of one agent that are written at once, and in a second: all its sidecars start anew, and again, and then some of
+/// them come and go. Each is flushed to the disk, pushed to every peer that knows the agent, and taken back later.
+const WRITTEN: Rate = Rate {
+    burst: 512.0,
+    per_second: 4.0,
+};
 
 /// The leases of this process's streams.
 #[derive(Debug)]
@@ -30,6 +37,7 @@ pub struct Leases {
     grace: Duration,
     loopback: bool,
     withdrawing: Semaphore,
+    written: Rates,
 }
 
 /// Whether `address` can be an endpoint. Loopback only where the control plane itself serves on loopback: then the
@@ -69,6 +77,7 @@ impl Leases {
             grace,
             loopback,
             withdrawing,
+            written: Rates::new(WRITTEN),
         })
     }
 
@@ -90,6 +99,10 @@ impl Leases {
             instance: instance.to_owned(),
             address,
         };
+        let stands = self.registry.resource::<Endpoint>(&endpoint.name()).await?;
+        if stands.is_none_or(|stands| stands.value != endpoint) {
+            self.written.spend(agent.as_str())?;
+        }
         self.held().insert(endpoint.name(), session);
         let put = crate::registry::retrying(async || self.registry.put_endpoint(&endpoint).await).await;
         if put.is_err() {
@@ -152,7 +165,43 @@ impl Leases {
 
 #[cfg(test)]
 mod tests {
+    use aip_api::resource::{Agent, MeshMode};
+
     use super::*;
+    use crate::registry::Actor;
+    use crate::store::Expect;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_agent_writes_no_more_endpoints_than_it_may_on_however_many_streams() {
+        let registry = crate::testing::mesh(MeshMode::Dev).await.registry;
+        for name in ["planner", "ledger"] {
+            let agent = Agent::new(name.parse().unwrap());
+            let draft = registry.change(&Actor::control_plane(), "agent.create", name);
+            draft.resource(&agent, Expect::Absent).commit().await.unwrap();
+        }
+        let leases = Leases::new(registry, Duration::ZERO, true);
+        let instance = |n: u64| format!("00000000-0000-7000-8000-{n:012}");
+        let take = async |agent: &str, n: u64, instance: String| {
+            leases.take(n, &agent.parse().unwrap(), &instance, "127.0.0.1:1").await
+        };
+        let mut name = String::new();
+        // Each in the place of the one before.
+        for n in 0..WRITTEN.burst as u64 {
+            if n > 0 {
+                leases.release(n - 1, &name).await.unwrap();
+            }
+            name = take("planner", n, instance(n)).await.unwrap();
+        }
+        let refused = take("planner", 1_000, instance(1_000)).await.unwrap_err();
+        assert_eq!(refused.reason(), "rate_exceeded");
+        let last = WRITTEN.burst as u64 - 1;
+        take("planner", 1_001, instance(last))
+            .await
+            .expect("what stands is written by nobody");
+        take("ledger", 1_002, instance(1_002))
+            .await
+            .expect("another agent has its own");
+    }
 
     #[test]
     fn endpoints_are_addresses_that_peers_can_dial() {

@@ -20,7 +20,8 @@ use super::sessions::Sessions;
 use super::view::View;
 use super::world::World;
 use crate::clock::Clock;
-use crate::hello;
+use crate::hello::{self, Hellos};
+use crate::rate::{self, Rate, Rates};
 use crate::refusal::{Reason, Refusal};
 use crate::registry::settings::MAX_AHEAD;
 use crate::registry::tokens::random;
@@ -31,6 +32,13 @@ const STREAM_AGE: Duration = Duration::from_secs(3_600);
 const ACK_DEADLINE: Duration = Duration::from_secs(30);
 /// Answers on their way to one sidecar: a push, and the status that ends the stream.
 const OUT: usize = 4;
+
+/// What the sidecars of one agent may ask for at once, and in a second, on all their streams: 256 of them that come back, with
+/// what each asks for then. Acknowledgements are as many as pushes, and do not count.
+pub(crate) const ASKED: Rate = Rate {
+    burst: 10_000.0,
+    per_second: 512.0,
+};
 
 /// How many streams there may be, and how long.
 #[derive(Debug, Clone, Copy)]
@@ -72,6 +80,10 @@ pub struct ConfigService {
     pub clock: Clock,
     /// How many streams there may be, and how long.
     pub limits: Limits,
+    /// Reads what streams begin with.
+    pub(crate) hellos: Arc<Hellos>,
+    /// What one agent's sidecars may ask together.
+    pub(crate) asked: Arc<Rates>,
     /// When to stop.
     pub drain: DrainWatch,
 }
@@ -100,11 +112,11 @@ impl ConfigService {
             return Err(refusal);
         }
         let mut inbound = request.into_inner();
-        let hello = hello::first(&mut inbound, |request| match request.message {
+        let hello = |request: ConfigRequest| match request.message {
             Some(Message::Hello(hello)) => Some(hello),
             _ => None,
-        })
-        .await?;
+        };
+        let hello = self.hellos.first(&peer.id.agent, &mut inbound, hello).await?;
         hello::instance(&hello.instance)?;
         let held = held(&hello)?;
         let (news, revision) = self.world.subscribe();
@@ -128,6 +140,7 @@ impl ConfigService {
             view: View::new(peer.id.agent.clone(), held, &self.world, revision),
             world: self.world.clone(),
             leases: self.leases.clone(),
+            asked: self.asked.clone(),
             clock: self.clock.clone(),
             ends: self.ends(peer.not_after)?,
             ack_deadline: self.limits.ack,
@@ -161,7 +174,9 @@ const fn may_be_newer(refusal: &Refusal) -> bool {
 /// A sidecar has applied what this store does not have.
 fn restored(peer: &PeerIdentity, floor: u64, revision: u64) -> Refusal {
     metrics::counter!("aip_config_restored_store_total").increment(1);
-    tracing::error!(agent = %peer.id.agent, floor, revision, "a sidecar has seen a later revision: this store was restored from a copy");
+    if rate::may_tell() {
+        tracing::error!(agent = %peer.id.agent, floor, revision, "a sidecar has seen a later revision: this store was restored from a copy");
+    }
     let detail = format!(
         "the sidecar has seen revision {floor}, this store is at {revision}: \
          lift it above with POST /v1/mesh/lift {{\"above\": {floor}}}"
@@ -180,8 +195,7 @@ impl Config for ConfigService {
     async fn stream(&self, request: Request<Streaming<ConfigRequest>>) -> Result<Response<Out>, Status> {
         self.open(request).await.map(Response::new).map_err(|refusal| {
             metrics::counter!("aip_config_streams_refused_total", "reason" => refusal.reason()).increment(1);
-            tracing::info!(reason = refusal.reason(), detail = %refusal.detail, "config stream refused");
-            refusal.status()
+            hello::refused("config", &refusal)
         })
     }
 }

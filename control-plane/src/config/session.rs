@@ -14,12 +14,13 @@ use tokio::sync::{broadcast, mpsc};
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
+use super::later;
 use super::leases::Leases;
-use super::rate::{Bucket, Rate};
 use super::sessions::{Nack, Session};
 use super::view::{Push, View};
 use super::world::{News, World};
 use crate::clock::Clock;
+use crate::rate::{Bucket, Rate, Rates};
 use crate::refusal::{Reason, Refusal};
 
 /// Resources that a Hello may list: a sidecar with every subscription that it may have, several endpoints each.
@@ -31,10 +32,11 @@ const MAX_REJECTIONS: usize = 512;
 /// Text that a sidecar sends for people, as far as it is kept, and its stable reason.
 const MAX_TEXT: usize = 500;
 const MAX_REASON: usize = 64;
-/// Messages that may come at once, and in a second: a fan-out to many peers, then what one agent's calls cause.
+/// Messages that may come at once, and in a second: a fan-out to many peers, then what one agent's calls cause, also where it
+/// calls names that do not exist.
 const MESSAGES: Rate = Rate {
-    burst: 200.0,
-    per_second: 50.0,
+    burst: 400.0,
+    per_second: 100.0,
 };
 /// Leases: each is a transaction that is flushed and pushed to every peer. A sidecar leases when it connects, and gives
 /// it up when it drains.
@@ -47,6 +49,7 @@ const LEASES: Rate = Rate {
 pub(super) struct Task {
     pub(super) world: Arc<World>,
     pub(super) leases: Arc<Leases>,
+    pub(super) asked: Arc<Rates>,
     pub(super) clock: Clock,
     pub(super) peer: PeerIdentity,
     pub(super) session: Session,
@@ -156,7 +159,7 @@ impl Task {
                         }
                         return Ok(());
                     }
-                    Err(_) => return Ok(()),
+                    Err(status) => return later::ended(&status),
                 },
                 news = self.news.recv() => self.hear(news)?,
                 () = tokio::time::sleep_until(deadline.min(self.ends)) => self.overdue(deadline)?,
@@ -226,6 +229,9 @@ impl Task {
 
     async fn message(&mut self, request: ConfigRequest) -> Result<(), Refusal> {
         self.state.messages.spend()?;
+        if !matches!(request.message, Some(Message::Ack(_))) {
+            self.asked.spend(self.peer.id.agent.as_str())?;
+        }
         match request.message {
             Some(Message::Ack(ack)) => self.acknowledged(ack),
             Some(Message::Subscribe(subscribe)) => {

@@ -4,6 +4,9 @@ use aip_api::AgentName;
 use aip_api::evidence::{EVIDENCE_TYP, Evidence, MAX_EVIDENCE_BYTES, MAX_RUN_BYTES, code_digest};
 use aip_runtime::jws::{self, JwsError};
 use aip_runtime::x509::CsrKey;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Deserialize;
 
 use crate::refusal::{Reason, Refusal};
 
@@ -26,7 +29,25 @@ pub(super) fn check_size(token: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Verifies evidence for `agent` and `key`. The nonce is the caller's to take.
+/// The nonce that evidence says it answers: nobody's word as yet, and what is looked at before the signature and thousands of
+/// digests are.
+pub(super) fn nonce(token: &str) -> Result<Vec<u8>, Refusal> {
+    #[derive(Deserialize)]
+    struct Stated {
+        nonce: String,
+    }
+    let malformed = |why: &str| Refusal::new(Reason::EvidenceMalformed, why);
+    let claims = token.split('.').nth(1).ok_or_else(|| malformed("not a JWS"))?;
+    let claims = URL_SAFE_NO_PAD
+        .decode(claims)
+        .map_err(|_| malformed("its claims are not base64url"))?;
+    let stated: Stated = serde_json::from_slice(&claims).map_err(|e| malformed(&e.to_string()))?;
+    URL_SAFE_NO_PAD
+        .decode(&stated.nonce)
+        .map_err(|_| Reason::NonceUnknown.into())
+}
+
+/// Verifies evidence for `agent` and `key`. The nonce is the caller's to take, before.
 pub(super) fn verify(token: &str, agent: &AgentName, key: &CsrKey, now: u64) -> Result<Evidence, Refusal> {
     let malformed = |detail: String| Refusal::new(Reason::EvidenceMalformed, detail);
     let evidence: Evidence = jws::verify_es256(token, EVIDENCE_TYP, &key.point).map_err(|e| match e {

@@ -8,8 +8,6 @@ use aip_api::wire::{ChallengeRequest, ChallengeResponse, DriftAnswer, DriftRepor
 use aip_runtime::grpc::PeerInfo;
 use aip_runtime::grpc::identity_server::Identity;
 use aip_runtime::x509::{PeerIdentity, csr_key};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
@@ -17,6 +15,7 @@ use super::nonces::{Nonces, TTL_SECONDS};
 use super::{credential, drift, evidence, issue};
 use crate::ca::Ca;
 use crate::ca::leaf::IssuedSvid;
+use crate::rate;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::agents::Raised;
 use crate::registry::{Registry, retrying};
@@ -72,19 +71,22 @@ impl IdentityService {
                 Err(Refusal::new(Reason::CredentialUnsupported, detail))
             }
         };
-        // Before any signature is verified: who shows no credential gets no work out of us.
-        check().await?;
+        // Before any signature is verified: who shows no credential gets no work out of us, and who does, as much as an
+        // agent may have issued.
+        let credential = check().await?;
         let key = csr_key(&request.csr).map_err(|e| Refusal::new(Reason::CsrInvalid, e.to_string()))?;
         let now = self.registry.clock.now();
+        credential.check_key(key.jkt, now)?;
+        let text: Arc<str> = request.evidence.into();
+        let stated = text.clone();
+        let nonce = tokio::task::spawn_blocking(move || evidence::nonce(&stated)).await;
+        let nonce = nonce.map_err(|e| Refusal::new(Reason::Internal, e.to_string()))??;
+        self.nonces.answer(&agent, &nonce, now)?;
         let stated = {
-            let (text, agent, key) = (request.evidence.clone(), agent.clone(), key.clone());
+            let (agent, key) = (agent.clone(), key.clone());
             let verified = tokio::task::spawn_blocking(move || evidence::verify(&text, &agent, &key, now)).await;
             verified.map_err(|e| Refusal::new(Reason::Internal, e.to_string()))??
         };
-        let nonce = URL_SAFE_NO_PAD
-            .decode(&stated.nonce)
-            .map_err(|_| Refusal::from(Reason::NonceUnknown))?;
-        self.nonces.answer(&agent, &nonce, now)?;
         // Read anew at each attempt: a collision means that credential, agent or measurement changed.
         retrying(async || issue::issue(&self.registry, &self.ca, &check().await?, &key, &stated).await).await
     }
@@ -113,7 +115,11 @@ fn refused(agent: &str, refusal: &Refusal) -> Status {
     let reason = refusal.reason();
     metrics::counter!("aip_issue_refusals_total", "reason" => reason).increment(1);
     let agent: String = agent.chars().take(aip_api::name::MAX_LABEL).collect();
-    tracing::warn!(agent, reason, detail = %refusal.detail, "no SVID issued");
+    if rate::may_tell() {
+        tracing::warn!(agent, reason, detail = %refusal.detail, "no SVID issued");
+    } else {
+        tracing::debug!(agent, reason, detail = %refusal.detail, "no SVID issued");
+    }
     refusal.status()
 }
 

@@ -398,12 +398,12 @@ impl Open {
             .update(self, |process| process.grants.granted(sequence, lease, boottime()));
     }
 
-    /// It has drained: what is to be noted of it.
+    /// It has drained: what is to be noted of it, where anything is.
     pub(super) fn drained(&self) -> Option<GrantedLease> {
         let mut drained = None;
         self.board.update(self, |process| {
             process.drained = true;
-            drained = Some(GrantedLease {
+            drained = (!process.noted.is_empty()).then(|| GrantedLease {
                 agent: process.agent.clone(),
                 instance: process.instance.clone(),
                 serial: process.serial.clone(),

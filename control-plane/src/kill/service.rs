@@ -19,7 +19,8 @@ use super::{Board, Publisher};
 use crate::ca::Ca;
 use crate::config::admitted;
 use crate::config::world::World;
-use crate::hello;
+use crate::hello::{self, Hellos};
+use crate::rate::{Rate, Rates};
 use crate::refusal::{Reason, Refusal};
 use crate::registry::Registry;
 
@@ -27,6 +28,34 @@ use crate::registry::Registry;
 const STREAM_AGE: Duration = Duration::from_secs(3_600);
 /// Answers on their way to one sidecar: a set, a few heartbeats, and the status that ends the stream.
 const OUT: usize = 8;
+
+/// Grants of one agent's sidecars that are noted at once, and in a second: all of them start anew, twice. Each is flushed to
+/// the disk; a sidecar that goes on beating writes none.
+const NOTED: Rate = Rate {
+    burst: 512.0,
+    per_second: 4.0,
+};
+/// What all sidecars of one agent may say: a beat a second each, and what they say when they come back.
+const SAID: Rate = Rate {
+    burst: 16_384.0,
+    per_second: 1_024.0,
+};
+
+/// What the sidecars of one agent may cause together.
+#[derive(Debug)]
+pub(crate) struct OfAgents {
+    pub(super) noted: Rates,
+    pub(super) said: Rates,
+}
+
+impl Default for OfAgents {
+    fn default() -> Self {
+        Self {
+            noted: Rates::new(NOTED),
+            said: Rates::new(SAID),
+        }
+    }
+}
 
 /// Opens kill streams.
 #[derive(Debug, Clone)]
@@ -43,6 +72,10 @@ pub struct KillService {
     pub publisher: Arc<Publisher>,
     /// Who has taken it.
     pub board: Arc<Board>,
+    /// Reads what streams begin with.
+    pub(crate) hellos: Arc<Hellos>,
+    /// What the sidecars of one agent may cause.
+    pub(crate) of_agents: Arc<OfAgents>,
     /// When to stop.
     pub drain: DrainWatch,
 }
@@ -58,11 +91,11 @@ impl KillService {
         let now = self.registry.clock.now();
         admitted(&self.world, &peer, now)?;
         let mut inbound = request.into_inner();
-        let hello = hello::first(&mut inbound, |request| match request.message {
+        let hello = |request: KillRequest| match request.message {
             Some(Message::Hello(hello)) => Some(hello),
             _ => None,
-        })
-        .await?;
+        };
+        let hello = self.hellos.first(&peer.id.agent, &mut inbound, hello).await?;
         hello::instance(&hello.instance)?;
         let open = self.board.open(&peer, &hello.instance)?;
         tracing::info!(agent = %peer.id.agent, instance = hello.instance, "kill stream opened");
@@ -81,8 +114,7 @@ impl Kill for KillService {
     async fn stream(&self, request: Request<Streaming<KillRequest>>) -> Result<Response<Out>, Status> {
         self.open(request).await.map(Response::new).map_err(|refusal| {
             metrics::counter!("aip_kill_streams_refused_total", "reason" => refusal.reason()).increment(1);
-            tracing::info!(reason = refusal.reason(), detail = %refusal.detail, "kill stream refused");
-            refusal.status()
+            hello::refused("kill", &refusal)
         })
     }
 }

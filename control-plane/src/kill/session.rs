@@ -18,7 +18,7 @@ use super::board::Open;
 use super::publish::Published;
 use super::service::KillService;
 use crate::config::admitted;
-use crate::config::rate::{Bucket, Rate};
+use crate::rate::{Bucket, Rate};
 use crate::refusal::{Reason, Refusal};
 use crate::registry::kills::{GrantedLease, Shown};
 
@@ -175,6 +175,7 @@ impl Task {
 
     async fn message(&mut self, request: KillRequest) -> Result<(), Refusal> {
         self.messages.spend()?;
+        self.service.of_agents.said.spend(self.peer.id.agent.as_str())?;
         match request.message {
             Some(Message::Ack(ack)) => self.acknowledged(ack).await,
             Some(Message::Beat(beat)) => self.beat(beat).await,
@@ -275,6 +276,7 @@ impl Task {
         let agent: Option<Agent> = self.service.world.document(self.peer.id.agent.as_str());
         let lease: Lease = agent.ok_or(Refusal::from(Reason::AgentUnknown))?.lease;
         if let Some(leases) = self.open.to_note(granted, lease) {
+            self.service.of_agents.noted.spend(self.peer.id.agent.as_str())?;
             // On disk before it is granted: after a restart we must know what may still run.
             let granted = GrantedLease {
                 agent: self.peer.id.agent.clone(),

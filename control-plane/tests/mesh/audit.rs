@@ -1,6 +1,7 @@
 //! What sidecars recorded, as the control plane takes it: and what it does not take.
 
 mod attacks;
+mod copies;
 mod query;
 mod upkeep;
 

@@ -8,6 +8,7 @@ mod support;
 mod admin;
 mod attacks;
 mod audit;
+mod bounds;
 mod clocks;
 mod drift;
 mod durability;

@@ -36,6 +36,16 @@ pub(super) mod keys {
         format!("agent/{agent}")
     }
 
+    /// How much was found in an agent's logs.
+    pub(in super::super) fn found(agent: &str) -> String {
+        format!("found/{agent}")
+    }
+
+    /// The numbers of the mismatches of one caller with one callee.
+    pub(in super::super) fn pair(of: &super::Mismatch) -> String {
+        format!("pair/{}/{}", of.caller, of.callee)
+    }
+
     /// A checkpoint.
     pub(in super::super) fn statement(index: u64) -> String {
         format!("{STATEMENTS}{index:020}")

@@ -1,7 +1,7 @@
 //! One transaction of the log of checkpoints: everything that came together, each held against what stands there and
 //! against what comes before it in the same transaction.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use aip_api::{AgentName, Digest};
 use aip_audit::merkle::{self, Tree};
@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use super::forget::CHAIN_USED;
 use super::rows::{ChainRow, Finding, LogRow, Mismatch, Newest, StatementRow, Taken, keys};
-use super::{Command, EXPIRED, MAX_FINDINGS, MAX_MISMATCHES, value_of};
+use super::{Command, EXPIRED, MAX_FINDINGS, MAX_FINDINGS_EACH, MAX_MISMATCHES, MAX_MISMATCHES_EACH, value_of};
 use crate::refusal::{Reason, Refusal};
 use crate::registry::decode;
 use crate::store::{Store, StoreError};
@@ -45,7 +45,6 @@ impl Take {
 /// What is told when the transaction is on disk.
 enum Reply {
     Taken(oneshot::Sender<Result<Taken, Refusal>>, Result<Taken, Refusal>),
-    Opened(oneshot::Sender<Result<LogRow, Refusal>>, Result<LogRow, Refusal>),
     Broken(oneshot::Sender<Result<(), Refusal>>, Result<(), Refusal>),
     Forgot(oneshot::Sender<Result<u64, Refusal>>, Result<u64, Refusal>),
 }
@@ -80,10 +79,6 @@ impl Batch {
                 let done = self.take(&take).await;
                 self.replies.push(Reply::Taken(reply, done));
             }
-            Command::Open(log, agent, reply) => {
-                let done = self.open(&log, &agent).await;
-                self.replies.push(Reply::Opened(reply, done));
-            }
             Command::Break(finding, reply) => {
                 let done = self.broken(*finding).await;
                 self.replies.push(Reply::Broken(reply, done));
@@ -97,7 +92,7 @@ impl Batch {
                 self.replies.push(Reply::Forgot(reply, done));
             }
             Command::Mismatch(mismatch) => {
-                if let Err(error) = self.mismatch(&mismatch) {
+                if let Err(error) = self.mismatch(&mismatch).await {
                     tracing::warn!(%error, hop = mismatch.hop, "a mismatch was not kept");
                 }
             }
@@ -122,7 +117,6 @@ impl Batch {
         for reply in self.replies {
             match reply {
                 Reply::Taken(reply, done) => tell(reply, done, written),
-                Reply::Opened(reply, done) => tell(reply, done, written),
                 Reply::Broken(reply, done) => tell(reply, done, written),
                 Reply::Forgot(reply, done) => tell(reply, done, written),
             }
@@ -134,7 +128,6 @@ impl Batch {
         for command in batch {
             match command {
                 Command::Take(_, reply) => drop(reply.send(Err(refusal.clone()))),
-                Command::Open(_, _, reply) => drop(reply.send(Err(refusal.clone()))),
                 Command::Break(_, reply) => drop(reply.send(Err(refusal.clone()))),
                 Command::Forget(_, reply) => drop(reply.send(Err(refusal.clone()))),
                 Command::Mismatch(_) => {}
@@ -161,6 +154,7 @@ impl Batch {
         Ok(())
     }
 
+    /// The log's row, made where there is none: it is then this agent's for ever.
     async fn open(&mut self, log: &str, agent: &AgentName) -> Result<LogRow, Refusal> {
         if let Some(row) = self.read::<LogRow>(keys::log(log)).await? {
             return match row.agent == *agent {
@@ -286,7 +280,13 @@ impl Batch {
             at: finding.at,
         });
         self.put(keys::log(&finding.log), &row)?;
-        if finding.reason != EXPIRED && self.next.0 < MAX_FINDINGS {
+        if finding.reason == EXPIRED {
+            return Ok(());
+        }
+        let of_agent = keys::found(finding.agent.as_str());
+        let count = self.read::<u64>(of_agent.clone()).await?.unwrap_or(0) + 1;
+        self.put(of_agent, &count)?;
+        if count <= MAX_FINDINGS_EACH && self.next.0 < MAX_FINDINGS {
             self.put(keys::numbered(keys::FINDINGS, self.next.0), &finding)?;
             self.next.0 += 1;
             let next = self.next.0;
@@ -295,13 +295,41 @@ impl Batch {
         Ok(())
     }
 
-    fn mismatch(&mut self, mismatch: &Mismatch) -> Result<(), StoreError> {
+    async fn mismatch(&mut self, mismatch: &Mismatch) -> Result<(), StoreError> {
         let number = self.next.1;
-        self.put(keys::numbered(keys::MISMATCHES, number), mismatch)?;
-        if let Some(old) = number.checked_sub(MAX_MISMATCHES) {
-            self.rows.insert(keys::numbered(keys::MISMATCHES, old), None);
+        let key = |number| keys::numbered(keys::MISMATCHES, number);
+        let pair = keys::pair(mismatch);
+        let mut of_pair: VecDeque<u64> = self.read(pair.clone()).await?.unwrap_or_default();
+        if of_pair.len() >= MAX_MISMATCHES_EACH
+            && let Some(old) = of_pair.pop_front()
+        {
+            self.rows.insert(key(old), None);
         }
+        of_pair.push_back(number);
+        self.put(pair, &of_pair)?;
+        self.put(key(number), mismatch)?;
         self.next.1 += 1;
-        self.put(format!("next/{}", keys::MISMATCHES), &(number + 1))
+        self.put(format!("next/{}", keys::MISMATCHES), &(number + 1))?;
+        match number.checked_sub(MAX_MISMATCHES) {
+            Some(old) => self.let_go(old).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Lets go of a mismatch, if it is there still.
+    async fn let_go(&mut self, number: u64) -> Result<(), StoreError> {
+        let key = keys::numbered(keys::MISMATCHES, number);
+        let Some(held) = self.read::<Mismatch>(key.clone()).await? else {
+            return Ok(());
+        };
+        self.rows.insert(key, None);
+        let pair = keys::pair(&held);
+        let mut of_pair: VecDeque<u64> = self.read(pair.clone()).await?.unwrap_or_default();
+        of_pair.retain(|kept| *kept != number);
+        if of_pair.is_empty() {
+            self.rows.insert(pair, None);
+            return Ok(());
+        }
+        self.put(pair, &of_pair)
     }
 }

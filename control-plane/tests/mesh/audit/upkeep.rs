@@ -308,10 +308,7 @@ async fn what_was_acknowledged_survives_a_kill_at_any_moment() {
     for _ in 0..4 {
         let sidecar = Sidecar {
             mesh: process.mesh(),
-            agent: sidecar.agent.clone(),
-            identity: sidecar.identity.clone(),
-            svid: sidecar.svid.clone(),
-            trust: sidecar.trust.clone(),
+            ..sidecar.another()
         };
         let (mut stream, place) = Audit::resumed(&sidecar, &log).await;
         for _ in 0..5 {

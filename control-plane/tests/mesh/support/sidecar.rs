@@ -96,6 +96,17 @@ impl Sidecar {
         self.trust = Some(state.shared());
     }
 
+    /// The same sidecar, for a task of its own.
+    pub fn another(&self) -> Self {
+        Self {
+            mesh: self.mesh,
+            agent: self.agent.clone(),
+            identity: self.identity.clone(),
+            svid: self.svid.clone(),
+            trust: self.trust.clone(),
+        }
+    }
+
     /// A connection that shows the SVID.
     pub async fn connected(&self) -> Result<Channel, aip_runtime::grpc::ChannelError> {
         let trust = self.trust.as_ref().unwrap();

@@ -1,11 +1,13 @@
 //! The connections of a gRPC server: handshakes happen beside each other, bounded, and never hold up `accept`.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
+use aip_api::AgentName;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -27,6 +29,9 @@ const BOUNDS: Bounds = Bounds {
     strangers: 512,
     anonymous: 1_024,
 };
+/// Connections of one verified agent: each of its 256 sidecars has three, and as many are dead that nobody has noticed yet. So
+/// whoever has one certificate leaves places to others, and makes the port hold no more than what so many may leave unread.
+const MAX_OF_AGENT: usize = 1_536;
 /// Connections that were made and not yet taken.
 const READY: usize = 64;
 
@@ -46,24 +51,25 @@ pub struct MeshStream {
     // Of one without a certificate: ready when it must end.
     gives_way: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     _place: Place,
+    _of_agent: Option<OfAgent>,
 }
 
 /// The stream of connections that a server takes.
 pub type Incoming = ReceiverStream<io::Result<MeshStream>>;
 
-/// Accepts on `listener` until the receiver is dropped. Failed handshakes are counted and logged, nothing more.
+/// Accepts on `listener` until the receiver is dropped. Failed handshakes are counted, nothing more.
 pub fn incoming(listener: TcpListener, config: Arc<ServerConfig>, trust: Trust) -> Incoming {
     let (ready, taken) = mpsc::channel(READY);
     tokio::spawn(async move {
-        let door = Door::new(BOUNDS);
+        let (door, agents) = (Door::new(BOUNDS), Agents::default());
         loop {
             let (tcp, guest) = tokio::select! {
                 guest = door.guest(&listener) => guest,
                 () = ready.closed() => return,
             };
-            let (config, trust, ready) = (config.clone(), trust.clone(), ready.clone());
+            let (config, trust, ready, agents) = (config.clone(), trust.clone(), ready.clone(), agents.clone());
             tokio::spawn(async move {
-                if let Some(stream) = known(tcp, guest, &config, &trust).await {
+                if let Some(stream) = known(tcp, guest, &config, &trust, &agents).await {
                     let _ = ready.send(Ok(stream)).await;
                 }
             });
@@ -72,22 +78,86 @@ pub fn incoming(listener: TcpListener, config: Arc<ServerConfig>, trust: Trust) 
     ReceiverStream::new(taken)
 }
 
-async fn known(tcp: TcpStream, guest: Guest, config: &Arc<ServerConfig>, trust: &Trust) -> Option<MeshStream> {
+async fn known(
+    tcp: TcpStream,
+    guest: Guest,
+    config: &Arc<ServerConfig>,
+    trust: &Trust,
+    agents: &Agents,
+) -> Option<MeshStream> {
     let address = guest.address;
-    match guest.handshake(tcp, config, trust).await {
-        Ok(known) => Some(MeshStream {
-            stream: known.stream,
-            gives_way: known.peer.is_none().then(|| Box::pin(known.place.gives_way()) as _),
-            peer: PeerInfo {
-                identity: known.peer,
-                address,
-            },
-            _place: known.place,
-        }),
+    let failed = |reason| metrics::counter!("aip_tls_handshake_failures_total", "reason" => reason).increment(1);
+    let known = match guest.handshake(tcp, config, trust).await {
+        Ok(known) => known,
         Err(error) => {
-            metrics::counter!("aip_tls_handshake_failures_total", "reason" => error.reason()).increment(1);
-            tracing::info!(%address, reason = error.reason(), %error, "handshake refused");
-            None
+            failed(error.reason());
+            // Anybody can cause it: a line for each is a way to fill the disk.
+            tracing::debug!(%address, reason = error.reason(), %error, "handshake refused");
+            return None;
+        }
+    };
+    let of_agent = match &known.peer {
+        Some(peer) => match agents.connect(&peer.id.agent) {
+            Some(of_agent) => Some(of_agent),
+            None => {
+                failed("peer_connections");
+                tracing::debug!(%address, peer = %peer.id, "as many connections of this agent are open as may be");
+                return None;
+            }
+        },
+        None => None,
+    };
+    Some(MeshStream {
+        stream: known.stream,
+        gives_way: known.peer.is_none().then(|| Box::pin(known.place.gives_way()) as _),
+        peer: PeerInfo {
+            identity: known.peer,
+            address,
+        },
+        _place: known.place,
+        _of_agent: of_agent,
+    })
+}
+
+/// How many connections each verified agent has.
+#[derive(Debug, Clone, Default)]
+struct Agents(Arc<Mutex<HashMap<AgentName, usize>>>);
+
+/// One connection of an agent, until it is dropped.
+#[derive(Debug)]
+struct OfAgent {
+    agents: Agents,
+    agent: AgentName,
+}
+
+impl Agents {
+    fn counts(&self) -> MutexGuard<'_, HashMap<AgentName, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more, where the agent has fewer than [`MAX_OF_AGENT`].
+    fn connect(&self, agent: &AgentName) -> Option<OfAgent> {
+        let mut counts = self.counts();
+        let count = counts.entry(agent.clone()).or_default();
+        if *count >= MAX_OF_AGENT {
+            return None;
+        }
+        *count += 1;
+        Some(OfAgent {
+            agents: self.clone(),
+            agent: agent.clone(),
+        })
+    }
+}
+
+impl Drop for OfAgent {
+    fn drop(&mut self) {
+        let mut counts = self.agents.counts();
+        if let Some(count) = counts.get_mut(&self.agent) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.agent);
+            }
         }
     }
 }
@@ -120,5 +190,23 @@ impl AsyncWrite for MeshStream {
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_agent_has_no_more_connections_than_it_may_and_leaves_the_others_theirs() {
+        let agents = Agents::default();
+        let (planner, ledger): (AgentName, AgentName) = ("planner".parse().unwrap(), "ledger".parse().unwrap());
+        let mut open: Vec<_> = std::iter::from_fn(|| agents.connect(&planner)).collect();
+        assert_eq!(open.len(), MAX_OF_AGENT);
+        assert!(agents.connect(&ledger).is_some());
+        open.pop();
+        assert!(agents.connect(&planner).is_some());
+        drop(open);
+        assert!(agents.counts().is_empty(), "nothing is remembered");
     }
 }
