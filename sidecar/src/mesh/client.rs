@@ -29,14 +29,18 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 const HEALTHY: Duration = Duration::from_secs(10);
 /// Requests that may wait to be sent.
 const OUTGOING: usize = 64;
-/// Time between two batches of names: with four messages and the acknowledgements of a batch this stays well below
-/// the 50 messages a second that the control plane takes, whatever names an agent calls.
+/// Time between two batches of names: with four messages, four more where the names do not exist, and the acknowledgements of
+/// a batch this stays below the 100 messages a second that the control plane takes, whatever names an agent calls.
 const PACE: Duration = Duration::from_millis(150);
 /// What is held of a peer. Policies and reputation before the agent that they are of: whoever waits for the agent then
 /// finds it with all of them.
 const PEER_KINDS: [Kind; 4] = [Kind::Policy, Kind::Endpoint, Kind::Reputation, Kind::Agent];
 /// Names in one subscription message: as many as the control plane takes.
 const NAMES: usize = 1_000;
+/// Bytes that are said for people of one rejected resource, and of all of a push: half of what the control plane reads in one
+/// message.
+const MAX_DETAIL: usize = 2_000;
+const MAX_DETAILS: usize = 64 * 1024;
 
 /// What the stream needs beside the world.
 pub struct Client {
@@ -251,18 +255,12 @@ impl Session {
         }
         self.mesh.replace(self.world.snapshot());
         self.let_go(&push, send).await?;
-        for missing in &push.missing {
-            if let (Some(Kind::Agent), Ok(name)) = (Kind::from_wire(missing.kind), missing.name.parse::<AgentName>()) {
-                self.peers.remove(&name);
-                self.mesh.absent(name);
-            }
-        }
         self.persist().await;
         metrics::gauge!("aip_config_revision").set(self.world.revision() as f64);
         if self.world.is_synced() && self.world.is_usable() {
             self.client.ready.set("config", true);
         }
-        let rejected = rejected.into_iter().map(rejection).collect();
+        let rejected = rejections(rejected);
         say(
             send,
             Message::Ack(wire::Ack {
@@ -273,31 +271,43 @@ impl Session {
         .await
     }
 
-    /// Ends the subscriptions to agents that were deregistered: in a mesh where agents come and go, they would else
-    /// become more than the control plane takes. One that is registered again is asked for again.
+    /// Ends the subscriptions to agents that were deregistered, or never were registered: where agents come and go, or one
+    /// calls whatever names it likes, they would else become more than the control plane takes. One that is registered later
+    /// is asked for again.
     async fn let_go(
         &mut self,
         push: &wire::ConfigResponse,
         send: &mpsc::Sender<wire::ConfigRequest>,
     ) -> Result<(), StreamEnd> {
         let snapshot = self.mesh.snapshot();
-        let deleted = push
-            .resources
-            .iter()
-            .filter(|r| r.deleted && Kind::from_wire(r.kind) == Some(Kind::Agent));
-        let gone: HashSet<AgentName> = deleted
+        let is_agent = |kind: i32| Kind::from_wire(kind) == Some(Kind::Agent);
+        let deleted = push.resources.iter().filter(|r| r.deleted && is_agent(r.kind));
+        let mut gone: HashSet<AgentName> = deleted
             .filter_map(|resource| resource.name.parse().ok())
             .filter(|name| snapshot.agent(name).is_none() && self.peers.remove(name))
             .collect();
+        for missing in push.missing.iter().filter(|missing| is_agent(missing.kind)) {
+            let Ok(name) = missing.name.parse::<AgentName>() else {
+                continue;
+            };
+            if self.peers.remove(&name) {
+                gone.insert(name.clone());
+            }
+            self.mesh.absent(name);
+        }
         if gone.is_empty() {
             return Ok(());
         }
         // The control plane forgets that these are held.
         self.world.forget_endpoints(&gone);
-        for kind in PEER_KINDS {
+        let gone: Vec<String> = gone.iter().map(ToString::to_string).collect();
+        for (names, kind) in gone
+            .chunks(NAMES)
+            .flat_map(|names| PEER_KINDS.map(|kind| (names, kind)))
+        {
             let unsubscribe = wire::Subscribe {
                 kind: kind.to_wire() as i32,
-                names: gone.iter().map(ToString::to_string).collect(),
+                names: names.to_vec(),
             };
             say(send, Message::Unsubscribe(unsubscribe)).await?;
         }
@@ -341,17 +351,23 @@ fn lease_message(lease: &mut watch::Receiver<Option<SocketAddr>>) -> Message {
     Message::Endpoint(wire::EndpointLease { address })
 }
 
-fn rejection(refused: Rejected) -> wire::Rejection {
-    wire::Rejection {
+/// What is said of rejected resources. For people it is cut, so that all of it is a message that the control plane reads.
+fn rejections(refused: Vec<Rejected>) -> Vec<wire::Rejection> {
+    let room = MAX_DETAIL.min(MAX_DETAILS / refused.len().max(1));
+    let said = |refused: Rejected| wire::Rejection {
         kind: refused.id.kind.to_wire() as i32,
         name: refused.id.name,
         revision: refused.revision,
         reason: refused.reason.to_owned(),
-        detail: refused.detail,
-    }
+        detail: refused.detail[..refused.detail.floor_char_boundary(room)].to_owned(),
+    };
+    refused.into_iter().map(said).collect()
 }
 
 async fn say(send: &mpsc::Sender<wire::ConfigRequest>, message: Message) -> Result<(), StreamEnd> {
     let request = wire::ConfigRequest { message: Some(message) };
     send.send(request).await.map_err(|_| StreamEnd::Closed)
 }
+
+#[cfg(test)]
+mod tests;

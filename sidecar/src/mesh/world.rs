@@ -148,9 +148,10 @@ impl World {
         if is_late && !revokes() {
             return refuse("stale", "a later revision is held");
         }
-        // What takes trust away is never what there is no room for.
+        // What takes trust away, or denies, is never what there is no room for, whatever peers have filled it with.
         let trust = matches!(kind, Kind::TrustBundle | Kind::SigningKey | Kind::Revocation);
-        if before.is_none() && !trust && self.held.len() >= MAX_RESOURCES {
+        let has_room = trust || self.is_indispensable(&id) || self.held.len() < MAX_RESOURCES;
+        if before.is_none() && !has_room {
             return refuse("too_many", "this sidecar holds as many resources as it may");
         }
         let early = |held: &Held| matches!(&held.document, Document::Revocation(r) if r.expires() > now);
@@ -175,6 +176,18 @@ impl World {
             self.rebuild_trust();
         }
         Ok(())
+    }
+
+    /// Whether it decides what is let through here: a policy, the mesh's settings, the limits of all, and what this sidecar's own
+    /// agent is, has and may. How many of these there are, the control plane's operators decide, and no agent.
+    fn is_indispensable(&self, id: &ResourceId) -> bool {
+        match id.kind {
+            Kind::Policy | Kind::MeshConfig => true,
+            Kind::Agent | Kind::Traffic | Kind::Reputation => {
+                id.name == self.origin.id.agent.as_str() || id.name == Traffic::DEFAULT
+            }
+            _ => false,
+        }
     }
 
     /// Past [`MAX_TOMBSTONES`] the older half is forgotten: half, so that it is rarely looked for.

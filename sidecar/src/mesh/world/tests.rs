@@ -89,3 +89,23 @@ fn the_endpoints_of_an_agent_that_is_let_go_are_forgotten() {
         (0, 1)
     );
 }
+
+#[test]
+fn what_denies_finds_room_however_much_peers_have_filled() {
+    let keys = Keys::new();
+    let mut world = keys.world();
+    let filler = keys.endpoint("peer", 1);
+    for n in 0..MAX_RESOURCES {
+        let id = ResourceId::new(Kind::Endpoint, format!("peer/{n}"));
+        world.hold(id, &filler, Document::Nothing);
+    }
+    let rego = "package aip.policy.stop\n\nrules contains {\"rule\": \"r\", \"verdict\": \"deny\", \"reason\": \"no\"} if {\n\
+                \tinput.request.method == \"TRACE\"\n}\n";
+    let policy = serde_json::json!({"name": "stop", "rego": rego});
+    let policy = keys.resource(Kind::Policy, "stop", 2, serde_json::to_vec(&policy).unwrap());
+    world.take(&policy, NOW).unwrap();
+    assert!(world.snapshot().policies.contains_key("stop"));
+    world.take(&keys.agent("me", 3), NOW).unwrap();
+    let refused = world.take(&keys.agent("another", 4), NOW).unwrap_err();
+    assert_eq!(refused.reason, "too_many", "of what only peers are, there is no more");
+}
