@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aip_api::wire::config_request::Message;
-use aip_api::wire::{ConfigRequest, ConfigResponse, Hello};
+use aip_api::wire::{ConfigRequest, ConfigResponse, Hello, Resource};
 use aip_runtime::drain::DrainWatch;
 use aip_runtime::grpc::PeerInfo;
 use aip_runtime::grpc::config_server::Config;
@@ -23,13 +23,14 @@ use crate::clock::Clock;
 use crate::hello::{self, Hellos};
 use crate::rate::{self, Rate, Rates};
 use crate::refusal::{Reason, Refusal};
-use crate::registry::settings::MAX_AHEAD;
 use crate::registry::tokens::random;
 
 /// Streams live this long ± 10 %, so that a fleet spreads over replicas that were added, and never all at once.
 const STREAM_AGE: Duration = Duration::from_secs(3_600);
 /// How long a sidecar may take to apply a push: compiling every policy anew on a busy core.
 const ACK_DEADLINE: Duration = Duration::from_secs(30);
+/// How [`aip_runtime::signed::verify`] says that a resource is of a kind of a later version.
+const UNKNOWN_KIND: &str = "unknown_kind";
 /// Answers on their way to one sidecar: a push, and the status that ends the stream.
 const OUT: usize = 4;
 
@@ -120,14 +121,8 @@ impl ConfigService {
         hello::instance(&hello.instance)?;
         let held = held(&hello)?;
         let (news, revision) = self.world.subscribe();
-        if hello.revision_floor > revision.saturating_add(MAX_AHEAD) {
-            // Its word alone, and signed by nobody: no operator is asked to lift a store to that.
-            let floor = hello.revision_floor;
-            let detail = format!("no store has made the revisions from {revision} to {floor} since a copy of it");
-            return Err(Refusal::new(Reason::ProtocolViolation, detail));
-        }
-        if hello.revision_floor > revision {
-            return Err(restored(&peer, hello.revision_floor, revision));
+        if let Some(newest) = &hello.newest {
+            self.is_not_before(newest, revision, &peer)?;
         }
         admitted()?;
         let names = (hello.instance.as_str(), hello.version.as_str());
@@ -156,6 +151,24 @@ impl ConfigService {
         Ok(ReceiverStream::new(answers))
     }
 
+    /// Whether this store, at `revision`, has made what the sidecar shows: it was restored from a copy where that is later. No
+    /// operator is asked to lift a store to what nobody signed.
+    fn is_not_before(&self, newest: &Resource, revision: u64, peer: &PeerIdentity) -> Result<(), Refusal> {
+        match self.world.verify(newest) {
+            Ok(_) if newest.revision > revision => Err(restored(peer, newest.revision, revision)),
+            Ok(_) => Ok(()),
+            // Of a later version, which ran here before.
+            Err(rejected) if rejected.reason == UNKNOWN_KIND => Ok(()),
+            Err(rejected) => {
+                let detail = format!(
+                    "{} shows a resource that this mesh never signed: {rejected}",
+                    peer.id.agent
+                );
+                Err(Refusal::new(Reason::ProtocolViolation, detail))
+            }
+        }
+    }
+
     /// When a stream ends: at its age, or when its SVID does.
     fn ends(&self, not_after: u64) -> Result<Instant, Refusal> {
         let spread = f64::from(u16::from_be_bytes(random::<2>()?)) / f64::from(u16::MAX);
@@ -172,14 +185,14 @@ const fn may_be_newer(refusal: &Refusal) -> bool {
 }
 
 /// A sidecar has applied what this store does not have.
-fn restored(peer: &PeerIdentity, floor: u64, revision: u64) -> Refusal {
+fn restored(peer: &PeerIdentity, seen: u64, revision: u64) -> Refusal {
     metrics::counter!("aip_config_restored_store_total").increment(1);
     if rate::may_tell() {
-        tracing::error!(agent = %peer.id.agent, floor, revision, "a sidecar has seen a later revision: this store was restored from a copy");
+        tracing::error!(agent = %peer.id.agent, seen, revision, "a sidecar has seen a later revision: this store was restored from a copy");
     }
     let detail = format!(
-        "the sidecar has seen revision {floor}, this store is at {revision}: \
-         lift it above with POST /v1/mesh/lift {{\"above\": {floor}}}"
+        "the sidecar has seen revision {seen}, this store is at {revision}: \
+         lift it above with POST /v1/mesh/lift {{\"above\": {seen}}}"
     );
     Refusal::new(Reason::RestoredStore, detail)
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use aip_api::AgentName;
-use aip_api::resource::{Agent, KeyPurpose, Kind, Policy, ResourceId, Revocation};
+use aip_api::resource::{Agent, KeyPurpose, Kind, Policy, Rejected, ResourceId, Revocation};
 use aip_api::wire;
 use aip_runtime::backoff::Backoff;
 use aip_runtime::signed;
@@ -254,6 +254,14 @@ impl World {
         // Under the lock: whoever subscribes sees either this state or this news, never neither.
         let _ = self.news.send(News::Some(revision, ids));
         Ok(())
+    }
+
+    /// Whether a resource, as it travels, is one that this mesh signed, whenever that was.
+    ///
+    /// # Errors
+    /// It is not, or of no kind that this version knows.
+    pub(crate) fn verify(&self, resource: &wire::Resource) -> Result<Kind, Rejected> {
+        signed::verify(&self.trust.load(), resource)
     }
 
     /// Whether a revocation that is known here names this peer.

@@ -98,6 +98,6 @@ impl Registry {
 
 /// Highest revision that an operator can lift the store to: the last whole number that every reader of JSON reads as it is.
 pub const MAX_REVISION: u64 = (1 << 53) - 1;
-/// How far a sidecar can be ahead of a store that was restored from a copy, and how far that is lifted at most: a thousand
-/// changes a second for seven weeks. Nobody's word then takes what later lifts need.
+/// How far a store is lifted at once: a thousand changes a second for seven weeks, more than one that was restored from a copy is
+/// behind. A slip of the hand then takes nothing of what later lifts need.
 pub const MAX_AHEAD: u64 = 1 << 32;

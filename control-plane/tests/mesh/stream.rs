@@ -1,7 +1,9 @@
 //! The Config stream: what is pushed, and when.
 
-use aip_api::resource::{Endpoint, Kind};
-use aip_api::wire::Hello;
+use aip_api::resource::{Endpoint, KeyPurpose, Kind};
+use aip_api::wire::{Hello, Resource};
+use aip_runtime::signed;
+use aip_runtime::signing::Signer;
 use serde_json::json;
 
 use crate::support::sidecar::{held, hello, names, why};
@@ -260,23 +262,37 @@ async fn a_restored_store_pushes_nothing_until_an_operator_lifts_it() {
     let mut stream = sidecar.stream().await;
     let before = stream.synced().await;
     let floor = 5_000;
-    let refused = sidecar
-        .open(Hello {
-            revision_floor: floor,
-            ..hello()
-        })
-        .await
-        .map(|_| ())
-        .unwrap_err();
-    assert_eq!(why(&refused), "restored_store");
-    assert!(refused.message().contains("/v1/mesh/lift"), "{}", refused.message());
-    for lie in [1 << 40, u64::MAX] {
+    // As the store signed it after the copy was made.
+    let config = mesh.plane.api.ca.signer(KeyPurpose::Config);
+    let newest = signed::sign(&config, Kind::Agent, "planner", floor, false, b"{}".as_slice());
+    let shows = |newest: Resource| {
         let hello = Hello {
-            revision_floor: lie,
+            newest: Some(newest),
             ..hello()
         };
-        let refused = sidecar.open(hello).await.map(|_| ()).unwrap_err();
-        assert_eq!(why(&refused), "protocol_violation", "no store was ever there");
+        sidecar.open(hello)
+    };
+    let refused = shows(newest.clone()).await.map(|_| ()).unwrap_err();
+    assert_eq!(why(&refused), "restored_store");
+    assert!(
+        refused.message().contains("/v1/mesh/lift {\"above\": 5000}"),
+        "{}",
+        refused.message()
+    );
+    // Nobody is asked to lift a store to what a sidecar made up.
+    let (own, _) = Signer::generate(KeyPurpose::Config).unwrap();
+    let other = mesh.plane.api.ca.signer(KeyPurpose::Kill);
+    let sign = |signer: &Signer| signed::sign(signer, Kind::Agent, "planner", 1 << 40, false, b"{}".as_slice());
+    let mut raised = newest.clone();
+    raised.revision = u64::MAX;
+    for lie in [sign(&own), sign(&other), raised] {
+        let refused = shows(lie).await.map(|_| ()).unwrap_err();
+        assert_eq!(why(&refused), "protocol_violation");
+        assert!(
+            refused.message().contains("planner") && !refused.message().contains("lift"),
+            "{}",
+            refused.message()
+        );
     }
     let far = mesh
         .admin
@@ -288,7 +304,7 @@ async fn a_restored_store_pushes_nothing_until_an_operator_lifts_it() {
     let pushed = eventually("the world to catch up", async || {
         sidecar
             .open(Hello {
-                revision_floor: floor,
+                newest: Some(newest.clone()),
                 held: held(&before),
                 ..hello()
             })

@@ -206,7 +206,7 @@ impl Session {
             instance: self.client.instance.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             held: self.world.held(),
-            revision_floor: self.world.revision(),
+            newest: self.world.newest().cloned(),
         };
         say(send, Message::Hello(hello)).await?;
         let peers: Vec<String> = self.peers.iter().map(ToString::to_string).collect();

@@ -19,7 +19,7 @@ use crate::snapshot::{AttachedPolicy, PolicySets, Snapshot, source_of};
 /// Most resources that a sidecar holds: its peers, their endpoints and policies, and room for revocations.
 const MAX_RESOURCES: usize = 100_000;
 /// Most tombstones that a sidecar remembers, so that what was deleted does not come back by an older push. Only the
-/// control plane itself could send one, and from a restored store it pushes nothing (the revision floor); so this many
+/// control plane itself could send one, and from a restored store it pushes nothing (what is newest is shown to it); so this many
 /// of the latest will do, and a mesh in which agents come and go does not fill a sidecar that lives long.
 const MAX_TOMBSTONES: usize = 4_096;
 
@@ -79,6 +79,8 @@ pub struct World {
     trust: Trust,
     held: BTreeMap<ResourceId, Held>,
     revision: u64,
+    // Of all that was ever taken, what has the highest revision, as it was signed: it may be let go of.
+    newest: Option<wire::Resource>,
     synced: BTreeSet<Kind>,
     sets: Arc<PolicySets>,
 }
@@ -92,6 +94,7 @@ impl World {
             trust,
             held: BTreeMap::new(),
             revision: 0,
+            newest: None,
             synced: BTreeSet::new(),
             sets: Arc::default(),
         }
@@ -219,6 +222,13 @@ impl World {
 
     fn hold(&mut self, id: ResourceId, resource: &wire::Resource, document: Document) {
         let resource = resource.clone();
+        if self
+            .newest
+            .as_ref()
+            .is_none_or(|newest| newest.revision < resource.revision)
+        {
+            self.newest = Some(resource.clone());
+        }
         self.held.insert(id, Held { resource, document });
     }
 
@@ -315,6 +325,12 @@ impl World {
     /// The store revision that this world reflects.
     pub fn revision(&self) -> u64 {
         self.revision
+    }
+
+    /// Of all resources and tombstones that were taken, the one of the highest revision: a control plane that is below it was
+    /// restored from a copy.
+    pub fn newest(&self) -> Option<&wire::Resource> {
+        self.newest.as_ref()
     }
 
     /// Raises the revision to one that was persisted.

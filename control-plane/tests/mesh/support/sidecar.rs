@@ -148,7 +148,7 @@ pub fn hello() -> Hello {
         instance,
         version: "0.1.0".into(),
         held: vec![],
-        revision_floor: 0,
+        newest: None,
     }
 }
 

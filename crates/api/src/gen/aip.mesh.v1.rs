@@ -105,9 +105,10 @@ pub struct Hello {
     /// What it holds, rejected versions never among it.
     #[prost(message, repeated, tag = "3")]
     pub held: ::prost::alloc::vec::Vec<Held>,
-    /// The highest revision it has ever applied. A control plane below it was restored from a copy and MUST NOT push.
-    #[prost(uint64, tag = "4")]
-    pub revision_floor: u64,
+    /// Of all resources and tombstones that this process has taken, the one of the highest revision, as it was signed. A control
+    /// plane below that was restored from a copy and MUST NOT push.
+    #[prost(message, optional, tag = "5")]
+    pub newest: ::core::option::Option<Resource>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Held {

@@ -109,3 +109,24 @@ fn what_denies_finds_room_however_much_peers_have_filled() {
     let refused = world.take(&keys.agent("another", 4), NOW).unwrap_err();
     assert_eq!(refused.reason, "too_many", "of what only peers are, there is no more");
 }
+
+#[test]
+fn the_newest_of_all_that_was_taken_is_shown_also_once_it_was_let_go() {
+    let keys = Keys::new();
+    let mut world = keys.world();
+    assert!(world.newest().is_none());
+    let (agent, endpoint) = (keys.agent("peer", 7), keys.endpoint("peer", 9));
+    for resource in [&endpoint, &agent] {
+        world.take(resource, NOW).unwrap();
+        assert_eq!(world.newest(), Some(&endpoint));
+    }
+    world.forget_endpoints(&HashSet::from(["peer".parse().unwrap()]));
+    assert_eq!(world.newest(), Some(&endpoint));
+    let mut forged = keys.agent("peer", 10);
+    forged.revision = 11;
+    world.take(&forged, NOW).unwrap_err();
+    assert_eq!(world.newest(), Some(&endpoint), "what nobody signed is not shown");
+    let gone = keys.gone(Kind::Agent, "peer", 12);
+    world.take(&gone, NOW).unwrap();
+    assert_eq!(world.newest(), Some(&gone));
+}
