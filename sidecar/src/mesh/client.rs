@@ -37,8 +37,8 @@ const PACE: Duration = Duration::from_millis(150);
 const PEER_KINDS: [Kind; 4] = [Kind::Policy, Kind::Endpoint, Kind::Reputation, Kind::Agent];
 /// Names in one subscription message: as many as the control plane takes.
 const NAMES: usize = 1_000;
-/// Bytes that are said for people of one rejected resource, and of all of a push: half of what the control plane reads in one
-/// message.
+/// Bytes that are said for people of one rejected resource, and of all of a push: with the names of 512 of them, less than the
+/// control plane reads in one message.
 const MAX_DETAIL: usize = 2_000;
 const MAX_DETAILS: usize = 64 * 1024;
 
