@@ -410,15 +410,15 @@ async fn a_sidecar_rejects_what_it_was_pushed_and_nothing_else() {
         .iter()
         .find(|r| r.kind == Kind::Traffic.to_wire() as i32)
         .unwrap();
-    let rejection = |name: String| aip_api::wire::Rejection {
+    let rejection = |name: String, length: usize| aip_api::wire::Rejection {
         kind: traffic.kind,
         name,
         revision: traffic.revision,
-        reason: "r".repeat(5_000),
-        detail: "d".repeat(5_000),
+        reason: "r".repeat(length),
+        detail: "d".repeat(length),
     };
-    let mut rejected: Vec<_> = (0..400).map(|i| rejection(format!("invented-{i}"))).collect();
-    rejected.push(rejection(traffic.name.clone()));
+    let mut rejected: Vec<_> = (0..400).map(|i| rejection(format!("invented-{i}"), 100)).collect();
+    rejected.push(rejection(traffic.name.clone(), 5_000));
     let nonce = push.nonce;
     stream.say(Message::Ack(Ack { nonce, rejected })).await;
     let nacks = eventually("the rejection", async || {
