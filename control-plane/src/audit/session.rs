@@ -23,6 +23,7 @@ use super::ledger::Finding;
 use super::statement;
 use crate::config::admitted;
 use crate::quota::Place;
+use crate::rate;
 use crate::refusal::{Reason, Refusal};
 
 /// Logs that one stream may send: its own, and those of earlier lives that were not all sent.
@@ -155,7 +156,12 @@ impl Session {
         let (agent, reason) = (&self.peer.id.agent, refusal.reason());
         metrics::counter!("aip_audit_rejected_total", "reason" => reason).increment(1);
         let log: String = log.chars().take(36).collect();
-        tracing::warn!(%agent, log, reason, detail = %refusal.detail, "a part of an audit log was refused");
+        let detail = &refusal.detail;
+        if rate::may_tell() {
+            tracing::warn!(%agent, log, reason, %detail, "a part of an audit log was refused");
+        } else {
+            tracing::debug!(%agent, log, reason, %detail, "a part of an audit log was refused");
+        }
         self.say(Answer::Refused(AuditRefused {
             log,
             reason: reason.to_owned(),
