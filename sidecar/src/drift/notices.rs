@@ -55,6 +55,16 @@ pub(super) struct Seen {
     pub(super) blind: bool,
 }
 
+impl Seen {
+    /// Both together.
+    pub(super) fn add(&mut self, later: Self) {
+        self.changed.extend(later.changed);
+        self.look |= later.look;
+        self.again |= later.again;
+        self.blind |= later.blind;
+    }
+}
+
 /// What a watch is of. One inode can be several things.
 #[derive(Debug, Clone)]
 enum Of {

@@ -28,8 +28,12 @@ const NOTICE_DELAY: Duration = Duration::from_millis(250);
 const TRY_AGAIN: Duration = Duration::from_millis(200);
 
 /// How long a shortage of files or memory may keep it from looking, which others may bring about. After that it is as if
-/// something had changed: a file may, unseen.
+/// something had changed: a file may, unseen. Notices are heard meanwhile.
 const SHORTAGE: Duration = Duration::from_secs(60);
+
+/// Batches of notices that are read without a pause: as many as the kernel keeps by default, so that one who makes more
+/// without end holds up nothing.
+const MAX_BATCHES: usize = 4;
 
 /// The readiness gate that opens once it watches.
 pub const GATE: &str = "watch";
@@ -84,14 +88,17 @@ impl Watcher {
     /// Resolves when something drifted; answers what.
     async fn watch(&self) -> Vec<String> {
         let mut eyes = self.open_eyes().await;
+        // What was heard and not seen to yet.
+        let mut heard = Seen::default();
         // The watch stands: what changed before it, since the SVID was issued, is found here.
-        let (mut stamps, mut due) = match self.measured().await {
-            Some(looked) => (looked.stamps, next(looked.took)),
-            None => return Vec::new(),
+        let (mut stamps, mut due) = match self.measured(&mut eyes, &mut heard).await {
+            Ok(looked) => (looked.stamps, next(looked.took)),
+            Err(changed) => return changed,
         };
         self.ready.set(GATE, true);
         loop {
             let seen = match &eyes {
+                _ if heard != Seen::default() => std::mem::take(&mut heard),
                 Eyes::Notices(notices) => tokio::select! {
                     seen = notices.next() => match seen {
                         Ok(seen) => seen,
@@ -124,10 +131,13 @@ impl Watcher {
                 }
             }
             if seen.look {
-                let Some(looked) = self.measured().await else {
-                    return Vec::new();
+                let looked = match self.measured(&mut eyes, &mut heard).await {
+                    Ok(looked) => looked,
+                    Err(changed) => return changed,
                 };
                 let differing = looked.stamps.differing(&stamps);
+                // Lost before these stamps were taken: the next look would find nothing any more.
+                blind |= heard.blind;
                 if blind && !differing.is_empty() {
                     tracing::warn!(
                         "notices were lost, or there are none here, and these files were touched meanwhile: that they hold \
@@ -162,44 +172,18 @@ impl Watcher {
         }
     }
 
-    /// What is there, where it is what was approved.
-    async fn measured(&self) -> Option<Looked> {
-        let mut looked = self.look().await;
-        if looked.is_err() {
-            tokio::time::sleep(TRY_AGAIN).await;
-            looked = self.look().await;
-        }
-        let begun = tokio::time::Instant::now();
-        while let Err(error) = &looked
-            && error.is_shortage()
-            && begun.elapsed() < SHORTAGE
-        {
-            tracing::warn!(%error, "what is measured can't be read now; trying again");
-            tokio::time::sleep(LOOK_EVERY).await;
-            looked = self.look().await;
-        }
+    /// What is there, where it is what was approved; else what changed, as far as that is known.
+    async fn measured(&self, eyes: &mut Eyes, heard: &mut Seen) -> Result<Looked, Vec<String>> {
+        let looked = patiently(|| look(self.declared.clone()), eyes, heard).await?;
+        hear_now(eyes, heard)?;
         match looked {
-            Ok(looked) => self.alarm.fits(&looked.measured).then_some(looked),
+            Ok(looked) if self.alarm.fits(&looked.measured) => Ok(looked),
+            Ok(_) => Err(Vec::new()),
             Err(error) => {
                 tracing::error!(reason = error.reason(), %error, "what is measured can't be any more");
-                None
+                Err(Vec::new())
             }
         }
-    }
-
-    async fn look(&self) -> Result<Looked, MeasureError> {
-        let declared = self.declared.clone();
-        let looked = spawn_blocking(move || {
-            let begun = Instant::now();
-            // Before: a write while it is measured leaves another stamp, or another measurement.
-            let stamps = Stamps::take(&declared)?;
-            let measured = measure(&declared)?;
-            let took = begun.elapsed();
-            Ok(Looked { stamps, measured, took })
-        });
-        looked
-            .await
-            .unwrap_or_else(|error| Err(MeasureError::Glob(error.to_string())))
     }
 
     /// A look without cause, while there are notices: were files touched of which none came?
@@ -209,9 +193,9 @@ impl Watcher {
             blind: true,
             ..Seen::default()
         };
-        let declared = self.declared.clone();
-        let now = spawn_blocking(move || Stamps::take(&declared)).await;
-        let Ok(Ok(now)) = now else { return Ok(blind) };
+        let Ok(now) = stamps_of(self.declared.clone()).await else {
+            return Ok(blind);
+        };
         if now.differing(stamps).is_empty() {
             return Ok(blind);
         }
@@ -223,15 +207,14 @@ impl Watcher {
     }
 
     /// Waits a while, then answers which files were touched. Nothing tells a touched file from one that was written and
-    /// restored here, so the first counts as the second.
+    /// restored here, so the first counts as the second. A shortage is waited for: afterwards the stamps tell.
     async fn touched(&self, stamps: &Stamps) -> Option<Vec<String>> {
-        let declared = self.declared.clone();
         let begun = Instant::now();
-        let now = spawn_blocking(move || Stamps::take(&declared)).await;
-        let changed = match now {
+        let take = || stamps_of(self.declared.clone());
+        let changed = match patiently(take, &mut Eyes::Looking, &mut Seen::default()).await {
             Ok(Ok(now)) => now.differing(stamps),
             // Which also measuring will say.
-            _ => return Some(Vec::new()),
+            Ok(Err(_)) | Err(_) => return Some(Vec::new()),
         };
         if !changed.is_empty() {
             return Some(changed);
@@ -256,6 +239,89 @@ impl Watcher {
             Err(error) => looking(&error),
         }
     }
+}
+
+async fn look(declared: Measured) -> Result<Looked, MeasureError> {
+    let looked = spawn_blocking(move || {
+        let begun = Instant::now();
+        // Before: a write while it is measured leaves another stamp, or another measurement.
+        let stamps = Stamps::take(&declared)?;
+        let measured = measure(&declared)?;
+        let took = begun.elapsed();
+        Ok(Looked { stamps, measured, took })
+    });
+    looked
+        .await
+        .unwrap_or_else(|error| Err(MeasureError::Glob(error.to_string())))
+}
+
+async fn stamps_of(declared: Measured) -> Result<Stamps, MeasureError> {
+    let taken = spawn_blocking(move || Stamps::take(&declared)).await;
+    taken.unwrap_or_else(|error| Err(MeasureError::Glob(error.to_string())))
+}
+
+/// What `look` answers: once more where it fails, and over and over while there is a shortage of files or memory. What is
+/// heard meanwhile of something that is drift for certain ends it at once, and is answered as the outer error; the rest
+/// of it is put into `heard`.
+async fn patiently<T, F: Future<Output = Result<T, MeasureError>>>(
+    mut look: impl FnMut() -> F,
+    eyes: &mut Eyes,
+    heard: &mut Seen,
+) -> Result<Result<T, MeasureError>, Vec<String>> {
+    let mut looked = look().await;
+    if looked.is_err() {
+        hear_for(TRY_AGAIN, eyes, heard).await?;
+        looked = look().await;
+    }
+    let begun = tokio::time::Instant::now();
+    while let Err(error) = &looked
+        && error.is_shortage()
+        && begun.elapsed() < SHORTAGE
+    {
+        tracing::warn!(%error, "what is measured can't be read now; trying again");
+        hear_for(LOOK_EVERY, eyes, heard).await?;
+        looked = look().await;
+    }
+    Ok(looked)
+}
+
+/// Hears what there is to hear without waiting: answers what changed as an error.
+fn hear_now(eyes: &mut Eyes, heard: &mut Seen) -> Result<(), Vec<String>> {
+    for _ in 0..MAX_BATCHES {
+        let Eyes::Notices(notices) = eyes else { break };
+        match notices.read() {
+            Ok((seen, _)) if !seen.changed.is_empty() => return Err(seen.changed.into_iter().collect()),
+            Ok((seen, emptied)) => {
+                heard.add(seen);
+                if emptied {
+                    break;
+                }
+            }
+            Err(error) => {
+                *eyes = looking(&error);
+                heard.add(unseeing());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Waits so long, and hears notices meanwhile: answers what changed as an error.
+async fn hear_for(wait: Duration, eyes: &mut Eyes, heard: &mut Seen) -> Result<(), Vec<String>> {
+    let until = tokio::time::Instant::now() + wait;
+    while let Eyes::Notices(notices) = eyes {
+        match tokio::time::timeout_at(until, notices.next()).await {
+            Err(_) => return Ok(()),
+            Ok(Ok(seen)) if seen.changed.is_empty() => heard.add(seen),
+            Ok(Ok(seen)) => return Err(seen.changed.into_iter().collect()),
+            Ok(Err(error)) => {
+                *eyes = looking(&error);
+                heard.add(unseeing());
+            }
+        }
+    }
+    tokio::time::sleep_until(until).await;
+    Ok(())
 }
 
 fn looking(error: &std::io::Error) -> Eyes {

@@ -1,14 +1,18 @@
 //! What counts as drift and what doesn't, on a real file system with the kernel's own notices.
 
 use std::fs::{self, File, FileTimes};
+use std::future::ready;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aip_api::evidence::MAX_FILES;
 use aip_runtime::settings::Said;
 use aip_runtime::svid::SvidSource;
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::*;
 use crate::config::{Config, Flags};
@@ -276,6 +280,105 @@ async fn where_there_are_no_notices_looking_finds_what_was_undone() {
     let stamps = Stamps::take(&watcher.declared).unwrap();
     tree.write("src/new.py", "x");
     assert!(watcher.touched(&stamps).await.unwrap()[0].ends_with("src/new.py"));
+}
+
+fn short_of_files() -> MeasureError {
+    MeasureError::Io {
+        path: "main.py".into(),
+        source: Errno::MFILE.into(),
+    }
+}
+
+/// Looking waits until there are files again; hearing does not.
+#[tokio::test]
+async fn an_edit_during_a_shortage_is_drift_at_once() {
+    let tree = Tree::new(&["main.py"]);
+    let (watcher, _) = tree.watcher();
+    let mut eyes = watcher.open_eyes().await;
+    let mut looks = 0;
+    let short = || {
+        looks += 1;
+        if looks == 3 {
+            tree.write("main.py", "edited");
+            tree.write("main.py", "as approved");
+        }
+        ready(Err::<(), _>(short_of_files()))
+    };
+    let begun = Instant::now();
+    let heard = patiently(short, &mut eyes, &mut Seen::default()).await;
+    assert_eq!(heard.map(|_| ()), Err(vec!["main.py".to_owned()]));
+    assert!(begun.elapsed() < SHORTAGE, "it waited for the end of the shortage");
+}
+
+/// What is no drift by itself is seen to after the shortage; and one that does not end is an error in the end.
+#[tokio::test]
+async fn what_is_heard_during_a_shortage_is_not_forgotten() {
+    let tree = Tree::new(&["main.py", "src/**"]);
+    let (watcher, _) = tree.watcher();
+    let (mut eyes, mut heard) = (watcher.open_eyes().await, Seen::default());
+    let mut looks = 0;
+    let short_once = || {
+        looks += 1;
+        if looks > 1 {
+            return ready(Ok(()));
+        }
+        fs::set_permissions(tree.at("main.py"), fs::Permissions::from_mode(0o640)).unwrap();
+        fs::create_dir(tree.at("src/deep")).unwrap();
+        ready(Err(short_of_files()))
+    };
+    assert!(patiently(short_once, &mut eyes, &mut heard).await.unwrap().is_ok());
+    assert!(heard.look && heard.again && heard.changed.is_empty(), "{heard:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shortage_that_does_not_end_is_an_error() {
+    let mut looks = 0;
+    let short = || {
+        looks += 1;
+        ready(Err::<(), _>(short_of_files()))
+    };
+    let looked = patiently(short, &mut Eyes::Looking, &mut Seen::default()).await;
+    assert!(looked.unwrap().unwrap_err().is_shortage());
+    assert!(looks > 30, "{looks}");
+}
+
+/// The variable by which a test of this file is run in a process of its own, whose bounds are nobody else's.
+const ALONE: &str = "AIP_TEST_ALONE";
+
+/// No file can be opened for a while, as where an agent opens as many as its user may: nothing changed, and nothing drifts.
+#[test]
+fn a_process_that_has_no_file_left_is_no_drift() {
+    let name = "drift::watcher::tests::a_process_that_has_no_file_left_is_no_drift";
+    if std::env::var_os(ALONE).is_some() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        return runtime.unwrap().block_on(without_files());
+    }
+    let mut alone = Command::new(std::env::current_exe().unwrap());
+    alone.args(["--exact", name, "--nocapture"]).env(ALONE, "1");
+    let output = alone.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{output:?}");
+}
+
+async fn without_files() {
+    let tree = Tree::new(&["main.py", "src/*.py"]);
+    tree.alarm.expect(measure(&tree.config.measured).unwrap());
+    let (watcher, _) = tree.watcher();
+    let stamps = Stamps::take(&watcher.declared).unwrap();
+    let before = getrlimit(Resource::Nofile);
+    let none = Rlimit {
+        current: Some(0),
+        ..before
+    };
+    setrlimit(Resource::Nofile, none).unwrap();
+    let looked = look(watcher.declared.clone()).await.map(|_| ());
+    assert!(looked.as_ref().is_err_and(MeasureError::is_shortage), "{looked:?}");
+    // It waits, and does not say that something was touched.
+    let touched = tokio::time::timeout(2 * LOOK_EVERY, watcher.touched(&stamps)).await;
+    assert!(touched.is_err(), "{touched:?}");
+    setrlimit(Resource::Nofile, before).unwrap();
+    assert_eq!(watcher.touched(&stamps).await, None);
+    assert!(look(watcher.declared.clone()).await.is_ok());
 }
 
 #[tokio::test]
