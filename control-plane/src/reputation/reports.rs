@@ -96,10 +96,10 @@ pub struct Reported {
 }
 
 /// What a report is worth beside those of the same hop that came before.
-struct Worth {
-    points: Score,
-    weight: u8,
-    of_hop: OfHop,
+pub(super) struct Worth {
+    pub(super) points: Score,
+    pub(super) weight: u8,
+    pub(super) of_hop: OfHop,
 }
 
 impl Registry {
@@ -236,7 +236,13 @@ fn too_many(sub: &str, about: impl std::fmt::Display, most: u32) -> Refusal {
 }
 
 /// What counts of a report: of several about one hop the worst, and of two that contradict each other the lower one.
-fn worth(known: Option<&OfHop>, sub: &str, report: &NewReport, settings: &ReputationSettings, now: u64) -> Worth {
+pub(super) fn worth(
+    known: Option<&OfHop>,
+    sub: &str,
+    report: &NewReport,
+    settings: &ReputationSettings,
+    now: u64,
+) -> Worth {
     let weight = settings.reporters.get(sub).copied().unwrap_or(100);
     let mut of_hop = known.cloned().unwrap_or_default();
     of_hop.at = now;

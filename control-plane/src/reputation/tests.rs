@@ -11,6 +11,7 @@ use super::score::{Counted, factor_of, mean, reputation, worth_telling};
 use super::tally::HOUR;
 
 mod log;
+mod once;
 
 const NOW: u64 = 1_800_000_000 / HOUR * HOUR;
 
@@ -27,14 +28,13 @@ fn counts(factor: Factor, n: u32) -> BTreeMap<Factor, u32> {
 }
 
 fn observed(peer: &str, good: BTreeMap<Factor, u32>, bad: BTreeMap<Factor, u32>) -> What {
-    What::Observed {
-        by: vec![Observation {
-            peer: peer.into(),
-            weight: 100,
-            good,
-            bad,
-        }],
-    }
+    let of_peer = Observation {
+        peer: peer.into(),
+        weight: 100,
+        good,
+        bad,
+    };
+    What::Observed { by: vec![of_peer] }
 }
 
 fn all_bad(peer: &str, n: u32) -> What {
@@ -266,29 +266,75 @@ fn sidecars_are_told_when_a_level_changes_and_not_at_every_event() {
     );
 }
 
-fn some_what() -> impl Strategy<Value = What> {
-    let factor = prop::sample::select(Factor::ALL.to_vec());
+/// What so many peers observed at once: of some factors each, by their weights.
+fn observations(peers: u8) -> impl Strategy<Value = What> {
+    let factor = || prop::sample::select(Factor::ALL.to_vec());
+    let amounts = move || prop::collection::btree_map(factor(), 0..9_u32, 0..3);
+    let one = (0..peers, 0..=100_u8, amounts(), amounts());
+    let one = one.prop_map(|(peer, weight, good, bad)| Observation {
+        peer: format!("p{peer}"),
+        weight,
+        good,
+        bad,
+    });
+    prop::collection::vec(one, 1..4).prop_map(|by| What::Observed { by })
+}
+
+/// A report by a reporter of some weight, of one of a few hops.
+fn reports() -> impl Strategy<Value = What> {
     let finding = prop::sample::select(Finding::ALL.to_vec());
     let severity = prop::sample::select(Severity::ALL.to_vec());
+    let made = (0..3_u8, 0..99_u32, finding, severity, 0..=100_u8, 0..4_u8);
+    made.prop_map(|(by, n, finding, severity, weight, hop)| {
+        let What::Report(whole) = report(&format!("v{by}"), n, finding, severity) else {
+            unreachable!("a report is one")
+        };
+        What::Report(Report {
+            points: Score::clamped(whole.points.value() * f64::from(weight) / 100.0),
+            weight,
+            hop: format!("hop {hop}"),
+            ..whole
+        })
+    })
+}
+
+/// Anything but a reset, of few peers.
+fn no_reset() -> impl Strategy<Value = What> {
     prop_oneof![
-        8 => (0..6_u8, factor, 0..9_u32, 0..9_u32).prop_map(|(peer, f, good, bad)| {
-            observed(&format!("p{peer}"), counts(f, good), counts(f, bad))
-        }),
-        3 => (0..3_u8, 0..99_u32, finding, severity)
-            .prop_map(|(by, n, finding, severity)| report(&format!("v{by}"), n, finding, severity)),
+        8 => observations(6),
+        3 => reports(),
         1 => Just(What::Drift),
         1 => (0..1_000_u16).prop_map(|s| What::Imported { score: Score::of_hundredths(s), events: 0, by: "a".into() }),
     ]
 }
 
+fn some_what() -> impl Strategy<Value = What> {
+    let reset = What::Reset {
+        by: "admin:a".into(),
+        reason: "t".into(),
+    };
+    prop_oneof![20 => no_reset(), 1 => Just(reset)]
+}
+
+/// Some events in forty days, at any second of them.
 fn history() -> impl Strategy<Value = Vec<(u64, What)>> {
-    prop::collection::vec((0..40 * 24_u64, some_what()), 0..40).prop_map(|mut events| {
-        events.sort_by_key(|(hour, _)| *hour);
-        events
-            .into_iter()
-            .map(|(hour, what)| (NOW + hour * HOUR, what))
-            .collect()
+    of_forty_days(some_what(), 0..40)
+}
+
+fn of_forty_days(
+    what: impl Strategy<Value = What>,
+    many: std::ops::Range<usize>,
+) -> impl Strategy<Value = Vec<(u64, What)>> {
+    prop::collection::vec((0..40 * 24 * HOUR, what), many).prop_map(|mut events| {
+        events.sort_by_key(|(second, _)| *second);
+        let at = |(second, what)| (NOW + second, what);
+        events.into_iter().map(at).collect()
     })
+}
+
+/// Fading rounds by the millionth of an observation, which can tip the last digit of a score.
+fn about(score: Score) -> u16 {
+    score.hundredths() + 1
 }
 
 proptest! {
@@ -326,9 +372,40 @@ proptest! {
         let before = at(&ledger(events.clone()), now).score;
         let peer = format!("p{peer}");
         let with = |what: What| at(&ledger(events.iter().cloned().chain([(now, what)])), now).score;
-        prop_assert!(with(observed(&peer, BTreeMap::new(), counts(factor, n))) <= before);
-        prop_assert!(with(observed(&peer, counts(factor, n), BTreeMap::new())) >= before);
-        prop_assert!(with(report("v", 1_000, Finding::Hallucination, Severity::Low)) <= before);
+        prop_assert!(with(observed(&peer, BTreeMap::new(), counts(factor, n))).hundredths() <= about(before));
+        prop_assert!(about(with(observed(&peer, counts(factor, n), BTreeMap::new()))) >= before.hundredths());
+        prop_assert!(with(report("v", 1_000, Finding::Hallucination, Severity::Low)).hundredths() <= about(before));
+    }
+
+    /// More peers than are told apart, at any time: what is kept is bounded, the score is one, and it follows from the log.
+    #[test]
+    fn a_crowd_of_peers_is_bounded_and_follows_from_the_log(
+        events in of_forty_days(observations(200), 100..300),
+        cut in 0..100_usize,
+    ) {
+        let whole = ledger(events.clone());
+        prop_assert!(whole.reporters.len() <= MAX_REPORTERS + 1);
+        let mut base = ledger(events[..cut].to_vec());
+        for (at, what) in events[cut..].iter().cloned() {
+            base = serde_json::from_str(&serde_json::to_string(&base).unwrap()).unwrap();
+            base.apply(&event(base.seq + 1, at, what));
+        }
+        prop_assert_eq!(&base, &whole);
+        let score = at(&whole, whole.at + 1).score.value();
+        prop_assert!((0.0..=10.0).contains(&score));
+    }
+
+    /// A reset leaves nothing of what came before it.
+    #[test]
+    fn after_a_reset_only_what_came_later_counts(before in history(), after in history()) {
+        let reset = What::Reset { by: "admin:a".into(), reason: "t".into() };
+        let then = NOW + 40 * 24 * HOUR;
+        let later: Vec<_> = after.into_iter().map(|(at, what)| (at + 40 * 24 * HOUR, what)).collect();
+        let with = ledger(before.into_iter().chain([(then, reset.clone())]).chain(later.iter().cloned()));
+        let without = ledger([(then, reset)].into_iter().chain(later));
+        let now = with.at + HOUR;
+        let (with, without) = (at(&with, now), at(&without, now));
+        prop_assert_eq!((with.score, with.factors, with.slashes.len()), (without.score, without.factors, without.slashes.len()));
     }
 
     /// Where nothing spoke against an agent before, one hour of automatic signals, and one reporter, takes off no more
@@ -360,7 +437,7 @@ proptest! {
 
     #[test]
     fn events_of_the_same_moment_come_to_the_same_in_any_order(
-        events in prop::collection::vec(some_what(), 0..30),
+        events in prop::collection::vec(no_reset(), 0..30),
         seed in any::<u64>(),
     ) {
         let mut shuffled = events.clone();

@@ -34,13 +34,13 @@ proptest! {
     /// time: the ledger follows from the log alone, and so does the score.
     #[test]
     fn a_ledger_follows_from_its_log_alone(
-        events in prop::collection::vec((0..40 * 24_u64, some_what(), rules()), 0..40),
+        events in prop::collection::vec((0..40 * 24 * HOUR, some_what(), rules()), 0..40),
         cut in 0..40_usize,
     ) {
         let events: Vec<Event> = events
             .into_iter()
             .enumerate()
-            .map(|(i, (hour, what, rules))| Event { seq: i as u64 + 1, at: NOW + hour * HOUR, rules, what })
+            .map(|(i, (second, what, rules))| Event { seq: i as u64 + 1, at: NOW + second, rules, what })
             .collect();
         let (older, newer) = events.split_at(cut.min(events.len()));
         let mut whole = Ledger::default();
@@ -81,7 +81,7 @@ proptest! {
     /// ones have moved into the base meanwhile, and are gone.
     #[test]
     fn a_restart_finds_the_score_in_the_file(
-        steps in prop::collection::vec((0..48_u64, some_what()), 130..160),
+        steps in prop::collection::vec((0..48 * HOUR, some_what()), 130..160),
         restart in 0..130_usize,
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -90,17 +90,17 @@ proptest! {
             let store = || Store::new(DiskStore::open(&dir.path().join("store")).unwrap()).unwrap();
             let mut registry = mesh_in(store(), MeshMode::Dev).await.registry;
             registry.create_agent(&Actor::admin("a"), Agent::new(planner())).await.unwrap();
-            let (mut whole, mut hours) = (Ledger::default(), 0);
+            let (mut whole, mut seconds) = (Ledger::default(), 0);
             for (n, (more, what)) in steps.into_iter().enumerate() {
-                hours += more;
-                registry.clock.advance(more * HOUR);
+                seconds += more;
+                registry.clock.advance(more);
                 whole.apply(&record(&registry, what).await);
                 if n == restart {
-                    registry = restarted(registry, &store, hours).await;
+                    registry = restarted(registry, &store, seconds).await;
                 }
             }
             let told = book(&registry).await;
-            registry = restarted(registry, &store, hours).await;
+            registry = restarted(registry, &store, seconds).await;
             let again = book(&registry).await;
             assert!(again.events.len() < whole.seq as usize, "the older ones are in the base");
             assert_eq!((&again.ledger, &again.events), (&whole, &told.events));
@@ -111,11 +111,11 @@ proptest! {
 }
 
 /// The same registry, by a control plane that begins again.
-async fn restarted(registry: Registry, store: impl Fn() -> Store, hours: u64) -> Registry {
+async fn restarted(registry: Registry, store: impl Fn() -> Store, seconds: u64) -> Registry {
     let mode = registry.mode;
     registry.store.close().await;
     let clock = Clock::default();
-    clock.advance(hours * HOUR);
+    clock.advance(seconds);
     Registry {
         store: store(),
         clock,
