@@ -34,7 +34,8 @@ demo-stay: build ## the same, and the mesh stays up to be played with
 test: build clients promtool ## every test
 	$(CARGO) test --workspace --no-fail-fast
 
-soak: build ## processes killed at 300 random moments; a million records asked for over the admin API
+soak: build ## processes killed at 300 random moments, and at each point; a million records asked for over the admin API
+	AIP_CRASH_POINTS=all $(CARGO) test -p aip-tests --test crash -- --skip random --nocapture
 	AIP_CRASHES=300 $(CARGO) test -p aip-tests --test crash random -- --nocapture
 	$(CARGO) test -p aip-control-plane --test mesh a_million_records -- --ignored --nocapture
 

@@ -38,6 +38,8 @@ pub struct DiskStore {
     // redb takes nothing more after a write that failed, until it is opened again.
     stale: AtomicBool,
     keep: Keep,
+    /// What the file is called, for the points at which a test ends the process.
+    name: String,
 }
 
 impl std::fmt::Debug for DiskStore {
@@ -71,12 +73,25 @@ fn make(path: &Path) -> Result<(), StoreError> {
     prepare(&database)?;
     drop(database);
     File::open(&unfinished).and_then(|file| file.sync_all()).map_err(io)?;
-    fault::point(|| "store:made".into());
+    fault::point(|| format!("{}:made", stem(path)));
     fs::rename(&unfinished, path).map_err(io)?;
-    fault::point(|| "store:renamed".into());
+    fault::point(|| format!("{}:renamed", stem(path)));
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// A point of a transaction, with what it is for: the action of its audit entry, where it has one.
+fn of_transaction(name: &str, step: &str, transaction: &Transaction) -> String {
+    let entry: serde_json::Value = serde_json::from_slice(&transaction.audit).unwrap_or_default();
+    match entry["action"].as_str() {
+        Some(action) => format!("{name}:{step}:{action}"),
+        None => format!("{name}:{step}"),
+    }
 }
 
 /// Writes what every store has.
@@ -124,11 +139,11 @@ impl DiskStore {
         if fs::symlink_metadata(path).is_err() {
             make(path)?;
         }
-        let path: PathBuf = path.to_owned();
-        Self::with(Box::new(move || guarded(|| builder().open(&path))), keep)
+        let (path, name): (PathBuf, _) = (path.to_owned(), stem(path));
+        Self::with(Box::new(move || guarded(|| builder().open(&path))), keep, name)
     }
 
-    fn with(open: Open, keep: Keep) -> Result<Self, StoreError> {
+    fn with(open: Open, keep: Keep, name: String) -> Result<Self, StoreError> {
         let database = open()?;
         known(&database)?;
         Ok(Self {
@@ -136,6 +151,7 @@ impl DiskStore {
             database: RwLock::new(Some(database)),
             stale: AtomicBool::new(false),
             keep,
+            name,
         })
     }
 
@@ -262,9 +278,9 @@ impl Backend for DiskStore {
             let write = database.begin_write().map_err(failed)?;
             // An error drops `write`, and with it everything done so far.
             let revision = change(&write, transaction, self.keep)?;
-            fault::point(|| "store:changed".into());
+            fault::point(|| of_transaction(&self.name, "changed", transaction));
             write.commit().map_err(failed)?;
-            fault::point(|| "store:committed".into());
+            fault::point(|| of_transaction(&self.name, "committed", transaction));
             Ok(revision)
         })
     }

@@ -4,6 +4,9 @@
 //! `AIP_FAULT=<point>` or `AIP_FAULT=<point>#<n>` kills the process, as SIGKILL does, when it comes to that point for the
 //! first or the n-th time. `AIP_FAULT_SEEN=<file>` writes down each point that the process comes to, as `<point>#<n>`, the
 //! first [`NOTED`] times: a test learns from that which there are.
+//!
+//! With `AIP_FAULT_AFTER=<file>` only what is passed while that file exists counts, for both: a test makes it once its
+//! work has begun, and something was acknowledged already.
 
 /// Passages of one point that are written down.
 pub const NOTED: u32 = 2;
@@ -28,17 +31,19 @@ mod armed {
 
     use rustix::process::{Signal, getpid, kill_process};
 
-    #[derive(Debug)]
+    #[derive(Debug, Default)]
     struct Armed {
         at: Option<String>,
         /// Passages that are still let through.
         left: Mutex<u32>,
         seen: Option<PathBuf>,
+        /// Nothing counts before there is this file.
+        after: Option<PathBuf>,
         passed: Mutex<HashMap<String, u32>>,
     }
 
     impl Armed {
-        fn of(fault: Option<String>, seen: Option<PathBuf>) -> Option<Self> {
+        fn of(fault: Option<String>, seen: Option<PathBuf>, after: Option<PathBuf>) -> Option<Self> {
             if fault.is_none() && seen.is_none() {
                 return None;
             }
@@ -53,8 +58,19 @@ mod armed {
                 at,
                 left: Mutex::new(nth),
                 seen,
-                passed: Mutex::default(),
+                after,
+                ..Self::default()
             })
+        }
+
+        /// Passes the point; whether the process ends here.
+        fn pass(&self, name: &str) -> bool {
+            // Looked for each time: few points are passed, and a process that is not tested does not come here.
+            if self.after.as_ref().is_some_and(|after| !after.exists()) {
+                return false;
+            }
+            self.note(name);
+            self.is_due(name)
         }
 
         fn note(&self, name: &str) {
@@ -84,13 +100,12 @@ mod armed {
     pub(super) fn point(name: impl FnOnce() -> String) {
         static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
         let armed = ARMED.get_or_init(|| {
+            let file = |name| std::env::var_os(name).map(PathBuf::from);
             let fault = std::env::var("AIP_FAULT").ok();
-            Armed::of(fault, std::env::var_os("AIP_FAULT_SEEN").map(PathBuf::from))
+            Armed::of(fault, file("AIP_FAULT_SEEN"), file("AIP_FAULT_AFTER"))
         });
         let Some(armed) = armed else { return };
-        let name = name();
-        armed.note(&name);
-        if armed.is_due(&name) {
+        if armed.pass(&name()) {
             let _ = kill_process(getpid(), Signal::KILL);
             // The signal may take a moment; nothing more is to happen meanwhile.
             loop {
@@ -107,21 +122,31 @@ mod armed {
         fn the_passage_that_was_asked_for_is_the_last() {
             let dir = tempfile::tempdir().unwrap();
             let seen = dir.path().join("seen");
-            let armed = Armed::of(Some("file:renamed#2".into()), Some(seen.clone())).unwrap();
+            let armed = Armed::of(Some("file:renamed#2".into()), Some(seen.clone()), None).unwrap();
             for (name, due) in [
                 ("file:synced", false),
                 ("file:renamed", false),
                 ("file:renamed", true),
                 ("file:renamed", false),
             ] {
-                armed.note(name);
-                assert_eq!(armed.is_due(name), due, "{name}");
+                assert_eq!(armed.pass(name), due, "{name}");
             }
             assert_eq!(
                 std::fs::read_to_string(seen).unwrap(),
                 "file:synced#1\nfile:renamed#1\nfile:renamed#2\n"
             );
-            assert!(Armed::of(None, None).is_none());
+            assert!(Armed::of(None, None, Some("after".into())).is_none());
+        }
+
+        #[test]
+        fn what_is_passed_before_the_file_is_there_does_not_count() {
+            let dir = tempfile::tempdir().unwrap();
+            let (seen, after) = (dir.path().join("seen"), dir.path().join("after"));
+            let armed = Armed::of(Some("commit".into()), Some(seen.clone()), Some(after.clone())).unwrap();
+            assert!(!armed.pass("commit") && !seen.exists());
+            std::fs::write(after, "").unwrap();
+            assert!(armed.pass("commit"));
+            assert_eq!(std::fs::read_to_string(seen).unwrap(), "commit#1\n");
         }
     }
 }

@@ -279,11 +279,35 @@ fn refusal(status: tonic::Status) -> JoinError {
         Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted
     );
     let waits = matches!(reason.as_deref(), Some("measurement_pending" | "agent_drifted"));
-    let retryable = transient || waits;
+    // Who decides says why. What gives no reason is a connection that broke, as when the control plane ends meanwhile.
+    let broke = reason.is_none() && matches!(status.code(), Code::Unknown | Code::Internal | Code::Cancelled);
+    let retryable = transient || waits || broke;
     let reason = reason.unwrap_or_else(|| format!("grpc_{:?}", status.code()).to_lowercase());
     JoinError::Refused {
         reason,
         detail: status.message().to_owned(),
         retryable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_broke_is_no_refusal() {
+        for broken in [
+            tonic::Status::unknown("transport error"),
+            tonic::Status::internal("h2 protocol error"),
+            tonic::Status::cancelled("h2 protocol error"),
+            tonic::Status::unavailable("draining"),
+        ] {
+            assert!(refusal(broken.clone()).retryable(), "{broken:?}");
+        }
+        assert!(!refusal(tonic::Status::unimplemented("no such service")).retryable());
+        let mut decided = tonic::Status::internal("decided");
+        decided.metadata_mut().insert(grpc::REASON, "internal".parse().unwrap());
+        let decided = refusal(decided);
+        assert!(!decided.retryable() && decided.reason() == "internal", "{decided:?}");
     }
 }

@@ -89,10 +89,15 @@ impl ControlPlane {
 
     /// Starts it again where it was, after [`Self::kill`].
     pub async fn revive(&mut self, flags: &[&str]) {
-        let (dir, mesh, admin) = (self.dir.clone(), self.mesh, self.admin.address);
-        let command = Self::command(&Self::data(&dir), mesh, admin, flags);
+        let command = Self::command(&Self::data(&self.dir), self.mesh, self.admin.address, flags);
+        self.revive_as(&command).await;
+    }
+
+    /// As [`Self::revive`], by this command: of the same data and ports.
+    pub async fn revive_as(&mut self, command: &Command) {
+        let dir = self.dir.clone();
         *self = wait::until("the control plane has its ports again", async || {
-            Self::unless_taken(&dir, &command).await
+            Self::unless_taken(&dir, command).await
         })
         .await;
     }

@@ -1,4 +1,4 @@
-//! The control plane, ended at each of its points.
+//! The control plane, ended at each of its points: while it starts, and at each commit of a change that somebody asks for.
 
 use std::path::Path;
 
@@ -7,68 +7,135 @@ use aip_tests::wait;
 use http::Method;
 use serde_json::{Value, json};
 
-use crate::{FAULT, SEEN, is_killed, points};
+use crate::{AFTER, FAULT, SEEN, is_killed, points};
 
-/// Changes, in their order. Each is harmless when it is made twice.
-fn changes() -> Vec<(Method, String, Value)> {
+/// A change that somebody asks for.
+struct Change {
+    /// What its transaction is for, which is in the names of its points.
+    action: &'static str,
+    method: Method,
+    path: &'static str,
+    body: Value,
+    /// Where it can be read, and what of it must be there once it is acknowledged.
+    read: &'static str,
+    has: fn(&Value) -> bool,
+}
+
+/// Changes, in their order: all that was acknowledged is there at the end of any beginning of them.
+fn changes() -> Vec<Change> {
     let rego = "package aip.policy.kept\n\nrules contains {\"rule\": \"r\", \"verdict\": \"allow\", \"reason\": \"x\"} if input.request.path == [\"never\"]\n";
-    let mut all = Vec::new();
-    for name in ["one", "two", "three"] {
-        let agent = json!({"name": name, "owner": "ops"});
-        all.push((Method::POST, "/v1/agents".to_owned(), agent));
-    }
-    let policy = json!({"name": "kept", "rego": rego, "attach": "mesh"});
-    all.push((Method::PUT, "/v1/policies/kept".to_owned(), policy));
-    let changed = json!({"name": "two", "owner": "dev"});
-    all.push((Method::PUT, "/v1/agents/two".to_owned(), changed));
-    all.push((Method::POST, "/v1/tokens".to_owned(), json!({"agent": "one"})));
-    all.push((Method::DELETE, "/v1/agents/three".to_owned(), Value::Null));
-    all
+    let order = json!({"scope": {"kind": "agent", "agent": "one"}, "mode": "kill", "reason": "a test"});
+    let change = |action, method, path, body, read, has| Change {
+        action,
+        method,
+        path,
+        body,
+        read,
+        has,
+    };
+    vec![
+        change(
+            "agent.create",
+            Method::POST,
+            "/v1/agents",
+            json!({"name": "one", "owner": "ops"}),
+            "/v1/agents/one",
+            |held| held["resource"]["name"] == "one",
+        ),
+        change(
+            "policy.put",
+            Method::PUT,
+            "/v1/policies/kept",
+            json!({"name": "kept", "rego": rego, "attach": "mesh"}),
+            "/v1/policies/kept",
+            |held| {
+                held["resource"]["rego"]
+                    .as_str()
+                    .is_some_and(|rego| rego.contains("never"))
+            },
+        ),
+        change("kill.order", Method::POST, "/v1/kills", order, "/v1/kills", |held| {
+            held["items"].as_array().is_some_and(|orders| !orders.is_empty())
+        }),
+        change(
+            "agent.update",
+            Method::PUT,
+            "/v1/agents/one",
+            json!({"name": "one", "owner": "dev"}),
+            "/v1/agents/one",
+            |held| held["resource"]["owner"] == "dev",
+        ),
+        change(
+            "agent.revoke",
+            Method::POST,
+            "/v1/agents/one/revoke",
+            json!({}),
+            "/v1/agents/one",
+            |held| held["resource"]["generation"] == 2,
+        ),
+        change(
+            "token.create",
+            Method::POST,
+            "/v1/tokens",
+            json!({"agent": "one"}),
+            "/v1/tokens",
+            |held| held["items"].as_array().is_some_and(|tokens| !tokens.is_empty()),
+        ),
+    ]
 }
 
 /// Makes the changes until one gets no answer; how many were acknowledged, and the highest revision that was.
 async fn change(admin: &Admin) -> (usize, u64) {
     let mut revision = 0;
     let all = changes();
-    for (done, (method, path, body)) in all.iter().enumerate() {
-        let body = Some(body).filter(|body| !body.is_null());
-        let Ok(answer) = admin.attempt(method.clone(), path, body).await else {
+    for (done, change) in all.iter().enumerate() {
+        let (method, path) = (change.method.clone(), change.path);
+        let Ok(answer) = admin.attempt(method, path, Some(&change.body)).await else {
             return (done, revision);
         };
-        assert!(answer.status.is_success(), "{method} {path}: {}", answer.text());
+        assert!(answer.status.is_success(), "{path}: {}", answer.text());
         let said = serde_json::from_slice::<Value>(&answer.body).unwrap_or_default();
         revision = said["revision"].as_u64().unwrap_or(0).max(revision);
     }
     (all.len(), revision)
 }
 
-/// Holds that everything that was acknowledged is there.
+async fn is_there(admin: &Admin, change: &Change) -> bool {
+    let found = admin.call(Method::GET, change.read, None).await;
+    found.status.is_success() && (change.has)(&found.json())
+}
+
+/// Holds that everything that was acknowledged is there, and that what was under way is there whole or not at all, as the
+/// point says.
 async fn holds(admin: &Admin, acknowledged: usize, revision: u64, point: &str) {
     let mesh = admin.get("/v1/mesh").await;
     assert!(
         mesh["revision"].as_u64() >= Some(revision),
         "at {point}: {mesh} is below {revision}"
     );
-    for (done, (_, path, body)) in changes().iter().enumerate().take(acknowledged) {
-        let what = match path.as_str() {
-            "/v1/agents" => format!("/v1/agents/{}", body["name"].as_str().unwrap()),
-            "/v1/tokens" => continue,
-            path => path.to_owned(),
-        };
-        let found = admin.call(Method::GET, &what, None).await;
-        let deleted = body.is_null() || (what == "/v1/agents/three" && acknowledged == changes().len());
-        let wanted = if deleted { 404 } else { 200 };
-        // What follows may have been done without an answer.
-        let undone = what == "/v1/agents/three" && done == 2 && acknowledged == changes().len() - 1;
-        assert!(found.status == wanted || undone, "at {point}, {what}: {}", found.text());
+    let all = changes();
+    for change in all.iter().take(acknowledged) {
+        let there = is_there(admin, change).await;
+        assert!(there, "at {point}: {} was acknowledged, and is lost", change.action);
+    }
+    if let Some(under_way) = all.get(acknowledged).filter(|change| is_of(point, change)) {
+        let committed = point.contains(":committed:");
+        let there = is_there(admin, under_way).await;
+        assert_eq!(there, committed, "at {point}: {}", under_way.action);
     }
 }
 
+/// Whether the point is one of this change's transaction.
+fn is_of(point: &str, change: &Change) -> bool {
+    let name = point.split('#').next().unwrap_or_default();
+    name.starts_with("store:") && name.ends_with(&format!(":{}", change.action))
+}
+
 /// The control plane, until it listens or has ended.
-async fn begin(dir: &Path, variable: &str, value: &str) -> (Process, Option<Value>) {
+async fn begin(dir: &Path, variables: &[(&str, &str)]) -> (Process, Option<Value>) {
     let any = "127.0.0.1:0".parse().unwrap();
     let mut command = ControlPlane::command(&ControlPlane::data(dir), any, any, DEV);
-    command.env(variable, value);
+    command.envs(variables.iter().copied());
     let mut process = ControlPlane::begin(dir, &command);
     let file = ControlPlane::data(dir).join("run.json");
     let run = wait::until("it listens or ends", async || {
@@ -82,53 +149,82 @@ async fn begin(dir: &Path, variable: &str, value: &str) -> (Process, Option<Valu
     (process, run)
 }
 
+/// What it comes to while it starts: nobody was told anything yet, and the same start goes well afterwards.
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_acknowledged_is_lost_at_any_point() {
+async fn a_control_plane_that_ends_while_it_starts_starts_again() {
     let dir = tempfile::tempdir().unwrap();
     let seen = dir.path().join("seen");
-    let (process, run) = begin(dir.path(), SEEN, seen.to_str().unwrap()).await;
-    let control_plane = ControlPlane::of(process, dir.path(), &run.expect("it starts"));
-    let (done, _) = change(&control_plane.admin).await;
-    assert_eq!(done, changes().len());
-    drop(control_plane);
+    let (process, run) = begin(dir.path(), &[(SEEN, seen.to_str().unwrap())]).await;
+    drop(ControlPlane::of(process, dir.path(), &run.expect("it starts")));
     let points = points(&seen);
     for step in [
-        "store:changed#1",
-        "store:committed#1",
         "store:made#1",
+        "checkpoints:made#1",
+        "store:changed:mesh.create#1",
+        "store:committed:mesh.create#1",
         "admin.jwt:synced#1",
         "run.json:renamed#1",
     ] {
         assert!(points.contains(step), "{step} is not among {points:?}");
     }
     for point in &points {
-        ends_at(point).await;
+        let dir = tempfile::tempdir().unwrap();
+        let (mut process, _) = begin(dir.path(), &[(FAULT, point)]).await;
+        is_killed(&mut process, point).await;
+        let restarted = ControlPlane::start(dir.path(), DEV).await;
+        assert_eq!(change(&restarted.admin).await.0, changes().len(), "after {point}");
     }
 }
 
-/// Ends it at that point, and holds that nothing was lost there.
-async fn ends_at(point: &str) {
+/// What it comes to while somebody changes something.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_acknowledged_change_is_lost_at_any_commit() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut process, run) = begin(dir.path(), FAULT, point).await;
-    let (mut acknowledged, mut revision) = (0, 0);
-    if let Some(run) = run {
-        // It may end between saying where it listens and being asked.
-        let control_plane = ControlPlane::of(process, dir.path(), &run);
-        (acknowledged, revision) = change(&control_plane.admin).await;
-        process = control_plane.process;
+    let (seen, after) = (dir.path().join("seen"), dir.path().join("after"));
+    let (process, run) = begin(
+        dir.path(),
+        &[(SEEN, seen.to_str().unwrap()), (AFTER, after.to_str().unwrap())],
+    )
+    .await;
+    let control_plane = ControlPlane::of(process, dir.path(), &run.expect("it starts"));
+    std::fs::write(&after, "").unwrap();
+    assert_eq!(change(&control_plane.admin).await.0, changes().len());
+    drop(control_plane);
+    let points = points(&seen);
+    let all = changes();
+    for (n, change) in all.iter().enumerate() {
+        for step in ["changed", "committed"] {
+            let point = format!("store:{step}:{}#1", change.action);
+            assert!(points.contains(&point), "{point} is not among {points:?}");
+            let acknowledged = ends_at(&point).await;
+            assert_eq!(acknowledged, n, "at {point}: all before it, and none after it");
+        }
     }
-    is_killed(&mut process, point).await;
+}
+
+/// Ends it at that point, and holds that nothing was lost there; how much was acknowledged.
+async fn ends_at(point: &str) -> usize {
+    let dir = tempfile::tempdir().unwrap();
+    let after = dir.path().join("after");
+    let (process, run) = begin(dir.path(), &[(FAULT, point), (AFTER, after.to_str().unwrap())]).await;
+    let mut control_plane = ControlPlane::of(process, dir.path(), &run.expect("nothing counts yet"));
+    std::fs::write(&after, "").unwrap();
+    let (acknowledged, revision) = change(&control_plane.admin).await;
+    is_killed(&mut control_plane.process, point).await;
+    drop(control_plane);
     let restarted = ControlPlane::start(dir.path(), DEV).await;
     holds(&restarted.admin, acknowledged, revision, point).await;
     // And it goes on from there: what got no answer is asked for again.
-    for (method, path, body) in changes().into_iter().skip(acknowledged) {
-        let body = Some(body).filter(|body| !body.is_null());
-        let answer = restarted.admin.call(method.clone(), &path, body.as_ref()).await;
+    for change in changes().into_iter().skip(acknowledged) {
+        let asked = restarted.admin.call(change.method, change.path, Some(&change.body));
+        let answer = asked.await;
         let done_already = [404, 409].contains(&answer.status.as_u16());
         assert!(
             answer.status.is_success() || done_already,
-            "at {point}, again {method} {path}: {}",
+            "at {point}, again {}: {}",
+            change.path,
             answer.text()
         );
     }
+    acknowledged
 }

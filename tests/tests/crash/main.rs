@@ -1,6 +1,6 @@
 //! Processes that end as SIGKILL ends them: at every point that has a name, before and after each step that makes
 //! something durable, and at random moments under load. What was acknowledged is there afterwards, and what is there is
-//! whole.
+//! whole. Where something is to be acknowledged before the end, points count only once that has happened.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -21,6 +21,16 @@ use aip_tests::wait;
 const FAULT: &str = "AIP_FAULT";
 /// The variable that says where it writes down the points that it comes to.
 const SEEN: &str = "AIP_FAULT_SEEN";
+
+/// The variable that says which file must be there before a point counts.
+const AFTER: &str = "AIP_FAULT_AFTER";
+/// The variable that asks for every point, also where CI tries some: `make soak` sets it.
+const ALL: &str = "AIP_CRASH_POINTS";
+
+/// Whether every point is to be tried.
+fn all_points() -> bool {
+    std::env::var(ALL).is_ok_and(|points| points == "all")
+}
 
 /// The points that a process wrote down.
 fn points(seen: &Path) -> BTreeSet<String> {

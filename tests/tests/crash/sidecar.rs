@@ -1,5 +1,6 @@
 //! A sidecar, ended at each of its points.
 
+use std::path::Path;
 use std::process::Command;
 
 use aip_tests::agent::Agent;
@@ -8,7 +9,7 @@ use aip_tests::wait;
 use http::Method;
 use serde_json::{Value, json};
 
-use crate::{FAULT, SEEN, is_killed, points};
+use crate::{AFTER, FAULT, SEEN, is_killed, points};
 
 const URL: &str = "http://callee.aip.internal/work";
 
@@ -39,16 +40,30 @@ impl Rig {
         self.mesh.spec(json!({"name": "callee"}), self.agent.address).await
     }
 
-    /// Changes something that every sidecar holds.
-    async fn push(&self, version: usize) {
+    /// Changes something that every sidecar holds; the revision of that.
+    async fn push(&self, version: usize) -> u64 {
         let rego = format!(
             "package aip.policy.pushed\n\nrules contains {{\"rule\": \"r{version}\", \"verdict\": \"allow\", \"reason\": \"x\"}} if input.request.path == [\"never\"]\n"
         );
         let policy = json!({"name": "pushed", "rego": rego, "attach": "mesh"});
-        self.mesh
-            .admin()
-            .ok(Method::PUT, "/v1/policies/pushed", Some(&policy))
-            .await;
+        let admin = self.mesh.admin();
+        let put = admin.ok(Method::PUT, "/v1/policies/pushed", Some(&policy)).await;
+        put["revision"].as_u64().unwrap()
+    }
+
+    /// Whether the callee acknowledges it before it ends.
+    async fn is_acknowledged(&self, revision: u64, process: &mut Process) -> bool {
+        let path = format!("/v1/revisions/{revision}/acks?wait_ms=100");
+        wait::until("the callee acknowledges, or ends", async || {
+            let acks = self.mesh.admin().get(&path).await;
+            let held = acks["acked"].as_array().into_iter().flatten();
+            let is_callee = |one: &Value| one.as_str().is_some_and(|one| one.starts_with("callee/"));
+            if held.into_iter().any(is_callee) {
+                return Some(true);
+            }
+            process.ended().is_some().then_some(false)
+        })
+        .await
     }
 }
 
@@ -104,9 +119,72 @@ async fn a_sidecar_comes_back_from_every_point() {
     ] {
         assert!(points.contains(step), "{step} is not among {points:?}");
     }
-    for point in &points {
+    // Its log is another test's, and so is what it comes to again when it holds something already.
+    let ours = |point: &&String| point.ends_with("#1") && !point.starts_with("log:");
+    for point in points.iter().filter(ours) {
         ends_at(&mut rig, point).await;
     }
+}
+
+/// Starts the callee, and waits until it is ready.
+async fn started(rig: &Rig, dir: &Path, variables: &[(&str, &Path)]) -> Sidecar {
+    let spec = SidecarSpec {
+        token: rig.mesh.admin().token("callee").await,
+        ..rig.callee_again()
+    };
+    let mut command = Sidecar::command(&spec, dir);
+    command.envs(variables.iter().copied());
+    let callee = Sidecar::start_as(spec, dir, &command).await;
+    callee.ready().await;
+    callee
+}
+
+/// Once it has said that it holds something, it holds that, or what came after it, wherever it ends: without a control plane
+/// that could tell it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_sidecar_acknowledged_it_holds_after_every_point() {
+    let mut rig = Rig::start().await;
+    rig.callee().await;
+    let dir = rig.mesh.dir("seen");
+    let (seen, after) = (dir.join("points"), dir.join("after"));
+    let mut first = started(&rig, &dir, &[(SEEN, &seen), (AFTER, &after)]).await;
+    let revision = rig.push(0).await;
+    assert!(rig.is_acknowledged(revision, &mut first.process).await);
+    std::fs::write(&after, "").unwrap();
+    let revision = rig.push(1).await;
+    assert!(rig.is_acknowledged(revision, &mut first.process).await);
+    drop(first);
+    let mut points = points(&seen);
+    points.retain(|point| point.starts_with("config.") && point.ends_with("#1"));
+    for step in ["config.cache:written#1", "config.cache:kept#1", "config.floor:kept#1"] {
+        assert!(points.contains(step), "{step} is not among {points:?}");
+    }
+    for point in &points {
+        acknowledges_and_ends_at(&mut rig, point).await;
+    }
+}
+
+async fn acknowledges_and_ends_at(rig: &mut Rig, point: &str) {
+    let dir = rig.mesh.dir(&point.replace([':', '#', '.'], "-"));
+    let after = dir.join("after");
+    let mut callee = started(rig, &dir, &[(FAULT, Path::new(point)), (AFTER, &after)]).await;
+    let revision = rig.push(100).await;
+    assert!(rig.is_acknowledged(revision, &mut callee.process).await);
+    std::fs::write(&after, "").unwrap();
+    let next = rig.push(101).await;
+    let acknowledged = rig.is_acknowledged(next, &mut callee.process).await;
+    is_killed(&mut callee.process, point).await;
+    rig.mesh.control_plane.kill();
+    let callee = Sidecar::start(callee.spec.clone(), &dir).await;
+    let held = callee.look("/policies").await.json();
+    let all = held.as_array().unwrap().iter();
+    let held: Vec<_> = all.filter(|policy| policy["name"] == "pushed").collect();
+    let at_least = if acknowledged { next } else { revision };
+    assert!(
+        held.len() == 1 && held[0]["revision"].as_u64() >= Some(at_least),
+        "at {point}: it acknowledged revision {at_least}, and holds {held:?}"
+    );
+    rig.mesh.revive().await;
 }
 
 /// Ends it at that point, and holds that it comes back from there with the token that it had, and without a control plane

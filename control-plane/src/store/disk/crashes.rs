@@ -96,7 +96,7 @@ impl Disk {
     fn store(&self) -> Result<DiskStore, StoreError> {
         let disk = self.clone();
         let open = move || guarded(|| builder().create_with_backend(disk.clone()));
-        DiskStore::with(Box::new(open), Keep { log: 4, audit: 4 })
+        DiskStore::with(Box::new(open), Keep { log: 4, audit: 4 }, "store".into())
     }
 }
 
