@@ -92,11 +92,12 @@ pub async fn run(config: Config, supervisor: Supervisor) -> anyhow::Result<()> {
         }
     };
     let (send_lease, lease) = watch::channel(None);
-    let (mesh, followed) = shared.follow_mesh(origin, origins, lease.clone());
+    let (answered, answers) = watch::channel(0);
+    let (mesh, followed) = shared.follow_mesh(origin, origins, lease.clone(), answered);
     let keeper_of_orders = shared.orders(supervisor);
     tokio::spawn(keeper.keep());
     let audit = shared.follow_audit(&mesh);
-    tokio::spawn(shared.reporter().run());
+    tokio::spawn(shared.reporter(answers).run());
     tokio::spawn(shared.watcher().run());
 
     let workers = Workers::start(shared.config.workers).context("no threads to serve connections")?;
@@ -185,12 +186,13 @@ impl Shared {
         (keeper.told_by(self.revoked.clone()), origins)
     }
 
-    fn reporter(&self) -> Reporter {
+    fn reporter(&self, answers: watch::Receiver<u64>) -> Reporter {
         Reporter {
             config: self.config.clone(),
             svid: self.svid.clone(),
             trust: self.trust.clone(),
             suspension: self.alarm.suspension().clone(),
+            answers,
         }
     }
 
@@ -205,6 +207,7 @@ impl Shared {
         origin: Origin,
         origins: mpsc::Receiver<Origin>,
         lease: watch::Receiver<Option<SocketAddr>>,
+        answered: watch::Sender<u64>,
     ) -> (Mesh, JoinHandle<()>) {
         let (world, cache) = self.restore(origin);
         let (mesh, asked) = Mesh::new(world.snapshot());
@@ -219,6 +222,7 @@ impl Shared {
             lease,
             origins,
             asked,
+            answered,
         };
         let followed = tokio::spawn(client::run(stream, mesh.clone(), world));
         (mesh, followed)

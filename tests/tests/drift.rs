@@ -6,6 +6,7 @@
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use aip_tests::agent::Agent;
 use aip_tests::http::{head_came, raw, read_until};
@@ -21,6 +22,9 @@ use tokio::net::TcpStream;
 
 /// The variable that says at which point a process ends (`aip_runtime::fault`).
 const FAULT: &str = "AIP_FAULT";
+
+/// How long a report may take: a sidecar whose stream was refused a few times waits up to 15 s, and is to be let in first.
+const HEARD_OF: Duration = Duration::from_secs(120);
 
 fn edit(dir: &Path) {
     std::fs::write(dir.join("code/agent.txt"), "edited").unwrap();
@@ -43,7 +47,7 @@ async fn reaches(caller: &Sidecar, name: &str) {
 
 /// What the control plane has of the drift of this agent, once it has it.
 async fn reported(mesh: &Mesh, name: &str) -> Value {
-    wait::until("the report", async || {
+    wait::until_within(HEARD_OF, "the report", async || {
         let all = mesh.admin().get("/v1/drift").await;
         let all = all["items"].as_array()?.clone();
         all.into_iter().find(|drift| drift["agent"] == name)
@@ -286,4 +290,99 @@ async fn an_agent_cant_keep_its_drift_from_being_reported() {
     );
     assert_ne!(caller.get("http://callee.aip.internal/work").await.status, 200);
     busy.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+/// Copies the control plane's data while it does not run.
+fn copy(from: &Path, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    let copied = Command::new("cp").arg("-a").args([from, to]).status();
+    assert!(copied.unwrap().success());
+}
+
+/// The agent's generation in the store.
+async fn generation(mesh: &Mesh, name: &str) -> u64 {
+    let agent = mesh.admin().get(&format!("/v1/agents/{name}")).await;
+    agent["resource"]["generation"].as_u64().unwrap()
+}
+
+/// A control plane that lost the drift hears of it from the sidecar that is suspended: the generation is raised, nothing is
+/// issued, and whoever looks is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_plane_that_is_restored_from_an_older_copy_hears_of_the_drift_again() {
+    let mut mesh = Mesh::start().await;
+    let agent = Agent::start();
+    let caller = mesh.sidecar("caller", agent.address).await;
+    let (mut dirs, mut callees) = (Vec::new(), Vec::new());
+    // One drifts in the generation that the copy knows, the other in one that came after it.
+    for name in ["callee", "again"] {
+        let spec = mesh.spec(json!({"name": name}), agent.address).await;
+        let dir = mesh.dir(name);
+        callees.push(Sidecar::start(in_run(&spec, "first-run"), &dir).await);
+        dirs.push(dir);
+        reaches(&caller, name).await;
+    }
+    let data = mesh.control_plane.dir.join("data");
+    let kept = mesh.dir("copies").join("data");
+    mesh.control_plane.kill();
+    copy(&data, &kept);
+    mesh.revive().await;
+
+    mesh.admin()
+        .ok(Method::POST, "/v1/agents/again/revoke", Some(&json!({})))
+        .await;
+    callees[1].process.kill();
+    let mut spec = in_run(&callees[1].spec, "second-run");
+    spec.token = mesh.admin().token("again").await;
+    (spec.control_plane, spec.ports) = (mesh.control_plane.mesh, aip_tests::process::FREE);
+    callees[1] = Sidecar::start(spec, &dirs[1]).await;
+    for (dir, name) in dirs.iter().zip(["callee", "again"]) {
+        edit(dir);
+        reported(&mesh, name).await;
+    }
+    let highest = mesh.admin().get("/v1/mesh").await["revision"].as_u64().unwrap();
+    assert_eq!(
+        (generation(&mesh, "callee").await, generation(&mesh, "again").await),
+        (2, 3)
+    );
+
+    mesh.control_plane.kill();
+    copy(&kept, &data);
+    mesh.revive().await;
+    assert_eq!(mesh.admin().get("/v1/drift").await["items"], json!([]));
+    let lift = json!({"above": highest});
+    mesh.admin().ok(Method::POST, "/v1/mesh/lift", Some(&lift)).await;
+
+    for (name, raised) in [("callee", 2), ("again", 3)] {
+        let drift = reported(&mesh, name).await;
+        assert_eq!(
+            (&drift["generation"], &drift["paths"]),
+            (&json!(raised), &json!(["agent.txt"])),
+            "{drift}"
+        );
+        assert_eq!(generation(&mesh, name).await, raised, "{name}");
+    }
+    let revocations = mesh.admin().get("/v1/revocations").await.to_string();
+    assert!(
+        revocations.contains("\"callee\"") && revocations.contains("\"again\""),
+        "{revocations}"
+    );
+    let status = mesh.aip(&["status"]);
+    let said = String::from_utf8_lossy(&status.stdout);
+    assert!(
+        said.contains("callee drifted at") && said.contains("again drifted at"),
+        "{said}"
+    );
+    // Nothing is issued: it waits for a person, and comes back by approval and restart as after any drift.
+    callees[0].process.kill();
+    let mut spec = in_run(&callees[0].spec, "second-run");
+    spec.token = mesh.admin().token("callee").await;
+    spec.control_plane = mesh.control_plane.mesh;
+    spec.ports = aip_tests::process::FREE;
+    let back = Sidecar::start_unready(spec, &dirs[0]).await;
+    wait::until("it is refused", async || {
+        back.process.stderr().contains("agent_drifted").then_some(())
+    })
+    .await;
+    drop(back);
+    comes_back(&mesh, &caller, &callees[0].spec, &dirs[0]).await;
 }

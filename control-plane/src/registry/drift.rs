@@ -2,6 +2,7 @@
 //! new ones; it gets one again for a measurement that a person approved after that, in another run of the agent.
 
 use aip_api::evidence::{Drift, Evidence, MAX_DRIFTED_NAMED};
+use aip_api::generation::{OfReport, of_report};
 use aip_api::resource::{Agent, Measurement, Resource as _};
 use aip_api::{AgentName, Digest};
 use aip_runtime::x509::PeerIdentity;
@@ -17,6 +18,10 @@ use crate::store::Expect;
 
 /// Runs that are remembered as drifted: of as many sidecars of one agent as an edit reaches at once.
 pub const MAX_RUNS: usize = 256;
+
+/// How many generations evidence may say that a store lacks, which was restored from a copy: more than an agent goes through
+/// between two copies. It is the agent's own word, and its generations are not to run out by it.
+const MAX_LACKED: u64 = 1_000;
 
 /// What a person approved after a drift.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -115,31 +120,40 @@ impl Passage {
 }
 
 impl Registry {
-    /// Takes a drift report whose signature and peer were checked. A report that was taken before changes nothing.
+    /// Takes a drift report whose signature and peer were checked. A report that was taken before changes nothing. One of
+    /// a later generation than the store knows is of an SVID that this mesh issued after the copy from which the store was
+    /// restored: the generation goes above that, too.
     ///
     /// # Errors
-    /// Not the agent's current generation, or the store fails.
+    /// Not the agent's current generation but an earlier one, or the store fails.
     pub async fn report_drift(&self, peer: &PeerIdentity, drift: &Drift) -> Result<Raised, Refusal> {
         retrying(async || {
             let agent = self.resource::<Agent>(drift.agent.as_str()).await?;
-            let agent = agent.ok_or(Refusal::from(Reason::AgentUnknown))?;
+            let mut agent = agent.ok_or(Refusal::from(Reason::AgentUnknown))?;
             let held = self.record::<DriftRecord>(keys::drift(&drift.agent)).await?;
-            if let Some(held) = held.as_ref().filter(|held| is_the_same(&held.value, drift)) {
-                return Ok(Raised {
-                    generation: agent.value.generation,
-                    revision: held.revision,
-                });
-            }
-            if drift.generation != agent.value.generation {
-                let detail = format!(
-                    "the report is of generation {}, the agent is at {}",
-                    drift.generation, agent.value.generation
-                );
-                return Err(Refusal::new(Reason::GenerationMismatch, detail));
-            }
+            let began = held.as_ref().filter(|held| held.value.knows(&drift.run));
+            let began = began.map(|held| (held.value.generation, held.revision));
+            let to = match of_report(drift.generation, began.map(|(began, _)| began), agent.value.generation) {
+                OfReport::Known => {
+                    return Ok(Raised {
+                        generation: agent.value.generation,
+                        revision: began.map_or(agent.revision, |(_, revision)| revision),
+                    });
+                }
+                OfReport::Over => {
+                    let detail = format!(
+                        "the report is of generation {}, the agent is at {}",
+                        drift.generation, agent.value.generation
+                    );
+                    return Err(Refusal::new(Reason::GenerationMismatch, detail));
+                }
+                OfReport::Raises(to) => to,
+            };
+            // What it is raised from; the SVIDs of everything before are revoked.
+            agent.value.generation = drift.generation;
             let record = DriftRecord {
                 agent: drift.agent.clone(),
-                generation: agent.value.generation + 1,
+                generation: to,
                 run: drift.run.clone(),
                 runs: DriftRecord::runs_and(held.as_ref(), &drift.run),
                 was: Some(drift.was),
@@ -165,7 +179,7 @@ impl Registry {
     async fn drifted_unreported(&self, evidence: &Evidence, run: &str) -> Result<(), Refusal> {
         retrying(async || {
             let agent = self.resource::<Agent>(evidence.agent.as_str()).await?;
-            let agent = agent.ok_or(Refusal::from(Reason::AgentUnknown))?;
+            let mut agent = agent.ok_or(Refusal::from(Reason::AgentUnknown))?;
             let held = self.record::<DriftRecord>(keys::drift(&evidence.agent)).await?;
             if held.as_ref().is_some_and(|held| held.value.knows(run)) {
                 return Ok(());
@@ -187,6 +201,10 @@ impl Registry {
                 return draft.commit().await.map(|_| ());
             }
             let now = self.clock.now();
+            let later = evidence
+                .drifted_generation
+                .filter(|of| *of <= agent.value.generation + MAX_LACKED);
+            agent.value.generation = later.unwrap_or(0).max(agent.value.generation);
             let record = DriftRecord {
                 agent: evidence.agent.clone(),
                 generation: agent.value.generation + 1,
@@ -371,9 +389,4 @@ impl Registry {
         };
         Ok(draft.put(keys::drift(agent), &record, Expect::At(held.revision)))
     }
-}
-
-/// Whether the report was taken already: the reply was lost, or somebody replays it.
-fn is_the_same(held: &DriftRecord, drift: &Drift) -> bool {
-    held.knows(&drift.run) && held.generation > drift.generation
 }

@@ -1,5 +1,7 @@
 //! Drift: who may report it, what a report does, and how an agent comes back.
 
+mod restored;
+
 use aip_api::evidence::{DRIFT_TYP, Drift, MAX_DRIFT_BYTES};
 use aip_api::resource::Measurement;
 use aip_api::wire::issue_request::Credential;

@@ -10,6 +10,7 @@
 //! | [`name`] | trust domain, agent name, SPIFFE ID |
 //! | [`token`] | the join token that bootstraps a sidecar |
 //! | [`digest`], [`evidence`] | what the sidecar measured, and the statement it makes of it |
+//! | [`generation`] | what a report of drift does to an agent's generation |
 //! | [`attestation`] | the signed result that an SVID carries |
 //! | [`resource`] | the kinds of configuration, and the signed envelope they travel in |
 //! | [`kill`] | orders to stop, and the heartbeat |
@@ -22,6 +23,7 @@
 pub mod attestation;
 pub mod digest;
 pub mod evidence;
+pub mod generation;
 pub mod id;
 pub mod kill;
 pub mod name;

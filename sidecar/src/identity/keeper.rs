@@ -152,11 +152,12 @@ impl Keeper {
             // The process before this one ended in the moment between the new SVID and the end of the marker.
             return self.serve_again().await;
         }
-        if let Some(kept) = kept.filter(|_| !marker.reported) {
+        if let Some(kept) = kept {
             self.only_report(kept)?;
-            // With what changed; what follows tells without it.
+            // With what changed; what follows tells without it. Also what was reported: the control plane may have been
+            // restored from a copy of before that.
             if let Err(error) = self.reporter().once().await {
-                tracing::warn!(%error, "the drift is not reported yet; the evidence says it");
+                tracing::warn!(%error, "the drift is not reported now; the evidence says it");
             }
             self.svid.clear();
         }
@@ -190,6 +191,8 @@ impl Keeper {
             svid: self.svid.clone(),
             trust: self.trust.clone(),
             suspension: self.suspension().clone(),
+            // Nobody greets yet: it says it once.
+            answers: tokio::sync::watch::channel(0).1,
         }
     }
 

@@ -65,6 +65,10 @@ pub struct Client {
     pub origins: mpsc::Receiver<Origin>,
     /// Names that requests ask for.
     pub asked: mpsc::Receiver<AgentName>,
+    /// Counts the greetings that the control plane answered: it let this sidecar in, or refused no more than the
+    /// generation of its SVID, as one does that was restored from a copy of before that generation. A store that waits to
+    /// be lifted counts not: it is to be changed by nobody before.
+    pub answered: watch::Sender<u64>,
 }
 
 /// Why a stream ended.
@@ -170,7 +174,11 @@ impl Session {
         let (send, outgoing) = mpsc::channel(OUTGOING);
         self.greet(&send).await?;
         let mut stub = ConfigClient::new(channel).max_decoding_message_size(grpc::MAX_MESSAGE_BYTES);
-        let mut pushes = stub.stream(ReceiverStream::new(outgoing)).await?.into_inner();
+        let answer = stub.stream(ReceiverStream::new(outgoing)).await;
+        if answer.as_ref().err().is_none_or(is_of_generation) {
+            self.client.answered.send_modify(|answers| *answers += 1);
+        }
+        let mut pushes = answer?.into_inner();
         metrics::gauge!("aip_control_plane_connected").set(1.0);
         tracing::info!(control_plane = %self.client.control_plane, "configuration stream up");
         let mut paced = tokio::time::Instant::now();
@@ -324,6 +332,11 @@ impl Session {
             metrics::counter!("aip_cache_write_failures_total").increment(1);
         }
     }
+}
+
+/// Whether the control plane knows this agent, and not the generation of its SVID.
+fn is_of_generation(refused: &tonic::Status) -> bool {
+    grpc::reason(refused) == Some("generation_mismatch")
 }
 
 async fn subscribe(send: &mpsc::Sender<wire::ConfigRequest>, names: Vec<String>) -> Result<(), StreamEnd> {

@@ -20,6 +20,7 @@ fn session(keys: &Keys) -> Session {
         lease: watch::channel(None).1,
         origins: mpsc::channel(1).1,
         asked,
+        answered: watch::channel(0).0,
     };
     Session {
         client,
