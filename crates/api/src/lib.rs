@@ -15,6 +15,7 @@
 //! | [`resource`] | the kinds of configuration, and the signed envelope they travel in |
 //! | [`kill`] | orders to stop, and the heartbeat |
 //! | [`id`] | hop and decision ids |
+//! | [`json`] | JSON, quickly, for what is written with every request |
 //! | [`problem`] | RFC 9457 problem documents and the stable reasons in them |
 //! | [`wire`] | the protobuf messages of `aip.mesh.v1` (generated, checked in) |
 //!
@@ -25,6 +26,7 @@ pub mod digest;
 pub mod evidence;
 pub mod generation;
 pub mod id;
+pub mod json;
 pub mod kill;
 pub mod name;
 pub mod problem;

@@ -3,9 +3,12 @@
 //! A record's bytes are its JSON, compact, in the order of the fields here, without a line end. Those bytes are what is
 //! hashed: a reader that writes what it read must get the same bytes again, or the line is not a record.
 
+use std::sync::Arc;
+
 use aip_api::Digest;
 use aip_api::id::{DecisionId, HopId};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// Version of the records that are written.
 pub const RECORD_VERSION: u32 = 1;
@@ -156,8 +159,8 @@ pub struct Decision {
 #[serde(deny_unknown_fields)]
 pub struct Facts {
     /// As the input document has them; what was not established is listed there.
-    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
-    pub kept: serde_json::Value,
+    #[serde(default, with = "shared", skip_serializing_if = "shared::is_null")]
+    pub kept: Arc<Value>,
     /// Paths of facts that policy could read and that are not kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dropped: Vec<String>,
@@ -169,7 +172,27 @@ pub struct Facts {
 impl Facts {
     /// Whether there is nothing to say.
     pub fn is_empty(&self) -> bool {
-        *self == Self::default()
+        self.kept.is_null() && self.dropped.is_empty() && self.sealed.is_none()
+    }
+}
+
+/// A document that many records have, which is not copied for each.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+    use serde_json::Value;
+
+    pub(super) fn is_null(value: &Arc<Value>) -> bool {
+        value.is_null()
+    }
+
+    pub(super) fn serialize<S: Serializer>(value: &Arc<Value>, serializer: S) -> Result<S::Ok, S::Error> {
+        value.as_ref().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<Value>, D::Error> {
+        Value::deserialize(deserializer).map(Arc::new)
     }
 }
 
@@ -293,7 +316,7 @@ impl Settled {
     fn of(event: &Event) -> Result<Self, RecordError> {
         let mut line = Vec::with_capacity(MAX_BEGIN + USUAL_EVENT);
         line.resize(MAX_BEGIN, 0);
-        serde_json::to_writer(&mut line, event)?;
+        aip_api::json::append(&mut line, event)?;
         line.push(b'\n');
         Ok(Self { line })
     }
@@ -367,11 +390,11 @@ impl Event {
     }
 
     fn has_floats(&self) -> bool {
-        fn floats(value: &serde_json::Value) -> bool {
+        fn floats(value: &Value) -> bool {
             match value {
-                serde_json::Value::Number(number) => number.is_f64(),
-                serde_json::Value::Array(items) => items.iter().any(floats),
-                serde_json::Value::Object(members) => members.values().any(floats),
+                Value::Number(number) => number.is_f64(),
+                Value::Array(items) => items.iter().any(floats),
+                Value::Object(members) => members.values().any(floats),
                 _ => false,
             }
         }
@@ -412,89 +435,4 @@ impl Record {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn end() -> Record {
-        Record {
-            v: RECORD_VERSION,
-            seq: 7,
-            prev: Digest::sha256(b"before"),
-            at: 1_700_000_000_000,
-            event: Event::End(Box::new(End {
-                id: DecisionId::fresh(),
-                hop: Some(HopId::fresh()),
-                direction: Direction::Inbound,
-                status: 200,
-                end: "complete".into(),
-                blame: String::new(),
-                other: String::new(),
-                ms: 3,
-                salt: String::new(),
-                request_in: Passed::default(),
-                request_out: Passed::default(),
-                response_in: Passed::default(),
-                response_out: Passed {
-                    bytes: 2,
-                    digest: Some(Digest::sha256(b"ok")),
-                },
-            })),
-        }
-    }
-
-    #[test]
-    fn a_line_is_the_same_whether_its_event_was_written_before_its_place_or_with_it() {
-        let record = end();
-        let mut settled = record.event.clone().settled().unwrap();
-        let whole = [&record.to_bytes().unwrap()[..], b"\n"].concat();
-        for (seq, at) in [(u64::MAX, u64::MAX), (0, 0), (record.seq, record.at)] {
-            // As often as it is tried: the last one counts.
-            settled.line(seq, record.prev, at);
-        }
-        assert_eq!(settled.line(record.seq, record.prev, record.at), whole);
-        let longest = settled.line(u64::MAX, record.prev, u64::MAX).to_vec();
-        let furthest = Record {
-            seq: u64::MAX,
-            at: u64::MAX,
-            ..record
-        };
-        assert_eq!(longest, [&furthest.to_bytes().unwrap()[..], b"\n"].concat());
-    }
-
-    #[test]
-    fn a_record_is_read_back_and_has_one_spelling() {
-        let record = end();
-        let bytes = record.to_bytes().unwrap();
-        assert_eq!(Record::from_bytes(&bytes).unwrap(), record);
-        let spaced = String::from_utf8(bytes.clone()).unwrap().replacen(':', ": ", 1);
-        assert!(matches!(
-            Record::from_bytes(spaced.as_bytes()),
-            Err(RecordError::NotCanonical)
-        ));
-        let later = String::from_utf8(bytes).unwrap().replacen("\"v\":1", "\"v\":2", 1);
-        assert!(matches!(
-            Record::from_bytes(later.as_bytes()),
-            Err(RecordError::Version(2))
-        ));
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn every_fact_is_written_so_that_it_reads_back(numbers in proptest::collection::vec(proptest::num::f64::NORMAL, 1..20)) {
-            let facts = serde_json::json!({ "protocol": { "arguments": numbers } });
-            let decision = serde_json::json!({
-                "v": 1, "seq": 0, "prev": Digest::sha256(b""), "at": 1, "kind": "decision", "id": DecisionId::fresh(),
-                "direction": "inbound", "source": {"id": "a"}, "destination": {"id": "b"}, "method": "POST", "path": "/",
-                "protocol": "mcp", "verdict": "allow", "mesh_revision": 1, "revision": 1, "facts": {},
-            });
-            let mut record: Record = serde_json::from_value(decision).unwrap();
-            if let Event::Decision(decision) = &mut record.event {
-                decision.facts.kept = facts;
-            }
-            let mut settled = record.event.settled().unwrap();
-            let line = settled.line(0, Digest::sha256(b""), 1).strip_suffix(b"\n").unwrap();
-            let read = Record::from_bytes(line).unwrap();
-            proptest::prop_assert_eq!(read.to_bytes().unwrap(), line);
-        }
-    }
-}
+mod tests;

@@ -3,10 +3,17 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use crate::facts::Kept;
 use crate::limits::{MAX_CACHED_DECISIONS, MAX_CACHED_PER_CALLER};
 use crate::verdict::Decision;
 
 type Key = Arc<[u8]>;
+
+/// A decision, and the facts that are kept of it, where somebody wanted them.
+pub(crate) struct Cached {
+    pub(crate) decision: Decision,
+    pub(crate) kept: Option<Arc<Kept>>,
+}
 
 /// Decisions by the digest of the set and the facts that it read, compared in full.
 ///
@@ -15,17 +22,17 @@ type Key = Arc<[u8]>;
 /// can flush the others.
 #[derive(Default)]
 pub(crate) struct DecisionCache {
-    entries: HashMap<Key, Decision>,
+    entries: HashMap<Key, Cached>,
     callers: HashMap<Arc<str>, VecDeque<Key>>,
     turns: VecDeque<Arc<str>>,
 }
 
 impl DecisionCache {
-    pub(crate) fn get(&self, key: &[u8]) -> Option<&Decision> {
-        self.entries.get(key)
+    pub(crate) fn get(&mut self, key: &[u8]) -> Option<&mut Cached> {
+        self.entries.get_mut(key)
     }
 
-    pub(crate) fn insert(&mut self, caller: &str, key: &[u8], decision: Decision) {
+    pub(crate) fn insert(&mut self, caller: &str, key: &[u8], decision: Cached) {
         if self.entries.contains_key(key) {
             return;
         }
@@ -81,8 +88,11 @@ mod tests {
     use super::*;
     use crate::verdict::builtin;
 
-    fn decision() -> Decision {
-        Decision::refuse(&Arc::from(""), builtin::NO_RULE, "")
+    fn decision() -> Cached {
+        Cached {
+            decision: Decision::refuse(&Arc::from(""), builtin::NO_RULE, ""),
+            kept: None,
+        }
     }
 
     fn fill(cache: &mut DecisionCache, caller: &str, count: usize) {

@@ -11,11 +11,13 @@ use regorus::rvm::vm::{ExecutionMode, VmError};
 use regorus::rvm::{Program, RegoVM};
 use regorus::utils::limits::ExecutionTimerConfig;
 
-use crate::cache::DecisionCache;
-use crate::facts::{Direction, Facts};
+use crate::cache::{Cached, DecisionCache};
+use crate::facts::{Direction, Facts, Kept};
 use crate::guard::{self, Trouble};
 use crate::input::{self, View, private_copy};
-use crate::limits::{MAX_CACHE_KEY_BYTES, MAX_EVALUATION, MAX_INSTRUCTIONS, MAX_SETS_PER_WORKER, TIMER_INTERVAL};
+use crate::limits::{
+    MAX_CACHE_KEY_BYTES, MAX_EVALUATION, MAX_INSTRUCTIONS, MAX_KEPT_KEY_BYTES, MAX_SETS_PER_WORKER, TIMER_INTERVAL,
+};
 use crate::outcome;
 use crate::reads::Reads;
 use crate::set::PolicySet;
@@ -48,47 +50,77 @@ impl Evaluator {
 
     /// Decides on a request. Never fails: what goes wrong is a deny that says so.
     pub fn decide(&mut self, set: &Arc<PolicySet>, facts: &Facts) -> Decision {
-        self.decide_with(set, facts, true)
+        self.decide_with(set, facts, true, false).0
+    }
+
+    /// As [`Self::decide`]; and what [`PolicySet::kept`] answers, which requests that are decided alike share.
+    pub fn decide_and_keep(&mut self, set: &Arc<PolicySet>, facts: &Facts) -> (Decision, Arc<Kept>) {
+        let (decision, kept) = self.decide_with(set, facts, true, true);
+        (decision, kept.unwrap_or_else(|| Arc::new(set.kept(facts))))
     }
 
     /// Decides without looking into the cache or adding to it: for explanations and tests.
     pub fn decide_uncached(&mut self, set: &Arc<PolicySet>, facts: &Facts) -> Decision {
-        self.decide_with(set, facts, false)
+        self.decide_with(set, facts, false, false).0
     }
 
-    fn decide_with(&mut self, set: &Arc<PolicySet>, facts: &Facts, cached: bool) -> Decision {
+    /// Decides. What is kept is answered where it is asked for and at hand.
+    fn decide_with(
+        &mut self,
+        set: &Arc<PolicySet>,
+        facts: &Facts,
+        cached: bool,
+        keep: bool,
+    ) -> (Decision, Option<Arc<Kept>>) {
         if set.members.is_empty() {
-            return Decision::refuse(&set.digest, builtin::NO_RULE, "no policy is attached");
+            return (
+                Decision::refuse(&set.digest, builtin::NO_RULE, "no policy is attached"),
+                None,
+            );
         }
         let missing = set.missing(facts);
         if let Some((path, why)) = missing.blocking {
             let reason = format!("{path} could not be established: {why}");
-            return Decision::refuse(&set.digest, builtin::FACT_UNESTABLISHED, reason);
+            return (Decision::refuse(&set.digest, builtin::FACT_UNESTABLISHED, reason), None);
         }
         let view = View::new(facts, &missing.paths);
         let at = self.load(set);
         let loaded = &mut self.loaded[at];
         if !cached || !set.cacheable {
-            return loaded.evaluate(&view);
+            return (loaded.evaluate(&view), None);
         }
         self.key.clear();
         self.key.extend_from_slice(set.digest.as_bytes());
         input::encode(view.root(), &loaded.reads, &mut self.key);
+        // What stands for a fact that is not established reads like one that is; what is kept says which it was.
+        missing
+            .paths
+            .iter()
+            .for_each(|(path, _)| input::encode_text(path, &mut self.key));
         if self.key.len() > MAX_CACHE_KEY_BYTES {
-            return loaded.evaluate(&view);
+            return (loaded.evaluate(&view), None);
         }
-        if let Some(decision) = self.cache.get(&self.key) {
-            return Decision {
+        let keeps = keep && self.key.len() <= MAX_KEPT_KEY_BYTES;
+        let kept = || Arc::new(set.kept_of(facts, &missing.paths));
+        if let Some(known) = self.cache.get(&self.key) {
+            let decision = Decision {
                 cached: true,
-                ..decision.clone()
+                ..known.decision.clone()
             };
+            let kept = keeps.then(|| known.kept.get_or_insert_with(kept).clone());
+            return (decision, kept);
         }
         let decision = loaded.evaluate(&view);
+        let kept = keeps.then(kept);
         // A limit may have been hit because the machine was busy; the next request deserves a try of its own.
         if decision.rule() != builtin::LIMIT_EXCEEDED {
-            self.cache.insert(far_end(facts), &self.key, decision.clone());
+            let known = Cached {
+                decision: decision.clone(),
+                kept: kept.clone(),
+            };
+            self.cache.insert(far_end(facts), &self.key, known);
         }
-        decision
+        (decision, kept)
     }
 
     /// The index of the set in `loaded`, after it was loaded where need be.

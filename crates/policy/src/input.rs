@@ -4,7 +4,7 @@ mod key;
 
 use std::collections::BTreeMap;
 
-pub(crate) use key::encode;
+pub(crate) use key::{encode, encode_text};
 use regorus::Value;
 use regorus::value::{Array, Object};
 use serde_json::Value as Json;
@@ -55,25 +55,35 @@ pub(crate) fn unestablished(facts: &Facts, reads: &Reads) -> Vec<(String, &'stat
         path: &mut Vec<&'static str>,
         found: &mut Vec<(String, &'static str)>,
     ) {
-        for (index, name) in object.names().iter().enumerate() {
-            let Some(below) = reads.child(name) else { continue };
-            path.push(name);
-            match object.field(index) {
-                Node::Unestablished(reason, _) => found.push((path.join("."), reason)),
-                Node::Object(inner) => visit(inner, below, path, found),
-                _ => {}
+        let mut field = |index: usize, below: &Reads| match object.field(index) {
+            Node::Unestablished(reason, _) => {
+                path.push(object.names()[index]);
+                found.push((path.join("."), reason));
+                path.pop();
             }
-            path.pop();
+            Node::Object(inner) => {
+                path.push(object.names()[index]);
+                visit(inner, below, path, found);
+                path.pop();
+            }
+            _ => {}
+        };
+        if reads.is_whole() {
+            return (0..object.names().len()).for_each(|index| field(index, reads));
+        }
+        // Few of many are read.
+        for (_, name, below) in reads.children() {
+            if let Some(index) = object.names().iter().position(|known| *known == name) {
+                field(index, below);
+            }
         }
     }
-    let everything = Reads::everything();
-    let told = if reads.touches("unestablished") {
-        &everything
-    } else {
-        reads
-    };
     let mut found = Vec::new();
-    visit(facts, told, &mut Vec::new(), &mut found);
+    if reads.touches("unestablished") {
+        visit(facts, &Reads::everything(), &mut Vec::new(), &mut found);
+    } else {
+        visit(facts, reads, &mut Vec::new(), &mut found);
+    }
     found
 }
 

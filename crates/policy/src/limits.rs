@@ -88,5 +88,9 @@ pub const MAX_CACHED_PER_CALLER: usize = 512;
 /// Bytes of the facts that key a cached decision; larger requests are decided afresh each time.
 pub const MAX_CACHE_KEY_BYTES: usize = 8 * 1024;
 
+/// Bytes of that key up to which the facts that are kept of a decision are cached with it: as JSON they take several
+/// times as much memory.
+pub const MAX_KEPT_KEY_BYTES: usize = 1024;
+
 /// Step in seconds of `attestation.age`, so that it doesn't make every request a new cache key.
 pub const AGE_STEP_SECONDS: u64 = 10;

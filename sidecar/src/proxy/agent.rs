@@ -7,9 +7,10 @@ use std::time::Instant;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
+use super::http2::Tasks;
 use super::limits::{
     AGENT_IDLE, CONNECT_TIMEOUT, CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_HTTP1_BUFFER, MAX_IDLE_AGENT, STREAM_WINDOW,
 };
@@ -172,7 +173,7 @@ impl AgentPool {
         }
         let tcp = self.tcp().await?;
         // No pings: gRPC servers take more than one in five minutes for an attack (ENHANCE_YOUR_CALM).
-        let handshake = http2::Builder::new(TokioExecutor::new())
+        let handshake = http2::Builder::new(Tasks)
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)

@@ -1,16 +1,31 @@
-//! HTTP/2 as both listeners serve it.
+//! HTTP/2 as both listeners serve it, and how the tasks of its streams are started.
 
+use hyper::rt::Executor;
 use hyper::server::conn::http2::Builder;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::TokioTimer;
 
 use super::limits::{
     CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_SEND_BUFFER, MAX_STREAMS,
     STREAM_WINDOW,
 };
 
+/// Starts a task for each stream. On the heap before it is a task: one is moved several times until it runs, and again
+/// when it is over, and the HTTP library's have room for what only the connection's own needs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tasks;
+
+impl<F> Executor<F> for Tasks
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::spawn(Box::pin(future));
+    }
+}
+
 /// A server with our bounds.
-pub(super) fn server() -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
+pub(super) fn server() -> Builder<Tasks> {
+    let mut builder = Builder::new(Tasks);
     builder
         .timer(TokioTimer::new())
         .auto_date_header(false)

@@ -11,11 +11,12 @@ use aip_runtime::{tls, unix_now};
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
 use super::connections::{Connections, Live, Registered};
 use super::cork::Corked;
+use super::http2::Tasks;
 use super::limits::{
     BUSY_STREAMS, CONNECT_TIMEOUT, CONNECTION_WINDOW, ENDPOINT_PENALTY, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
     MAX_HEADER_LIST, MAX_PEER_CONNECTIONS, STREAM_WINDOW,
@@ -220,7 +221,7 @@ async fn dial(
         other => unreachable(address, other.reason(), &other),
     })?;
     let heard = tls::Heard::default();
-    let handshake = http2::Builder::new(TokioExecutor::new())
+    let handshake = http2::Builder::new(Tasks)
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

@@ -214,9 +214,7 @@ fn switch(request: &mut Request<Body>, protocol: &HeaderValue, classified: &Clas
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(UPGRADE, protocol.clone());
     if protocol.as_bytes().eq_ignore_ascii_case(b"websocket") && !headers.contains_key("sec-websocket-key") {
-        let hop = classified.hop.to_string().replace('-', "");
-        let bytes = hex::decode(hop).unwrap_or_default();
-        headers.insert("sec-websocket-key", text(&STANDARD.encode(bytes)));
+        headers.insert("sec-websocket-key", text(&STANDARD.encode(classified.hop.as_bytes())));
     }
 }
 

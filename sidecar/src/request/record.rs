@@ -307,7 +307,7 @@ impl Record {
         let span = SpanId::of(&self.decision);
         let mut out = Vec::with_capacity(768);
         // Text and numbers always serialise.
-        if serde_json::to_writer(&mut out, &self.line(&seen, &span, revision)).is_ok() {
+        if aip_api::json::append(&mut out, &self.line(&seen, &span, revision)).is_ok() {
             out.push(b'\n');
             if !self.proxy.settings.access_log.write(&out) {
                 self.proxy.metrics.log_dropped();

@@ -172,18 +172,23 @@ pub(crate) fn decision(
     content: Content,
     now: u64,
     recorded: bool,
-) -> Result<(Decision, Said, Option<Kept>), Refused> {
+) -> Result<(Decision, Said, Option<Arc<Kept>>), Refused> {
     let set = pair
         .set
         .as_ref()
         .map_err(|error| Refusal::PolicyUnusable.because(error))?;
     let facts = told.facts(direction, pair, content, now);
     let begun = Instant::now();
-    let decision = with_evaluator(|evaluator| evaluator.decide(set, &facts));
+    let (decision, kept) = with_evaluator(|evaluator| match recorded && proxy.settings.audit.records() {
+        true => {
+            let (decision, kept) = evaluator.decide_and_keep(set, &facts);
+            (decision, Some(kept))
+        }
+        false => (evaluator.decide(set, &facts), None),
+    });
     proxy
         .metrics
         .decision(direction, &decision, begun.elapsed().as_secs_f64());
-    let kept = (recorded && proxy.settings.audit.records()).then(|| set.kept(&facts));
     Ok((decision, Said::of(facts.protocol), kept))
 }
 

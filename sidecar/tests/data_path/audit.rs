@@ -159,7 +159,7 @@ async fn a_refusal_is_recorded_with_the_facts_it_was_decided_on() {
     assert!(!all.contains("hunter2"), "{all}");
     assert_eq!(decision.policies.len(), 1);
     // What is kept decides the same again.
-    let facts = Facts::from_json(decision.facts.kept).unwrap();
+    let facts = Facts::from_json((*decision.facts.kept).clone()).unwrap();
     let set = pair.callee.proxy.mesh.snapshot().policies_for(None, None).unwrap();
     let again = Evaluator::new().decide_uncached(&set, &facts);
     assert_eq!((again.verdict, again.rule()), (Verdict::Deny, "no_etc"));
@@ -337,7 +337,7 @@ async fn what_a_caller_wrote_is_sealed_and_only_the_auditor_opens_it() {
         let opened = seal::open(&private, &id, &sealed).unwrap();
         assert_eq!(opened["protocol"]["arguments"], json!({"token": "hunter2"}));
         // With what was sealed it decides alike.
-        let mut facts = decision.facts.kept;
+        let mut facts = (*decision.facts.kept).clone();
         facts["protocol"]["arguments"] = opened["protocol"]["arguments"].clone();
         let set = side.proxy.mesh.snapshot().policies_for(None, None).unwrap();
         let again = Evaluator::new().decide_uncached(&set, &Facts::from_json(facts).unwrap());

@@ -46,7 +46,7 @@ async fn send_segment(stream: &mut Audit, sidecar: &Sidecar, log: &mut Log, segm
     for _ in 0..6 {
         let mut event = decision("planner", "x", Direction::Outbound, None);
         if let Event::Decision(decision) = &mut event {
-            decision.facts.kept = json!("x".repeat(500_000));
+            decision.facts.kept = std::sync::Arc::new(json!("x".repeat(500_000)));
         }
         log.add(event);
     }

@@ -193,7 +193,7 @@ pub(super) fn replay(decision: &Decision, then: &Then, opened: Option<Value>) ->
             wrong(format!("the policies of then do not compile: {}", all.join("; ")))
         })?
     };
-    let mut document = match &decision.facts.kept {
+    let mut document = match decision.facts.kept.as_ref() {
         Value::Null => Value::Object(serde_json::Map::new()),
         kept => kept.clone(),
     };

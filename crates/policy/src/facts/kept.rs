@@ -1,6 +1,8 @@
 //! The facts of a decision that are kept for a replay: what the policies could read, and of what may hold secrets only
 //! what a policy says to keep (`# aip:keep <path> …`).
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value as Json};
 
 use super::Facts;
@@ -29,7 +31,7 @@ const HOLDING: &[&str] = &["protocol", "request", "content"];
 pub struct Kept {
     /// A part of the input document, from which [`Facts::from_json`] makes facts that decide alike as far as nothing was
     /// dropped.
-    pub kept: Json,
+    pub kept: Arc<Json>,
     /// Sensitive facts, as the input document has them; null where there are none.
     pub sensitive: Json,
     /// Where `sensitive` begins: dotted paths, sorted. A name that the caller chose, and no policy, is `*`.
@@ -45,8 +47,12 @@ pub(crate) fn may_be_named(path: &str) -> bool {
 impl PolicySet {
     /// The facts that its policies can read, divided into what may be kept and what may not.
     pub fn kept(&self, facts: &Facts) -> Kept {
-        let unestablished = input::unestablished(facts, &self.reads.reads);
-        let view = View::new(facts, &unestablished);
+        self.kept_of(facts, &input::unestablished(facts, &self.reads.reads))
+    }
+
+    /// The same, where it is known what is not established.
+    pub(crate) fn kept_of(&self, facts: &Facts, unestablished: &[(String, &'static str)]) -> Kept {
+        let view = View::new(facts, unestablished);
         let mut walk = Walk {
             keep: &self.keep,
             path: Vec::new(),
@@ -58,13 +64,13 @@ impl PolicySet {
         if !unestablished.is_empty()
             && let Json::Object(document) = &mut kept
         {
-            let paths = unestablished.into_iter().map(|(path, _)| path).collect();
+            let paths = unestablished.iter().map(|(path, _)| path.clone()).collect();
             document.insert("unestablished".to_owned(), paths);
         }
         walk.dropped.sort();
         walk.dropped.dedup();
         Kept {
-            kept,
+            kept: Arc::new(kept),
             sensitive: sensitive.unwrap_or_default(),
             dropped: walk.dropped,
         }
@@ -325,12 +331,12 @@ mod tests {
             "input.protocol.tool == \"transfer\"\ninput.protocol.arguments.path == \"/a\"\ninput.request.headers[\"x-team\"][_] == \"red\"",
         );
         let kept = set.kept(&facts());
-        assert_eq!(kept.kept, json!({"protocol": {"tool": "transfer"}}));
+        assert_eq!(*kept.kept, json!({"protocol": {"tool": "transfer"}}));
         assert_eq!(kept.dropped, ["protocol.arguments.path", "request.headers.x-team"]);
         let sensitive = json!({"protocol": {"arguments": {"path": "/a"}}, "request": {"headers": {"x-team": ["red"]}}});
         assert_eq!(kept.sensitive, sensitive);
         // With both, a replay decides alike; without, it can't.
-        let mut both = kept.kept.clone();
+        let mut both = (*kept.kept).clone();
         both["protocol"]["arguments"] = sensitive["protocol"]["arguments"].clone();
         both["request"] = sensitive["request"].clone();
         let mut evaluator = Evaluator::new();
@@ -387,10 +393,10 @@ mod tests {
             *fact = Fact::Known(value.to_owned());
         }
         let kept = set("", condition).kept(&facts);
-        assert_eq!(kept.kept, json!({}));
+        assert_eq!(*kept.kept, json!({}));
         assert_eq!(kept.dropped, ["protocol.context", "protocol.resource", "protocol.task"]);
         let kept = set("# aip:keep protocol.resource", condition).kept(&facts);
-        assert_eq!(kept.kept, json!({"protocol": {"resource": "file:///r"}}));
+        assert_eq!(*kept.kept, json!({"protocol": {"resource": "file:///r"}}));
     }
 
     #[test]
@@ -400,7 +406,7 @@ mod tests {
             "input.protocol.arguments.path == \"/a\"\ninput.request.query.q[_] == \"x\"",
         );
         let kept = set.kept(&Facts::default());
-        assert_eq!((kept.kept, kept.dropped.len()), (json!({}), 0));
+        assert_eq!((&*kept.kept, kept.dropped.len()), (&json!({}), 0));
     }
 
     #[test]
@@ -410,7 +416,7 @@ mod tests {
         facts.request.size = Fact::Unestablished("body_streams");
         let kept = set.kept(&facts);
         assert_eq!(kept.kept["unestablished"], json!(["request.size"]), "{}", kept.kept);
-        let again = Facts::from_json(kept.kept).unwrap();
+        let again = Facts::from_json((*kept.kept).clone()).unwrap();
         assert!(again.request.size.known().is_none());
     }
 

@@ -124,7 +124,8 @@ fn encode_texts<'a>(texts: impl Iterator<Item = &'a str>, out: &mut Vec<u8>) {
     out.push(tag::END);
 }
 
-fn encode_text(text: &str, out: &mut Vec<u8>) {
+/// Appends a text so that no other one begins alike.
+pub(crate) fn encode_text(text: &str, out: &mut Vec<u8>) {
     encode_number(tag::TEXT, text.len() as u64, out);
     out.extend_from_slice(text.as_bytes());
 }

@@ -203,6 +203,11 @@ proptest! {
                 prop_assert_eq!(outcome(&first), want.clone(), "{}", &policy.rego);
                 prop_assert_eq!(outcome(&again), want.clone(), "{}", &policy.rego);
                 prop_assert_eq!(outcome(&fresh), want, "{}", &policy.rego);
+                for _ in 0..2 {
+                    let (decision, kept) = EVALUATOR.with_borrow_mut(|evaluator| evaluator.decide_and_keep(set, facts));
+                    prop_assert_eq!(outcome(&decision), outcome(&again), "{}", &policy.rego);
+                    prop_assert_eq!(&*kept, &set.kept(facts), "{}", &policy.rego);
+                }
             }
         }
     }
@@ -327,6 +332,27 @@ fn only_what_is_read_is_in_the_key() {
     ] {
         let miss = evaluator.decide(&set, &with(other.clone(), "x"));
         assert!(!miss.cached && miss.verdict == Verdict::Deny, "{other}");
+    }
+}
+
+#[test]
+fn what_is_kept_says_whether_a_fact_was_known_though_both_decide_alike() {
+    let set = set(
+        "# aip:optional protocol.tool\nrules contains {\"rule\": \"r\", \"verdict\": \"allow\", \"reason\": \"\"} if input.protocol.tool == \"\"",
+    );
+    let mut evaluator = Evaluator::new();
+    let with = |tool: Fact<String>| {
+        let mut facts = Facts::default();
+        facts.protocol.tool = tool;
+        facts
+    };
+    for _ in 0..2 {
+        for tool in [Fact::Known(String::new()), Fact::Unestablished("not_read")] {
+            let facts = with(tool);
+            let (decision, kept) = evaluator.decide_and_keep(&set, &facts);
+            assert_eq!(decision.verdict, Verdict::Allow);
+            assert_eq!(*kept, set.kept(&facts));
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! that.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use aip_api::resource::Durability;
@@ -25,7 +26,7 @@ pub(super) struct Audited {
     by_policy: bool,
     /// What policy asks for; the mesh's setting is the least.
     asked: Option<Durability>,
-    kept: Option<Box<aip_policy::Kept>>,
+    kept: Option<Arc<aip_policy::Kept>>,
     decided: bool,
     /// Where the decision stands.
     place: Option<Place>,
@@ -61,14 +62,14 @@ const fn is_strangers(refusal: Refusal) -> bool {
 
 impl Record {
     /// Takes what policy said of the audit of this request, and the facts that it read.
-    pub(crate) fn audited(&mut self, asked: Option<aip_policy::Durability>, kept: Option<aip_policy::Kept>) {
+    pub(crate) fn audited(&mut self, asked: Option<aip_policy::Durability>, kept: Option<Arc<aip_policy::Kept>>) {
         self.audit.by_policy = true;
         self.audit.asked = asked.map(|asked| match asked {
             aip_policy::Durability::Buffered => Durability::Buffered,
             aip_policy::Durability::Grouped => Durability::Grouped,
             aip_policy::Durability::Required => Durability::Required,
         });
-        self.audit.kept = kept.map(Box::new);
+        self.audit.kept = kept;
     }
 
     /// How surely this request is recorded: the stricter of what the mesh and policy ask for.
@@ -233,8 +234,11 @@ impl Record {
             .filter(|_| !kept.sensitive.is_null() && weight(&kept.sensitive) <= MAX_FACTS / 2)
             .and_then(|auditor| seal(&auditor, &self.decision.to_string(), &kept.sensitive).ok());
         bounded(Facts {
-            kept: kept.kept,
-            dropped: if sealed.is_some() { Vec::new() } else { kept.dropped },
+            kept: kept.kept.clone(),
+            dropped: match sealed {
+                Some(_) => Vec::new(),
+                None => kept.dropped.clone(),
+            },
             sealed,
         })
     }
