@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod audit;
+mod commits;
 mod control_plane;
 mod copy;
 mod random;
