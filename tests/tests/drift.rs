@@ -334,6 +334,8 @@ async fn a_control_plane_that_is_restored_from_an_older_copy_hears_of_the_drift_
     let mut spec = in_run(&callees[1].spec, "second-run");
     spec.token = mesh.admin().token("again").await;
     (spec.control_plane, spec.ports) = (mesh.control_plane.mesh, aip_tests::process::FREE);
+    // With nothing of the first: it may have ended before it heard that what it kept is revoked.
+    dirs[1] = mesh.dir("again-later");
     callees[1] = Sidecar::start(spec, &dirs[1]).await;
     for (dir, name) in dirs.iter().zip(["callee", "again"]) {
         edit(dir);
