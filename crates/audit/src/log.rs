@@ -24,7 +24,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use checkpoints::{
-    Certificates, CheckpointLines, Kept, Signed, Statements, chain_id, claims_of, kept, read_checkpoints,
+    Certificates, CheckpointLines, Kept, MaybeSigned, Signed, Statements, chain_id, claims_of, each_checkpoint, kept,
+    read_checkpoints,
 };
 pub use cut::cut_to;
 pub use disk::SyncHandle;

@@ -6,17 +6,17 @@
 //! | find logs in a folder | `sources` |
 //! | signatures of checkpoints, and that they tell one history | `signed` |
 //! | lines: form, order, chain, borders, roots at each signed size | `walk` |
+//! | further copies of a log, held to the same | `copies` |
 //! | the control plane's log of checkpoints | `ledger` |
 //! | both ends of each hop | `pair` |
 
+mod copies;
 mod fault;
 mod ledger;
 mod pair;
 mod signed;
 mod sources;
 mod walk;
-
-use std::path::PathBuf;
 
 use aip_api::SpiffeId;
 use serde::{Deserialize, Serialize};
@@ -27,9 +27,10 @@ pub use pair::Hops;
 pub use sources::{LEDGER_DIR, Ledger, Source, Sources};
 
 use crate::checkpoint::{Checkpoint, LedgerBegins, Retired, TreeHead};
-use crate::log::{Kept, LogError};
+use crate::log::Kept;
 use fault::Found;
 use pair::Pairing;
+use walk::Of;
 
 /// Who knows the keys.
 pub trait Keys {
@@ -108,6 +109,21 @@ pub struct LogReport {
     pub torn_bytes: u64,
 }
 
+/// What a further copy of a log is worth.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyReport {
+    /// The log's name.
+    pub log: String,
+    /// Where it was read.
+    pub dir: String,
+    /// Records up to its end.
+    pub records: u64,
+    /// Of them, those that a checkpoint with the right root covers.
+    pub signed: u64,
+    /// Records of it that the log that it is a copy of has not.
+    pub ahead: u64,
+}
+
 /// What was found.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -119,8 +135,8 @@ pub struct Report {
     pub ledger: Option<LedgerReport>,
     /// Folders that could not be read.
     pub unread: Vec<String>,
-    /// Copies of these logs that were not looked at.
-    pub copies: Vec<String>,
+    /// Further copies of these logs, held to the same as they are.
+    pub copies: Vec<CopyReport>,
     /// What does not hold.
     pub faults: Vec<Fault>,
     /// Faults beyond [`MAX_FAULTS`], which are only counted.
@@ -133,41 +149,47 @@ impl Report {
         self.faults.is_empty() && !self.logs.is_empty()
     }
 
-    /// Whether that also says that nothing was left out: every log and every end of a hop is here, and the control plane
-    /// signed which there are.
+    /// Whether that also says that nothing was left out: every log and every end of a hop is here, no sidecar says that it
+    /// could not write some, no copy has more, and the control plane signed which there are.
     pub fn is_whole(&self) -> bool {
         let signed = self.ledger.as_ref().is_some_and(|ledger| ledger.heads > 0);
-        signed && self.hops.no_log == 0 && self.unread.is_empty() && self.copies.is_empty()
+        let written = self.hops.lost == 0 && self.logs.iter().all(|log| log.gaps == 0);
+        let behind = self.copies.iter().any(|copy| copy.ahead > 0);
+        signed && written && !behind && self.hops.no_log == 0 && self.unread.is_empty()
     }
 }
 
-/// Verifies `sources`.
-///
-/// # Errors
-/// A file can't be read. What is wrong *in* a file is a fault of the report.
-pub fn verify(sources: &Sources, keys: &dyn Keys, progress: &mut dyn FnMut(Progress)) -> Result<Report, LogError> {
+/// Verifies `sources`. What can't be read is a fault of the report, as what is wrong in it is.
+pub fn verify(sources: &Sources, keys: &dyn Keys, progress: &mut dyn FnMut(Progress)) -> Report {
     let mut found = Found::default();
     let mut pairing = Pairing::default();
-    let named = |paths: &[PathBuf]| paths.iter().map(|path| path.display().to_string()).collect();
     let mut report = Report {
-        unread: named(&sources.unread),
-        copies: named(&sources.copies),
+        unread: sources.unread.iter().map(|path| path.display().to_string()).collect(),
         ..Report::default()
     };
-    let ledger = match &sources.ledger {
-        Some(ledger) => Some(ledger::read(ledger, keys, &mut found)?),
-        None => None,
-    };
-    let all = sources.bytes()?;
+    let ledger = ledger::read(&sources.ledgers, keys, &mut found);
+    let all = sources.bytes();
     let (mut done, mut tails) = (0, Vec::new());
+    let mut step = |bytes: u64| {
+        done += bytes;
+        progress(Progress { done, all });
+    };
     for source in &sources.logs {
         let listed = ledger.as_ref().map(|l| l.of(&source.log)).unwrap_or_default();
-        let signed = signed::read(source, listed, keys, &mut found)?;
-        let mut step = |bytes: u64| {
-            done += bytes;
-            progress(Progress { done, all });
-        };
-        let (log, tail) = walk::walk(source, &signed, &mut found, &mut pairing, &mut step)?;
+        let signed = signed::read(source, listed, keys, &mut found);
+        // The copies first: one that is being written may be behind, and never ahead.
+        let copies = copies::walk(source, &signed, &mut found, &mut step);
+        let of_log = Of::Log(&copies.ends);
+        let (log, tail) = walk::walk(
+            &source.dir,
+            source,
+            &signed,
+            of_log,
+            &mut found,
+            &mut pairing,
+            &mut step,
+        );
+        report.copies.extend(copies.reports(log.records));
         report.logs.push(log);
         tails.extend(tail);
     }
@@ -183,7 +205,7 @@ pub fn verify(sources: &Sources, keys: &dyn Keys, progress: &mut dyn FnMut(Progr
     }
     report.hops = pairing.close(&report.logs, newest, &mut found);
     (report.faults, report.more_faults) = found.close();
-    Ok(report)
+    report
 }
 
 #[cfg(test)]

@@ -32,9 +32,15 @@ pub type Certificates = Arc<Vec<Vec<u8>>>;
 /// A checkpoint, as its JWS, and the chain of the SVID that signed it.
 pub type Signed = (String, Certificates);
 
+/// The same; no chain where none of its name stands before it.
+pub type MaybeSigned = (String, Option<Certificates>);
+
 /// Longest first line, which stands for those that were taken away: at most [`super::shorten::MAX_CARRIED`] checkpoints, each
 /// with a chain.
 const LONGEST_FIRST: usize = 16 * MAX_CHECKPOINT_BYTES;
+
+/// What is wrong with a checkpoint that names no chain of the file.
+const NO_CHAIN: &str = "its chain does not stand before it";
 
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
@@ -188,7 +194,7 @@ impl Chains {
     fn statement(&self, text: Statement) -> Result<Signed, String> {
         let chain = match text.chain {
             Named::Whole(chain) => Arc::new(decoded(&chain)?),
-            Named::Id(id) => self.0.get(&id).cloned().ok_or("its chain does not stand before it")?,
+            Named::Id(id) => self.0.get(&id).cloned().ok_or(NO_CHAIN)?,
         };
         Ok((text.statement, chain))
     }
@@ -199,14 +205,27 @@ impl Chains {
         said.carried.into_iter().map(|text| self.statement(text)).collect()
     }
 
-    /// The checkpoints in a line: one, but in a first line and in one with a chain.
-    fn take_all(&mut self, line: &[u8]) -> Result<Vec<Signed>, String> {
+    /// The checkpoints in a line, also those whose chain is not known: one, but in a first line and in one with a chain.
+    fn held(&mut self, line: &[u8]) -> Result<Vec<MaybeSigned>, String> {
         let text = serde_json::from_slice(line).map_err(|_| "not a kept checkpoint".to_owned())?;
+        let known = |(statement, chain)| (statement, Some(chain));
         match text {
-            Text::Before(before) => self.carried(before),
+            Text::Before(before) => Ok(self.carried(before)?.into_iter().map(known).collect()),
             Text::Chain(chain) => self.learn(&chain).map(|()| Vec::new()),
-            Text::Statement(text) => self.statement(text).map(|one| vec![one]),
+            Text::Statement(Statement { statement, chain }) => {
+                let chain = match chain {
+                    Named::Whole(chain) => Some(Arc::new(decoded(&chain)?)),
+                    Named::Id(id) => self.0.get(&id).cloned(),
+                };
+                Ok(vec![(statement, chain)])
+            }
         }
+    }
+
+    /// The same; a checkpoint whose chain is not known is an error.
+    fn take_all(&mut self, line: &[u8]) -> Result<Vec<Signed>, String> {
+        let named = |(statement, chain): MaybeSigned| Ok((statement, chain.ok_or(NO_CHAIN)?));
+        self.held(line)?.into_iter().map(named).collect()
     }
 
     /// The checkpoint in a line that is not the first, where there is one.
@@ -242,25 +261,48 @@ pub fn kept(dir: &Path) -> Result<Vec<Kept>, LogError> {
 /// # Errors
 /// The file can't be read, or a line in it is no checkpoint.
 pub fn read_checkpoints(path: &Path) -> Result<Vec<Kept>, LogError> {
-    let (mut all, mut chains) = (Vec::new(), Chains::default());
+    let (mut all, mut wrong) = (Vec::new(), None);
+    each_checkpoint(path, &mut |line, read| {
+        let whole = read.and_then(|(statement, chain)| Ok((statement, chain.ok_or(NO_CHAIN)?)));
+        match whole {
+            Ok((statement, chain)) => all.push(Kept { line, statement, chain }),
+            Err(why) => wrong = wrong.take().or(Some((line, why))),
+        }
+    })?;
+    match wrong {
+        Some((line, why)) => Err(LogError::damaged(path, line, None, why)),
+        None => Ok(all),
+    }
+}
+
+/// Reads the checkpoints of a file, on after lines that are none: each with its line, from 1, or what is wrong there. A last
+/// line without its end is left out.
+///
+/// # Errors
+/// The file can't be read.
+pub fn each_checkpoint(path: &Path, each: &mut dyn FnMut(u64, Result<MaybeSigned, String>)) -> Result<(), LogError> {
+    let mut chains = Chains::default();
     for line in Lines::open(path, LONGEST_FIRST)? {
-        let line = line?;
+        let line = match line {
+            Err(LogError::Damaged { line, why, .. }) => {
+                each(line, Err(why));
+                continue;
+            }
+            line => line?,
+        };
         if !line.ended {
             break;
         }
         if line.number > 1 && line.bytes.len() > MAX_CHECKPOINT_BYTES {
-            let why = format!("longer than {MAX_CHECKPOINT_BYTES} bytes");
-            return Err(LogError::damaged(path, line.number, None, why));
+            each(line.number, Err(format!("longer than {MAX_CHECKPOINT_BYTES} bytes")));
+            continue;
         }
-        let taken = chains.take_all(&line.bytes);
-        let taken = taken.map_err(|why| LogError::damaged(path, line.number, None, why))?;
-        all.extend(taken.into_iter().map(|(statement, chain)| Kept {
-            line: line.number,
-            statement,
-            chain,
-        }));
+        match chains.held(&line.bytes) {
+            Ok(held) => held.into_iter().for_each(|one| each(line.number, Ok(one))),
+            Err(why) => each(line.number, Err(why)),
+        }
     }
-    Ok(all)
+    Ok(())
 }
 
 /// Reads checkpoints of a file that is being written, from a place on.

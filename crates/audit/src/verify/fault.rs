@@ -4,6 +4,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::log::LogError;
+
 /// Faults that a report lists; one that was torn to pieces would list millions.
 pub const MAX_FAULTS: usize = 1000;
 
@@ -40,6 +42,8 @@ kinds! {
     SegmentBorder = "segment_border": "The segment does not go on where the one before ended: one of the two was changed or replaced.",
     ManifestDiffers = "manifest_differs": "The segment is not as it was when it was closed.",
     Rewritten = "rewritten": "The records are not those that were signed: they were rewritten, however well they fit together.",
+    LogUnreadable = "log_unreadable": "A file of the log can't be read, or something else stands in its place: what it held is not verified.",
+    CopyDiffers = "copy_differs": "Two copies of one log hold different records: one of them was changed since.",
     Truncated = "truncated": "The log ends before what was signed: its tail was cut off.",
     CheckpointInvalid = "checkpoint_invalid": "A checkpoint is not signed by the key of an agent of this mesh at that time: it is forged or was changed.",
     CheckpointOfAnother = "checkpoint_of_another": "A checkpoint of another log or another agent stands here.",
@@ -136,6 +140,16 @@ impl<'a> At<'a> {
     }
 }
 
+/// A moment in Unix milliseconds, for people.
+pub(super) fn moment(millis: u64) -> String {
+    let format =
+        time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+    let nanos = i128::from(millis) * 1_000_000;
+    let known = time::OffsetDateTime::from_unix_timestamp_nanos(nanos).ok();
+    let text = known.and_then(|at| at.format(&format).ok());
+    text.unwrap_or_else(|| format!("{millis} ms after 1970"))
+}
+
 /// The faults so far.
 #[derive(Debug, Default)]
 pub(super) struct Found {
@@ -160,6 +174,15 @@ impl Found {
             detail: detail.into(),
             means: kind.means().to_owned(),
         });
+    }
+
+    /// A file that can't be read: verification goes on with the others.
+    pub(super) fn unreadable(&mut self, log: &str, file: &Path, error: &LogError) {
+        let why = match error {
+            LogError::Io { source, .. } => source.to_string(),
+            other => other.to_string(),
+        };
+        self.add(Kind::LogUnreadable, At::file(log, file), why);
     }
 
     pub(super) fn count(&self) -> u64 {

@@ -7,9 +7,10 @@ use aip_api::Digest;
 use serde::{Deserialize, Serialize};
 
 use super::fault::{At, Found, Kind};
+use super::sources::is_file;
 use super::{Keys, Ledger, LogReport, signed};
 use crate::checkpoint::Checkpoint;
-use crate::log::{Kept, Lines, LogError, MAX_CHECKPOINT_BYTES, read_checkpoints};
+use crate::log::{Lines, LogError, MAX_CHECKPOINT_BYTES};
 use crate::merkle::{self, Tree};
 
 /// How long records are surely kept, in milliseconds: the control plane's default, 90 days.
@@ -45,80 +46,153 @@ pub(super) struct Read {
     by_log: HashMap<String, Vec<Checkpoint>>,
 }
 
-/// Reads it: signatures of all checkpoints and heads, and the root at the size of each head. A root over all of them shows
-/// each of them to be included, and each smaller head to be a beginning of the larger.
-pub(super) fn read(ledger: &Ledger, keys: &dyn Keys, found: &mut Found) -> Result<Read, LogError> {
-    let mut read = Read {
-        path: ledger.checkpoints.clone(),
-        ..Read::default()
-    };
-    let at = At::file(NAME, &ledger.checkpoints);
-    let all = read_checkpoints(&ledger.checkpoints)?;
-    let heads = heads(ledger, keys, found)?;
-    let wanted: HashMap<u64, Digest> = heads.iter().map(|(_, size, root)| (*size, *root)).collect();
-    let mut tree = read.begin(ledger, keys, found);
-    let mut roots = HashMap::from([(tree.size(), tree.root())]);
-    for kept in &all {
-        read.take(kept, keys, at, found);
-        tree.append(merkle::leaf(kept.statement.as_bytes()));
-        if wanted.contains_key(&tree.size()) {
-            roots.insert(tree.size(), tree.root());
-        }
-    }
-    read.report.checkpoints = tree.size();
-    read.report.logs = read.by_log.len() as u64;
-    let unsigned = heads.is_empty();
-    for (line, size, root) in heads {
-        let at = At::file(NAME, &ledger.heads).line(line);
-        match roots.get(&size) {
-            Some(ours) if *ours == root => {
-                read.report.heads += 1;
-                read.report.covered = read.report.covered.max(size);
-            }
-            Some(ours) => {
-                let detail = format!("{size} checkpoints have the root {ours}; signed was {root}");
-                found.add(Kind::TreeHeadDiffers, at, detail);
-            }
-            None => {
-                let detail = format!("{size} checkpoints were signed; {} are here", tree.size());
-                found.add(Kind::TreeHeadDiffers, at, detail);
-            }
-        }
-    }
-    if unsigned {
-        let detail = "no tree head that is here vouches for it".to_owned();
-        found.add(Kind::TreeHeadDiffers, at, detail);
-    } else if read.report.covered < read.report.checkpoints {
-        let detail = format!(
-            "{} checkpoints are here; a tree head covers {}",
-            read.report.checkpoints, read.report.covered
-        );
-        found.add(Kind::TreeHeadDiffers, at, detail);
-    }
-    Ok(read)
+/// A tree head whose signature holds, and where it stands.
+struct Head<'a> {
+    ledger: &'a Ledger,
+    line: u64,
+    size: u64,
+    root: Digest,
 }
 
-fn heads(ledger: &Ledger, keys: &dyn Keys, found: &mut Found) -> Result<Vec<(u64, u64, Digest)>, LogError> {
+/// Reads it, or several exports of it: signatures of all checkpoints and heads, and the root at the size of each head. A root
+/// over all of them shows each of them to be included, and each smaller head to be a beginning of the larger.
+pub(super) fn read(ledgers: &[Ledger], keys: &dyn Keys, found: &mut Found) -> Option<Read> {
+    let heads: Vec<Head<'_>> = ledgers.iter().flat_map(|ledger| heads(ledger, keys, found)).collect();
+    let mut all: Option<Read> = None;
+    for ledger in ledgers {
+        let one = Read::one(ledger, &heads, keys, found);
+        all = Some(match all {
+            Some(all) => all.joined(one),
+            None => one,
+        });
+    }
+    all
+}
+
+fn heads<'a>(ledger: &'a Ledger, keys: &dyn Keys, found: &mut Found) -> Vec<Head<'a>> {
     let mut heads = Vec::new();
-    if !ledger.heads.is_file() {
-        return Ok(heads);
+    if !ledger.heads.exists() {
+        return heads;
     }
-    for line in Lines::open(&ledger.heads, MAX_CHECKPOINT_BYTES)? {
-        let line = line?;
-        let read = std::str::from_utf8(&line.bytes).map_err(|_| "not text".to_owned());
-        match read.and_then(|statement| keys.tree_head(statement.trim())) {
-            Ok(head) => heads.push((line.number, head.size, head.root)),
-            Err(why) => found.add(
-                Kind::TreeHeadInvalid,
-                At::file(NAME, &ledger.heads).line(line.number),
-                why,
-            ),
+    let mut read = || -> Result<(), LogError> {
+        is_file(&ledger.heads)?;
+        for line in Lines::open(&ledger.heads, MAX_CHECKPOINT_BYTES)? {
+            let (line, head) = match line {
+                Err(LogError::Damaged { line, why, .. }) => (line, Err(why)),
+                line => {
+                    let line = line?;
+                    let text = std::str::from_utf8(&line.bytes).map_err(|_| "not text".to_owned());
+                    (line.number, text.and_then(|statement| keys.tree_head(statement.trim())))
+                }
+            };
+            match head {
+                Ok(head) => heads.push(Head {
+                    ledger,
+                    line,
+                    size: head.size,
+                    root: head.root,
+                }),
+                Err(why) => found.add(Kind::TreeHeadInvalid, At::file(NAME, &ledger.heads).line(line), why),
+            }
         }
+        Ok(())
+    };
+    let read = read();
+    if let Err(error) = read {
+        found.unreadable(NAME, &ledger.heads, &error);
     }
-    Ok(heads)
+    heads
 }
 
 impl Read {
+    fn one(ledger: &Ledger, heads: &[Head<'_>], keys: &dyn Keys, found: &mut Found) -> Self {
+        let mut read = Self {
+            path: ledger.checkpoints.clone(),
+            ..Self::default()
+        };
+        if !ledger.checkpoints.exists() {
+            found.add(
+                Kind::LogUnreadable,
+                At::file(NAME, &ledger.checkpoints),
+                "it is not there",
+            );
+        }
+        let wanted: HashSet<u64> = heads.iter().map(|head| head.size).collect();
+        let mut tree = read.begin(ledger, keys, found);
+        let mut roots = HashMap::from([(tree.size(), tree.root())]);
+        signed::each(NAME, &ledger.checkpoints, found, |statement, kept, found| {
+            if let Some(kept) = kept {
+                let at = At::file(NAME, &ledger.checkpoints).line(kept.line);
+                match signed::verified(keys, kept) {
+                    Ok(claims) => read.by_log.entry(claims.log.clone()).or_default().push(claims),
+                    Err(why) => found.add(Kind::CheckpointInvalid, at, why),
+                }
+            }
+            tree.append(merkle::leaf(statement.as_bytes()));
+            if wanted.contains(&tree.size()) {
+                roots.insert(tree.size(), tree.root());
+            }
+        });
+        read.report.checkpoints = tree.size();
+        read.report.logs = read.by_log.len() as u64;
+        read.compare(ledger, heads, &roots, found);
+        read
+    }
+
+    /// Holds the roots against those that were signed: its own heads, and those that other exports have of the same log.
+    fn compare(&mut self, ledger: &Ledger, heads: &[Head<'_>], roots: &HashMap<u64, Digest>, found: &mut Found) {
+        let here = self.report.checkpoints;
+        let mut own = 0;
+        for head in heads {
+            let is_own = head.ledger == ledger;
+            own += u64::from(is_own);
+            let at = At::file(NAME, &head.ledger.heads).line(head.line);
+            match roots.get(&head.size) {
+                Some(ours) if *ours == head.root && is_own => {
+                    self.report.heads += 1;
+                    self.report.covered = self.report.covered.max(head.size);
+                }
+                Some(ours) if *ours != head.root => {
+                    let detail = format!(
+                        "{} checkpoints of {} have the root {ours}; signed was {}",
+                        head.size,
+                        ledger.checkpoints.display(),
+                        head.root
+                    );
+                    found.add(Kind::TreeHeadDiffers, at, detail);
+                }
+                None if is_own => {
+                    let detail = format!("{} checkpoints were signed; {here} are here", head.size);
+                    found.add(Kind::TreeHeadDiffers, at, detail);
+                }
+                // Of another export, which reaches further or begins later.
+                _ => {}
+            }
+        }
+        let at = At::file(NAME, &ledger.checkpoints);
+        if own == 0 {
+            let detail = "no tree head that is here vouches for it";
+            found.add(Kind::TreeHeadDiffers, at, detail);
+        } else if self.report.covered < here {
+            let covered = self.report.covered;
+            let detail = format!("{here} checkpoints are here; a tree head covers {covered}");
+            found.add(Kind::TreeHeadDiffers, at, detail);
+        }
+    }
+
+    /// What both know: the longer one is told of.
+    fn joined(self, other: Self) -> Self {
+        let (mut more, less) = match self.report.checkpoints < other.report.checkpoints {
+            true => (other, self),
+            false => (self, other),
+        };
+        for (log, checkpoints) in less.by_log {
+            more.by_log.entry(log).or_default().extend(checkpoints);
+        }
+        more.report.logs = more.by_log.len() as u64;
+        more
+    }
+
     /// The tree over what is kept no more. Where nobody signed that, it is as if it were never there: then no root comes out.
     fn begin(&mut self, ledger: &Ledger, keys: &dyn Keys, found: &mut Found) -> Tree {
         if !ledger.begins.is_file() {
@@ -137,13 +211,6 @@ impl Read {
             found.add(Kind::TreeHeadInvalid, At::file(NAME, &ledger.begins), why);
             Tree::default()
         })
-    }
-
-    fn take(&mut self, kept: &Kept, keys: &dyn Keys, at: At<'_>, found: &mut Found) {
-        match signed::verified(keys, kept) {
-            Ok(claims) => self.by_log.entry(claims.log.clone()).or_default().push(claims),
-            Err(why) => found.add(Kind::CheckpointInvalid, at.line(kept.line), why),
-        }
     }
 
     /// What it knows of a log.

@@ -8,14 +8,14 @@ mod lost;
 mod reach;
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use aip_api::id::{DecisionId, HopId};
 use serde::{Deserialize, Serialize};
 
-use super::fault::{At, Found, Kind};
+use super::LogReport;
+use super::fault::{At, Found, Kind, moment};
 use super::walk::UNSIGNED_MILLIS;
-use super::{LogReport, Source};
 use crate::hop::{self, Difference, Ending, Said, Told};
 use crate::log::segment_path;
 use crate::record::{Decision, Direction, End};
@@ -120,9 +120,9 @@ pub(super) struct Pairing {
 
 impl Pairing {
     /// A log that is read from now on.
-    pub(super) fn log(&mut self, source: &Source) -> u32 {
+    pub(super) fn log(&mut self, log: &str, dir: &Path) -> u32 {
         self.under_way.clear();
-        self.logs.push((source.log.clone(), source.dir.clone()));
+        self.logs.push((log.to_owned(), dir.to_owned()));
         self.logs.len() as u32 - 1
     }
 
@@ -349,7 +349,10 @@ impl Pairing {
         } else if over {
             self.out.cut += 1;
         } else if whole && with.is_some_and(|with| reach.is_late(with.at)) {
-            let detail = format!("hop {hop}: its end is not in a log that is signed up to {signed}");
+            let detail = format!(
+                "hop {hop}: its end is not in a log that is signed up to {}",
+                moment(signed)
+            );
             self.add(found, Kind::Late, without, detail);
         } else {
             self.out.pending += 1;
@@ -391,8 +394,9 @@ impl Pairing {
             Other::Dropped => self.out.dropped += 1,
             Other::Late(signed) => {
                 let detail = format!(
-                    "hop {hop}: the logs of {peer} are signed up to {signed}, and others' up to {}",
-                    reach.newest()
+                    "hop {hop}: the logs of {peer} are signed up to {}, and others' up to {}",
+                    moment(signed),
+                    moment(reach.newest())
                 );
                 self.add(found, Kind::Late, only, detail);
             }
@@ -405,6 +409,7 @@ impl Pairing {
                     self.out.lost += 1;
                     return;
                 }
+                let signed = moment(signed);
                 let detail =
                     format!("hop {hop}: no record of it in the logs of {peer}, which are signed up to {signed}");
                 self.add(found, kind, only, detail);

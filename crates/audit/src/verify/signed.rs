@@ -1,16 +1,18 @@
 //! What was signed about a log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
 
 use aip_api::{Digest, SpiffeId};
 
 use super::fault::{At, Found, Kind};
 use super::pair::SKEW_MILLIS;
+use super::sources::is_file;
 use super::{Keys, Source};
 use crate::checkpoint::{Checkpoint, Closing};
-use crate::log::{Kept, LogError, RETIRED_FILE, kept};
+use crate::log::{Kept, RETIRED_FILE, each_checkpoint};
 
-/// The checkpoints of a log whose signatures hold.
+/// The checkpoints of a log whose signatures hold, of all its copies.
 #[derive(Debug, Default)]
 pub(super) struct Signed {
     /// By the records that they cover; the first of each size.
@@ -22,47 +24,64 @@ pub(super) struct Signed {
     pub(super) recovered: u64,
     /// Records at the checkpoint that ended the log in order.
     closed_at: Option<u64>,
-    /// Records that the control plane's retention took, by its signed word, and until when.
-    pub(super) retired: Option<(u64, u64)>,
+    /// Of each directory, the records that the control plane's retention took there, by its signed word, and until when.
+    retired: HashMap<PathBuf, (u64, u64)>,
     /// The log ended in order: nothing was signed that goes on.
     pub(super) closed: bool,
+    /// The records of the last checkpoint beside each copy.
+    beside: HashMap<PathBuf, u64>,
+    /// What was taken already: the same statement stands beside the log, in a copy, and in the control plane's log.
+    taken: HashSet<(u64, Digest, u64, u8)>,
 }
 
-/// Reads the checkpoints beside the log, and `listed`: those that the control plane's log has of it.
-pub(super) fn read(
-    source: &Source,
-    listed: Vec<Checkpoint>,
-    keys: &dyn Keys,
-    found: &mut Found,
-) -> Result<Signed, LogError> {
+/// Reads the checkpoints beside the log and its copies, and `listed`: those that the control plane's log has of it.
+pub(super) fn read(source: &Source, listed: Vec<Checkpoint>, keys: &dyn Keys, found: &mut Found) -> Signed {
     let mut signed = Signed::default();
+    for dir in [&source.dir].into_iter().chain(&source.copies) {
+        signed.read_beside(source, dir, keys, found);
+    }
     let path = source.dir.join("checkpoints.jsonl");
-    let at = At::file(&source.log, &path);
-    let own = match kept(&source.dir) {
-        Err(LogError::Damaged { line, why, .. }) => {
-            found.add(Kind::CheckpointInvalid, at.line(line), why);
-            Vec::new()
-        }
-        other => other?,
-    };
-    for one in &own {
-        let at = at.line(one.line);
-        match keys.checkpoint(one) {
-            Err(why) => found.add(Kind::CheckpointInvalid, at, why),
-            Ok((claims, by)) if belongs(&claims, &by, source, &signed) => signed.take(&claims, at, found),
-            Ok((claims, by)) => {
-                let detail = format!("it speaks of log {} of {}, signed by {by}", claims.log, claims.agent);
-                found.add(Kind::CheckpointOfAnother, at, detail);
-            }
-        }
-    }
     for claims in listed {
-        signed.take(&claims, at, found);
+        signed.take(&claims, At::file(&source.log, &path), found);
     }
-    signed.read_retired(source, keys, found);
+    for dir in [&source.dir].into_iter().chain(&source.copies) {
+        signed.read_retired(source, dir, keys, found);
+    }
     let most = signed.roots.last_key_value().map(|(size, _)| *size);
     signed.closed = most.is_some() && signed.closed_at == most;
-    Ok(signed)
+    signed
+}
+
+/// Reads a file of checkpoints, on after what is broken: those that are whole, and each statement, also without its chain.
+pub(super) fn each(log: &str, path: &Path, found: &mut Found, mut take: impl FnMut(&str, Option<&Kept>, &mut Found)) {
+    if !path.exists() {
+        return;
+    }
+    let mut unchained = false;
+    let read = is_file(path).and_then(|()| {
+        each_checkpoint(path, &mut |line, one| {
+            let at = At::file(log, path).line(line);
+            match one {
+                Err(why) => found.add(Kind::CheckpointInvalid, at, why),
+                Ok((statement, Some(chain))) => {
+                    let kept = Kept { line, statement, chain };
+                    take(&kept.statement, Some(&kept), found);
+                }
+                Ok((statement, None)) => {
+                    // What a broken chain takes with it is one fault.
+                    if !std::mem::replace(&mut unchained, true) {
+                        let why =
+                            "it names a chain of certificates that does not stand before it, as others after it may";
+                        found.add(Kind::CheckpointInvalid, at, why);
+                    }
+                    take(&statement, None, found);
+                }
+            }
+        })
+    });
+    if let Err(error) = read {
+        found.unreadable(log, path, &error);
+    }
 }
 
 fn belongs(claims: &Checkpoint, by: &SpiffeId, source: &Source, signed: &Signed) -> bool {
@@ -83,8 +102,39 @@ impl Signed {
         at.max(from).min(to)
     }
 
-    fn read_retired(&mut self, source: &Source, keys: &dyn Keys, found: &mut Found) {
-        let path = source.dir.join(RETIRED_FILE);
+    /// What retention took of the log in this directory.
+    pub(super) fn retired(&self, dir: &Path) -> Option<(u64, u64)> {
+        self.retired.get(dir).copied()
+    }
+
+    /// How many records were signed, by the checkpoints beside this copy.
+    pub(super) fn beside(&self, dir: &Path) -> u64 {
+        self.beside.get(dir).copied().unwrap_or_default()
+    }
+
+    fn read_beside(&mut self, source: &Source, dir: &Path, keys: &dyn Keys, found: &mut Found) {
+        let path = dir.join("checkpoints.jsonl");
+        let mut most = 0;
+        each(&source.log, &path, found, |_, kept, found| {
+            let Some(kept) = kept else { return };
+            let at = At::file(&source.log, &path).line(kept.line);
+            match keys.checkpoint(kept) {
+                Err(why) => found.add(Kind::CheckpointInvalid, at, why),
+                Ok((claims, by)) if belongs(&claims, &by, source, self) => {
+                    most = claims.size.max(most);
+                    self.take(&claims, at, found);
+                }
+                Ok((claims, by)) => {
+                    let detail = format!("it speaks of log {} of {}, signed by {by}", claims.log, claims.agent);
+                    found.add(Kind::CheckpointOfAnother, at, detail);
+                }
+            }
+        });
+        self.beside.insert(dir.to_owned(), most);
+    }
+
+    fn read_retired(&mut self, source: &Source, dir: &Path, keys: &dyn Keys, found: &mut Found) {
+        let path = dir.join(RETIRED_FILE);
         if !path.is_file() {
             return;
         }
@@ -98,12 +148,21 @@ impl Signed {
                     .ok_or_else(|| "it speaks of another log".to_owned())
             });
         match claims {
-            Ok(claims) => self.retired = Some((claims.records, claims.until.min(claims.at))),
+            Ok(claims) => {
+                let taken = (claims.records, claims.until.min(claims.at));
+                self.retired.insert(dir.to_owned(), taken);
+            }
             Err(why) => found.add(Kind::CheckpointInvalid, At::file(&source.log, &path), why),
         }
     }
 
     fn take(&mut self, claims: &Checkpoint, at: At<'_>, found: &mut Found) {
+        if !self
+            .taken
+            .insert((claims.size, claims.root, claims.at, claims.closing as u8))
+        {
+            return;
+        }
         self.count += 1;
         match claims.closing {
             Closing::Recovery => {

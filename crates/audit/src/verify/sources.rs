@@ -18,8 +18,10 @@ const MAX_FOLDERS: usize = 100_000;
 pub struct Source {
     /// Its name.
     pub log: String,
-    /// Its directory.
+    /// Its directory: of several copies that with the checkpoints beside it, and of those the longest.
     pub dir: PathBuf,
+    /// The other copies, which are held to the same.
+    pub copies: Vec<PathBuf>,
 }
 
 /// The control plane's log of checkpoints, exported.
@@ -36,40 +38,39 @@ pub struct Ledger {
 /// What is to be verified.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sources {
-    /// Each log once; of several copies the longest that has checkpoints.
+    /// Each log once.
     pub logs: Vec<Source>,
-    /// The control plane's word about them.
-    pub ledger: Option<Ledger>,
+    /// The control plane's word about them: one, or several exports'.
+    pub ledgers: Vec<Ledger>,
     /// Folders that can't be read: what is in them is not verified.
     pub unread: Vec<PathBuf>,
-    /// Other copies of these logs, which are not verified either.
-    pub copies: Vec<PathBuf>,
 }
 
 impl Sources {
     /// Finds the logs at or below `dir`.
     ///
     /// # Errors
-    /// A folder can't be read.
+    /// `dir` is not there, or can't be read.
     pub fn find(dir: &Path) -> Result<Self, LogError> {
         let mut sources = Self::default();
-        let mut folders = vec![(dir.canonicalize().map_err(|e| LogError::io(dir, e))?, 0)];
+        let top = dir.canonicalize().map_err(|e| LogError::io(dir, e))?;
+        fs::read_dir(&top).map_err(|e| LogError::io(dir, e))?;
+        let mut folders = vec![(top, 0)];
         let mut looked = 0;
         while let Some((folder, depth)) = folders.pop() {
             looked += 1;
-            let ledger = Ledger {
-                checkpoints: folder.join("checkpoints.jsonl"),
-                heads: folder.join("heads.jsonl"),
-                begins: folder.join("begins.jws"),
-            };
-            if folder.file_name().is_some_and(|n| n == LEDGER_DIR) && ledger.checkpoints.is_file() {
-                sources.ledger = Some(ledger);
+            if folder.file_name().is_some_and(|n| n == LEDGER_DIR) {
+                sources.ledgers.push(Ledger {
+                    checkpoints: folder.join("checkpoints.jsonl"),
+                    heads: folder.join("heads.jsonl"),
+                    begins: folder.join("begins.jws"),
+                });
                 continue;
             }
             if let Ok(name) = log::name_of(&folder)
-                && (!segments(&folder)?.is_empty() || folder.join("checkpoints.jsonl").is_file())
+                && is_log(&folder)
             {
-                sources.add(Source { log: name, dir: folder })?;
+                sources.add(name, folder);
                 continue;
             }
             if depth == DEPTH || looked > MAX_FOLDERS {
@@ -84,38 +85,71 @@ impl Sources {
             folders.extend(below.map(|e| (e.path(), depth + 1)));
         }
         sources.logs.sort_by(|a, b| a.log.cmp(&b.log));
+        sources.ledgers.sort_by(|a, b| a.checkpoints.cmp(&b.checkpoints));
         Ok(sources)
     }
 
-    fn add(&mut self, source: Source) -> Result<(), LogError> {
-        match self.logs.iter_mut().find(|s| s.log == source.log) {
-            Some(held) if worth(&held.dir)? < worth(&source.dir)? => {
-                self.copies.push(std::mem::replace(&mut held.dir, source.dir));
+    fn add(&mut self, log: String, dir: PathBuf) {
+        match self.logs.iter_mut().find(|s| s.log == log) {
+            Some(held) if worth(&held.dir) < worth(&dir) => {
+                held.copies.push(std::mem::replace(&mut held.dir, dir));
             }
-            Some(_) => self.copies.push(source.dir),
-            None => self.logs.push(source),
+            Some(held) => held.copies.push(dir),
+            None => self.logs.push(Source {
+                log,
+                dir,
+                copies: Vec::new(),
+            }),
         }
-        Ok(())
     }
 
     /// Bytes of all segments.
-    pub(super) fn bytes(&self) -> Result<u64, LogError> {
-        self.logs.iter().map(|source| bytes(&source.dir)).sum()
+    pub(super) fn bytes(&self) -> u64 {
+        let dirs = self
+            .logs
+            .iter()
+            .flat_map(|source| source.copies.iter().chain([&source.dir]));
+        dirs.map(|dir| bytes(dir)).sum()
     }
 }
 
-/// Which of two copies is read: one with the checkpoints beside it, which the control plane keeps elsewhere; else the longer.
-fn worth(dir: &Path) -> Result<(bool, u64), LogError> {
-    let signed = fs::metadata(dir.join("checkpoints.jsonl")).is_ok_and(|m| m.len() > 0);
-    Ok((signed, bytes(dir)?))
+/// Whether a folder that is named as a log is one. One that can't be read is: that it can't be verified is to be said.
+fn is_log(folder: &Path) -> bool {
+    segments(folder).map_or(true, |all| !all.is_empty()) || folder.join("checkpoints.jsonl").exists()
 }
 
-fn bytes(dir: &Path) -> Result<u64, LogError> {
-    let begins = Manifest::read(dir)?.begins();
-    let mut sum = 0;
-    for number in segments(dir)?.into_iter().filter(|n| *n >= begins) {
-        let path = log::segment_path(dir, number);
-        sum += fs::metadata(&path).map_err(|e| LogError::io(&path, e))?.len();
+/// Which of two copies is read for the hops: one with the checkpoints beside it, which the control plane keeps elsewhere; else
+/// the longer.
+fn worth(dir: &Path) -> (bool, u64) {
+    let signed = fs::metadata(dir.join("checkpoints.jsonl")).is_ok_and(|m| m.is_file() && m.len() > 0);
+    (signed, bytes(dir))
+}
+
+/// Bytes of the segments, of those that are files.
+fn bytes(dir: &Path) -> u64 {
+    let begins = manifest(dir).map_or(0, |manifest| manifest.begins());
+    let all = segments(dir).unwrap_or_default().into_iter();
+    let sizes = all.filter(|n| *n >= begins).filter_map(|n| {
+        let path = log::segment_path(dir, n);
+        fs::metadata(path).ok().filter(fs::Metadata::is_file)
+    });
+    sizes.map(|file| file.len()).sum()
+}
+
+/// What a log says of its segments.
+pub(super) fn manifest(dir: &Path) -> Result<Manifest, LogError> {
+    let path = Manifest::path(dir);
+    if path.exists() {
+        is_file(&path)?;
     }
-    Ok(sum)
+    Manifest::read(dir)
+}
+
+/// A pipe or a device in a file's place would never end.
+pub(super) fn is_file(path: &Path) -> Result<(), LogError> {
+    let found = fs::metadata(path).map_err(|e| LogError::io(path, e))?;
+    match found.is_file() {
+        true => Ok(()),
+        false => Err(LogError::io(path, std::io::Error::other("it is not a file"))),
+    }
 }

@@ -11,6 +11,8 @@ use crate::Closing;
 use crate::log::{Options, Writer, fresh_name, segment_path};
 use crate::record::{Decision, Direction, End, Event, Facts, Party, Passed};
 
+mod broken;
+mod copies;
 mod ends;
 mod hops;
 mod kept;
@@ -240,7 +242,7 @@ impl Mesh {
     }
 
     fn verify(&self) -> Report {
-        verify(&Sources::find(self.home.path()).unwrap(), &TestKeys, &mut |_| {}).unwrap()
+        verify(&Sources::find(self.home.path()).unwrap(), &TestKeys, &mut |_| {})
     }
 
     fn dir(&self) -> PathBuf {
@@ -265,7 +267,7 @@ fn an_untouched_mesh_verifies_and_says_what_it_rests_on() {
     let mesh = Mesh::busy();
     let sources = Sources::find(mesh.home.path()).unwrap();
     let mut last = None;
-    let report = verify(&sources, &TestKeys, &mut |p| last = Some(p)).unwrap();
+    let report = verify(&sources, &TestKeys, &mut |p| last = Some(p));
     assert!(report.intact(), "{:#?}", report.faults);
     assert_eq!((report.hops.both, report.hops.agreed, report.hops.pending), (20, 20, 0));
     for log in &report.logs {
@@ -273,20 +275,6 @@ fn an_untouched_mesh_verifies_and_says_what_it_rests_on() {
     }
     assert_eq!(last.map(|p| p.done), last.map(|p| p.all));
     assert!(!Report::default().intact(), "no log at all proves nothing");
-}
-
-#[test]
-fn a_copy_that_was_not_looked_at_is_said() {
-    let mesh = Mesh::busy();
-    assert_eq!(mesh.verify().copies, [""; 0]);
-    let copy = mesh.home.path().join("copy").join(mesh.dir().file_name().unwrap());
-    fs::create_dir_all(&copy).unwrap();
-    for entry in fs::read_dir(mesh.dir()).unwrap().flatten() {
-        fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
-    }
-    let report = mesh.verify();
-    assert!(report.intact() && report.copies.len() == 1, "{:?}", report.copies);
-    assert!(!report.is_whole(), "what is in the other one is not known");
 }
 
 #[test]

@@ -10,9 +10,11 @@ use aip_api::id::DecisionId;
 
 pub(super) use events::{Tail, old_tails};
 
-use super::fault::{At, Found, Kind};
+use super::copies::Ends;
+use super::fault::{At, Found, Kind, moment};
 use super::pair::{Pairing, Place};
 use super::signed::Signed;
+use super::sources::{self, is_file};
 use super::{LogReport, Source};
 use crate::log::{Closed, LONGEST, Line, Lines, LogError, Manifest, first_prev, segment_path, segments};
 use crate::merkle::{self, Tree};
@@ -23,8 +25,18 @@ const STEP: u64 = 4 * 1024 * 1024;
 /// How long a record may wait for a checkpoint, in milliseconds: a dozen of the five seconds that sidecars take.
 pub(super) const UNSIGNED_MILLIS: u64 = 60_000;
 
+/// What is walked through.
+pub(super) enum Of<'a> {
+    /// The log; where its copies end.
+    Log(&'a Ends),
+    /// A further copy, which may lag behind; its records and the root over them are put here, where nothing of it is wrong.
+    Copy(&'a mut Option<(u64, Digest)>),
+}
+
 struct Walk<'a> {
     source: &'a Source,
+    dir: &'a Path,
+    of: Of<'a>,
     signed: &'a Signed,
     found: &'a mut Found,
     pairing: &'a mut Pairing,
@@ -56,60 +68,89 @@ struct Walk<'a> {
     said: Vec<(u64, Dropped)>,
 }
 
-/// Walks through a log and says what it is worth.
+/// Walks through a log, or a copy of it, in `dir`, and says what it is worth.
 pub(super) fn walk(
+    dir: &Path,
     source: &Source,
     signed: &Signed,
+    of: Of<'_>,
     found: &mut Found,
     pairing: &mut Pairing,
     progress: &mut dyn FnMut(u64),
-) -> Result<(LogReport, Option<Tail>), LogError> {
-    let manifest = Manifest::read(&source.dir)?;
-    let agent = signed.agent.as_ref().map(ToString::to_string);
-    let mut walk = Walk {
-        source,
-        signed,
-        found,
-        number: pairing.log(source),
-        pairing,
-        report: LogReport {
-            log: source.log.clone(),
-            dir: source.dir.display().to_string(),
-            agent: agent.clone(),
-            checkpoints: signed.count,
-            recoveries: signed.recoveries,
-            recovered: signed.recovered,
-            closed: signed.closed,
-            ..LogReport::default()
-        },
-        next: 0,
-        prev: Some(first_prev(&source.log)),
-        tree: Tree::default(),
-        whole: true,
-        rewritten: false,
-        agent,
-        begins: Vec::new(),
-        open: HashMap::new(),
-        decided: HashSet::new(),
-        last_at: 0,
-        last_made: None,
-        unsigned_since: None,
-        said: Vec::new(),
-    };
+) -> (LogReport, Option<Tail>) {
+    let manifest = sources::manifest(dir).unwrap_or_else(|error| {
+        found.unreadable(&source.log, &Manifest::path(dir), &error);
+        Manifest::default()
+    });
+    let present = segments(dir).unwrap_or_else(|error| {
+        found.unreadable(&source.log, dir, &error);
+        Vec::new()
+    });
+    let number = pairing.log(&source.log, dir);
+    let mut walk = Walk::new(dir, source, signed, of, (found, pairing, number));
     walk.skip_dropped(&manifest);
-    let mut present = segments(&source.dir)?;
-    present.retain(|number| *number >= manifest.begins());
     let mut expected = manifest.begins();
+    let present: Vec<u64> = present.into_iter().filter(|number| *number >= expected).collect();
     for (index, number) in present.iter().copied().enumerate() {
         if number != expected {
             walk.missing(expected, number, &manifest);
         }
-        walk.segment(number, index + 1 == present.len(), progress)?;
-        walk.compare(manifest.of(number));
+        let last = index + 1 == present.len();
+        match walk.segment(number, last, progress) {
+            Ok(()) => walk.compare(manifest.of(number)),
+            Err(error) => {
+                walk.found.unreadable(&source.log, &segment_path(dir, number), &error);
+                walk.go_on_after(manifest.of(number));
+            }
+        }
         expected = number.saturating_add(1);
     }
     walk.dropped();
-    Ok(walk.close())
+    walk.close()
+}
+
+impl<'a> Walk<'a> {
+    fn new(
+        dir: &'a Path,
+        source: &'a Source,
+        signed: &'a Signed,
+        of: Of<'a>,
+        (found, pairing, number): (&'a mut Found, &'a mut Pairing, u32),
+    ) -> Self {
+        let agent = signed.agent.as_ref().map(ToString::to_string);
+        Self {
+            source,
+            dir,
+            of,
+            signed,
+            found,
+            number,
+            pairing,
+            report: LogReport {
+                log: source.log.clone(),
+                dir: dir.display().to_string(),
+                agent: agent.clone(),
+                checkpoints: signed.count,
+                recoveries: signed.recoveries,
+                recovered: signed.recovered,
+                closed: signed.closed,
+                ..LogReport::default()
+            },
+            next: 0,
+            prev: Some(first_prev(&source.log)),
+            tree: Tree::default(),
+            whole: true,
+            rewritten: false,
+            agent,
+            begins: Vec::new(),
+            open: HashMap::new(),
+            decided: HashSet::new(),
+            last_at: 0,
+            last_made: None,
+            unsigned_since: None,
+            said: Vec::new(),
+        }
+    }
 }
 
 impl Walk<'_> {
@@ -140,11 +181,16 @@ impl Walk<'_> {
     }
 
     fn missing(&mut self, from: u64, to: u64, manifest: &Manifest) {
-        let path = segment_path(&self.source.dir, from);
+        let path = segment_path(self.dir, from);
         let at = At::file("", &path).seq(self.next);
         let detail = format!("segments {from} to {} are not here", to - 1);
         self.fault(Kind::SegmentMissing, at, detail);
-        match manifest.of(to - 1).and_then(|c| Some((c, c.tree()?))) {
+        self.go_on_after(manifest.of(to - 1));
+    }
+
+    /// Goes on after a segment that can't be read, by how it ended: the next signed root shows whether that is true.
+    fn go_on_after(&mut self, closed: Option<&Closed>) {
+        match closed.and_then(|c| Some((c, c.tree()?))) {
             Some((closed, tree)) => {
                 self.next = closed.end();
                 self.prev = Some(closed.last);
@@ -155,8 +201,9 @@ impl Walk<'_> {
     }
 
     fn segment(&mut self, number: u64, last: bool, progress: &mut dyn FnMut(u64)) -> Result<(), LogError> {
-        let path = segment_path(&self.source.dir, number);
+        let path = segment_path(self.dir, number);
         self.begins.push((self.next, path.clone()));
+        is_file(&path)?;
         self.report.segments += 1;
         let mut told = 0;
         let mut reached = 0;
@@ -258,6 +305,7 @@ impl Walk<'_> {
 
     fn check_root(&mut self) {
         let size = self.next;
+        self.compare_copies();
         let Some((root, at)) = self.signed.roots.get(&size).copied() else {
             return;
         };
@@ -282,13 +330,39 @@ impl Walk<'_> {
             .filter_map(|p| p.file_name()?.to_str().map(str::to_owned))
             .collect();
         let detail = format!(
-            "records {from} to {} in {} are not those that were signed at {at} with the root {root}",
+            "records {from} to {} in {} are not those that were signed at {} with the root {root}",
             size.saturating_sub(1),
             names.join(", "),
+            moment(at),
         );
-        let file = files.first().cloned().unwrap_or_else(|| self.source.dir.clone());
+        let file = files.first().cloned().unwrap_or_else(|| self.dir.to_owned());
         let at = At::file("", &file).seq(from).through(size.saturating_sub(1));
         self.fault(Kind::Rewritten, at, detail);
+    }
+
+    /// Holds the records so far against a copy that ends here: what the last checkpoint does not cover, too.
+    fn compare_copies(&mut self) {
+        let Of::Log(ends) = &self.of else { return };
+        let Some(copies) = ends.get(&self.next).filter(|_| self.whole && !self.rewritten) else {
+            return;
+        };
+        let ours = self.tree.root();
+        let other: Vec<PathBuf> = copies
+            .iter()
+            .filter(|(root, _)| *root != ours)
+            .map(|(_, dir)| dir.clone())
+            .collect();
+        for dir in other {
+            let detail = format!(
+                "its {} records are not the first ones of {}",
+                self.next,
+                self.dir.display()
+            );
+            let at = At::file("", &dir)
+                .seq(self.report.signed)
+                .through(self.next.saturating_sub(1));
+            self.fault(Kind::CopyDiffers, at, detail);
+        }
     }
 
     /// What is gone is what signed records say that a quota took.
@@ -305,10 +379,10 @@ impl Walk<'_> {
         match own {
             _ if gone == 0 => {}
             Some((end, until)) if end >= gone => self.report.dropped_until = Some(until),
-            _ => match self.signed.retired.filter(|(records, _)| *records >= gone) {
+            _ => match self.signed.retired(self.dir).filter(|(records, _)| *records >= gone) {
                 Some((_, until)) => self.report.dropped_until = Some(until),
                 None => {
-                    let path = Manifest::path(&self.source.dir);
+                    let path = Manifest::path(self.dir);
                     let detail = format!("nothing signed says that a quota took records 0 to {}", gone - 1);
                     self.fault(Kind::SegmentMissing, At::file("", &path).seq(0), detail);
                 }
@@ -324,7 +398,7 @@ impl Walk<'_> {
         if closed.end() == self.next && Some(closed.last) == self.prev && closed.subtrees == self.tree.peaks() {
             return;
         }
-        let path = segment_path(&self.source.dir, closed.segment);
+        let path = segment_path(self.dir, closed.segment);
         let at = At::file("", &path).seq(closed.first);
         let detail = format!(
             "it was closed with records {} to {}",

@@ -168,7 +168,10 @@ pub(super) async fn query(
     } else {
         let mut table = Table::new(HEADINGS);
         items.iter().for_each(|item| table.row(cells(item)));
-        table.print("no such records; sidecars' newest records are a few seconds behind");
+        table.print(match dir {
+            Some(_) => "no such records",
+            None => "no such records; sidecars' newest records are a few seconds behind",
+        });
     }
     Ok(ExitCode::SUCCESS)
 }

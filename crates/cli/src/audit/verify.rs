@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use aip_audit::verify::{self, Fault, Progress, Report, Sources};
+use aip_audit::verify::{self, CopyReport, Fault, Progress, Report};
 
-use super::download;
 use super::trust::Trust;
+use super::{download, files};
 use crate::Globals;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Table, counted, timestamp};
@@ -23,18 +23,8 @@ pub(crate) struct Verified(pub(crate) Report);
 
 /// Verifies what is in `dir`.
 pub(crate) async fn verified(globals: &Globals, dir: &Path, trust: Option<&Path>) -> Result<Verified, Failure> {
-    let failed = |e: aip_audit::log::LogError| {
-        Failure::new(Exit::Failed, format!("{} can't be verified", dir.display())).why(e.to_string())
-    };
+    let sources = files::logs(dir)?;
     let trust = Trust::find(globals, Some(dir), trust).await?;
-    let sources = Sources::find(dir).map_err(failed)?;
-    if sources.logs.is_empty() {
-        return Err(
-            Failure::new(Exit::NotFound, format!("there is no audit log in {}", dir.display()))
-                .why("a log is a folder named by a UUID with segment files in it")
-                .next("name a sidecar's data directory or a folder that `aip audit export --dir` wrote"),
-        );
-    }
     let started = Instant::now();
     let mut said = started;
     let terminal = std::io::stderr().is_terminal();
@@ -52,7 +42,7 @@ pub(crate) async fn verified(globals: &Globals, dir: &Path, trust: Option<&Path>
     if said != started {
         let _ = write!(std::io::stderr(), "\r{}\r", " ".repeat(40));
     }
-    report.map(Verified).map_err(failed)
+    Ok(Verified(report))
 }
 
 pub(super) async fn perform(globals: &Globals, dir: Option<&Path>, trust: Option<&Path>) -> anyhow::Result<ExitCode> {
@@ -80,6 +70,7 @@ pub(super) async fn perform(globals: &Globals, dir: Option<&Path>, trust: Option
 
 fn print(report: &Report) {
     logs(report);
+    report.copies.iter().for_each(copy);
     let hops = &report.hops;
     output::line(format!(
         "hops: {} with both ends, {} agreed ({} with a body that one end did not see whole); {} cut, {} pending, {} refused \
@@ -137,8 +128,12 @@ fn intact(report: &Report) {
     for path in &report.unread {
         output::line(format!("  not read: {path}"));
     }
-    for path in &report.copies {
-        output::line(format!("  not looked at, another copy of a log that was: {path}"));
+    let gaps: u64 = report.logs.iter().map(|log| log.gaps).sum();
+    if gaps > 0 {
+        let records = counted(gaps, "record");
+        output::line(format!(
+            "  {records} could not be written, by the signed word of their sidecars"
+        ));
     }
 }
 
@@ -167,6 +162,16 @@ fn logs(report: &Report) {
         ]);
     }
     table.print("no logs");
+}
+
+/// A further copy of a log.
+fn copy(copy: &CopyReport) {
+    let (records, signed) = (counted(copy.records, "record"), copy.signed);
+    let ahead = match copy.ahead {
+        0 => String::new(),
+        more => format!("; {} that the log above has not", counted(more, "record")),
+    };
+    output::line(format!("also read: {}: {records}, {signed} signed{ahead}", copy.dir));
 }
 
 fn fault(fault: &Fault) {

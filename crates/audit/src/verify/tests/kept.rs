@@ -20,7 +20,7 @@ fn a_log_whose_oldest_segments_a_quota_took_still_verifies() {
     mesh.planner.checkpoint();
     mesh.planner.writer.drop_said().unwrap().unwrap().remove().unwrap();
     let sources = Sources::find(home.path()).unwrap();
-    let report = verify(&sources, &TestKeys, &mut |_| {}).unwrap();
+    let report = verify(&sources, &TestKeys, &mut |_| {});
     assert!(report.intact(), "{:#?}", report.faults);
     assert!(report.logs[0].dropped > 0 && report.logs[0].signed == 41);
     // A quota that nobody kept: the subtrees are made up.
@@ -28,7 +28,7 @@ fn a_log_whose_oldest_segments_a_quota_took_still_verifies() {
     let text = fs::read_to_string(&manifest).unwrap();
     let subtree = crate::log::Manifest::read(&dir).unwrap().closed[0].subtrees[0].to_string();
     fs::write(&manifest, text.replacen(&subtree, &Digest::sha256(b"x").to_string(), 1)).unwrap();
-    let report = verify(&sources, &TestKeys, &mut |_| {}).unwrap();
+    let report = verify(&sources, &TestKeys, &mut |_| {});
     assert!(
         report.faults.iter().any(|f| f.kind == Kind::Rewritten),
         "{:#?}",
@@ -52,7 +52,7 @@ fn records_that_nobody_said_a_quota_took_are_missed() {
     writer.sweep(u64::MAX, 9).unwrap().unwrap();
     let faults = |home: &Path| {
         let sources = Sources::find(home).unwrap();
-        verify(&sources, &TestKeys, &mut |_| {}).unwrap().faults
+        verify(&sources, &TestKeys, &mut |_| {}).faults
     };
     let found = faults(home.path());
     let kinds: Vec<_> = found.iter().map(|f| f.kind).collect();
@@ -69,7 +69,7 @@ fn records_that_nobody_said_a_quota_took_are_missed() {
     assert!(faults(home.path()).iter().any(|f| f.kind == Kind::SegmentMissing));
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(super) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -78,14 +78,14 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// The control plane's log of a checkpoint of each, beside them.
-struct Listed {
-    dir: PathBuf,
-    text: String,
+pub(super) struct Listed {
+    pub(super) dir: PathBuf,
+    pub(super) text: String,
     head: TreeHead,
 }
 
 impl Listed {
-    fn beside(mesh: &mut Mesh) -> Self {
+    pub(super) fn beside(mesh: &mut Mesh) -> Self {
         let dir = mesh.home.path().join(LEDGER_DIR);
         fs::create_dir_all(&dir).unwrap();
         let (mut tree, mut text) = (crate::merkle::Tree::default(), String::new());
@@ -109,11 +109,11 @@ impl Listed {
         listed
     }
 
-    fn put(&self, checkpoints: &str) {
+    pub(super) fn put(&self, checkpoints: &str) {
         fs::write(self.dir.join("checkpoints.jsonl"), checkpoints).unwrap();
     }
 
-    fn heads(&self, statements: &[String]) {
+    pub(super) fn heads(&self, statements: &[String]) {
         fs::write(self.dir.join("heads.jsonl"), statements.join("\n")).unwrap();
     }
 }
@@ -168,20 +168,6 @@ fn a_control_plane_that_takes_back_what_it_signed_is_found() {
 }
 
 #[test]
-fn of_two_copies_the_one_with_its_checkpoints_is_read() {
-    let mesh = Mesh::busy();
-    let dir = mesh.home.path().join("control-plane").join(mesh.planner.writer.log());
-    copy(&mesh.dir(), &dir);
-    fs::remove_file(dir.join("checkpoints.jsonl")).unwrap();
-    let mut longer = fs::read(segment_path(&dir, 0)).unwrap();
-    longer.extend_from_slice(b"more");
-    fs::write(segment_path(&dir, 0), longer).unwrap();
-    let report = mesh.verify();
-    assert!(report.intact(), "{:#?}", report.faults);
-    assert_eq!(report.logs.len(), 2);
-}
-
-#[test]
 fn what_the_control_planes_retention_took_is_excused_by_its_signature_alone() {
     let home = tempfile::tempdir().unwrap();
     let mesh = Mesh::busy();
@@ -199,7 +185,7 @@ fn what_the_control_planes_retention_took_is_excused_by_its_signature_alone() {
     let gone = manifest.of(manifest.begins() - 1).unwrap().end();
     let kinds = || {
         let sources = Sources::find(home.path()).unwrap();
-        let report = verify(&sources, &TestKeys, &mut |_| {}).unwrap();
+        let report = verify(&sources, &TestKeys, &mut |_| {});
         report.faults.iter().map(|fault| fault.kind).collect::<Vec<_>>()
     };
     // A ledger beside it, which anybody can put there, excuses nothing: without a signed head it is a fault itself.

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use aip_api::id::DecisionId;
 
 use super::super::LogReport;
-use super::super::fault::{At, Found, Kind};
+use super::super::fault::{At, Found, Kind, moment};
 use super::super::pair::{Place, SKEW_MILLIS};
-use super::{UNSIGNED_MILLIS, Walk};
+use super::{Of, UNSIGNED_MILLIS, Walk};
 use crate::log::segment_path;
 use crate::record::{Decision, Direction, Event, Record};
 
@@ -116,7 +116,9 @@ impl Walk<'_> {
     /// Requests that a log which ended in order says nothing more of. Its own gaps may be what is missing; what a crash
     /// cut is what came before the last start.
     fn unended(&mut self) {
-        if !self.signed.closed || !self.whole {
+        let most = self.signed.roots.last_key_value().map_or(0, |(size, _)| *size);
+        let behind = matches!(self.of, Of::Copy(_)) && self.next < most;
+        if !self.signed.closed || !self.whole || behind {
             return;
         }
         let mut left: Vec<(u64, DecisionId)> = self.open.iter().map(|(id, seq)| (*seq, *id)).collect();
@@ -127,7 +129,7 @@ impl Walk<'_> {
         left.sort_unstable();
         for (seq, id) in left {
             let segment = self.begins.iter().rev().find(|(begin, _)| *begin <= seq);
-            let file = segment.map_or_else(|| segment_path(&self.source.dir, 0), |(_, path)| path.clone());
+            let file = segment.map_or_else(|| segment_path(self.dir, 0), |(_, path)| path.clone());
             let id = id.to_string();
             let at = At::file("", &file).seq(seq).decision(Some(&id));
             self.fault(Kind::EndMissing, at, "the log was closed without its end");
@@ -140,8 +142,15 @@ impl Walk<'_> {
         let file = self
             .begins
             .last()
-            .map_or_else(|| self.source.dir.clone(), |(_, path)| path.clone());
-        let most = self.signed.roots.last_key_value().map(|(size, (_, at))| (*size, *at));
+            .map_or_else(|| self.dir.to_owned(), |(_, path)| path.clone());
+        let mut most = self.signed.roots.last_key_value().map(|(size, (_, at))| (*size, *at));
+        if let Of::Copy(end) = &mut self.of {
+            // It may lag behind what was signed; not behind the checkpoints beside it.
+            let reach = self.next.max(self.signed.beside(self.dir));
+            let last = self.signed.roots.range(..=reach).next_back();
+            most = last.map(|(size, (_, at))| (*size, *at));
+            **end = (self.whole && !self.rewritten).then(|| (self.next, self.tree.root()));
+        }
         // A log in which nothing happens is not signed again: what counts is how long a record waited.
         let waited = self
             .unsigned_since
@@ -150,8 +159,9 @@ impl Walk<'_> {
         match most {
             Some((size, at)) if size > self.next => {
                 let detail = format!(
-                    "it ends before record {}; {size} records were signed at {at}",
-                    self.next
+                    "it ends before record {}; {size} records were signed at {}",
+                    self.next,
+                    moment(at)
                 );
                 let at = At::file("", &file).seq(self.next);
                 self.fault(Kind::Truncated, at, detail);
@@ -162,9 +172,10 @@ impl Walk<'_> {
             }
             Some((size, at)) if size < self.next && waited > UNSIGNED_MILLIS => {
                 let detail = format!(
-                    "records {size} to {} follow, over {} s; the last checkpoint was made at {at}",
+                    "records {size} to {} follow, over {} s; the last checkpoint was made at {}",
                     self.next - 1,
-                    waited / 1000
+                    waited / 1000,
+                    moment(at)
                 );
                 let at = At::file("", &file).seq(size);
                 self.fault(Kind::TailUnsigned, at, detail);
