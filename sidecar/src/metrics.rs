@@ -135,6 +135,11 @@ const TABLE: &[(&str, Kind, &str)] = &[
         "when the SVID ends, Unix seconds",
     ),
     (
+        "aip_svid_lifetime_seconds",
+        Kind::Gauge,
+        "how long the SVID lives in all, seconds: it is renewed at about half of that",
+    ),
+    (
         "aip_svid_renewal_failures_total",
         Kind::Counter,
         "renewals that failed; the SVID in use goes on until it ends",

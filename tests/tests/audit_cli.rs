@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use aip_api::Digest;
 use aip_audit::Record;
@@ -162,6 +163,78 @@ async fn records_are_found_followed_and_exported() {
     exported(&rig);
     traced(&rig).await;
     assert!(!rig.agent.seen("/mcp").is_empty());
+}
+
+/// What runbooks send an operator to.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_logs_findings_and_the_lift_are_commands() {
+    let rig = Rig::start().await;
+    let killed = rig.aip(&["kill", "--agent", "callee", "--reason", "it leaks", "--wait"]);
+    assert_eq!(killed.status.code(), Some(0), "{}", text(&killed));
+    let changes = rig.json(&["audit", "changes", "--action", "kill"]);
+    let shown = (&changes[0]["action"], changes[0]["actor"].as_str().unwrap());
+    assert_eq!(shown.0, "kill.order", "{changes}");
+    assert_eq!(changes.as_array().unwrap().len(), 1, "{changes}");
+    let by = rig.json(&["audit", "changes", "--by", shown.1, "--limit", "2"]);
+    assert_eq!(by.as_array().unwrap().len(), 2, "{by}");
+    wait::until("the logs of both are there", async || {
+        let logs = rig.json(&["audit", "logs"]);
+        (logs.as_array().unwrap().len() == 2).then_some(())
+    })
+    .await;
+    assert_eq!(rig.json(&["audit", "findings"]), json!([]));
+    assert_eq!(rig.json(&["audit", "mismatches"]), json!([]));
+    let said = text(&rig.aip(&["audit", "findings"]));
+    assert!(said.contains("nothing was found"), "{said}");
+
+    let revision = rig.mesh.admin().get("/v1/status").await["revision"].as_u64().unwrap();
+    let nobody = rig.aip(&["admin", "lift"]);
+    assert_eq!(nobody.status.code(), Some(5), "{}", text(&nobody));
+    let above = (revision + 10).to_string();
+    let lifted = rig.aip(&["admin", "lift", "--above", &above]);
+    assert_eq!(lifted.status.code(), Some(0), "{}", text(&lifted));
+    let now = rig.mesh.admin().get("/v1/status").await["revision"].as_u64().unwrap();
+    assert!(now > revision + 10, "{now}");
+    let unknown = rig.aip(&["reputation", "show", "nosuch"]);
+    let said = text(&unknown);
+    assert_eq!(unknown.status.code(), Some(5), "{said}");
+    assert!(
+        said.contains("no agent is called nosuch") && !said.contains("`list` verb"),
+        "{said}"
+    );
+}
+
+/// A record that was made while nobody could be told of it is shown once somebody can.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tail_goes_on_over_a_restart_of_the_control_plane() {
+    let mut rig = Rig::start().await;
+    let mut tail = tokio::process::Command::from(rig.mesh.aip_command(&["audit", "tail", "--output", "json"]));
+    tail.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut tail = tail.spawn().unwrap();
+    let mut lines = BufReader::new(tail.stdout.take().unwrap()).lines();
+    let mut notes = BufReader::new(tail.stderr.take().unwrap()).lines();
+    // What was before it follows, it does not show.
+    wait::until("the tail shows a call", async || {
+        rig.denied("close_books", 1).await;
+        let line = tokio::time::timeout(Duration::from_secs(10), lines.next_line()).await;
+        line.ok()?.unwrap()
+    })
+    .await;
+    rig.mesh.control_plane.kill();
+    let said = wait::until("it says that it lost the connection", async || {
+        notes.next_line().await.unwrap()
+    })
+    .await;
+    assert!(said.contains("trying again"), "{said}");
+    let meanwhile = rig.denied("close_books", 1).await;
+    rig.mesh.revive().await;
+    wait::until("it shows what was recorded meanwhile", async || {
+        let line = lines.next_line().await.unwrap().expect("it goes on");
+        let item: Value = serde_json::from_str(&line).unwrap();
+        (item["record"]["id"] == meanwhile.as_str()).then_some(())
+    })
+    .await;
+    assert!(tail.try_wait().unwrap().is_none(), "and goes on");
 }
 
 /// The record of a decision, as `tail` shows it.

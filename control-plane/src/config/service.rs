@@ -155,7 +155,10 @@ impl ConfigService {
     /// operator is asked to lift a store to what nobody signed.
     fn is_not_before(&self, newest: &Resource, revision: u64, peer: &PeerIdentity) -> Result<(), Refusal> {
         match self.world.verify(newest) {
-            Ok(_) if newest.revision > revision => Err(restored(peer, newest.revision, revision)),
+            Ok(_) if newest.revision > revision => {
+                self.sessions.refused_as_older(&peer.id.agent, newest.revision);
+                Err(restored(peer, newest.revision, revision))
+            }
             Ok(_) => Ok(()),
             // Of a later version, which ran here before.
             Err(rejected) if rejected.reason == UNKNOWN_KIND => Ok(()),

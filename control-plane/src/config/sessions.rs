@@ -3,24 +3,33 @@
 mod open;
 mod shown;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use aip_api::AgentName;
 use aip_runtime::x509::PeerIdentity;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::refusal::{Reason, Refusal};
+use crate::registry::Registry;
 
 pub(super) use open::Session;
-pub use shown::{Acks, Nack, Sidecar, Vanished};
+pub use shown::{Acks, Ahead, Nack, Sidecar, Vanished};
 
 /// Sidecars that left are shown for this long, and at most so many: what they run is not known any more, that they
-/// were there is. One that vanished is waited for as long, since it may still serve; one that said that it ends is not.
+/// were there is. One that vanished is named as long, since it may still serve; one that said that it ends is not.
 const LEFT_SECONDS: u64 = 600;
 const MAX_LEFT: usize = 1_000;
+/// A stream that broke off is waited for this long: twice the longest pause between two tries of a sidecar. Whoever has not
+/// come back by then is named, and not waited for.
+const BACK_SECONDS: u64 = 30;
+/// Between two looks of who waits, for what no acknowledgement tells: that somebody has been gone for long, or drifted.
+const LOOK: Duration = Duration::from_secs(1);
+/// Agents whose sidecars are remembered to have seen a later revision than the store has: what a person looks at.
+const MAX_AHEAD: usize = 64;
 /// Acknowledged revisions that are remembered of each sidecar.
 const ACKS: usize = 64;
 /// Rejections that are remembered of each sidecar: what a person looks at.
@@ -49,6 +58,8 @@ pub struct Sessions {
     by_id: Mutex<BTreeMap<u64, Held>>,
     next: Mutex<u64>,
     acked: watch::Sender<()>,
+    /// Of agents whose sidecars were refused since they have seen a later revision: the latest one.
+    ahead: Mutex<BTreeMap<AgentName, u64>>,
     clock: Clock,
 }
 
@@ -59,8 +70,29 @@ impl Sessions {
             by_id: Mutex::default(),
             next: Mutex::new(0),
             acked: watch::Sender::new(()),
+            ahead: Mutex::default(),
             clock,
         })
+    }
+
+    /// A sidecar of this agent was refused: it has seen this revision, which the store does not have.
+    pub(super) fn refused_as_older(&self, agent: &AgentName, seen: u64) {
+        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        if ahead.len() < MAX_AHEAD || ahead.contains_key(agent) {
+            let known = ahead.entry(agent.clone()).or_insert(seen);
+            *known = seen.max(*known);
+        }
+    }
+
+    /// Whose sidecars showed what was signed at a later revision than `revision`: the store was restored from a copy.
+    pub fn ahead_of(&self, revision: u64) -> Vec<Ahead> {
+        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        ahead.retain(|_, seen| *seen > revision);
+        let shown = |(agent, seen): (&AgentName, &u64)| Ahead {
+            agent: agent.to_string(),
+            seen: *seen,
+        };
+        ahead.iter().map(shown).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Held>> {
@@ -118,32 +150,30 @@ impl Sessions {
         self.lock().values().filter(|h| h.shown.connected).count()
     }
 
-    /// Where `revision` stands now; `committed` is when it was committed.
-    pub fn acks(&self, revision: u64, committed: Option<Instant>) -> Acks {
+    /// Where `revision` stands now; `committed` is when it was committed, `drifted` are the agents that drifted: their sidecars
+    /// have suspended themselves, and get nothing before a person lets them back in.
+    pub fn acks(&self, revision: u64, committed: Option<Instant>, drifted: &BTreeSet<AgentName>) -> Acks {
         let now = self.clock.now();
-        let mut acks = Acks {
-            revision,
-            acked: vec![],
-            nacked: vec![],
-            missing: vec![],
-            vanished: vec![],
-            ms: None,
-        };
+        let mut acks = Acks::of(revision);
         let mut last: Option<Instant> = None;
         for held in self.lock().values().filter(|held| !held.shown.ended) {
             let shown = &held.shown;
             let name = format!("{}/{}", shown.agent, shown.instance);
             if shown.revision < revision {
-                let may_run = shown.connected
-                    || shown.not_after > now && shown.disconnected_at.is_some_and(|at| at + LEFT_SECONDS > now);
-                if may_run {
-                    if !shown.connected {
+                let left = shown.disconnected_at.filter(|_| !shown.connected);
+                match left {
+                    None => acks.missing.push(name),
+                    Some(at) if shown.not_after <= now || at + LEFT_SECONDS <= now => {}
+                    Some(_) if drifted.iter().any(|agent| agent.as_str() == shown.agent) => acks.drifted.push(name),
+                    Some(at) => {
                         acks.vanished.push(Vanished {
                             sidecar: name.clone(),
                             not_after: shown.not_after,
                         });
+                        if at + BACK_SECONDS > now {
+                            acks.missing.push(name);
+                        }
                     }
-                    acks.missing.push(name);
                 }
                 continue;
             }
@@ -164,13 +194,29 @@ impl Sessions {
     }
 
     /// As [`Self::acks`], waiting until nobody is missing, or until `wait` is over.
-    pub async fn wait_acks(&self, revision: u64, committed: Option<Instant>, wait: Duration) -> Acks {
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn wait_acks(
+        &self,
+        registry: &Registry,
+        revision: u64,
+        committed: Option<Instant>,
+        wait: Duration,
+    ) -> Result<Acks, Refusal> {
         let mut changed = self.acked.subscribe();
         let deadline = tokio::time::Instant::now() + wait;
         loop {
-            let acks = self.acks(revision, committed);
-            if acks.missing.is_empty() || tokio::time::timeout_at(deadline, changed.changed()).await.is_err() {
-                return acks;
+            let drifted = registry.drifted_agents().await?;
+            let look = deadline.min(tokio::time::Instant::now() + LOOK);
+            loop {
+                let acks = self.acks(revision, committed, &drifted);
+                if acks.missing.is_empty() || tokio::time::Instant::now() >= deadline {
+                    return Ok(acks);
+                }
+                if tokio::time::timeout_at(look, changed.changed()).await.is_err() {
+                    break;
+                }
             }
         }
     }

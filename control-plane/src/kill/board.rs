@@ -1,6 +1,6 @@
 //! Who has taken which kill set, who was heard of last, and when.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,11 @@ const MAX_STREAMS: usize = 20_000;
 const MAX_STREAMS_EACH: usize = 256;
 /// Acknowledged sets that are remembered of each sidecar.
 const ACKS: usize = 16;
+/// A stream that broke off is waited for this long, in seconds: twice the longest pause between two tries of a sidecar. Whoever
+/// has not come back by then is named with its certain end, and not waited for.
+const BACK_SECONDS: u64 = 10;
+/// Between two looks of who waits, for what no acknowledgement tells: that somebody has been gone for long, or drifted.
+const LOOK: Duration = Duration::from_secs(1);
 /// Longest reason of a rejection that is kept, in characters.
 const MAX_REASON: usize = 64;
 
@@ -35,6 +40,17 @@ struct Acked {
     version: (u64, u64),
     at: Instant,
     ack: KillAck,
+}
+
+/// Whether a process that has not enforced a set may do so soon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// Its stream is open, or was a moment ago.
+    Soon,
+    /// It has been out of reach for longer.
+    Vanished,
+    /// Its agent drifted: it suspended itself, and gets no stream before a person lets it back in.
+    Drifted,
 }
 
 /// One process of a sidecar.
@@ -184,7 +200,7 @@ impl Board {
         published: &Published,
     ) -> Result<Progress, Refusal> {
         // Of a process that is away, the last SVID that its agent got may be its own.
-        let svids = svids(registry).await?;
+        let (svids, drifted) = (svids(registry).await?, registry.drifted_agents().await?);
         let (now, asked) = (self.clock.now(), boottime());
         let committed = published.committed.filter(|_| published.set.version() == version);
         let mut progress = Progress {
@@ -192,6 +208,8 @@ impl Board {
             epoch: version.1,
             enforced: Vec::new(),
             missing: Vec::new(),
+            vanished: Vec::new(),
+            drifted: Vec::new(),
             away: Vec::new(),
             p50_ms: None,
             p99_ms: None,
@@ -219,7 +237,12 @@ impl Board {
                 // Certainly stopped already.
                 continue;
             }
-            progress.missing.push(Missing {
+            let of = match process.standing(&drifted, now) {
+                Reach::Soon => &mut progress.missing,
+                Reach::Vanished => &mut progress.vanished,
+                Reach::Drifted => &mut progress.drifted,
+            };
+            of.push(Missing {
                 sidecar,
                 connected,
                 rejected: process.rejected.clone(),
@@ -267,21 +290,30 @@ impl Board {
         let mut changed = self.changed.subscribe();
         let deadline = tokio::time::Instant::now() + wait;
         let svids = svids(registry).await?;
+        let mut drifted = registry.drifted_agents().await?;
+        let mut look = tokio::time::Instant::now() + LOOK;
         // Cheap, since each acknowledgement of a fleet comes by here; the whole is put together once.
-        while self.is_awaited(version, &svids) {
-            if tokio::time::timeout_at(deadline, changed.changed()).await.is_err() {
-                break;
+        while self.is_awaited(version, &svids, &drifted) {
+            let until = deadline.min(look);
+            if tokio::time::timeout_at(until, changed.changed()).await.is_err() {
+                if until == deadline {
+                    break;
+                }
+                drifted = registry.drifted_agents().await?;
+                look = tokio::time::Instant::now() + LOOK;
             }
         }
         self.progress(registry, version, &publisher.current()).await
     }
 
-    /// Whether a process that may run has not enforced it.
-    fn is_awaited(&self, version: (u64, u64), svids: &BTreeMap<AgentName, u64>) -> bool {
+    /// Whether a process that may say so soon has not enforced it.
+    fn is_awaited(&self, version: (u64, u64), svids: &BTreeMap<AgentName, u64>, drifted: &BTreeSet<AgentName>) -> bool {
         let (now, asked) = (self.clock.now(), boottime());
         self.lock().values().any(|process| {
             let (at, _) = process.grants.stopped_by(asked, process.not_after(svids), now);
-            !process.drained && process.held < Some(version) && (process.stream.is_some() || at >= now)
+            let may_run = process.stream.is_some() || at >= now;
+            let soon = process.standing(drifted, now) == Reach::Soon;
+            !process.drained && process.held < Some(version) && may_run && soon
         })
     }
 
@@ -321,6 +353,16 @@ impl Process {
             noted: Vec::new(),
             drained: false,
             left: 0,
+        }
+    }
+
+    /// Whether an answer of it can come.
+    fn standing(&self, drifted: &BTreeSet<AgentName>, now: u64) -> Reach {
+        match self.stream {
+            Some(_) => Reach::Soon,
+            None if drifted.contains(&self.agent) => Reach::Drifted,
+            None if self.left + BACK_SECONDS > now => Reach::Soon,
+            None => Reach::Vanished,
         }
     }
 

@@ -71,8 +71,12 @@ pub struct Progress {
     pub epoch: u64,
     /// Sidecars that have enforced it, or a later one.
     pub enforced: Vec<Enforced>,
-    /// Sidecars that have not.
+    /// Sidecars that have not, and may say so soon: ones with a stream, and ones whose stream broke off a moment ago.
     pub missing: Vec<Missing>,
+    /// Sidecars that have not, and have been out of reach for longer. Nobody waits for them; each has certainly stopped at its time.
+    pub vanished: Vec<Missing>,
+    /// Sidecars of agents that drifted: they have suspended themselves, and their SVIDs are revoked. Nobody waits for them.
+    pub drifted: Vec<Missing>,
     /// Agents of which nothing is known to run. Nobody waits for them.
     pub away: Vec<Away>,
     /// Half of the acknowledgements came within so many milliseconds of the commit.

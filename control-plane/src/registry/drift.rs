@@ -1,6 +1,8 @@
 //! Drift: an agent runs something else than was approved. Its earlier SVIDs are revoked in the transaction that blocks
 //! new ones; it gets one again for a measurement that a person approved after that, in another run of the agent.
 
+use std::collections::BTreeSet;
+
 use aip_api::evidence::{Drift, Evidence, MAX_DRIFTED_NAMED};
 use aip_api::generation::{OfReport, of_report};
 use aip_api::resource::{Agent, Measurement, Resource as _};
@@ -335,10 +337,19 @@ impl Registry {
     /// # Errors
     /// The store fails.
     pub async fn drifted(&self) -> Result<usize, Refusal> {
-        let all = self.all::<DriftRecord>(keys::DRIFTS, usize::MAX).await?;
-        let blocked = all.iter().filter(|(_, held)| held.value.blocks()).count();
+        let blocked = self.drifted_agents().await?.len();
         metrics::gauge!("aip_agents_drifted").set(blocked as f64);
         Ok(blocked)
+    }
+
+    /// Which agents get no SVID because they drifted.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn drifted_agents(&self) -> Result<BTreeSet<AgentName>, Refusal> {
+        let all = self.all::<DriftRecord>(keys::DRIFTS, usize::MAX).await?;
+        let blocked = all.into_iter().filter(|(_, held)| held.value.blocks());
+        Ok(blocked.map(|(_, held)| held.value.agent).collect())
     }
 
     /// Whether a person approved what this evidence shows, no earlier than then.

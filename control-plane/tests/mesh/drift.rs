@@ -19,7 +19,7 @@ use crate::support::{Mesh, Sidecar, eventually, settings};
 /// As the sidecars of the other tests say it.
 const FIRST_RUN: &str = "the first run";
 
-fn drift(sidecar: &Sidecar, code: &[u8]) -> Drift {
+pub(crate) fn drift(sidecar: &Sidecar, code: &[u8]) -> Drift {
     let svid = sidecar.svid.current().unwrap();
     let key = PendingKey::generate().unwrap();
     let found = evidence(&sidecar.agent, &key, b"", code);
@@ -48,7 +48,7 @@ async fn say(client: &mut IdentityClient<Channel>, statement: String) -> Result<
     Ok(answer.into_inner().generation)
 }
 
-async fn report(sidecar: &Sidecar, drift: &Drift) -> Result<u64, Status> {
+pub(crate) async fn report(sidecar: &Sidecar, drift: &Drift) -> Result<u64, Status> {
     let mut client = IdentityClient::new(sidecar.connected().await.unwrap());
     say(&mut client, signed(sidecar, drift)).await
 }

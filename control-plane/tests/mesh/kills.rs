@@ -17,7 +17,7 @@ use crate::support::sidecar::why;
 use crate::support::{DEADLINE, Mesh, Sidecar};
 
 /// A sidecar's side of the stream.
-struct Stream {
+pub(crate) struct Stream {
     instance: String,
     send: mpsc::Sender<KillRequest>,
     inbound: Streaming<KillResponse>,
@@ -29,7 +29,7 @@ fn fresh() -> String {
 }
 
 impl Stream {
-    async fn open(sidecar: &Sidecar, instance: &str, held: Option<SignedKillSet>) -> Result<Self, Status> {
+    pub(crate) async fn open(sidecar: &Sidecar, instance: &str, held: Option<SignedKillSet>) -> Result<Self, Status> {
         let (send, outgoing) = mpsc::channel(64);
         let hello = KillHello {
             instance: instance.into(),
@@ -48,6 +48,12 @@ impl Stream {
         })
     }
 
+    /// Breaks it off, as a network that goes away: while what comes back is held, it has not said that it ends.
+    pub(crate) fn broken(self) -> mpsc::Sender<KillRequest> {
+        drop(self.inbound);
+        self.send
+    }
+
     async fn next(&mut self) -> Result<Answer, Status> {
         let message = tokio::time::timeout(DEADLINE, self.inbound.message())
             .await
@@ -56,7 +62,7 @@ impl Stream {
     }
 
     /// The next set, with how it was signed.
-    async fn set(&mut self) -> (KillSet, SignedKillSet) {
+    pub(crate) async fn set(&mut self) -> (KillSet, SignedKillSet) {
         loop {
             if let Answer::KillSet(signed) = self.next().await.unwrap() {
                 return (open_set(&self.trust.load(), &signed).unwrap(), signed);
@@ -69,7 +75,7 @@ impl Stream {
         let _ = self.send.send(KillRequest { message }).await;
     }
 
-    async fn ack(&self, set: &KillSet) {
+    pub(crate) async fn ack(&self, set: &KillSet) {
         let ack = KillAck {
             term: set.term,
             epoch: set.epoch,
@@ -81,12 +87,12 @@ impl Stream {
     }
 }
 
-async fn kill(mesh: &Mesh, scope: Value) -> Value {
+pub(crate) async fn kill(mesh: &Mesh, scope: Value) -> Value {
     let order = json!({ "scope": scope, "mode": "kill", "reason": "a test" });
     mesh.admin.ok("POST", "/v1/kills", order).await
 }
 
-async fn progress(mesh: &Mesh, answer: &Value, wait_ms: u64) -> Value {
+pub(crate) async fn progress(mesh: &Mesh, answer: &Value, wait_ms: u64) -> Value {
     let (term, epoch) = (&answer["term"], &answer["epoch"]);
     let path = format!("/v1/kills/progress?term={term}&epoch={epoch}&wait_ms={wait_ms}");
     mesh.admin.get(&path).await

@@ -22,3 +22,4 @@ mod reputation;
 mod revoked;
 mod stream;
 mod tls;
+mod unreachable;

@@ -1,8 +1,9 @@
-//! `aip admin`: admin tokens. In a prod mesh nobody but the person ever holds the person's token: they keep a secret,
+//! `aip admin`: admin tokens, and the lift of a restored store. In a prod mesh nobody but the person ever holds the person's token: they keep a secret,
 //! give its digest to whoever issues the token, and fetch the token with the secret.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use aip_api::Digest;
 use clap::{Args, Subcommand};
@@ -15,6 +16,7 @@ use crate::bounded;
 use crate::client::{Admin, encoded};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Table, cell, timestamp};
+use crate::policy::rollout::{self, Outcome};
 use crate::secret;
 
 /// Random bytes of the secret with which a token is fetched.
@@ -34,6 +36,9 @@ pub(crate) enum AdminVerb {
     List,
     /// Make an admin token useless
     Revoke(Revoke),
+    /// Lift a control plane that was restored from an older copy above what sidecars have seen: what stands in the copy then
+    /// replaces everything later. In a prod mesh a second person approves it
+    Lift(Lift),
 }
 
 #[derive(Debug, Args)]
@@ -82,12 +87,22 @@ pub(crate) struct Revoke {
     id: String,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Lift {
+    /// Above this revision [default: the highest that a refused sidecar has seen, as `aip status` shows it]
+    #[arg(long, value_name = "REVISION")]
+    above: Option<u64>,
+    #[command(flatten)]
+    wait: rollout::Wait,
+}
+
 impl AdminVerb {
     pub(crate) async fn perform(self, globals: &Globals) -> anyhow::Result<ExitCode> {
         match self {
             Self::Secret(verb) => verb.perform(globals)?,
             Self::Issue(verb) => return verb.perform(globals, &Admin::open(globals)?).await.map_err(Into::into),
             Self::Claim(verb) => verb.perform(globals).await?,
+            Self::Lift(verb) => return verb.perform(globals, &Admin::open(globals)?).await,
             Self::List => list(globals, &Admin::open(globals)?).await?,
             Self::Revoke(Revoke { id }) => {
                 let what = format!("admin token {id} was not revoked");
@@ -120,6 +135,31 @@ impl Secret {
             ));
         }
         Ok(())
+    }
+}
+
+impl Lift {
+    async fn perform(&self, globals: &Globals, admin: &Admin) -> anyhow::Result<ExitCode> {
+        let what = "the store was not lifted";
+        let started = Instant::now();
+        let above = match self.above {
+            Some(above) => above,
+            None => {
+                let status = admin.get("/v1/status").await?;
+                let seen = status["restored"].as_array().into_iter().flatten();
+                let highest = seen.filter_map(|one| one["seen"].as_u64()).max();
+                highest.ok_or_else(|| {
+                    Failure::new(Exit::NotFound, what)
+                        .why("no sidecar says that it has seen a later revision than this control plane has")
+                        .next("sidecars say it when they connect; --above REVISION lifts it all the same")
+                })?
+            }
+        };
+        let body = json!({ "above": above });
+        let answer = admin.send(Method::POST, "/v1/mesh/lift", Some(&body), what).await?;
+        let outcome = Outcome::of(&answer, what)?;
+        let sentence = format!("the store is lifted above {above}");
+        rollout::report(globals, admin, &outcome, &sentence, started, &self.wait).await
     }
 }
 

@@ -52,9 +52,23 @@ pub(crate) struct List {
 pub(crate) struct Which {
     /// The agent
     agent: AgentName,
-    /// The measurement's fingerprint, or as many first digits as are unique
-    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    /// The measurement's fingerprint, or its first digits: 8 or more, and as many as are unique
+    #[arg(value_parser = fingerprint)]
     fingerprint: String,
+}
+
+/// Digits that name a measurement: fewer are typed by accident, and fit what somebody made to fit them.
+const LEAST_DIGITS: usize = 8;
+
+/// A fingerprint, or the first digits of one.
+fn fingerprint(text: &str) -> Result<String, String> {
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    match (LEAST_DIGITS..=64).contains(&text.len()) && text.bytes().all(hex) {
+        true => Ok(text.to_owned()),
+        false => Err(format!(
+            "expected {LEAST_DIGITS} to 64 lower-case hex digits, as `aip attest list` shows them"
+        )),
+    }
 }
 
 impl AttestVerb {
@@ -231,6 +245,15 @@ impl List {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_few_digits_approve_nothing() {
+        for wrong in ["", "4", "1234567", "1234567g", "ABCDEF12"] {
+            assert!(fingerprint(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(fingerprint("12345678"), Ok("12345678".to_owned()));
+        assert!(fingerprint(&"0".repeat(64)).is_ok() && fingerprint(&"0".repeat(65)).is_err());
+    }
 
     #[test]
     fn that_no_code_is_declared_is_said_in_words() {

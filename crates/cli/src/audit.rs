@@ -2,7 +2,9 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`records`] | `tail` and `query` |
+//! | [`records`] | `query` |
+//! | [`tail`] | `tail` |
+//! | [`lists`] | `changes`, `logs`, `findings`, `mismatches` |
 //! | [`export`] | `export` of records |
 //! | [`files`] | records of logs that lie here |
 //! | [`verify`] | `verify`, from files alone |
@@ -15,8 +17,10 @@ mod download;
 mod export;
 mod files;
 mod keygen;
+mod lists;
 mod records;
 mod replay;
+mod tail;
 mod trust;
 mod verify;
 
@@ -33,7 +37,7 @@ use crate::exit::{Exit, Failure};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AuditVerb {
-    /// Show records as they come in
+    /// Show records as they come in, until it is ended
     Tail(Tail),
     /// Find records by agent, verdict, tool, time, hop, trace or decision; newest first
     Query(Query),
@@ -43,6 +47,14 @@ pub(crate) enum AuditVerb {
     Replay(Replay),
     /// Write records for other programs, or everything that a verifier needs
     Export(Export),
+    /// Who changed what in the mesh: orders to stop, resets, approvals, policies; newest first
+    Changes(lists::Changes),
+    /// The logs that the control plane has, how far each is signed, and whether it goes on
+    Logs,
+    /// What was found in sidecars' logs and can't be: forks, broken chains, records that nobody signed; newest first
+    Findings(lists::Newest),
+    /// Hops whose two ends contradict each other, newest first
+    Mismatches(lists::Newest),
     /// Make an auditor's key pair, to which sidecars seal sensitive facts
     Keygen(Keygen),
 }
@@ -184,15 +196,19 @@ impl AuditVerb {
             Self::Tail(Tail { wanted }) | Self::Query(Query { wanted, .. }) | Self::Export(Export { wanted, .. }) => {
                 wanted.check()?;
             }
-            Self::Verify(_) | Self::Replay(_) | Self::Keygen(_) => {}
+            _ => {}
         }
         match self {
-            Self::Tail(verb) => records::tail(globals, &verb.wanted).await,
+            Self::Tail(verb) => Box::pin(tail::tail(globals, &verb.wanted)).await,
             Self::Query(verb) => records::query(globals, &verb.wanted, verb.limit as usize, verb.dir.as_deref()).await,
             Self::Verify(verb) => verify::perform(globals, verb.dir.as_deref(), verb.trust.as_deref()).await,
             Self::Replay(verb) => replay::perform(globals, &verb).await,
             Self::Export(Export { dir: Some(dir), .. }) => download::perform(globals, &dir).await,
             Self::Export(verb) => export::perform(globals, &verb).await,
+            Self::Changes(verb) => lists::changes(globals, &verb).await,
+            Self::Logs => lists::logs(globals).await,
+            Self::Findings(verb) => lists::findings(globals, &verb).await,
+            Self::Mismatches(verb) => lists::mismatches(globals, &verb).await,
             Self::Keygen(verb) => keygen::perform(globals, &verb.file),
         }
     }

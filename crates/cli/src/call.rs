@@ -53,14 +53,37 @@ pub(crate) struct Call {
 
 /// The states of the agents that run here.
 pub(crate) fn running(home: &Home) -> Vec<State> {
-    let states = home
-        .agent_states()
+    let here = here(home);
+    let ready = here
         .into_iter()
-        .filter_map(|s| serde_json::from_value::<State>(s).ok());
-    states
-        // A supervisor that was killed left its state behind.
-        .filter(|s| s.phase == Phase::Ready && s.outbound.is_some() && process::is_alive(s.supervisor))
-        .collect()
+        .filter(|s| s.phase == Phase::Ready && s.outbound.is_some());
+    ready.collect()
+}
+
+/// The states of all whose `aip run` is there: a supervisor that was killed left its state behind.
+fn here(home: &Home) -> Vec<State> {
+    let states = home.agent_states().into_iter();
+    let states = states.filter_map(|s| serde_json::from_value::<State>(s).ok());
+    states.filter(|s| process::is_alive(s.supervisor)).collect()
+}
+
+/// Why nobody can make the call.
+fn nobody(here: &[State], from: Option<&AgentName>) -> Failure {
+    let so = "so nobody can make the call";
+    let mut wanted = here.iter().filter(|s| from.is_none_or(|from| s.name == *from));
+    if let Some(stopped) = wanted.clone().find(|s| s.phase == Phase::Stopped) {
+        let what = format!("agent {} is stopped by an order, {so}", stopped.name);
+        return Failure::new(Exit::Refused, what).next("`aip kill list` shows the orders, `aip resume` takes one back");
+    }
+    if let Some(drifted) = wanted.find(|s| s.phase == Phase::Drifted) {
+        let what = format!("agent {} drifted, {so}", drifted.name);
+        return Failure::new(Exit::Refused, what).next("`aip status` says what changed and what to do");
+    }
+    let who = from.map_or("no agent runs".to_owned(), |name| {
+        format!("agent {name} does not run (or is still starting)")
+    });
+    Failure::new(Exit::NotReachable, format!("{who} here, {so}"))
+        .next("start one with `aip run --name NAME -- CMD…`, or pass --proxy")
 }
 
 impl Call {
@@ -125,13 +148,7 @@ impl Call {
             // An agent that calls itself shows little; another one, where there is one, shows a hop.
             None => running.iter().find(|s| s.name != self.name).or_else(|| running.first()),
         };
-        let state = state.ok_or_else(|| {
-            let who = self.from.as_ref().map_or("no agent runs".to_owned(), |n| {
-                format!("agent {n} does not run (or is still starting)")
-            });
-            Failure::new(Exit::NotReachable, format!("{who} here, so nobody can make the call"))
-                .next("start one with `aip run --name NAME -- CMD…`, or pass --proxy")
-        })?;
+        let state = state.ok_or_else(|| nobody(&here(home), self.from.as_ref()))?;
         let proxy = Proxy::of_state(state).ok_or_else(|| {
             Failure::new(
                 Exit::Failed,
@@ -224,10 +241,64 @@ fn report(
         };
     };
     let mut failure = Failure::of_problem(&format!("{what} was not answered by the agent"), &problem);
-    failure.exit = match problem.status {
-        502..=504 => Exit::NotReachable,
+    failure.exit = exit(&problem);
+    Err(failure.into())
+}
+
+/// Reasons of a 503 that are a decision: the mesh answered, and the answer is no.
+const DECIDED: [&str; 4] = ["killed", "paused", "drifted", "lease_lost"];
+
+fn exit(problem: &Problem) -> Exit {
+    match problem.status {
+        502..=504 if !DECIDED.contains(&problem.reason.as_str()) => Exit::NotReachable,
         404 => Exit::NotFound,
         _ => Exit::Refused,
-    };
-    Err(failure.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(name: &str, phase: &str) -> State {
+        let state = json!({
+            "name": name, "phase": phase, "supervisor": 1, "sidecar": null, "agent": null, "address": null, "inbound": null,
+            "outbound": null, "admin": null, "probes": null, "proxy_secret_file": "", "sidecar_log": "", "sidecar_restarts": 0,
+        });
+        serde_json::from_value(state).unwrap()
+    }
+
+    #[test]
+    fn who_is_stopped_is_not_said_to_be_gone() {
+        let alpha: AgentName = "alpha".parse().unwrap();
+        let here = [state("beta", "drifted"), state("alpha", "stopped")];
+        for from in [Some(&alpha), None] {
+            let said = nobody(&here, from);
+            assert!(
+                said.exit == Exit::Refused && said.what.contains("alpha is stopped by an order"),
+                "{said}"
+            );
+        }
+        let said = nobody(&here[..1], None);
+        assert!(
+            said.exit == Exit::Refused && said.what.contains("beta drifted"),
+            "{said}"
+        );
+        let said = nobody(&here[..1], Some(&alpha));
+        assert!(
+            said.exit == Exit::NotReachable && said.what.contains("alpha does not run"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn a_refusal_is_one_whatever_its_status() {
+        let of = |status, reason: &str| exit(&Problem::new(status, reason, ""));
+        for reason in DECIDED {
+            assert_eq!(of(503, reason), Exit::Refused, "{reason}");
+        }
+        assert_eq!(of(403, "reputation_too_low"), Exit::Refused);
+        assert_eq!(of(502, "peer_unreachable"), Exit::NotReachable);
+        assert_eq!(of(503, "overloaded"), Exit::NotReachable);
+    }
 }

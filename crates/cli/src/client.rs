@@ -1,5 +1,7 @@
 //! The control plane's admin API, as every verb uses it: JSON in, JSON out, problems become failures.
 
+mod events;
+
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,13 +11,15 @@ use aip_api::problem::Problem;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::http::request::Builder;
-use hyper::{Method, Request};
+use hyper::{Method, Request, StatusCode};
 use serde_json::Value;
 
 use crate::bounded;
 use crate::exit::{Exit, Failure};
 use crate::http::{self, HttpError};
 use crate::{Globals, home::Home};
+
+pub(crate) use events::{Event, Events};
 
 /// How long an ordinary answer may take: the slowest, a policy's admission, has a deadline of its own below this.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -238,21 +242,37 @@ impl Admin {
         let request = request
             .body(Full::new(bytes))
             .map_err(|e| Failure::new(Exit::Failed, what).why(e.to_string()))?;
-        let answer = match &self.way {
-            Way::Plain(address) => http::send(*address, request, deadline).await,
-            Way::Pinned(address, root) => http::send_pinned(*address, *root, request, deadline).await,
-            Way::Socket(path) => http::send_to_socket(path, request, deadline).await,
-        };
-        let answer = answer.map_err(|e| self.unreachable(what, &e))?;
+        let answer = async { http::send_over(self.connect().await?, request, deadline).await };
+        let answer = answer.await.map_err(|e| self.unreachable(what, &e))?;
         let (status, body) = (answer.status(), answer.into_body());
-        if status.is_success() {
-            return Ok(body);
+        match status.is_success() {
+            true => Ok(body),
+            false => Err(refused(what, status, &body)),
         }
-        let problem = serde_json::from_slice(&body).unwrap_or_else(|_| {
-            let text = String::from_utf8_lossy(&body).chars().take(500).collect::<String>();
-            Problem::new(status.as_u16(), "unexpected_answer", format!("{status} {text}"))
-        });
-        Err(Failure::of_problem(what, &problem))
+    }
+
+    async fn connect(&self) -> Result<http::Connection, HttpError> {
+        match &self.way {
+            Way::Plain(address) => http::plain(*address).await,
+            Way::Pinned(address, root) => http::pinned(*address, *root).await,
+            Way::Socket(path) => http::socket(path).await,
+        }
+    }
+
+    /// Follows a stream of server-sent events.
+    pub(crate) async fn events(&self, path: &str) -> Result<Events, Failure> {
+        let what = format!("{path} can't be followed");
+        let request = self.request(Method::GET, path).header("accept", "text/event-stream");
+        let request = request.body(Full::default());
+        let request = request.map_err(|e| Failure::new(Exit::Failed, &what).why(e.to_string()))?;
+        let answer = async { http::open(self.connect().await?, request, DEADLINE).await };
+        let answer = answer.await.map_err(|e| self.unreachable(&what, &e))?;
+        let (status, mut body) = (answer.status(), answer.into_body());
+        if status.is_success() {
+            return Ok(Events::new(body));
+        }
+        let problem = body.part(DEADLINE).await.ok().flatten().unwrap_or_default();
+        Err(refused(&what, status, &problem))
     }
 
     fn unreachable(&self, what: &str, error: &HttpError) -> Failure {
@@ -269,6 +289,15 @@ impl Admin {
             .why(format!("the control plane at {place}: {error}"))
             .next("start it with `aip up`, or pass --admin")
     }
+}
+
+/// A problem document, or what stands in its place.
+fn refused(what: &str, status: StatusCode, body: &[u8]) -> Failure {
+    let problem = serde_json::from_slice(body).unwrap_or_else(|_| {
+        let text = String::from_utf8_lossy(body).chars().take(500).collect::<String>();
+        Problem::new(status.as_u16(), "unexpected_answer", format!("{status} {text}"))
+    });
+    Failure::of_problem(what, &problem)
 }
 
 /// Rows of a page: the most that the control plane gives.

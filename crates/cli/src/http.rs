@@ -7,6 +7,7 @@ use std::time::Duration;
 use aip_api::Digest;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
@@ -48,33 +49,41 @@ pub(crate) async fn send(
     exchange(connect(address).await?, request, deadline).await
 }
 
-/// As [`send`], over TLS to a control plane whose root has this digest.
-pub(crate) async fn send_pinned(
-    address: SocketAddr,
-    root: Digest,
+/// As [`send`], over a connection that is there.
+pub(crate) async fn send_over(
+    stream: Connection,
     request: Request<Full<Bytes>>,
     deadline: Duration,
 ) -> Result<Response<Bytes>, HttpError> {
+    exchange(stream, request, deadline).await
+}
+
+/// A connection of any kind.
+pub(crate) type Connection = Box<dyn Stream>;
+
+/// What a connection can do.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// A connection over TCP.
+pub(crate) async fn plain(address: SocketAddr) -> Result<Connection, HttpError> {
+    Ok(Box::new(connect(address).await?))
+}
+
+/// A connection over TLS to a control plane whose root has this digest.
+pub(crate) async fn pinned(address: SocketAddr, root: Digest) -> Result<Connection, HttpError> {
     let tls = aip_runtime::tls::connect_pinned(root, &[b"http/1.1"], connect(address).await?);
     let stream = tls
         .await
         .map_err(|e| HttpError::Connect(format!("{e} ({})", e.reason())))?;
-    exchange(stream, request, deadline).await
+    Ok(Box::new(stream))
 }
 
-/// As [`send`], over a Unix socket.
-pub(crate) async fn send_to_socket(
-    path: &Path,
-    request: Request<Full<Bytes>>,
-    deadline: Duration,
-) -> Result<Response<Bytes>, HttpError> {
+/// A connection over a Unix socket.
+pub(crate) async fn socket(path: &Path) -> Result<Connection, HttpError> {
     let stream = UnixStream::connect(path).await;
-    exchange(
-        stream.map_err(|e| HttpError::Connect(e.to_string()))?,
-        request,
-        deadline,
-    )
-    .await
+    Ok(Box::new(stream.map_err(|e| HttpError::Connect(e.to_string()))?))
 }
 
 async fn connect(address: SocketAddr) -> Result<TcpStream, HttpError> {
@@ -93,6 +102,63 @@ pub(crate) async fn send_each(
     part: &mut dyn FnMut(&[u8]),
 ) -> Result<Response<Bytes>, HttpError> {
     each(connect(address).await?, request, silence, part).await
+}
+
+/// An answer that goes on for as long as it is read; dropped, its connection ends.
+#[derive(Debug)]
+pub(crate) struct Open {
+    body: Incoming,
+    driver: tokio::task::JoinHandle<()>,
+}
+
+impl Open {
+    /// The next part, within `silence`; none at the end.
+    pub(crate) async fn part(&mut self, silence: Duration) -> Result<Option<Bytes>, HttpError> {
+        loop {
+            let frame = tokio::time::timeout(silence, self.body.frame());
+            match frame.await.map_err(|_| HttpError::Timeout)?.transpose() {
+                Ok(None) => return Ok(None),
+                Ok(Some(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+                Err(error) => return Err(HttpError::Broken(error.to_string())),
+            }
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// Sends a request over a connection of its own, and reads the head of the answer.
+pub(crate) async fn open(
+    stream: Connection,
+    request: Request<Full<Bytes>>,
+    deadline: Duration,
+) -> Result<Response<Open>, HttpError> {
+    let broken = |e: hyper::Error| HttpError::Broken(e.to_string());
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let driver = tokio::spawn(async move {
+        // How it ended, the body says.
+        let _ = connection.await;
+    });
+    let answer = tokio::time::timeout(deadline, sender.send_request(request)).await;
+    let (head, body) = match answer {
+        Ok(Ok(answer)) => answer.into_parts(),
+        failed => {
+            driver.abort();
+            return Err(match failed {
+                Ok(Err(error)) => broken(error),
+                _ => HttpError::Timeout,
+            });
+        }
+    };
+    Ok(Response::from_parts(head, Open { body, driver }))
 }
 
 async fn exchange(

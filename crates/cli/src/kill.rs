@@ -181,7 +181,7 @@ impl Kill {
             }
             Some(KillVerb::Progress(wait)) => {
                 let wait = Duration::from_secs(wait.wait.unwrap_or(0));
-                return Ok(progress::show(globals, &admin, json!({}), wait).await?);
+                return Ok(code(progress::show(globals, &admin, json!({}), wait).await?, false));
             }
             None => {}
         }
@@ -206,15 +206,19 @@ impl Kill {
             true => "paused",
             false => "stopped",
         };
-        let code = said(globals, &admin, answer, done, &self.wait).await?;
+        let ended = said(globals, &admin, answer, done, &self.wait).await?;
         // Ordered first: whoever stops something is in a hurry. Not known is not said.
-        let Ok(Some(unmet)) = self.scope.unmet(&admin).await else {
-            return Ok(code);
-        };
-        output::note(format!(
-            "warning: {unmet}: the order stands, and stops whoever joins so; `aip kill list`, `aip resume ORDER`"
-        ));
-        Ok(Exit::NotFound.into())
+        let unmet = self.scope.unmet(&admin).await.ok().flatten();
+        if let Some(unmet) = &unmet {
+            let stands = match ended {
+                Some(Exit::Proposed) => "the order is proposed",
+                _ => "the order stands",
+            };
+            output::note(format!(
+                "warning: {unmet}: {stands}, and stops whoever joins so; `aip kill list`, `aip resume ORDER`"
+            ));
+        }
+        Ok(code(ended, unmet.is_some()))
     }
 }
 
@@ -237,8 +241,15 @@ impl Resume {
         }
         let (body, what) = (json!({ "orders": orders }), "nothing was resumed");
         let answer = admin.send(Method::POST, "/v1/kills/resume", Some(&body), what).await?;
-        said(globals, &admin, answer, "resumed", &self.wait).await
+        Ok(code(said(globals, &admin, answer, "resumed", &self.wait).await?, false))
     }
+}
+
+/// The exit code: that it only waits for a second person, or that somebody has not enforced it, weighs more than that nobody
+/// is met.
+fn code(ended: Option<Exit>, unmet: bool) -> ExitCode {
+    let unmet = unmet.then_some(Exit::NotFound);
+    ended.or(unmet).map_or(ExitCode::SUCCESS, ExitCode::from)
 }
 
 /// Whether an order stops this agent itself: not one of its tools, which stays stopped by its own order.
@@ -246,15 +257,22 @@ fn is_on(order: &Value, agent: &AgentName) -> bool {
     order["scope"]["kind"] == "agent" && order["scope"]["agent"] == json!(agent)
 }
 
-/// Says what came of a change, and waits for the sidecars where that was asked for.
-async fn said(globals: &Globals, admin: &Admin, answer: Value, done: &str, wait: &Wait) -> anyhow::Result<ExitCode> {
+/// Says what came of a change, and waits for the sidecars where that was asked for; answers what it ends with, where that is not
+/// success.
+async fn said(
+    globals: &Globals,
+    admin: &Admin,
+    answer: Value,
+    done: &str,
+    wait: &Wait,
+) -> Result<Option<Exit>, Failure> {
     if let Some(id) = answer["proposal"].as_str() {
         match globals.json() {
             true => output::json(&answer),
             false => output::line(rollout::proposed(id)),
         }
         // Nothing is stopped or resumed yet, and scripts must not take it for done.
-        return Ok(Exit::Proposed.into());
+        return Ok(Some(Exit::Proposed));
     }
     if !globals.json() {
         let order = answer["order"]
@@ -265,12 +283,12 @@ async fn said(globals: &Globals, admin: &Admin, answer: Value, done: &str, wait:
         output::line(format!("{done}{order} (term {term}, epoch {epoch})"));
     }
     match wait.wait {
-        Some(seconds) => Ok(progress::show(globals, admin, answer, Duration::from_secs(seconds)).await?),
+        Some(seconds) => progress::show(globals, admin, answer, Duration::from_secs(seconds)).await,
         None => {
             if globals.json() {
                 output::json(&answer);
             }
-            Ok(ExitCode::SUCCESS)
+            Ok(None)
         }
     }
 }
@@ -339,6 +357,16 @@ mod tests {
         assert_eq!(twice.scope.twice(), Some("tier"));
         let once = told(&["--selector", "tier=beta,zone=a"]).unwrap();
         assert_eq!(once.scope.twice(), None);
+    }
+
+    #[test]
+    fn what_is_only_proposed_or_not_enforced_is_not_hidden_by_whom_it_meets() {
+        let said = |ended, unmet| format!("{:?}", code(ended, unmet));
+        let is = |exit: Exit| format!("{:?}", ExitCode::from(exit));
+        assert_eq!(said(Some(Exit::Proposed), true), is(Exit::Proposed));
+        assert_eq!(said(Some(Exit::TimedOut), true), is(Exit::TimedOut));
+        assert_eq!(said(None, true), is(Exit::NotFound));
+        assert_eq!(said(None, false), format!("{:?}", ExitCode::SUCCESS));
     }
 
     #[test]

@@ -144,7 +144,7 @@ enum Verb {
     /// Changes that wait for a second person
     #[command(subcommand)]
     Approvals(approvals::ApprovalsVerb),
-    /// Admin tokens: who may change the mesh
+    /// Admin tokens, who may change the mesh; and the way out for a control plane that was restored from a copy
     #[command(subcommand)]
     Admin(admin::AdminVerb),
     /// How agents behaved so far, and reports on them

@@ -162,7 +162,10 @@ fn floor(row: &Value) -> &'static str {
 }
 
 async fn show(globals: &Globals, admin: &Admin, agent: &AgentName, statement: bool) -> anyhow::Result<()> {
-    let shown = admin.get(&path_of(agent)).await?;
+    let shown = admin.find(&path_of(agent)).await?;
+    let shown = shown.ok_or_else(|| {
+        Failure::new(Exit::NotFound, format!("no agent is called {agent}")).next("`aip reputation show` lists them all")
+    })?;
     if statement {
         output::line(cell(&shown["statement"]));
         return Ok(());

@@ -90,6 +90,7 @@ impl Read {
             Some(1) => output::line("1 change waits for a second person: aip approvals list"),
             Some(n) => output::line(format!("{n} changes wait for a second person: aip approvals list")),
         }
+        self.restored().into_iter().for_each(output::line);
         if self.agents.is_empty() {
             output::note("no agents; `aip run --name NAME -- CMD…` brings the first");
             return;
@@ -174,9 +175,25 @@ impl Read {
         self.sidecars.iter().flat_map(of).collect()
     }
 
+    /// That the control plane was restored from an older copy, and what to do about it.
+    fn restored(&self) -> Option<String> {
+        let ahead = self.status["restored"].as_array().filter(|all| !all.is_empty())?;
+        let seen: Vec<String> = ahead
+            .iter()
+            .map(|one| format!("{} has seen {}", cell(&one["agent"]), cell(&one["seen"])))
+            .collect();
+        Some(format!(
+            "this control plane was restored from an older copy, and sidecars take nothing from it: {}; it is at {}\n    \
+             next: aip admin lift, before anything is changed (docs/operations.md says what a copy has forgotten)",
+            seen.join(", "),
+            cell(&self.status["pushed"])
+        ))
+    }
+
     /// Agents without a sidecar, sidecars that lag or refused something.
     fn behind(&self) -> Vec<String> {
         let mut lines = self.nacks();
+        lines.extend(self.restored());
         lines.extend(self.drifted.iter().map(drift::line));
         for agent in &self.agents {
             let name = &inner(agent)["name"];
@@ -281,6 +298,24 @@ fn mode(mode: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_restored_store_is_said_with_the_command_that_lifts_it() {
+        let read = |restored: Value| Read {
+            mesh: Value::Null,
+            status: json!({ "restored": restored, "pushed": 7 }),
+            sidecars: Vec::new(),
+            agents: Vec::new(),
+            drifted: Vec::new(),
+            kills: Vec::new(),
+        };
+        assert_eq!(read(json!([])).restored(), None);
+        let said = read(json!([{ "agent": "planner", "seen": 90 }])).behind();
+        let said = said.first().expect("it is not up to date");
+        for part in ["planner has seen 90", "it is at 7", "aip admin lift"] {
+            assert!(said.contains(part), "{said}");
+        }
+    }
 
     #[test]
     fn sidecars_that_ended_are_counted_apart_from_those_that_run() {

@@ -17,7 +17,7 @@ use crate::admin::Api;
 use crate::admin::answer::{Answer, Name, Params};
 use crate::admin::auth::Caller;
 use crate::admin::roles::{MATRIX, Permission, Role};
-use crate::config::sessions::{Acks, Sidecar};
+use crate::config::sessions::{Acks, Ahead, Sidecar};
 use crate::refusal::{Reason, Refusal};
 use crate::registry::{keys, proposals};
 
@@ -67,6 +67,9 @@ struct Status {
     drifted: usize,
     /// Proposals that wait for a second person.
     approvals: usize,
+    /// Sidecars that are refused, since they have seen a later revision: the store was restored from an older copy, and is to be
+    /// lifted above what they have seen (`POST /v1/mesh/lift`).
+    restored: Vec<Ahead>,
     /// Open config streams.
     connected: usize,
     /// The sidecars.
@@ -97,6 +100,7 @@ async fn status(State(api): State<Arc<Api>>) -> Answer<Json<Status>> {
         revocations: count(Kind::Revocation),
         drifted: api.registry.drifted().await?,
         approvals,
+        restored: api.sessions.ahead_of(api.world.revision()),
         connected: api.sessions.connected(),
         sidecars: api.sessions.list(),
     }))
@@ -133,11 +137,9 @@ async fn acks(
         return Err(Refusal::new(Reason::Overloaded, "too many wait; ask without waiting, or again").into());
     }
     let committed = api.registry.store.committed_at(revision);
-    Ok(Json(
-        api.sessions
-            .wait_acks(revision, committed, Duration::from_millis(ms))
-            .await,
-    ))
+    let wait = Duration::from_millis(ms);
+    let acks = api.sessions.wait_acks(&api.registry, revision, committed, wait).await?;
+    Ok(Json(acks))
 }
 
 /// What a permission allows, and to whom.

@@ -110,11 +110,38 @@ pub struct Acks {
     pub acked: Vec<String>,
     /// Sidecars that are at it but rejected something at or before it.
     pub nacked: Vec<String>,
-    /// Connected sidecars that are not at it yet, and ones that vanished lately whose SVID is still good.
+    /// Sidecars that are not at it yet and may say so soon: connected ones, and ones whose stream broke off a moment ago.
     pub missing: Vec<String>,
-    /// Those of them that vanished, without the end that a drain has: they may serve until their SVID ends.
+    /// Sidecars whose stream broke off, without the end that a drain has: they may serve until their SVID ends. Who has been gone
+    /// for more than half a minute is not missing: nobody waits for it.
     pub vanished: Vec<Vanished>,
+    /// Sidecars of agents that drifted: they have suspended themselves, and their SVIDs are revoked. Nobody waits for them.
+    pub drifted: Vec<String>,
     /// Milliseconds from the commit to the last acknowledgement; absent while somebody is missing, or for a commit
     /// that this process does not remember.
     pub ms: Option<f64>,
+}
+
+impl Acks {
+    /// Of a revision of which nobody has said anything.
+    pub(super) const fn of(revision: u64) -> Self {
+        Self {
+            revision,
+            acked: Vec::new(),
+            nacked: Vec::new(),
+            missing: Vec::new(),
+            vanished: Vec::new(),
+            drifted: Vec::new(),
+            ms: None,
+        }
+    }
+}
+
+/// A sidecar that was refused, since it has seen a later revision than this store has.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Ahead {
+    /// Its agent.
+    pub agent: String,
+    /// The revision of the newest resource that it showed, which this mesh signed.
+    pub seen: u64,
 }

@@ -50,6 +50,8 @@ struct Walk<'a> {
     tree: Tree,
     /// The tree can be compared: no records are known to be missing from it.
     whole: bool,
+    /// Segments are missing or can't be read: what began or ended in them is not known.
+    holes: bool,
     /// A wrong root was reported: the later ones are wrong for the same reason.
     rewritten: bool,
     agent: Option<String>,
@@ -140,6 +142,7 @@ impl<'a> Walk<'a> {
             prev: Some(first_prev(&source.log)),
             tree: Tree::default(),
             whole: true,
+            holes: false,
             rewritten: false,
             agent,
             begins: Vec::new(),
@@ -190,6 +193,7 @@ impl Walk<'_> {
 
     /// Goes on after a segment that can't be read, by how it ended: the next signed root shows whether that is true.
     fn go_on_after(&mut self, closed: Option<&Closed>) {
+        self.holes = true;
         match closed.and_then(|c| Some((c, c.tree()?))) {
             Some((closed, tree)) => {
                 self.next = closed.end();

@@ -1,9 +1,7 @@
-//! `aip audit tail` and `query`.
+//! `aip audit query`, and how records are asked for and shown.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use serde_json::Value;
 
@@ -13,14 +11,8 @@ use crate::client::{Admin, encoded};
 use crate::exit::Failure;
 use crate::output::{self, Table, cell, timestamp};
 
-/// Between two looks for new records.
-const LOOK: Duration = Duration::from_secs(1);
-/// Records of one look: a mesh that makes more a second is not read line by line, and it is said.
-const PER_LOOK: usize = 20_000;
-/// How far back each look goes, in milliseconds: segments come up to the control plane with some delay.
-const OVERLAP_MILLIS: u64 = 30_000;
 /// Rows of a page.
-const PAGE: usize = 500;
+pub(super) const PAGE: usize = 500;
 
 /// A moment in Unix milliseconds: `15m` ago, or a time as RFC 3339 writes it.
 pub(super) fn time(text: &str) -> Result<u64, String> {
@@ -48,8 +40,12 @@ pub(super) fn time(text: &str) -> Result<u64, String> {
 }
 
 /// The path of a page of records.
-fn path(wanted: &Wanted, limit: usize, cursor: Option<&str>) -> String {
-    let mut path = format!("/v1/audit/records?limit={limit}");
+pub(super) fn path(wanted: &Wanted, limit: usize, cursor: Option<&str>) -> String {
+    asked(format!("/v1/audit/records?limit={limit}"), wanted, cursor)
+}
+
+/// A path that ends in a query, with what is wanted in it.
+pub(super) fn asked(mut path: String, wanted: &Wanted, cursor: Option<&str>) -> String {
     let mut add = |key: &str, value: Option<String>| {
         if let Some(value) = value {
             path.push_str(&format!("&{key}={}", encoded(&value)));
@@ -174,57 +170,6 @@ pub(super) async fn query(
         });
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Records that were shown, by log and place, and when they were made.
-type Seen = HashMap<(String, u64), u64>;
-
-/// What was not shown yet, newest first, and whether that is all: up to a page on which nothing is new.
-async fn unseen(admin: &Admin, wanted: &Wanted, seen: &Seen) -> Result<(Vec<((String, u64), Value)>, bool), Failure> {
-    let (mut fresh, mut cursor) = (Vec::new(), None::<String>);
-    while fresh.len() < PER_LOOK {
-        let page = admin.get(&path(wanted, PAGE, cursor.as_deref())).await?;
-        let before = fresh.len();
-        for item in page["items"].as_array().into_iter().flatten() {
-            let key = (cell(&item["log"]), item["record"]["seq"].as_u64().unwrap_or_default());
-            fresh.extend((!seen.contains_key(&key)).then(|| (key, item.clone())));
-        }
-        match page["next"].as_str() {
-            Some(next) if fresh.len() > before => cursor = Some(next.to_owned()),
-            _ => return Ok((fresh, true)),
-        }
-    }
-    Ok((fresh, false))
-}
-
-/// Looks for what is new, again and again, until it is ended.
-pub(super) async fn tail(globals: &Globals, wanted: &Wanted) -> anyhow::Result<ExitCode> {
-    let admin = Admin::open(globals)?;
-    let mut wanted = wanted.clone();
-    let mut seen = Seen::new();
-    let now = || aip_runtime::unix_now().saturating_mul(1000);
-    wanted.since = wanted.since.or_else(|| Some(now()));
-    loop {
-        let from = now();
-        let (fresh, all) = unseen(&admin, &wanted, &seen).await?;
-        if !all {
-            output::note(format!(
-                "aip: more than {PER_LOOK} new records at once; those before the next line are not shown (aip audit query)"
-            ));
-        }
-        for (key, item) in fresh.into_iter().rev() {
-            if globals.json() {
-                output::json_line(&item);
-            } else {
-                output::line(cells(&item).join("  "));
-            }
-            seen.insert(key, item["record"]["at"].as_u64().unwrap_or_default());
-        }
-        wanted.since = wanted.since.max(Some(from.saturating_sub(OVERLAP_MILLIS)));
-        // What is older than that is not asked for again.
-        seen.retain(|_, at| Some(*at) >= wanted.since);
-        tokio::time::sleep(LOOK).await;
-    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::board::{Board, Promise, against, in_time};
+use super::board::{Board, Promise, Target, against, in_time};
 use super::calls::{self, Made};
 use super::look::{page, until};
 use super::mesh::Mesh;
@@ -44,7 +44,7 @@ pub(super) const PROMISES: [Promise; 6] = [
 ];
 
 /// From the edit to the end of the stream, and to the refusal of the last peer.
-const CUT_TARGET: Duration = Duration::from_secs(2);
+const CUT_TARGET: Target = Target::strict(Duration::from_secs(2));
 /// Events that are asked for: minutes of them, so that the stream's end is no accident.
 const EVENTS: u32 = 900;
 /// How long anything here may take at all.

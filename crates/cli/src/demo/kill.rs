@@ -9,7 +9,7 @@ use hyper::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::board::{Board, Promise};
+use super::board::{Board, Promise, Target};
 use super::calls;
 use super::look::{page, until};
 use super::mesh::Mesh;
@@ -50,7 +50,7 @@ pub(super) const PROMISES: [Promise; 7] = [
 ];
 
 /// From the command to the stream's cut, the start of the command included.
-const CUT_TARGET: Duration = Duration::from_millis(500);
+const CUT_TARGET: Target = Target::strict(Duration::from_millis(500));
 /// How long anything may take here that is waited for.
 const WAIT: Duration = Duration::from_secs(60);
 /// More events than the stream has when it is cut.
@@ -171,7 +171,7 @@ async fn connected(mesh: &Mesh) -> anyhow::Result<()> {
                 .iter()
                 .any(|e| e["sidecar"].as_str().is_some_and(|s| s.starts_with(name)))
         };
-        // One that vanished in an earlier step stays missing until its SVID ends.
+        // One that vanished a moment ago is missing, and has no stream.
         let awaited = progress["missing"].as_array()?.iter().any(|m| m["connected"] == true);
         (["planner/", "researcher/", "ledger/"].iter().all(|name| has(name)) && !awaited).then_some(())
     })
@@ -249,7 +249,8 @@ fn acknowledged(board: &mut Board, progress: &Value) -> anyhow::Result<(String, 
     );
     board.decide("acked", all == 2 && cut > 0, format!("{all} of 3, {evidence}"));
     let is_away = |one: &&Value| one["sidecar"].as_str().is_some_and(|name| name.starts_with("ledger/"));
-    for one in missing.iter().filter(|one| !is_away(one)) {
+    let before = missing.iter().filter(|one| !is_away(one));
+    for one in before.chain(&list("vanished")).chain(&list("drifted")) {
         let by = one["stopped_by"].as_u64().map_or("-".into(), timestamp);
         let sidecar = one["sidecar"].as_str().unwrap_or("?");
         board.fact("vanished before", format!("{sidecar}: its SVID has ended by {by}"));
@@ -309,10 +310,9 @@ async fn restored(mesh: &mut Mesh, board: &mut Board, copy: &Path, revision: u64
         (kills["items"].as_array().is_some_and(|orders| !orders.is_empty())).then_some(kills)
     })
     .await?;
-    let lift = json!({ "above": revision });
-    admin
-        .send(Method::POST, "/v1/mesh/lift", Some(&lift), "the store was not lifted")
-        .await?;
+    let lift = ["admin", "lift", "--above", &revision.to_string(), "--no-wait"];
+    let printed = mesh.aip(&lift).await?;
+    anyhow::ensure!(printed.code == Some(0), "the store was not lifted: {}", printed.stderr);
     connected(mesh).await?;
     let (status, reason) = call(mesh).await?;
     let evidence = format!(
@@ -332,7 +332,7 @@ async fn resumed(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<()> {
     let begun = Instant::now();
     let printed = mesh.aip(&["resume", "--all", "--wait", "5"]).await?;
     board.quote("$ aip resume --all --wait", &printed.stdout);
-    // 7: one that vanished in an earlier step is missing.
+    // 7: one that vanished before may still be waited for, since the control plane has just begun.
     anyhow::ensure!(matches!(printed.code, Some(0 | 7)), "not resumed: {}", printed.stderr);
     mesh.ready("researcher").await?;
     until("a call goes through again", WAIT, async || {

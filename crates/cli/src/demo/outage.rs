@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::board::{Board, Promise};
+use super::board::{Board, Promise, Target};
 use super::calls;
 use super::look::{page, until};
 use super::mesh::Mesh;
@@ -35,7 +35,7 @@ pub(super) const PROMISES: [Promise; 4] = [
 /// Calls that are made while it is down.
 const CALLS: usize = 10;
 /// From SIGKILL of the sidecar to the first call through its successor (target: under 1 s).
-const RESTART_TARGET: Duration = Duration::from_secs(1);
+const RESTART_TARGET: Target = Target::quick(Duration::from_secs(1));
 /// How long a successor may take at all.
 const RESTART_WAIT: Duration = Duration::from_secs(20);
 /// How long the sidecars may take to find the control plane again: their longest wait between attempts, and more.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
-use super::board::{Board, Promise};
+use super::board::{Board, Promise, Target};
 use super::calls;
 use super::files::AGENTS;
 use super::mesh::Mesh;
@@ -35,8 +35,10 @@ pub(super) const PROMISES: [Promise; 5] = [
     },
 ];
 
-/// From the report to the last sidecar's ACK.
-const TARGET: Duration = Duration::from_secs(2);
+/// Why the reset.
+const WHY: &str = "the report was checked by hand";
+/// From the report of a hop that the audit has to the last sidecar's ACK.
+const TARGET: Target = Target::strict(Duration::from_secs(2));
 /// Who reports.
 const VERIFIER: &str = "fact-checker";
 
@@ -172,23 +174,18 @@ async fn once(mesh: &Mesh, board: &mut Board, report: &[&str]) -> anyhow::Result
 }
 
 async fn reset(mesh: &Mesh, board: &mut Board) -> anyhow::Result<()> {
-    let reset = [
-        "reputation",
-        "reset",
-        "researcher",
-        "--reason",
-        "the report was checked by hand",
-    ];
+    let reset = ["reputation", "reset", "researcher", "--reason", WHY];
     let printed = mesh.aip(&reset).await?;
     board.quote(&format!("$ aip {}", reset.join(" ")), &printed.stdout);
     anyhow::ensure!(printed.code == Some(0), "it was not reset: {}", printed.stderr);
     let audit = mesh.admin()?.get("/v1/audit?limit=5").await?;
     let entries = audit["items"].as_array().into_iter().flatten();
-    let audited = entries
-        .into_iter()
-        .any(|e| e["action"] == "reputation.reset" && e["subject"] == "researcher");
+    let audited = entries.into_iter().any(|e| {
+        let detail = e["detail"].as_str().unwrap_or_default();
+        e["action"] == "reputation.reset" && e["subject"] == "researcher" && detail.contains(WHY)
+    });
     let made = calls::mcp(mesh, "researcher", "search", json!({ "query": "shore" })).await?;
-    let text = format!("{} after the reset, which the audit names", made.status);
+    let text = format!("{} after the reset, which the audit names with its reason", made.status);
     board.decide("reset", made.went_through() && audited, text);
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
-use super::board::{Board, Promise};
+use super::board::{Board, Promise, Target};
 use super::calls;
 use super::files::AGENTS;
 use super::mesh::Mesh;
@@ -32,7 +32,7 @@ pub(super) const PROMISES: [Promise; 4] = [
 ];
 
 /// From `aip policy apply` to the last sidecar's ACK, the policy's admission in a child process included.
-const TARGET: Duration = Duration::from_secs(1);
+const TARGET: Target = Target::quick(Duration::from_secs(1));
 
 pub(super) async fn show(mesh: &mut Mesh, board: &mut Board) -> anyhow::Result<()> {
     let (open, _) = calls::watch(mesh, 1).await?;

@@ -160,7 +160,10 @@ const STEPS: &[(&str, &str)] = &[
     ("svid_revoked", SAID),
     ("svid_other_agent", SAID),
     ("generation_mismatch", SAID),
-    ("restored_store", SAID),
+    (
+        "restored_store",
+        "`aip status` says what sidecars have seen, `aip admin lift` lifts the store above it",
+    ),
     ("instance_invalid", SAID),
     ("protocol_violation", SAID),
     ("endpoint_refused", SAID),

@@ -1,6 +1,5 @@
 //! From an order to the last sidecar that enforced it; and of those that can't be reached, by when they have stopped.
 
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use hyper::Method;
@@ -16,9 +15,14 @@ const MARGIN: Duration = Duration::from_secs(5);
 /// Longest wait that the control plane grants at once.
 const LONGEST_POLL: Duration = Duration::from_secs(50);
 
-/// Waits for a set (that of `answer`, or the one in force) and says where it stands; ends with 7 where somebody has not
-/// enforced it.
-pub(super) async fn show(globals: &Globals, admin: &Admin, answer: Value, wait: Duration) -> Result<ExitCode, Failure> {
+/// Waits for a set (that of `answer`, or the one in force) and says where it stands; ends with 7 where somebody who could has
+/// not enforced it. Who vanished long ago, or drifted, is named and fails nothing.
+pub(super) async fn show(
+    globals: &Globals,
+    admin: &Admin,
+    answer: Value,
+    wait: Duration,
+) -> Result<Option<Exit>, Failure> {
     let progress = output::waiting("every sidecar enforces it", read(admin, &answer, wait)).await?;
     let missing = progress["missing"].as_array().map_or(0, Vec::len);
     if globals.json() {
@@ -28,10 +32,7 @@ pub(super) async fn show(globals: &Globals, admin: &Admin, answer: Value, wait: 
     } else {
         print(&progress);
     }
-    Ok(match missing {
-        0 => ExitCode::SUCCESS,
-        _ => ExitCode::from(Exit::TimedOut as u8),
-    })
+    Ok((missing > 0).then_some(Exit::TimedOut))
 }
 
 async fn read(admin: &Admin, answer: &Value, wait: Duration) -> Result<Value, Failure> {
@@ -73,6 +74,14 @@ fn print(progress: &Value) {
             agent["stopped_by"].as_u64().map_or("-".into(), timestamp),
         ));
     }
+    for (key, why) in [
+        ("vanished", "out of reach"),
+        ("drifted", "drifted, suspended by itself"),
+    ] {
+        for sidecar in list(key) {
+            output::line(format!("not waited for: {}", apart(&sidecar, why)));
+        }
+    }
     if missing.is_empty() {
         return;
     }
@@ -87,11 +96,37 @@ fn print(progress: &Value) {
             cell(&sidecar["sidecar"]),
             stream,
             sidecar["stopped_by"].as_u64().map_or("-".into(), timestamp),
-            match sidecar["stopped_how"].as_str() {
-                Some("lease") => "lease has ended".into(),
-                _ => "SVID has ended".to_owned(),
-            },
+            how(sidecar).to_owned(),
         ]);
     }
     output::line(table.render());
+}
+
+/// What stops a sidecar at its certain end.
+fn how(sidecar: &Value) -> &'static str {
+    match sidecar["stopped_how"].as_str() {
+        Some("lease") => "lease has ended",
+        _ => "SVID has ended",
+    }
+}
+
+/// One of whom no answer is expected, with its certain end.
+fn apart(sidecar: &Value, why: &str) -> String {
+    let by = sidecar["stopped_by"].as_u64().map_or("-".into(), timestamp);
+    let (name, how) = (cell(&sidecar["sidecar"]), how(sidecar));
+    format!("{name}, {why}: certainly stopped by {by}, when its {how}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_not_waited_for_is_named_with_its_end() {
+        let gone = json!({ "sidecar": "a/1", "stopped_by": 60, "stopped_how": "lease" });
+        assert_eq!(
+            apart(&gone, "out of reach"),
+            "a/1, out of reach: certainly stopped by 1970-01-01T00:01:00Z, when its lease has ended"
+        );
+    }
 }

@@ -48,8 +48,10 @@ pub(crate) struct Acks {
     pub(crate) acked: Vec<String>,
     pub(crate) nacked: Vec<String>,
     pub(crate) missing: Vec<String>,
-    /// Those of the missing whose stream broke off, with the time until which they may serve.
+    /// Those whose stream broke off, with the time until which they may serve. Who is not among the missing is not waited for.
     pub(crate) vanished: Vec<(String, u64)>,
+    /// Those of agents that drifted, which suspended themselves. Nobody waits for them.
+    pub(crate) drifted: Vec<String>,
     /// From the transaction to the last ACK, as the control plane saw it.
     pub(crate) last_ms: Option<f64>,
 }
@@ -67,6 +69,7 @@ impl Acks {
                 .flatten()
                 .filter_map(vanished)
                 .collect(),
+            drifted: list("drifted"),
             last_ms: answer["ms"].as_f64(),
         }
     }
@@ -83,11 +86,31 @@ impl Acks {
 
     /// What is said once nobody is missing.
     fn sentence(&self) -> String {
-        if self.acked.is_empty() {
-            return "no sidecar is connected: each takes it as it joins".into();
+        let mut said = match self.acked.is_empty() {
+            true => "no sidecar is connected: each takes it as it joins".to_owned(),
+            false => {
+                let last = self.last_ms.map(|ms| format!(" after {ms:.1} ms")).unwrap_or_default();
+                format!("in force: {}{last}", self.held())
+            }
+        };
+        for line in self.apart() {
+            said += "\n  not waited for: ";
+            said += &line;
         }
-        let last = self.last_ms.map(|ms| format!(" after {ms:.1} ms")).unwrap_or_default();
-        format!("in force: {}{last}", self.held())
+        said
+    }
+
+    /// Those who do not hold it and for whom nobody waits, a line each.
+    fn apart(&self) -> Vec<String> {
+        let gone = self.vanished.iter().filter(|(name, _)| !self.missing.contains(name));
+        let gone = gone.map(|(name, until)| {
+            let until = output::timestamp(*until);
+            format!("{name}, which vanished: it may serve with what it holds until {until}")
+        });
+        let drifted = self.drifted.iter();
+        let drifted = drifted
+            .map(|name| format!("{name}, whose agent drifted: it has suspended itself, and its SVID is revoked"));
+        gone.chain(drifted).collect()
     }
 }
 
@@ -205,6 +228,9 @@ fn held_everywhere(revision: u64, acks: &Acks) -> Result<(), Failure> {
             None => format!("no answer from {sidecar}"),
         });
     }
+    for line in acks.apart() {
+        failure = failure.why(format!("not waited for: {line}"));
+    }
     Err(failure.next("it arrives as soon as they can be reached; `aip status` shows what each sidecar holds"))
 }
 
@@ -214,8 +240,28 @@ mod tests {
 
     fn answer(acked: usize, missing: &[&str]) -> Acks {
         let acked: Vec<String> = (0..acked).map(|i| format!("a/{i}")).collect();
-        let vanished = json!([{"sidecar": "gone/1", "not_after": 60}]);
+        let vanished: Vec<_> = missing.iter().filter(|name| **name == "gone/1").collect();
+        let vanished: Vec<_> = vanished
+            .iter()
+            .map(|name| json!({"sidecar": name, "not_after": 60}))
+            .collect();
         Acks::read(&json!({"acked": acked, "missing": missing, "vanished": vanished, "ms": 12.34}))
+    }
+
+    #[test]
+    fn who_can_not_answer_is_named_and_fails_nothing() {
+        let acks = Acks::read(&json!({
+            "acked": ["a/1"], "missing": [], "vanished": [{"sidecar": "gone/1", "not_after": 60}], "drifted": ["d/1"],
+        }));
+        assert!(held_everywhere(7, &acks).is_ok());
+        let said = acks.sentence();
+        for part in [
+            "held by 1 of 1 sidecar",
+            "gone/1, which vanished: it may serve with what it holds until 1970-01-01T00:01:00Z",
+            "d/1, whose agent drifted",
+        ] {
+            assert!(said.contains(part), "{said}");
+        }
     }
 
     #[test]

@@ -53,7 +53,6 @@ fn evidence(text: &str) -> Result<Evidence, String> {
 
 impl Report {
     pub(super) async fn perform(&self, globals: &Globals, admin: &Admin) -> anyhow::Result<ExitCode> {
-        let started = Instant::now();
         let mut body = json!({
             "finding": self.finding, "severity": self.severity, "evidence": self.evidence, "claim": self.claim,
         });
@@ -62,7 +61,7 @@ impl Report {
             body["statement"] = self.signed(admin, file, &body).await?.into();
         }
         let path = format!("{}/reports", path_of(&self.agent));
-        let answer = self.taken(admin, &path, &body, &what).await?;
+        let (answer, started) = self.taken(admin, &path, &body, &what).await?;
         if answer["repeated"] == true {
             match globals.json() {
                 true => output::json(&answer),
@@ -79,17 +78,18 @@ impl Report {
         rollout::report(globals, admin, &outcome, &sentence, started, &self.wait).await
     }
 
-    /// The answer; a hop of this moment is in the audit a moment later.
-    async fn taken(&self, admin: &Admin, path: &str, body: &Value, what: &str) -> Result<Value, Failure> {
+    /// The answer, and when it was asked for; a hop of this moment is in the audit a moment later.
+    async fn taken(&self, admin: &Admin, path: &str, body: &Value, what: &str) -> Result<(Value, Instant), Failure> {
         let started = Instant::now();
         loop {
+            let asked = Instant::now();
             match admin.send(Method::POST, path, Some(body), what).await {
                 Err(failure)
                     if &*failure.reason == "hop_unknown" && self.is_fresh() && started.elapsed() < RECORDED =>
                 {
                     tokio::time::sleep(LOOK).await;
                 }
-                answer => return answer,
+                answer => return answer.map(|answer| (answer, asked)),
             }
         }
     }

@@ -63,7 +63,7 @@ impl Walk<'_> {
             Event::End(end) => {
                 let known = self.open.remove(&end.id).is_some();
                 // Its decision may be among what a quota took, or what is missing.
-                if !known && self.report.dropped == 0 && self.whole {
+                if !known && self.report.dropped == 0 && self.whole && !self.holes {
                     let id = end.id.to_string();
                     let at = at.decision(Some(&id));
                     self.fault(Kind::EndWithoutDecision, at, "no decision of this id stands before it");
@@ -118,7 +118,7 @@ impl Walk<'_> {
     fn unended(&mut self) {
         let most = self.signed.roots.last_key_value().map_or(0, |(size, _)| *size);
         let behind = matches!(self.of, Of::Copy(_)) && self.next < most;
-        if !self.signed.closed || !self.whole || behind {
+        if !self.signed.closed || !self.whole || self.holes || behind {
             return;
         }
         let mut left: Vec<(u64, DecisionId)> = self.open.iter().map(|(id, seq)| (*seq, *id)).collect();
@@ -136,6 +136,17 @@ impl Walk<'_> {
         }
     }
 
+    /// The records that were signed, as far as they must be here, and when: a copy may lag behind what was signed, and not behind
+    /// the checkpoints beside it.
+    fn due(&self) -> Option<(u64, u64)> {
+        let reach = match self.of {
+            Of::Log(_) => u64::MAX,
+            Of::Copy(_) => self.next.max(self.signed.beside(self.dir)),
+        };
+        let last = self.signed.roots.range(..=reach).next_back();
+        last.map(|(size, (_, at))| (*size, *at))
+    }
+
     pub(super) fn close(mut self) -> (LogReport, Option<Tail>) {
         self.report.records = self.next;
         self.unended();
@@ -143,12 +154,8 @@ impl Walk<'_> {
             .begins
             .last()
             .map_or_else(|| self.dir.to_owned(), |(_, path)| path.clone());
-        let mut most = self.signed.roots.last_key_value().map(|(size, (_, at))| (*size, *at));
+        let most = self.due();
         if let Of::Copy(end) = &mut self.of {
-            // It may lag behind what was signed; not behind the checkpoints beside it.
-            let reach = self.next.max(self.signed.beside(self.dir));
-            let last = self.signed.roots.range(..=reach).next_back();
-            most = last.map(|(size, (_, at))| (*size, *at));
             **end = (self.whole && !self.rewritten).then(|| (self.next, self.tree.root()));
         }
         // A log in which nothing happens is not signed again: what counts is how long a record waited.
