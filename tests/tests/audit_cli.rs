@@ -171,7 +171,7 @@ async fn changes_logs_findings_and_the_lift_are_commands() {
     let rig = Rig::start().await;
     let killed = rig.aip(&["kill", "--agent", "callee", "--reason", "it leaks", "--wait"]);
     assert_eq!(killed.status.code(), Some(0), "{}", text(&killed));
-    let changes = rig.json(&["audit", "changes", "--action", "kill"]);
+    let changes = rig.json(&["audit", "changes", "--action", "kill.order"]);
     let shown = (&changes[0]["action"], changes[0]["actor"].as_str().unwrap());
     assert_eq!(shown.0, "kill.order", "{changes}");
     assert_eq!(changes.as_array().unwrap().len(), 1, "{changes}");
