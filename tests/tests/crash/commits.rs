@@ -66,14 +66,18 @@ impl Rig {
         let mesh = Mesh::start().await;
         let agent = Agent::start();
         let caller = mesh.sidecar("caller", agent.address).await;
-        Self {
+        let mut rig = Self {
             after: mesh.dir("points").join("after"),
             mesh,
             agent,
             caller,
             joined: Vec::new(),
             kept: Vec::new(),
-        }
+        };
+        assert!(rig.signs().await);
+        // What is looked at in the end, whoever is ended before it.
+        wait::until("a log comes up", async || trail::report_of_copies(&rig.mesh).await.ok()).await;
+        rig
     }
 
     async fn ready(&self, work: Work, name: &str) -> Ready {
