@@ -1,6 +1,6 @@
 //! JSON byte for byte as `serde_json` writes it, for what is written with every request: records of the audit and lines
 //! of the access log. Most of what stands there are names of fields, ids and digests, which need no escape; `serde_json`
-//! looks at each of their bytes by itself, and that was a tenth of a sidecar's time.
+//! looks at each of their bytes by itself, and that was a tenth of a sidecar's own instructions.
 
 use serde::ser::{self, Error as _, Serialize};
 use serde_json::Error;
@@ -185,34 +185,12 @@ impl<'o> ser::Serializer for Json<'o> {
     }
 }
 
-impl ser::SerializeSeq for Members<'_> {
-    type Ok = ();
-    type Error = Error;
-    fn serialize_element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Error> {
-        self.item(value)
-    }
-    fn end(self) -> Result<(), Error> {
-        self.finish()
-    }
-}
-
-impl ser::SerializeTuple for Members<'_> {
-    type Ok = ();
-    type Error = Error;
-    fn serialize_element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Error> {
-        self.item(value)
-    }
-    fn end(self) -> Result<(), Error> {
-        self.finish()
-    }
-}
-
-macro_rules! tuples {
-    ($($trait:ident),*) => {
+macro_rules! lists {
+    ($($trait:ident::$item:ident),*) => {
         $(impl ser::$trait for Members<'_> {
             type Ok = ();
             type Error = Error;
-            fn serialize_field<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Error> {
+            fn $item<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Error> {
                 self.item(value)
             }
             fn end(self) -> Result<(), Error> {
@@ -222,7 +200,12 @@ macro_rules! tuples {
     };
 }
 
-tuples!(SerializeTupleStruct, SerializeTupleVariant);
+lists!(
+    SerializeSeq::serialize_element,
+    SerializeTuple::serialize_element,
+    SerializeTupleStruct::serialize_field,
+    SerializeTupleVariant::serialize_field
+);
 
 macro_rules! structs {
     ($($trait:ident),*) => {

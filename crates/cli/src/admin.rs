@@ -1,5 +1,5 @@
-//! `aip admin`: admin tokens, and the lift of a restored store. In a prod mesh nobody but the person ever holds the person's token: they keep a secret,
-//! give its digest to whoever issues the token, and fetch the token with the secret.
+//! `aip admin`: admin tokens, and the lift of a restored store. In a prod mesh nobody but the person ever holds the
+//! person's token: they keep a secret, give its digest to whoever issues the token, and fetch the token with the secret.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

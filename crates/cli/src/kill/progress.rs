@@ -15,8 +15,9 @@ const MARGIN: Duration = Duration::from_secs(5);
 /// Longest wait that the control plane grants at once.
 const LONGEST_POLL: Duration = Duration::from_secs(50);
 
-/// Waits for a set (that of `answer`, or the one in force) and says where it stands; ends with 7 where somebody who could has
-/// not enforced it. Who vanished long ago, or drifted, is named and fails nothing.
+/// Waits for a set (that of `answer`, or the one in force) and says where it stands; ends with 7 where somebody who may run has
+/// not enforced it. Who vanished is not waited for, and may run until its certain end all the same; who drifted has suspended
+/// itself.
 pub(super) async fn show(
     globals: &Globals,
     admin: &Admin,
@@ -24,7 +25,7 @@ pub(super) async fn show(
     wait: Duration,
 ) -> Result<Option<Exit>, Failure> {
     let progress = output::waiting("every sidecar enforces it", read(admin, &answer, wait)).await?;
-    let missing = progress["missing"].as_array().map_or(0, Vec::len);
+    let may_run = still_may_run(&progress);
     if globals.json() {
         let mut all = answer;
         all["progress"] = progress;
@@ -32,7 +33,13 @@ pub(super) async fn show(
     } else {
         print(&progress);
     }
-    Ok((missing > 0).then_some(Exit::TimedOut))
+    Ok((may_run > 0).then_some(Exit::TimedOut))
+}
+
+/// Sidecars that have not enforced the set and may run, whether they are waited for or not.
+fn still_may_run(progress: &Value) -> usize {
+    let count = |key: &str| progress[key].as_array().map_or(0, Vec::len);
+    count("missing") + count("vanished")
 }
 
 async fn read(admin: &Admin, answer: &Value, wait: Duration) -> Result<Value, Failure> {
@@ -60,7 +67,7 @@ fn print(progress: &Value) {
     output::line(format!(
         "enforced by {} of {}: p50 {}, p99 {}, last {}; {} and {} cut",
         enforced.len(),
-        counted((enforced.len() + missing.len()) as u64, "sidecar"),
+        counted((enforced.len() + still_may_run(progress)) as u64, "sidecar"),
         time("p50_ms"),
         time("p99_ms"),
         time("last_ms"),
@@ -120,6 +127,13 @@ fn apart(sidecar: &Value, why: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_vanished_may_run_and_who_drifted_does_not() {
+        let progress = json!({ "missing": [], "vanished": [{ "sidecar": "a/1" }], "drifted": [{ "sidecar": "b/1" }] });
+        assert_eq!(still_may_run(&progress), 1);
+        assert_eq!(still_may_run(&json!({ "missing": [], "vanished": [] })), 0);
+    }
 
     #[test]
     fn who_is_not_waited_for_is_named_with_its_end() {
