@@ -13,7 +13,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use metrics::{Counter, counter};
+use metrics::Counter;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -24,10 +24,13 @@ pub use settings::{Asked, Settings};
 pub const BUILT: bool = cfg!(feature = "otlp");
 
 /// Spans that wait to be sent, as OpenTelemetry's own default: about 5 MiB of the largest.
+#[cfg(feature = "otlp")]
 const MAX_QUEUED: usize = 2_048;
 /// Spans that were sent.
+#[cfg(feature = "otlp")]
 const EXPORTED: &str = "aip_spans_exported_total";
 /// Spans that were not.
+#[cfg(feature = "otlp")]
 const DROPPED: &str = "aip_spans_dropped_total";
 
 /// Which end of a call a span is.
@@ -134,7 +137,7 @@ impl Spans {
         Ok(Self(Some(Arc::new(Inner {
             sampler: settings.sampler,
             queue,
-            full: counter!(DROPPED, "reason" => "queue_full"),
+            full: metrics::counter!(DROPPED, "reason" => "queue_full"),
             closing,
             task: Mutex::new(Some(task)),
         }))))

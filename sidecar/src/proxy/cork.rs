@@ -48,8 +48,10 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Corked<IO> {
         Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
     }
 
+    /// No: TLS copies what is written in any case, and the HTTP library then copies bodies of less than 1 KiB behind
+    /// their heads, where it would flush after each.
     fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
+        false
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

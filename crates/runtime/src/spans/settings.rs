@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+#[cfg(feature = "otlp")]
 use std::time::Duration;
 
 use aip_api::problem::FieldError;
