@@ -13,8 +13,10 @@
 //! | [`stream`] | the `Audit` stream to the control plane |
 //! | `trusted` | whether a log that goes on rests on what this sidecar signed |
 //!
-//! A record is one write into a file, in the thread of its request and before the request goes on, so that a crash of
-//! this process loses nothing. When it must be on the disk, too, is a matter of durability.
+//! A record is written into a file by the thread of its request and before anything goes out that it is about, so that a
+//! crash of this process loses nothing that anybody knows of. Requests of one turn share a write: their records are gathered,
+//! and written before the first byte of any of them leaves (`proxy/recorded`). When they must be on the disk, too, is a matter
+//! of durability; what is to be there soon is written at once.
 
 mod book;
 pub mod checkpoint;
@@ -29,7 +31,7 @@ pub mod stream;
 mod trusted;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -50,6 +52,15 @@ const FLUSH: Duration = Duration::from_secs(1);
 /// How long a flush may take: a disk that takes longer is as good as none.
 const DISK: Duration = Duration::from_secs(10);
 
+/// When a record is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    /// Before this is answered.
+    AtOnce,
+    /// With [`Audit::write_gathered`], which is called before anything goes out on a connection.
+    WithOthers,
+}
+
 /// The audit of a sidecar, or none. Cloning shares it; its thread ends with the last clone.
 #[derive(Clone)]
 pub struct Audit(Option<Arc<Owner>>);
@@ -62,6 +73,8 @@ struct Owner {
 /// What the requests' threads and the audit's own share.
 struct Shared {
     book: Mutex<Book>,
+    /// Whether records wait for their write: set with the book held.
+    gathered: AtomicBool,
     wants: Mutex<Wants>,
     wake: Condvar,
     durable: watch::Sender<Durable>,
@@ -96,6 +109,7 @@ impl Audit {
         let shared = Arc::new(Shared {
             durable: watch::Sender::new(Durable::of(&book)),
             book: Mutex::new(book),
+            gathered: AtomicBool::new(false),
             wants: Mutex::default(),
             wake: Condvar::new(),
             kept: watch::Sender::new(0),
@@ -120,22 +134,33 @@ impl Audit {
         self.0.is_some()
     }
 
-    /// Writes a record; where it stands, if anything is recorded.
+    /// Writes a record, at once or with those of the same turn; where it stands, if anything is recorded.
     ///
     /// # Errors
     /// It can't be written. It is counted, and the log will say how many are missing.
-    pub(crate) fn append(&self, event: Event) -> Result<Option<Place>, Unrecorded> {
+    pub(crate) fn append(&self, event: Event, when: When) -> Result<Option<Place>, Unrecorded> {
         let Some(shared) = self.shared() else { return Ok(None) };
-        shared.append(event, None).map(Some)
+        shared.append(event, None, when)
     }
 
-    /// Writes the record of an end, into the log that has its decision.
+    /// Writes the record of an end, into the log that has its decision; nothing where that was gathered and lost, since an end
+    /// alone would say nothing.
     ///
     /// # Errors
     /// As [`Self::append`]; or that log is not written any more.
-    pub(crate) fn append_end(&self, event: Event, decision: Place) -> Result<Option<Place>, Unrecorded> {
+    pub(crate) fn append_end(&self, event: Event, decision: Place, when: When) -> Result<Option<Place>, Unrecorded> {
         let Some(shared) = self.shared() else { return Ok(None) };
-        shared.append(event, Some(decision)).map(Some)
+        shared.append(event, Some(decision), when)
+    }
+
+    /// Writes what was gathered, before anything goes out that it is about. What can't be written is counted as lost, as any
+    /// record is for which nobody waits.
+    pub(crate) fn write_gathered(&self) {
+        if let Some(shared) = self.shared()
+            && shared.gathered.load(Ordering::Acquire)
+        {
+            drop(shared.book());
+        }
     }
 
     /// Counts a refusal of somebody who is not known.
@@ -179,15 +204,32 @@ impl Audit {
 }
 
 impl Shared {
+    /// The book, with all that was gathered in its file: nobody but who appends sees it otherwise.
     fn book(&self) -> MutexGuard<'_, Book> {
+        let mut book = self.book_as_is();
+        book.write_gathered();
+        self.note(&mut book);
+        book
+    }
+
+    fn book_as_is(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what is gathered now, and what of it was lost.
+    fn note(&self, book: &mut Book) {
+        self.gathered.store(book.has_gathered(), Ordering::Release);
+        let (undone, why) = book.take_undone();
+        if undone > 0 {
+            self.metrics.lost(why, undone);
+        }
     }
 
     fn sent(&self) -> MutexGuard<'_, stream::Sent> {
         self.sent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn append(&self, event: Event, after: Option<Place>) -> Result<Place, Unrecorded> {
+    fn append(&self, event: Event, after: Option<Place>, when: When) -> Result<Option<Place>, Unrecorded> {
         let kind = metrics::Kind::of(&event);
         let from = match &event {
             Event::Decision(decision) => Some(decision.source.id.clone()),
@@ -198,22 +240,27 @@ impl Shared {
             event: event.settled(),
             after,
             from: from.as_deref(),
+            gathers: when == When::WithOthers,
         };
         let (written, bytes, to_begin) = {
-            let mut book = self.book();
+            let mut book = self.book_as_is();
+            if after.is_some_and(|decision| book.has_lost(decision)) {
+                return Ok(None);
+            }
             let before = book.bytes();
             let written = book.append(entry, unix_millis());
+            self.note(&mut book);
             let to_begin = written.is_err() && book.to_begin().is_some();
             (written, book.bytes().saturating_sub(before), to_begin)
         };
         match &written {
             Ok(_) => self.metrics.recorded(kind, bytes),
-            Err(error) => self.metrics.lost(error.0),
+            Err(error) => self.metrics.lost(error.0, 1),
         }
         if to_begin {
             self.want();
         }
-        written
+        written.map(Some)
     }
 }
 

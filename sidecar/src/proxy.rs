@@ -12,7 +12,7 @@
 //! | [`workers`] | the threads that serve connections |
 //! | `watch` | looks at both again when the world changes |
 //! | `pair` | both ends of a hop as policy sees them, and the policies between them |
-//! | `cork` | gathers what an HTTP/2 connection writes |
+//! | `cork`, `recorded` | gathers what a connection writes; and has it recorded before it goes out |
 //! | `peers`, `agent` | pooled connections to peers' sidecars and to the agent |
 //! | `http2` | HTTP/2 as both listeners serve it |
 //! | `gate`, `hops`, `alias` | rates and shares, hop ids that were seen, authorities that the registry gives to agents |
@@ -34,6 +34,7 @@ pub mod metrics;
 mod outbound;
 pub(crate) mod pair;
 pub(crate) mod peers;
+pub(crate) mod recorded;
 mod strangers;
 pub(crate) mod streams;
 mod tunnel;
@@ -215,7 +216,9 @@ impl Proxy {
             streams: streams::Streams::default(),
             pairs: pair::Pairs::default(),
             peers: settings.workers.each(peers::PeerPool::default),
-            agent: settings.workers.each(|| agent::AgentPool::new(settings.agent)),
+            agent: settings
+                .workers
+                .each(|| agent::AgentPool::new(settings.agent, &settings.audit)),
             gates: gate::Gates::default(),
             shares: gate::Shares::default(),
             hops: hops::Hops::default(),

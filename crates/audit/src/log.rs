@@ -11,6 +11,7 @@
 mod checkpoints;
 mod cut;
 mod disk;
+mod gather;
 mod lines;
 mod manifest;
 mod quota;

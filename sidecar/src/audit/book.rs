@@ -4,6 +4,7 @@
 //! Requests wait for whoever holds this: nothing here syncs, and nothing reads a directory, once it is open.
 
 mod left;
+mod write;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use serde_json::{Value, json};
 use super::lost::Lost;
 use super::shares::Shares;
 use left::Left;
+use write::Undone;
 
 /// Time between two attempts to begin a log, where none can be written: a disk that was full has room within seconds or
 /// not for long.
@@ -27,6 +29,15 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) struct Place {
     pub(super) life: u64,
     pub(super) seq: u64,
+    /// How often records that were gathered had been lost by then.
+    undone: u64,
+}
+
+impl Place {
+    /// The place of a record that is in its file.
+    pub(super) const fn in_file(life: u64, seq: u64) -> Self {
+        Self { life, seq, undone: 0 }
+    }
 }
 
 /// A record that could not be written, and why, as a stable word.
@@ -42,6 +53,8 @@ pub(super) struct Entry<'a> {
     pub(super) after: Option<Place>,
     /// Of a decision, who asked.
     pub(super) from: Option<&'a str>,
+    /// Whether it may wait for the next write: whoever asks for that has it written before anybody learns of it.
+    pub(super) gathers: bool,
 }
 
 /// What is to be signed, and how far the files reach that it covers.
@@ -97,6 +110,8 @@ pub(super) struct Book {
     synced: Option<(u64, Head)>,
     /// The last one that could not be brought to disk, until that is in order.
     left: Option<Left>,
+    /// Which gathered records were lost.
+    undone: Undone,
 }
 
 impl Book {
@@ -118,6 +133,7 @@ impl Book {
             closed: false,
             synced: None,
             left: None,
+            undone: Undone::default(),
         };
         if !book.go_on() {
             let begun = begin(root, options);
@@ -254,7 +270,7 @@ impl Book {
         }
         self.mind_the_gap(at)?;
         let before = self.bytes();
-        let place = self.write(&mut event, at)?;
+        let place = self.write(&mut event, at, entry.gathers)?;
         if let Some(from) = entry.from {
             self.shares.took(from, self.bytes().saturating_sub(before));
         }
@@ -271,32 +287,10 @@ impl Book {
             reason: reason.to_owned(),
         };
         let mut gap = Event::Gap(gap).settled().map_err(|_| Unrecorded("io"))?;
-        self.write(&mut gap, at)?;
+        self.write(&mut gap, at, false)?;
         tracing::warn!(lost, reason, "the audit log is written again, with a gap");
         self.lost.said();
         Ok(())
-    }
-
-    fn write(&mut self, event: &mut Settled, at: u64) -> Result<Place, Unrecorded> {
-        let Some(writer) = &mut self.writer else {
-            return Err(Unrecorded(self.why));
-        };
-        let written = writer.append_settled(event, at);
-        let life = self.life;
-        if written.is_ok() {
-            self.unsigned_since.get_or_insert_with(Instant::now);
-        }
-        written.map(|seq| Place { life, seq }).map_err(|error| {
-            let why = word(&error);
-            match error {
-                LogError::Poisoned => self.broken(life, &error),
-                _ if self.lost.unsaid().is_none() => {
-                    tracing::error!(reason = why, %error, "a record could not be written");
-                }
-                _ => {}
-            }
-            Unrecorded(why)
-        })
     }
 
     /// Closes the segment by age, and says what a quota takes of what the control plane has. What was said, and signed since,
@@ -337,7 +331,7 @@ impl Book {
     /// Says that an earlier log goes, whole.
     pub(super) fn say_dropped(&mut self, dropped: Dropped, at: u64) -> Option<Place> {
         let mut event = Event::Dropped(dropped).settled().ok()?;
-        self.write(&mut event, at).ok()
+        self.write(&mut event, at, false).ok()
     }
 
     /// Whether a kept checkpoint covers that record.

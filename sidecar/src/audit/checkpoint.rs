@@ -9,7 +9,7 @@ use aip_runtime::svid::{Svid, SvidSource};
 use tokio::time::MissedTickBehavior;
 
 use super::book::{Place, Unsigned};
-use super::{Audit, Shared, unix_millis};
+use super::{Audit, Shared, When, unix_millis};
 use crate::mesh::Mesh;
 
 /// How often: at least every 5 s is promised, and a flush and a signature come before each.
@@ -36,7 +36,7 @@ pub async fn run(audit: Audit, svid: SvidSource, mesh: Mesh) {
 pub async fn close(audit: &Audit, svid: &SvidSource) {
     let Some(shared) = audit.shared() else { return };
     for event in shared.strangers.take() {
-        let _ = shared.append(event, None);
+        let _ = shared.append(event, None, When::AtOnce);
     }
     // A recovery that was not signed yet comes first.
     sign(audit, svid, false).await;
@@ -47,7 +47,7 @@ pub async fn close(audit: &Audit, svid: &SvidSource) {
     };
     // The checkpoint itself is a line in a file, too.
     if let Some(seq) = seq {
-        audit.on_disk(Place { life, seq }).await;
+        audit.on_disk(Place::in_file(life, seq)).await;
     }
     shared.book().close();
     shared.kept.send_modify(|kept| *kept += 1);
@@ -67,10 +67,7 @@ pub async fn sign(audit: &Audit, svid: &SvidSource, closes: bool) {
     let Some(unsigned) = shared.book().unsigned(svid.id(), closes, unix_millis()) else {
         return;
     };
-    let last = Place {
-        life: unsigned.life,
-        seq: unsigned.checkpoint.size.saturating_sub(1),
-    };
+    let last = Place::in_file(unsigned.life, unsigned.checkpoint.size.saturating_sub(1));
     if !audit.on_disk(last).await {
         return;
     }

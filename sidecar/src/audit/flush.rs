@@ -12,7 +12,7 @@ use aip_audit::log::LogError;
 
 use super::book::{self, Book, Place};
 use super::earlier::Earlier;
-use super::{Shared, unix_millis};
+use super::{Shared, When, unix_millis};
 
 /// How often strangers are recorded, and quotas looked at.
 const TIDY: Duration = Duration::from_secs(5);
@@ -178,7 +178,7 @@ impl Shared {
     fn tidy(&self, earlier: &mut Earlier) {
         for event in self.strangers.take() {
             // Counted where it can't be written.
-            let _ = self.append(event, None);
+            let _ = self.append(event, None, When::AtOnce);
         }
         let dir = self.book().dir().map(ToOwned::to_owned);
         let sent = dir.map_or(0, |dir| self.sent().segment_of(&dir));

@@ -76,8 +76,8 @@ impl Metrics {
         self.bytes.increment(bytes);
     }
 
-    pub(super) fn lost(&self, reason: &'static str) {
-        counter!(LOST, "reason" => reason).increment(1);
+    pub(super) fn lost(&self, reason: &'static str, records: u64) {
+        counter!(LOST, "reason" => reason).increment(records);
     }
 
     pub(super) fn flushed(&self, took: Duration) {

@@ -42,6 +42,7 @@ fn open(root: &Path, options: Options) -> Arc<Shared> {
         book: Mutex::new(book),
         wants: Mutex::default(),
         wake: Condvar::new(),
+        gathered: AtomicBool::new(false),
         kept: watch::Sender::new(0),
         sent: Mutex::default(),
         strangers: Counted::default(),
@@ -69,14 +70,14 @@ fn stated(checkpoint: &Checkpoint) -> String {
 fn what_could_not_be_written_is_said_first_also_after_a_crash() {
     let home = tempfile::tempdir().unwrap();
     let shared = open(home.path(), Options::default());
-    shared.append(event(1), None).unwrap();
+    shared.append(event(1), None, When::AtOnce).unwrap();
     let full = Options::default().total_bytes;
     shared.book().earlier(full);
     for _ in 0..3 {
-        assert_eq!(shared.append(event(1), None), Err(Unrecorded("quota")));
+        assert_eq!(shared.append(event(1), None, When::AtOnce), Err(Unrecorded("quota")));
     }
     shared.book().earlier(0);
-    shared.append(event(2), None).unwrap();
+    shared.append(event(2), None, When::AtOnce).unwrap();
     let gap = |lost| {
         Event::Gap(Gap {
             lost,
@@ -86,10 +87,10 @@ fn what_could_not_be_written_is_said_first_also_after_a_crash() {
     assert_eq!(recorded(home.path()), [event(1), gap(3), event(2)]);
     // The process ends before there is room to say it.
     shared.book().earlier(full);
-    assert_eq!(shared.append(event(1), None), Err(Unrecorded("quota")));
+    assert_eq!(shared.append(event(1), None, When::AtOnce), Err(Unrecorded("quota")));
     drop(shared);
     let shared = open(home.path(), Options::default());
-    shared.append(event(3), None).unwrap();
+    shared.append(event(3), None, When::AtOnce).unwrap();
     assert_eq!(recorded(home.path())[3..], [gap(1), event(3)]);
 }
 
@@ -103,21 +104,24 @@ fn while_room_is_short_one_noisy_peer_leaves_the_others_theirs() {
     };
     let shared = open(home.path(), options);
     while shared.book().bytes() < 600 * 1024 {
-        shared.append(decision("noisy"), None).unwrap();
+        shared.append(decision("noisy"), None, When::AtOnce).unwrap();
     }
     assert!(shared.book().tidy(0, 1).is_none());
     let mut written = 0;
-    while shared.append(decision("noisy"), None).is_ok() {
+    while shared.append(decision("noisy"), None, When::AtOnce).is_ok() {
         written += 1;
     }
     assert!((20..40).contains(&written), "an eighth of the log: {written}");
     for _ in 0..20 {
-        assert_eq!(shared.append(decision("noisy"), None), Err(Unrecorded("share")));
-        shared.append(decision("quiet"), None).unwrap();
+        assert_eq!(
+            shared.append(decision("noisy"), None, When::AtOnce),
+            Err(Unrecorded("share"))
+        );
+        shared.append(decision("quiet"), None, When::AtOnce).unwrap();
     }
     // The control plane has it: there is room again.
     assert!(shared.book().tidy(u64::MAX, 1).is_none());
-    shared.append(decision("noisy"), None).unwrap();
+    shared.append(decision("noisy"), None, When::AtOnce).unwrap();
 }
 
 /// What earlier logs hold that the control plane does not have is of the room, too.
@@ -133,11 +137,11 @@ fn earlier_logs_that_nobody_has_make_room_short() {
     shared.book().earlier(800 * 1024);
     assert!(shared.book().tidy(0, 1).is_none());
     let mut written = 0;
-    while shared.append(decision("noisy"), None).is_ok() {
+    while shared.append(decision("noisy"), None, When::AtOnce).is_ok() {
         written += 1;
     }
     assert!((5..10).contains(&written), "an eighth of what is left: {written}");
-    shared.append(decision("quiet"), None).unwrap();
+    shared.append(decision("quiet"), None, When::AtOnce).unwrap();
 }
 
 /// What was on disk when the disk failed is vouched for by a last checkpoint; what was not is lost, and said.
@@ -146,11 +150,11 @@ fn of_a_log_that_can_not_be_brought_to_disk_what_was_there_is_signed_and_the_res
     let home = tempfile::tempdir().unwrap();
     let shared = open(home.path(), Options::default());
     for n in 0..3 {
-        shared.append(event(n), None).unwrap();
+        shared.append(event(n), None, When::AtOnce).unwrap();
     }
     shared.flush();
     for n in 3..5 {
-        shared.append(event(n), None).unwrap();
+        shared.append(event(n), None, When::AtOnce).unwrap();
     }
     let old = logs(home.path()).pop().unwrap();
     let life = shared.book().life();
@@ -177,7 +181,7 @@ fn of_a_log_that_can_not_be_brought_to_disk_what_was_there_is_signed_and_the_res
     assert_eq!(said, [(3, Closing::Recovery), (3, Closing::Close)]);
     let begun = book::begin(home.path(), Options::default());
     shared.book().began(begun);
-    shared.append(event(6), None).unwrap();
+    shared.append(event(6), None, When::AtOnce).unwrap();
     let lost = recorded(home.path()).into_iter().find_map(|event| match event {
         Event::Gap(gap) => Some(gap.lost),
         _ => None,
@@ -191,7 +195,7 @@ fn of_a_log_that_can_not_be_brought_to_disk_nothing_is_signed_that_was_not_writt
     let home = tempfile::tempdir().unwrap();
     let shared = open(home.path(), Options::default());
     for n in 0..3 {
-        shared.append(event(n), None).unwrap();
+        shared.append(event(n), None, When::AtOnce).unwrap();
     }
     shared.flush();
     let old = logs(home.path()).pop().unwrap();
@@ -226,17 +230,17 @@ fn an_earlier_log_that_can_not_be_read_stays() {
     std::fs::write(old.join("checkpoints.jsonl"), "not a checkpoint\n").unwrap();
     drop(writer);
     let shared = open(home.path(), options);
-    shared.append(event(1), None).unwrap();
+    shared.append(event(1), None, When::AtOnce).unwrap();
     shared.sent().says_it_has_all(&name);
     let mut earlier = Earlier::default();
     for _ in 0..3 {
         earlier.tidy(&shared);
         sign(&shared);
-        shared.append(event(1), None).unwrap();
+        shared.append(event(1), None, When::AtOnce).unwrap();
     }
     assert!(old.exists());
     assert_eq!(
-        shared.append(event(14_000), None),
+        shared.append(event(14_000), None, When::AtOnce),
         Err(Unrecorded("quota")),
         "it takes the room of new records"
     );
@@ -261,18 +265,18 @@ fn an_earlier_log_is_dropped_when_the_control_plane_says_that_it_has_it_and_then
     writer.keep(&statement, &[vec![1]]).unwrap();
     drop(writer);
     let shared = open(home.path(), options);
-    shared.append(event(1), None).unwrap();
+    shared.append(event(1), None, When::AtOnce).unwrap();
     let mut earlier = Earlier::default();
     // It was sent once, and the control plane of now does not say that it has it.
     std::fs::write(old.join("sent.json"), r#"{"checkpoints":0,"done":true}"#).unwrap();
     for _ in 0..3 {
         earlier.tidy(&shared);
         sign(&shared);
-        shared.append(event(1), None).unwrap();
+        shared.append(event(1), None, When::AtOnce).unwrap();
     }
     assert!(old.exists(), "nobody else has it");
     assert_eq!(
-        shared.append(event(14_000), None),
+        shared.append(event(14_000), None, When::AtOnce),
         Err(Unrecorded("quota")),
         "it takes the room of new records"
     );
@@ -294,7 +298,7 @@ fn an_earlier_log_is_dropped_when_the_control_plane_says_that_it_has_it_and_then
     };
     assert_eq!((log, records, quota.as_str()), (Some(name), 50, "size"));
     earlier.tidy(&shared);
-    shared.append(event(14_000), None).unwrap();
+    shared.append(event(14_000), None, When::AtOnce).unwrap();
 }
 
 static FAILS: AtomicBool = AtomicBool::new(false);
@@ -312,11 +316,11 @@ async fn a_thread_that_fails_hangs_nobody_and_a_new_log_begins() {
         ..Options::default()
     };
     let audit = Audit::open(home.path(), options).unwrap();
-    let first = audit.append(event(1)).unwrap().unwrap();
+    let first = audit.append(event(1), When::AtOnce).unwrap().unwrap();
     assert!(audit.on_disk(first).await);
     FAILS.store(true, Ordering::Release);
     // What waits is told, long before a disk is given up.
-    let waits = audit.append(event(2)).unwrap().unwrap();
+    let waits = audit.append(event(2), When::AtOnce).unwrap().unwrap();
     let begun = std::time::Instant::now();
     assert!(!audit.on_disk(waits).await);
     assert!(begun.elapsed() < DISK);
@@ -324,7 +328,7 @@ async fn a_thread_that_fails_hangs_nobody_and_a_new_log_begins() {
     let deadline = std::time::Instant::now() + Duration::from_secs(30);
     loop {
         assert!(std::time::Instant::now() < deadline, "no log begins");
-        if let Ok(Some(place)) = audit.append(event(3))
+        if let Ok(Some(place)) = audit.append(event(3), When::AtOnce)
             && audit.on_disk(place).await
         {
             break;
@@ -332,4 +336,22 @@ async fn a_thread_that_fails_hangs_nobody_and_a_new_log_begins() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert!(log::segments(&logs(home.path())[0]).is_ok() && logs(home.path()).len() == 2);
+}
+
+#[test]
+fn what_is_gathered_is_in_the_file_before_anybody_looks_and_ends_follow_their_decisions() {
+    let home = tempfile::tempdir().unwrap();
+    let shared = open(home.path(), Options::default());
+    let first = shared.append(decision("a"), None, When::WithOthers).unwrap();
+    assert!(first.is_some());
+    shared.append(decision("b"), None, When::WithOthers).unwrap();
+    assert_eq!(recorded(home.path()).len(), 0);
+    assert!(shared.gathered.load(Ordering::Acquire));
+    assert_eq!(shared.book().size(), 2);
+    assert_eq!(recorded(home.path()).len(), 2);
+    assert!(!shared.gathered.load(Ordering::Acquire));
+    shared.append(event(1), None, When::WithOthers).unwrap();
+    // What is written at once has what waited before it.
+    shared.append(event(2), first, When::AtOnce).unwrap();
+    assert_eq!(recorded(home.path()).len(), 4);
 }

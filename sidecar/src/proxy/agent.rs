@@ -14,7 +14,9 @@ use super::http2::Tasks;
 use super::limits::{
     AGENT_IDLE, CONNECT_TIMEOUT, CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_HTTP1_BUFFER, MAX_IDLE_AGENT, STREAM_WINDOW,
 };
+use super::recorded::Recorded;
 use super::{Proxy, workers};
+use crate::audit::Audit;
 use crate::request::body::Body;
 use crate::request::refusal::{Refusal, Refused};
 
@@ -26,6 +28,7 @@ struct Idle {
 /// One worker's connections to the agent that wait for the next request.
 pub(crate) struct AgentPool {
     address: SocketAddr,
+    audit: Audit,
     /// Most recently used last.
     idle: Mutex<Vec<Idle>>,
     h2: tokio::sync::Mutex<Option<http2::SendRequest<Body>>>,
@@ -63,9 +66,10 @@ impl Returning {
 }
 
 impl AgentPool {
-    pub(crate) fn new(address: SocketAddr) -> Self {
+    pub(crate) fn new(address: SocketAddr, audit: &Audit) -> Self {
         Self {
             address,
+            audit: audit.clone(),
             idle: Mutex::default(),
             h2: tokio::sync::Mutex::default(),
         }
@@ -134,7 +138,7 @@ impl AgentPool {
         }
     }
 
-    async fn tcp(&self) -> Result<TcpStream, Refused> {
+    async fn tcp(&self) -> Result<Recorded<TcpStream>, Refused> {
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(self.address)).await;
         let tcp = match connected {
             Ok(Ok(tcp)) => tcp,
@@ -144,7 +148,7 @@ impl AgentPool {
         super::metrics::dialled("agent", "connected");
         // Nagle's algorithm would hold back small frames of a stream.
         let _ = tcp.set_nodelay(true);
-        Ok(tcp)
+        Ok(Recorded::new(tcp, &self.audit))
     }
 
     fn unreachable(&self, why: impl std::fmt::Display) -> Refused {

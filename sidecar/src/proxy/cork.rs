@@ -1,8 +1,9 @@
-//! Gathers what an HTTP/2 connection writes in one turn of its thread.
+//! Gathers what a connection writes in one turn of its thread.
 //!
 //! The HTTP library flushes a request's head before it takes the body's first bytes, and each stream for itself. Here
 //! the first flush only steps back behind the tasks that are ready to run; what they add goes out with it, in one TLS
-//! record and one system call. Nothing waits for a clock or for another thread.
+//! record and one system call, and what all of them have recorded is written at once. Nothing waits for a clock or for
+//! another thread.
 
 use std::io;
 use std::pin::Pin;

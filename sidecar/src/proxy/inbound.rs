@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use super::connections::Connections;
 use super::cork::Corked;
 use super::limits::{INBOUND, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
+use super::recorded::Recorded;
 use super::{Proxy, http2, metrics};
 use crate::request::{From, Peer, Via, pipeline};
 
@@ -86,6 +87,7 @@ where
         from,
         drain: Some(drain.clone()),
     });
+    let stream = Corked::new(Recorded::new(tls, &proxy.settings.audit));
     let service = service_fn(move |request| {
         let (proxy, via) = (proxy.clone(), via.clone());
         async move { Ok::<_, Infallible>(pipeline::handle(proxy, via, request).await) }
@@ -93,7 +95,7 @@ where
     let serving = http2::server()
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .serve_connection(TokioIo::new(Corked::new(tls)), service);
+        .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(serving);
     let retires = live.retires();
     tokio::pin!(retires);

@@ -21,11 +21,13 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use super::cork::Corked;
 use super::io::{Speaks, sniff};
 use super::limits::{
     HEADER_READ_TIMEOUT, MAX_HTTP1_BUFFER, MAX_OUTBOUND_CONNECTIONS, MAX_REFUSED_CONNECTIONS, REFUSED_BODY_WAIT,
     REFUSED_HEAD_BYTES, REFUSED_LINES, STRANGER_FIRST_BYTE, STRANGER_SECRET,
 };
+use super::recorded::Recorded;
 use super::strangers::{Stranger, Strangers};
 use super::{Proxy, http2, metrics, tunnel};
 use crate::request::body::Body;
@@ -171,6 +173,7 @@ where
 {
     let drain = via.drain.clone();
     let via = Arc::new(via);
+    let audit = proxy.settings.audit.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         if let Some(stranger) = &stranger {
             stranger.learns(|| accept::of_agent(&proxy, request.headers()).is_ok());
@@ -191,7 +194,7 @@ where
                 .auto_date_header(false)
                 .header_read_timeout(HEADER_READ_TIMEOUT)
                 .max_buf_size(MAX_HTTP1_BUFFER)
-                .serve_connection(TokioIo::new(stream), service)
+                .serve_connection(TokioIo::new(Corked::new(Recorded::new(stream, &audit))), service)
                 .with_upgrades();
             tokio::pin!(serving);
             tokio::select! {
@@ -202,6 +205,7 @@ where
         }
         Speaks::Http2 => {
             // No pings: the other end is on this machine, and gRPC clients count them.
+            let stream = Corked::new(Recorded::new(stream, &audit));
             let serving = http2::server().serve_connection(TokioIo::new(stream), service);
             tokio::pin!(serving);
             tokio::select! {

@@ -21,6 +21,7 @@ use super::limits::{
     BUSY_STREAMS, CONNECT_TIMEOUT, CONNECTION_WINDOW, ENDPOINT_PENALTY, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
     MAX_HEADER_LIST, MAX_PEER_CONNECTIONS, STREAM_WINDOW,
 };
+use super::recorded::Recorded;
 use super::{Proxy, metrics};
 use crate::request::body::Body;
 use crate::request::refusal::{Refusal, Refused};
@@ -229,7 +230,10 @@ async fn dial(
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
-        .handshake(TokioIo::new(Corked::new(heard.on(tls))));
+        .handshake(TokioIo::new(Corked::new(Recorded::new(
+            heard.on(tls),
+            &proxy.settings.audit,
+        ))));
     let (sender, driver) = handshake.await.map_err(|e| unreachable(address, "http2", &e))?;
     let registered = Connections::register(proxy, peer, Direction::Outbound, own.identity.not_after);
     let connection = Arc::new(PeerConnection {

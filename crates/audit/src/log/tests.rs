@@ -1,4 +1,5 @@
 mod bounded;
+mod gathered;
 mod steps;
 
 use std::fs;

@@ -5,9 +5,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aip_api::SpiffeId;
+use aip_api::{Digest, SpiffeId};
 
 use super::disk::{Appender, Disk, SyncHandle};
+use super::gather::Gathered;
 use super::manifest::line_of_closed;
 use super::quota::Leaving;
 use super::recover::{self, Open, Recovered};
@@ -32,6 +33,8 @@ pub struct Writer {
     pub(super) segment: Appender,
     pub(super) open: Open,
     pub(super) tree: Tree,
+    /// Records that wait for the next write.
+    pub(super) gathered: Gathered,
     /// Bytes of the closed segments that are there.
     pub(super) closed_bytes: u64,
     /// Records that the last kept checkpoint covers.
@@ -74,6 +77,7 @@ impl Writer {
             segment,
             open: found.open,
             tree: found.tree,
+            gathered: Gathered::default(),
             closed_bytes,
             signed: found.recovered.signed,
             chains: CheckpointLines::default(),
@@ -119,9 +123,9 @@ impl Writer {
         (self.open.number, self.segment.bytes)
     }
 
-    /// Bytes of all segments that are there.
+    /// Bytes of all segments that are there, and of what waits for the next write.
     pub const fn bytes(&self) -> u64 {
-        self.closed_bytes + self.segment.bytes
+        self.closed_bytes + self.segment.bytes + self.gathered.bytes()
     }
 
     /// Bytes that the quota counts: checkpoints, too.
@@ -148,16 +152,29 @@ impl Writer {
     }
 
     pub(super) fn add(&mut self, event: &mut Settled, at: u64, reserve: u64) -> Result<u64, LogError> {
+        self.write_gathered()?;
+        let (line, leaf) = self.admit(event, at, reserve)?;
+        self.segment.add(line, &self.disk)?;
+        let seq = self.chained(leaf, at);
+        self.written();
+        Ok(seq)
+    }
+
+    /// The line of a record, and its leaf hash, where there is room for it. The segment has room, too.
+    pub(super) fn admit<'a>(
+        &mut self,
+        event: &'a mut Settled,
+        at: u64,
+        reserve: u64,
+    ) -> Result<(&'a [u8], Digest), LogError> {
         if self.disk.poisoned() {
             return Err(LogError::Poisoned);
         }
-        let seq = self.tree.size();
-        let line = event.line(seq, self.open.last, at);
+        let line = event.line(self.tree.size(), self.open.last, at);
         let record = &line[..line.len() - 1];
         if record.len() > MAX_RECORD_BYTES {
             return Err(RecordError::TooLong(record.len()).into());
         }
-        let leaf = merkle::leaf(record);
         let length = line.len() as u64;
         if self.held() + length > self.options.total_bytes + reserve {
             return Err(LogError::Quota {
@@ -168,22 +185,31 @@ impl Writer {
         if self.due(at, length) {
             self.rotate()?;
         }
-        self.segment.add(line, &self.disk)?;
+        Ok((line, merkle::leaf(record)))
+    }
+
+    /// A record is the log's last one now; answers its sequence number.
+    pub(super) fn chained(&mut self, leaf: Digest, at: u64) -> u64 {
+        let seq = self.tree.size();
         self.open.last = leaf;
         self.open.passed(at);
         self.open.since = self.open.since.or(Some(at));
         self.tree.append(leaf);
+        seq
+    }
+
+    /// All records so far are in the file.
+    pub(super) fn written(&self) {
         self.disk
             .wrote(&self.segment.path, &self.segment.file, self.tree.size());
         self.disk.step("log:appended");
-        Ok(seq)
     }
 
     fn due(&self, at: u64, length: u64) -> bool {
         let Some(since) = self.open.since else {
             return false;
         };
-        self.segment.bytes + length > self.options.segment_bytes
+        self.segment.bytes + self.gathered.bytes() + length > self.options.segment_bytes
             || at.saturating_sub(since) >= self.options.segment_millis
     }
 
@@ -210,6 +236,7 @@ impl Writer {
         if self.disk.poisoned() {
             return Err(LogError::Poisoned);
         }
+        self.write_gathered()?;
         if self.open.since.is_none() {
             return Ok(());
         }

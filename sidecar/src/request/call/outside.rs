@@ -8,6 +8,7 @@ use hyper_util::rt::TokioIo;
 use super::{Begun, frame, onwards, path_and_query, switch, text};
 use crate::proxy::egress;
 use crate::proxy::limits::MAX_HTTP1_BUFFER;
+use crate::proxy::recorded::Recorded;
 use crate::request::Arrived;
 use crate::request::classify::Classified;
 use crate::request::refusal::{Refusal, Refused};
@@ -23,7 +24,7 @@ pub(super) async fn to_outside(
     let broken = |e: hyper::Error| Refusal::ConnectionBroken.because(e);
     let handshake = http1::Builder::new()
         .max_buf_size(MAX_HTTP1_BUFFER)
-        .handshake(TokioIo::new(tcp));
+        .handshake(TokioIo::new(Recorded::new(tcp, &arrived.proxy.settings.audit)));
     let (mut sender, connection) = handshake.await.map_err(broken)?;
     tokio::spawn(async move {
         let _ = connection.with_upgrades().await;

@@ -13,7 +13,7 @@ use aip_policy::Direction;
 
 use super::{Ends, Record, name};
 use crate::audit::digest::{Salt, Tally, Way};
-use crate::audit::{Place, Unrecorded};
+use crate::audit::{Place, Unrecorded, When};
 use crate::request::refusal::{Refusal, Refused};
 
 /// Resolves when a record is on disk: true; or false where it never will be.
@@ -81,6 +81,15 @@ impl Record {
         self.audit.asked.map_or(mesh, |asked| asked.max(mesh))
     }
 
+    /// When its records are written: with those of the same turn, where all that goes out of it does so on connections that
+    /// see to that first, and nobody waits for the disk.
+    fn when(&self) -> When {
+        match self.durability() {
+            Durability::Buffered if !self.connect => When::WithOthers,
+            _ => When::AtOnce,
+        }
+    }
+
     /// Records the decision. Nothing is sent on before.
     ///
     /// # Errors
@@ -146,7 +155,8 @@ impl Record {
         if !audit.records() {
             return Ok(None);
         }
-        let written = audit.append(Event::Decision(Box::new(self.decision_record())));
+        let when = self.when();
+        let written = audit.append(Event::Decision(Box::new(self.decision_record())), when);
         self.audit.place = written.ok().flatten();
         written
     }
@@ -262,7 +272,7 @@ impl Record {
             return None;
         }
         let sent = passed.take().map(Tally::passed).unwrap_or_default();
-        let (durability, written) = (self.durability(), self.write_end("complete", sent));
+        let (durability, written) = (self.durability(), self.write_end("complete", sent, self.when()));
         let own = self.refusal.is_some();
         match written {
             Ok(Some(place)) if durability > Durability::Buffered => {
@@ -289,10 +299,10 @@ impl Record {
             bytes: self.exchange.sent.load(Ordering::Relaxed),
             digest: None,
         });
-        let _ = self.write_end(end, sent);
+        let _ = self.write_end(end, sent, When::AtOnce);
     }
 
-    fn write_end(&mut self, end: &str, sent: Passed) -> Result<Option<Place>, Unrecorded> {
+    fn write_end(&mut self, end: &str, sent: Passed, when: When) -> Result<Option<Place>, Unrecorded> {
         self.audit.over = true;
         let audit = self.proxy.settings.audit.clone();
         if !audit.records() {
@@ -302,7 +312,7 @@ impl Record {
         let Some(decision) = self.audit.place else {
             return Ok(None);
         };
-        audit.append_end(Event::End(Box::new(self.end_record(end, sent))), decision)
+        audit.append_end(Event::End(Box::new(self.end_record(end, sent))), decision, when)
     }
 
     fn end_record(&self, end: &str, sent: Passed) -> said::End {
