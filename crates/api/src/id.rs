@@ -28,11 +28,6 @@ macro_rules! uuid_type {
             pub const fn as_bytes(&self) -> &[u8; 16] {
                 self.0.as_bytes()
             }
-
-            /// Its 32 digits, without hyphens.
-            pub fn digits(&self) -> String {
-                self.0.simple().encode_lower(&mut Uuid::encode_buffer()).to_owned()
-            }
         }
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,7 +5,7 @@ mod told;
 
 use serde::{Deserialize, Serialize};
 
-pub use told::{Ending, Mark, Said, Told};
+pub use told::{Ending, Mark, Said, Told, Verdict};
 
 /// Where the two ends of a hop say different things.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -224,7 +224,7 @@ pub struct End {
     /// Whose doing a failure was: `caller`, `callee`, `mesh`, `policy`, …; empty where nothing failed.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub blame: String,
-    /// The other end's decision, where it said one.
+    /// The other end's decision and verdict, `<id>;<verdict>`, where it said one: see [`Self::heard`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub other: String,
     /// Milliseconds from the request's head to its end.
@@ -240,6 +240,23 @@ pub struct End {
     pub response_in: Passed,
     /// The response's body as this side sent it on.
     pub response_out: Passed,
+}
+
+impl End {
+    /// What is recorded of the `x-aip-decision` of the other end, `<id>;<verdict>;<end>`: it is known which end that is.
+    pub fn heard(header: &str) -> String {
+        let mut parts = header.splitn(3, ';');
+        match (parts.next(), parts.next()) {
+            (Some(id), Some(verdict)) => format!("{id};{verdict}"),
+            _ => header.to_owned(),
+        }
+    }
+
+    /// The decision and the verdict that the other end told of; an empty verdict where it told of none.
+    pub fn told(&self) -> (Option<DecisionId>, &str) {
+        let (id, verdict) = self.other.split_once(';').unwrap_or((&self.other, ""));
+        (id.parse().ok(), verdict)
+    }
 }
 
 /// A body that passed.

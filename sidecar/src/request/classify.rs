@@ -104,7 +104,7 @@ pub(crate) async fn classify(arrived: &mut Arrived) -> Result<Classified, Refuse
     arrived.record.ends = Ends::Pair(pair.clone());
     check_head(arrived, &pair, &end)?;
     let sampler = arrived.proxy.settings.spans.sampler();
-    let trace = Trace::of(&arrived.head.headers, &meant.hop, sampler);
+    let trace = Trace::of(&arrived.head.headers, sampler);
     arrived.record.traced(&trace);
     let hops = meant.hops.unwrap_or_else(|| arrived.proxy.traces.next(&trace));
     let reads_body = pair.needs.body || arrived.proxy.settings.kill.names_tools(&pair.snapshot, &end);

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use aip_api::id::{DecisionId, HopId};
+use aip_api::id::DecisionId;
 use aip_runtime::spans::Sampler;
 use dashmap::DashMap;
 use http::{HeaderMap, HeaderName};
@@ -84,6 +84,11 @@ fn parse(value: &str) -> Option<Trace> {
     .filter(|_| valid)
 }
 
+/// The id of a new trace, from the thread's generator as salts are: 32 hex digits, not all zero.
+fn fresh() -> String {
+    hex::encode(rand::random::<u128>().max(1).to_be_bytes())
+}
+
 impl Trace {
     fn key(&self) -> u128 {
         // 32 hex digits, always.
@@ -95,14 +100,14 @@ impl Trace {
         u128::from_str_radix(id, 16).unwrap_or_default().to_be_bytes()
     }
 
-    /// The trace in `headers`, or a new one named after the hop: a UUIDv7 is as unique as a trace id must be. Where spans
-    /// are sent, `sampler` says whether this trace's are, and the next are told; else what came in goes on.
-    pub(crate) fn of(headers: &HeaderMap, hop: &HopId, sampler: Option<&Sampler>) -> Self {
+    /// The trace in `headers`, or a new one, named at random: everybody further down reads its name, and the hop's id, which
+    /// the audit holds both ends to, is theirs alone. Where spans are sent, `sampler` says whether this trace's are, and the next are told; else what came in goes on.
+    pub(crate) fn of(headers: &HeaderMap, sampler: Option<&Sampler>) -> Self {
         let mut values = headers.get_all(TRACEPARENT).iter();
         let one = values.next().filter(|_| values.next().is_none());
         let carried = one.and_then(|v| v.to_str().ok()).and_then(parse);
         let mut trace = carried.unwrap_or_else(|| Self {
-            id: hop.digits(),
+            id: fresh(),
             parent: None,
             flags: SAMPLED,
             sampled: false,
@@ -184,7 +189,7 @@ mod tests {
     #[test]
     fn a_valid_trace_goes_on_with_a_span_of_ours() {
         let mut headers = headers(GOOD);
-        let trace = Trace::of(&headers, &HopId::fresh(), None);
+        let trace = Trace::of(&headers, None);
         assert_eq!(trace.parent.unwrap().as_str(), "00f067aa0ba902b7");
         let decision = DecisionId::fresh();
         trace.write(&mut headers, &decision);
@@ -207,9 +212,8 @@ mod tests {
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-x",
         ] {
             let mut headers = headers(bad);
-            let hop = HopId::fresh();
-            let trace = Trace::of(&headers, &hop, None);
-            assert_eq!(trace.id, hop.to_string().replace('-', ""), "{bad}");
+            let (trace, other) = (Trace::of(&headers, None), Trace::of(&headers, None));
+            assert!(is_hex(&trace.id, 32) && trace.id != other.id, "{bad}");
             trace.write(&mut headers, &DecisionId::fresh());
             assert!(parse(headers[TRACEPARENT].to_str().unwrap()).is_some());
             assert!(!headers.contains_key(TRACESTATE));
@@ -221,7 +225,7 @@ mod tests {
         let written = |came: Option<&str>, sampler: Option<&str>| {
             let sampler = sampler.map(|name| name.parse::<Sampler>().unwrap());
             let mut headers = came.map(headers).unwrap_or_default();
-            let trace = Trace::of(&headers, &HopId::fresh(), sampler.as_ref());
+            let trace = Trace::of(&headers, sampler.as_ref());
             trace.write(&mut headers, &DecisionId::fresh());
             let written = headers[TRACEPARENT].to_str().unwrap();
             (trace.sampled, written[written.len() - 2..].to_owned())
@@ -249,16 +253,12 @@ mod tests {
 
     #[test]
     fn hops_are_counted_while_their_calls_are_open() {
-        let (traces, hop) = (Traces::default(), HopId::fresh());
-        let carried = Trace::of(&headers(GOOD), &hop, None);
+        let traces = Traces::default();
+        let carried = Trace::of(&headers(GOOD), None);
         assert_eq!(traces.next(&carried), 1);
         let (first, second) = (traces.enter(&carried, 1), traces.enter(&carried, 3));
         assert_eq!(traces.next(&carried), 4);
-        assert_eq!(
-            traces.next(&Trace::of(&HeaderMap::new(), &hop, None)),
-            1,
-            "another trace"
-        );
+        assert_eq!(traces.next(&Trace::of(&HeaderMap::new(), None)), 1, "another trace");
         traces.leave(first);
         assert_eq!(traces.next(&carried), 4);
         traces.leave(second);

@@ -25,12 +25,17 @@ use crate::pki::Says;
 type Both = (Decision, End);
 
 /// The two ends tell the same story.
-fn agree((_, caller): &Both, (_, callee): &Both) {
+fn agree((_, caller): &Both, (decided, callee): &Both) {
     assert_eq!(caller.hop, callee.hop);
     assert_eq!(caller.salt, callee.salt, "one salt for a hop");
     assert_eq!(caller.request_out, callee.request_in);
     assert_eq!(callee.response_out, caller.response_in);
-    assert_eq!(caller.other, callee.id.to_string(), "each names the other");
+    assert_eq!(
+        caller.other,
+        format!("{};{}", callee.id, decided.verdict),
+        "it was told of the other's decision"
+    );
+    assert_eq!(caller.told(), (Some(callee.id), &*decided.verdict));
 }
 
 fn world(durability: Durability) -> World {

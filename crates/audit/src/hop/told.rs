@@ -25,6 +25,37 @@ impl Mark {
     }
 }
 
+/// A verdict, in one byte: a verifier holds one of each hop's ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// `allow`.
+    Allow,
+    /// `deny`.
+    Deny,
+    /// Any other: sidecars of this version refuse them.
+    Other,
+}
+
+impl Verdict {
+    /// By its name.
+    pub fn of(name: &str) -> Self {
+        match name {
+            "allow" => Self::Allow,
+            "deny" => Self::Deny,
+            _ => Self::Other,
+        }
+    }
+
+    /// For people.
+    pub const fn means(self) -> &'static str {
+        match self {
+            Self::Allow => "that it was allowed",
+            Self::Deny => "a denial",
+            Self::Other => "another verdict",
+        }
+    }
+}
+
 /// Protocols in which a refusal is said by an HTTP status of its own.
 const SAYS_STATUS: [&str; 3] = ["mcp", "websocket", "tunnel"];
 
@@ -45,8 +76,8 @@ pub struct Said {
     pub tool: Mark,
     /// It was refused here, and not only in observation.
     pub refused: bool,
-    /// The verdict that refused it was a denial.
-    pub denied: bool,
+    /// The verdict.
+    pub verdict: Verdict,
     /// A refusal may be an answer with status 200, by the protocol that this end saw: gRPC has its status in the trailers, A2A
     /// its errors in the body, and who looked into no body can't tell A2A from any other call.
     pub refuses_with_ok: bool,
@@ -63,7 +94,7 @@ impl Said {
             call: Mark::of(&decision.call),
             tool: Mark::of(&decision.tool),
             refused: !decision.reason.is_empty() && !decision.observed,
-            denied: decision.verdict == "deny" && !decision.observed,
+            verdict: Verdict::of(&decision.verdict),
             refuses_with_ok: !SAYS_STATUS.contains(&decision.protocol.as_str()),
         }
     }

@@ -56,6 +56,7 @@ kinds! {
     ContradictsItself = "contradicts_itself": "A callee's sidecar recorded a refusal, and that the request went on to its agent or was answered as no refusal is.",
     EndMissing = "end_missing": "A request was decided and has no end, though its sidecar ended in order or the other end saw it end.",
     HopReused = "hop_reused": "One hop id was let through twice at one end.",
+    OtherCallee = "other_callee": "A callee's sidecar recorded a hop that its caller recorded as a call of another agent: one of the two records is not true.",
     MissingAtCallee = "missing_at_callee": "The caller's sidecar had an answer, and the callee's sidecar has no record of the hop.",
     MissingAtCaller = "missing_at_caller": "The callee's sidecar was called, and the caller's sidecar has no record of the hop.",
     Late = "late": "One end's record is signed, and the other end's sidecar has signed nothing of that time since: its record is late, withheld, or was never made.",

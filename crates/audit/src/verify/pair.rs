@@ -1,13 +1,14 @@
 //! Both ends of each hop: the caller's sidecar and the callee's.
 //!
 //! Logs are read one after the other, so what one end said waits until the other end's log was read: some 450 bytes a hop
-//! without anything on the heap beside, whatever a caller wrote. A hop that was held against its other end leaves 24 bytes,
+//! without anything on the heap beside, whatever a caller wrote. A hop that was held against its other end leaves 48 bytes,
 //! by which a second use of its id is found.
 
+mod calls;
 mod lost;
 mod reach;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use aip_api::id::{DecisionId, HopId};
@@ -16,9 +17,10 @@ use serde::{Deserialize, Serialize};
 use super::LogReport;
 use super::fault::{At, Found, Kind, moment};
 use super::walk::UNSIGNED_MILLIS;
-use crate::hop::{self, Difference, Ending, Said, Told};
+use crate::hop::{self, Difference, Ending, Said, Told, Verdict};
 use crate::log::segment_path;
 use crate::record::{Decision, Direction, End};
+use calls::{Call, Calls, Key};
 use lost::Lost;
 pub(super) use reach::SKEW_MILLIS;
 use reach::{Other, Reach, Skew};
@@ -78,8 +80,8 @@ struct Side {
     end: Option<Told>,
     /// The other end's decision, where it was told of one.
     other: Option<DecisionId>,
-    /// It was told that the other end allows it.
-    told_allowed: bool,
+    /// The verdict that it was told of, where it was.
+    told: Option<Verdict>,
 }
 
 /// A hop at one or both ends.
@@ -96,9 +98,6 @@ struct Refusal {
     status: Option<u16>,
 }
 
-/// By who called and the hop's id: an id is one caller's.
-type Key = (u32, HopId);
-
 /// The hops of all logs.
 #[derive(Debug, Default)]
 pub(super) struct Pairing {
@@ -106,11 +105,14 @@ pub(super) struct Pairing {
     numbers: HashMap<String, u32>,
     logs: Vec<(String, PathBuf)>,
     hops: HashMap<Key, Ends>,
-    /// Hops that were held against each other.
-    done: HashSet<Key>,
+    /// What callers' logs say whom they called.
+    calls: Calls,
+    /// Whose log it is that is being read.
+    own: Option<u32>,
     /// Hops under way in the log that is being read.
     under_way: HashMap<DecisionId, (Key, Direction)>,
-    refusals: HashMap<DecisionId, Refusal>,
+    /// By the callee's agent: an id is of one log.
+    refusals: HashMap<(u32, DecisionId), Refusal>,
     /// Of callees: refusals that they only counted.
     counted: HashMap<u32, u64>,
     gaps: Lost,
@@ -122,6 +124,7 @@ impl Pairing {
     /// A log that is read from now on.
     pub(super) fn log(&mut self, log: &str, dir: &Path) -> u32 {
         self.under_way.clear();
+        self.own = None;
         self.logs.push((log.to_owned(), dir.to_owned()));
         self.logs.len() as u32 - 1
     }
@@ -161,13 +164,14 @@ impl Pairing {
             Direction::Inbound => (&decision.destination.id, &decision.source.id),
         };
         let (agent, peer) = (self.number(own), self.number(peer));
+        self.own = Some(agent);
         let Some(hop) = decision.hop.filter(|_| decision.reason != REPLAYED) else {
             if decision.direction == Direction::Inbound {
                 let refusal = Refusal {
                     caller: peer,
                     status: None,
                 };
-                self.refusals.insert(decision.id, refusal);
+                self.refusals.insert((agent, decision.id), refusal);
             }
             return;
         };
@@ -180,16 +184,24 @@ impl Pairing {
             said: Said::of(decision),
             end: None,
             other: None,
-            told_allowed: false,
+            told: None,
         };
-        let key = match decision.direction {
-            Direction::Outbound => (agent, hop),
-            Direction::Inbound => (peer, hop),
+        let (caller, callee) = match decision.direction {
+            Direction::Outbound => (agent, peer),
+            Direction::Inbound => (peer, agent),
         };
-        if self.done.contains(&key) {
+        let key = Key { hop, caller, callee };
+        if decision.direction == Direction::Outbound
+            && let Some(first) = self.calls.add(key, place.log, place.seq)
+        {
+            let (log, seq) = (&self.logs[first.log as usize].0, first.seq);
+            let detail = format!("hop {hop} was decided in record {seq} of {log} before");
+            return self.add(found, Kind::HopReused, &side, detail);
+        }
+        if self.calls.is_done(key) {
             let detail = format!(
                 "hop {hop} of {} was decided and ended at both ends before",
-                self.names[key.0 as usize]
+                self.names[caller as usize]
             );
             return self.add(found, Kind::HopReused, &side, detail);
         }
@@ -200,7 +212,7 @@ impl Pairing {
         };
         if let Some(first) = end {
             let (id, seq) = (first.id, first.place.seq);
-            let source = &self.names[key.0 as usize];
+            let source = &self.names[caller as usize];
             let detail = format!("hop {hop} of {source} was decided as {id} in record {seq} before");
             return self.add(found, Kind::HopReused, &side, detail);
         }
@@ -210,7 +222,8 @@ impl Pairing {
 
     pub(super) fn end(&mut self, at: u64, end: &End, found: &mut Found) {
         let Some((key, direction)) = self.under_way.remove(&end.id) else {
-            if let Some(refusal) = self.refusals.get_mut(&end.id) {
+            let refusal = self.own.and_then(|own| self.refusals.get_mut(&(own, end.id)));
+            if let Some(refusal) = refusal {
                 refusal.status = Some(end.status);
             }
             return;
@@ -224,15 +237,15 @@ impl Pairing {
         if let Some(side) = side {
             side.at = at;
             side.end = Some(side.said.ended(end));
-            let mut told = end.other.split(';');
-            side.other = told.next().and_then(|id| id.parse().ok());
-            side.told_allowed = told.next() == Some("allow");
+            let (other, verdict) = end.told();
+            side.other = other;
+            side.told = Some(verdict).filter(|v| !v.is_empty()).map(Verdict::of);
             contradicts = side.said.contradicts(end).then_some(*side);
         }
         if let Some(side) = contradicts {
             let detail = format!(
                 "hop {}: it was refused; its end has status {}, {} bytes that went on and {} that came from the agent",
-                key.1, end.status, end.request_out.bytes, end.response_in.bytes
+                key.hop, end.status, end.request_out.bytes, end.response_in.bytes
             );
             self.add(found, Kind::ContradictsItself, &side, detail);
         }
@@ -247,10 +260,10 @@ impl Pairing {
         });
         if let Some((caller, callee)) = complete {
             self.hops.remove(&key);
-            self.done.insert(key);
+            self.calls.done(key);
             self.skew
                 .saw((caller.0.agent, callee.0.agent), caller.0.at, callee.0.at);
-            self.both(key.1, caller, callee, found);
+            self.both(key.hop, caller, callee, found);
         }
     }
 
@@ -273,9 +286,9 @@ impl Pairing {
             );
             self.add(found, Kind::OtherDecision, &caller, detail);
         }
-        if caller.told_allowed && callee.said.denied {
-            let detail =
-                format!("hop {hop}: the caller heard that it was allowed; the callee recorded a denial; {theirs}");
+        if let Some(told) = caller.told.filter(|told| *told != callee.said.verdict) {
+            let (told, recorded) = (told.means(), callee.said.verdict.means());
+            let detail = format!("hop {hop}: the caller heard {told}; the callee recorded {recorded}; {theirs}");
             self.add(found, Kind::OtherDecision, &caller, detail);
         }
         for difference in hop::compare(&from, &to) {
@@ -303,17 +316,31 @@ impl Pairing {
     pub(super) fn close(mut self, logs: &[LogReport], newest: u64, found: &mut Found) -> Hops {
         let mut hops: Vec<_> = std::mem::take(&mut self.hops).into_iter().collect();
         // Faults come in the order of hops, which is that of time.
-        hops.sort_unstable_by_key(|((_, hop), _)| *hop);
+        hops.sort_unstable_by_key(|(key, _)| *key);
         let reach = Reach::of(logs, newest, &self.numbers);
-        for ((_, hop), ends) in hops {
+        for (key, ends) in hops {
+            let hop = key.hop;
             match (ends.caller, ends.callee) {
                 (Some(caller), Some(callee)) => self.half(hop, &caller, &callee, &reach, logs, found),
                 (Some(caller), None) => self.only_caller(hop, &caller, &reach, found),
-                (None, Some(callee)) => self.alone(hop, &callee, Kind::MissingAtCaller, &reach, found),
+                (None, Some(callee)) => match self.calls.elsewhere(key) {
+                    Some(call) => self.elsewhere(hop, &callee, call, found),
+                    None => self.alone(hop, &callee, Kind::MissingAtCaller, &reach, found),
+                },
                 (None, None) => {}
             }
         }
         self.out
+    }
+
+    /// A callee recorded a hop that its caller's log says was a call of another agent.
+    fn elsewhere(&self, hop: HopId, callee: &Side, call: Call, found: &mut Found) {
+        let (caller, other) = (&self.names[callee.peer as usize], &self.names[call.callee as usize]);
+        let detail = format!(
+            "hop {hop}: record {} of {} says that {caller} called {other} with it",
+            call.seq, self.logs[call.log as usize].0
+        );
+        self.add(found, Kind::OtherCallee, callee, detail);
     }
 
     /// Both ends decided, and not both ended.
@@ -365,7 +392,10 @@ impl Pairing {
             self.out.one_end += 1;
             return;
         };
-        let refusal = caller.other.and_then(|id| self.refusals.get(&id)).copied();
+        let refusal = caller
+            .other
+            .and_then(|id| self.refusals.get(&(caller.peer, id)))
+            .copied();
         if let Some(refusal) = refusal.filter(|refusal| refusal.caller == caller.agent) {
             let passed_on = end.ending != Ending::Cut && end.status != 0;
             match refusal.status.filter(|status| passed_on && *status != end.status) {

@@ -16,6 +16,7 @@ mod copies;
 mod ends;
 mod hops;
 mod kept;
+mod others;
 
 /// Stands for signatures: a digest over the claims and a key that the test alone knows.
 struct TestKeys;
@@ -72,11 +73,15 @@ struct Agent {
 
 impl Agent {
     fn new(home: &Path, name: &str) -> Self {
+        Self::with_log(home, name, &fresh_name())
+    }
+
+    fn with_log(home: &Path, name: &str, log: &str) -> Self {
         let options = Options {
             segment_bytes: 6000,
             ..Options::default()
         };
-        let (writer, _) = Writer::open(&home.join(name).join(fresh_name()), options).unwrap();
+        let (writer, _) = Writer::open(&home.join(name).join(log), options).unwrap();
         Self {
             id: id(name),
             writer,
@@ -126,7 +131,7 @@ impl Agent {
         let own = decision.id;
         let mut end = self.end_of(&decision);
         if direction == Direction::Outbound {
-            end.other = format!("{other}");
+            end.other = heard(other, "allow");
         }
         change(&mut decision, &mut end);
         self.now += 10;
@@ -158,6 +163,11 @@ impl Agent {
             response_out: bytes(b"answer"),
         }
     }
+}
+
+/// As a sidecar records what the other one's answer says.
+fn heard(decision: DecisionId, verdict: &str) -> String {
+    End::heard(&format!("{decision};{verdict};callee"))
 }
 
 fn gap() -> Event {

@@ -339,12 +339,7 @@ impl Record {
             status: self.status,
             end: failed.map_or_else(|| end.to_owned(), |refusal| refusal.reason().to_owned()),
             blame: blame.to_owned(),
-            other: self
-                .callee
-                .as_deref()
-                .and_then(|callee| callee.split(';').next())
-                .unwrap_or_default()
-                .to_owned(),
+            other: self.callee.as_deref().map(said::End::heard).unwrap_or_default(),
             ms: u64::try_from(exchange.elapsed().as_millis()).unwrap_or(u64::MAX),
             salt: exchange
                 .used_salt()

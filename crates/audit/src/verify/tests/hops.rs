@@ -276,7 +276,7 @@ fn refused(change: impl FnOnce(&mut Decision, &mut End)) -> Mesh {
     mesh.planner
         .recorded(hop, Direction::Outbound, &callee, decided, |_, end| {
             (end.status, end.response_in) = answer;
-            end.other += ";deny;callee";
+            end.other = heard(decided, "deny");
         });
     mesh.planner.checkpoint();
     mesh.researcher.checkpoint();
@@ -323,7 +323,26 @@ fn a_callee_that_says_allowed_and_records_a_denial_is_found() {
     );
     mesh.planner
         .recorded(hop, Direction::Outbound, &callee, decided, |_, end| {
-            end.other += ";allow;callee";
+            end.other = heard(decided, "allow");
+        });
+    mesh.planner.checkpoint();
+    mesh.researcher.checkpoint();
+    let faults = mesh.verify().faults;
+    assert_eq!(faults.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::OtherDecision]);
+    let detail = &faults[0].detail;
+    assert!(
+        detail.contains("heard that it was allowed; the callee recorded a denial"),
+        "{detail}"
+    );
+    // What was heard is what the callee recorded: an observed denial, too.
+    let mut mesh = Mesh::busy();
+    let (hop, caller, callee) = (HopId::fresh(), mesh.planner.id.clone(), mesh.researcher.id.clone());
+    let decided = mesh
+        .researcher
+        .one(hop, Direction::Inbound, &caller, DecisionId::fresh());
+    mesh.planner
+        .recorded(hop, Direction::Outbound, &callee, decided, |_, end| {
+            end.other = heard(decided, "deny");
         });
     mesh.planner.checkpoint();
     mesh.researcher.checkpoint();

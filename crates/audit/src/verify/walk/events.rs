@@ -107,7 +107,8 @@ impl Walk<'_> {
             Some(agent) if agent == own => {}
             Some(agent) => {
                 let detail = format!("it speaks for {own}; the log is of {agent}");
-                self.fault(Kind::AgentDiffers, at, detail);
+                // It is named, and is no end of anybody's hop.
+                return self.fault(Kind::AgentDiffers, at, detail);
             }
         }
         self.pairing.decision(made, decision, place, self.found);
