@@ -89,7 +89,7 @@ pub(super) enum Host {
 pub(super) struct Traffic {
     /// The agent's name, or `default`.
     agent: String,
-    /// From the request's last header to the response's first: 1 to 3,600,000.
+    /// From the end of the request's body to the response's first header: 1 to 3,600,000.
     #[schema(required = false)]
     response_timeout_ms: u64,
     /// Silence in the middle of a body after which the stream is cut: 1 to 86,400,000.

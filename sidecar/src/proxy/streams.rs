@@ -3,12 +3,13 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use aip_api::id::HopId;
 use aip_audit::record::Passed;
 use dashmap::DashMap;
 use futures_util::task::AtomicWaker;
+use tokio::time::Instant;
 
 use super::connections::Live;
 use crate::audit::digest::{Salt, Seed};
@@ -26,6 +27,8 @@ pub(crate) struct Exchange {
     pub(crate) sent: AtomicU64,
     /// Milliseconds after `started` at which a byte last moved.
     moved: AtomicU64,
+    /// More of the request's body was asked for, and has not come: its sender is waited for, and nobody else.
+    pub(crate) awaits_body: AtomicBool,
     cut: AtomicU8,
     /// Nothing passes without it.
     lease: Arc<Lease>,
@@ -55,6 +58,7 @@ impl Exchange {
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             moved: AtomicU64::new(0),
+            awaits_body: AtomicBool::new(false),
             cut: AtomicU8::new(0),
             lease: lease.clone(),
             is_no_grpc: AtomicBool::new(false),
@@ -102,6 +106,11 @@ impl Exchange {
     /// Notes that bytes moved.
     pub(crate) fn moved(&self) {
         self.moved.store(millis(self.elapsed()), Ordering::Relaxed);
+    }
+
+    /// When a byte last moved, in milliseconds after it began.
+    pub(crate) fn moved_at(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
     }
 
     pub(crate) fn decided(&self) -> Option<&Decided> {
@@ -163,7 +172,8 @@ impl Exchange {
         std::future::poll_fn(|cx| self.poll_response_cut(cx)).await
     }
 
-    fn silent_for(&self) -> Duration {
+    /// How long no byte has moved.
+    pub(crate) fn silent_for(&self) -> Duration {
         self.elapsed()
             .saturating_sub(Duration::from_millis(self.moved.load(Ordering::Relaxed)))
     }

@@ -319,6 +319,16 @@ impl Body {
         exchange.moved();
     }
 
+    /// Notes whether the sender of a request's body is waited for; and when it is not any more, since from then on the other end is.
+    fn waits(&self, pending: bool) {
+        if let Some(Watched::Request(exchange, _)) = &self.watched
+            && exchange.awaits_body.swap(pending, Ordering::Relaxed)
+            && !pending
+        {
+            exchange.moved();
+        }
+    }
+
     fn broke(&mut self) {
         if let Some(Watched::Response(_, tail)) = &mut self.watched {
             tail.record.broke();
@@ -411,7 +421,9 @@ impl HttpBody for Body {
                 false => Some(Err(BodyError::Unrecorded)),
             });
         }
-        let mut frame = ready!(self.source.poll(cx));
+        let polled = self.source.poll(cx);
+        self.waits(polled.is_pending());
+        let mut frame = ready!(polled);
         match &mut frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref().filter(|data| self.grpc && !data.is_empty()) {

@@ -1,6 +1,7 @@
 //! Phase 7, call: the request goes out, to the agent, to a peer's sidecar, or to an outside host.
 
 mod agent;
+mod deadline;
 mod outside;
 mod peer;
 
@@ -86,9 +87,7 @@ pub(crate) async fn call(
         // What is cut sends nothing more, also where both are ready.
         biased;
         cut = exchange.ended() => return Err(Refusal::of_cut(cut).because(cut.reason())),
-        sent = tokio::time::timeout(limits.response, send(arrived, classified, &route, carrier)) => {
-            sent.map_err(|_| Refusal::ResponseTimeout)?
-        }
+        sent = deadline::within(limits.response, &exchange, send(arrived, classified, &route, carrier)) => sent?,
     };
     let late = |error| match exchange.is_no_grpc.load(Ordering::Acquire) {
         true => no_grpc(),

@@ -6,10 +6,11 @@ use aip_api::evidence::Assurance;
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::Full;
+use hyper::body::Frame;
 use serde_json::json;
 
 use crate::agent::Agent;
-use crate::client::{Answer, begin, get, raw, send, to_ledger};
+use crate::client::{Answer, begin, channel, get, raw, send, to_ledger};
 use crate::mesh::{Pair, Side, World, until};
 use crate::pki::{Pki, Says};
 
@@ -298,6 +299,27 @@ async fn an_agent_that_is_down_or_slow_is_said_so() {
     world.traffic.response_timeout_ms = 50;
     let pair = Pair::in_world(agent.address, world).await;
     is_refused(&send(pair.caller.outbound, get("/slow")).await, 504, "response_timeout");
+}
+
+/// An agent that answers at once is not the one that is late where its caller does not send the rest.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_does_not_come_is_its_callers_fault() {
+    let agent = Agent::start().await;
+    let mut world = World::of(&["planner", "ledger"]);
+    world.traffic.response_timeout_ms = 200;
+    let pair = Pair::in_world(agent.address, world).await;
+    let (sender, body) = channel();
+    sender.send(Frame::data(Bytes::from_static(b"half"))).await.unwrap();
+    let request = to_ledger("POST", "/echo").body(body).unwrap();
+    let answer = send(pair.caller.outbound, request).await;
+    is_refused(&answer, 408, "body_timeout");
+    let (_, end) = pair.callee.audited(1).await.remove(0);
+    assert_eq!(
+        (end.end.as_str(), end.blame.as_str()),
+        ("body_timeout", "caller"),
+        "{end:?}"
+    );
+    drop(sender);
 }
 
 #[tokio::test(flavor = "multi_thread")]

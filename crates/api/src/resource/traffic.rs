@@ -11,7 +11,7 @@ use crate::problem::FieldError;
 pub struct Traffic {
     /// The agent's name, or `default`.
     pub agent: String,
-    /// From the request's last header to the response's first, in milliseconds: 1 to 3,600,000.
+    /// From the end of the request's body to the response's first header, in milliseconds: 1 to 3,600,000. A body may take as long.
     #[serde(default = "default_response_ms")]
     pub response_timeout_ms: u64,
     /// Silence in the middle of a body after which the stream is cut, in milliseconds: 1 to 86,400,000.
