@@ -10,11 +10,12 @@ CARGO_DENY := 0.20.2
 CARGO_MACHETE := 0.9.2
 ENVOY := 1.40.0
 
-# Benchmarks: `quick` links in a minute, `release` is what ships.
+# Benchmarks: `release` is what ships, built by `make release`; `quick` links in a minute and knows no profile of traffic.
 BENCH_PROFILE ?= release
+BENCH_BIN := $(TARGET)/$(if $(filter release,$(BENCH_PROFILE)),dist,$(BENCH_PROFILE))
 BENCH_FLAGS ?=
 
-.PHONY: help build demo demo-stay test soak clients promtool lint fmt doc proto tools bench bench-check bench-modes bench-kill bench-build bench-peers
+.PHONY: help build release demo demo-stay test soak clients promtool lint fmt doc proto tools bench bench-check bench-modes bench-kill bench-build bench-peers
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -23,6 +24,9 @@ help: ## this list
 # The whole workspace, so that tests and demo share every build (tests/Cargo.toml says how).
 build: ## the binaries, in the profile that tests and demo use
 	$(CARGO) build --workspace --bins
+
+release: ## what ships, into target/dist: the sidecar is built with a profile of its own traffic
+	CARGO="$(CARGO)" sh deploy/release.sh
 
 demo: build ## a mesh of three agents that shows what AIP promises, then ends
 	$(TARGET)/debug/aip demo --once $(DEMO_FLAGS)
@@ -62,22 +66,26 @@ proto: ## generate the protobuf code anew
 	AIP_REGENERATE=1 $(CARGO) test -p aip-tests --test generated_code
 
 bench: bench-build bench-peers ## our pair beside nginx and Envoy; fills the table in docs/performance.md
-	$(TARGET)/$(BENCH_PROFILE)/aip-bench report --bin-dir $(TARGET)/$(BENCH_PROFILE) --envoy $(PEERS)/bin/envoy \
+	$(TARGET)/$(BENCH_PROFILE)/aip-bench report --bin-dir $(BENCH_BIN) --envoy $(PEERS)/bin/envoy \
 		--out $(TARGET)/bench --page docs/performance.md $(BENCH_FLAGS)
 
 bench-check: bench-build bench-peers ## fails when our pair costs more than 0.8 of Envoy's CPU per request
-	$(TARGET)/$(BENCH_PROFILE)/aip-bench check --bin-dir $(TARGET)/$(BENCH_PROFILE) --envoy $(PEERS)/bin/envoy \
+	$(TARGET)/$(BENCH_PROFILE)/aip-bench check --bin-dir $(BENCH_BIN) --envoy $(PEERS)/bin/envoy \
 		--out $(TARGET)/bench --max-ratio 0.8 $(BENCH_FLAGS)
 
 bench-modes: bench-build bench-peers ## what each durability costs, and what attestation and reputation do
-	$(TARGET)/$(BENCH_PROFILE)/aip-bench modes --bin-dir $(TARGET)/$(BENCH_PROFILE) --page docs/performance.md $(BENCH_FLAGS)
+	$(TARGET)/$(BENCH_PROFILE)/aip-bench modes --bin-dir $(BENCH_BIN) --page docs/performance.md $(BENCH_FLAGS)
 
 bench-kill: bench-build ## how fast an order to stop is at 100 and at 1,000 simulated sidecars
-	$(TARGET)/$(BENCH_PROFILE)/aip-bench kill --bin-dir $(TARGET)/$(BENCH_PROFILE) --page docs/performance.md $(BENCH_FLAGS)
+	$(TARGET)/$(BENCH_PROFILE)/aip-bench kill --bin-dir $(BENCH_BIN) --page docs/performance.md $(BENCH_FLAGS)
 
 # Only what is measured: the workspace's tests would switch on features that do not ship.
+ifeq ($(BENCH_PROFILE),release)
+bench-build: release
+else
 bench-build:
 	$(CARGO) build --profile $(BENCH_PROFILE) -p aip-bench -p aip-control-plane -p aip-sidecar
+endif
 
 bench-peers: $(PEERS)/.envoy-$(ENVOY)
 	@command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || if [ "$$(id -u)" = 0 ]; then \

@@ -75,6 +75,26 @@ impl Child {
         }
     }
 
+    /// Ends it in order, so that what it writes at its end is there; an error when it ends badly, or not within `within`.
+    pub(crate) async fn end(mut self, within: Duration) -> anyhow::Result<()> {
+        self.terminate();
+        let deadline = Instant::now() + within;
+        loop {
+            match self.process.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => bail!("{} ended badly ({status}):\n{}", self.name, self.last_words()),
+                None if Instant::now() > deadline => bail!("{} did not end within {within:?}", self.name),
+                None => tokio::time::sleep(POLL).await,
+            }
+        }
+    }
+
+    fn terminate(&self) {
+        if let Some(pid) = Pid::from_raw(self.process.id() as i32) {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+    }
+
     fn last_words(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
@@ -84,9 +104,11 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        if let Some(pid) = Pid::from_raw(self.process.id() as i32) {
-            let _ = kill_process(pid, Signal::TERM);
+        // Of one that has ended, the id may be another's by now.
+        if !matches!(self.process.try_wait(), Ok(None)) {
+            return;
         }
+        self.terminate();
         let deadline = Instant::now() + STOP;
         while Instant::now() < deadline {
             if !matches!(self.process.try_wait(), Ok(None)) {

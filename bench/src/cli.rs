@@ -11,7 +11,7 @@ use crate::load::{Pace, Plan, Target};
 use crate::meter::Group;
 use crate::report::{self, Settings};
 use crate::rig::{Programs, Subject};
-use crate::{kill, modes};
+use crate::{kill, modes, train};
 
 /// Longest a single measurement may take: this is a tool for laptops and CI machines, not a soak test.
 const MAX_SECONDS: u64 = 120;
@@ -65,6 +65,15 @@ enum Command {
         /// A page whose text between the `kill:begin` and `kill:end` marks is replaced by the table.
         #[arg(long)]
         page: Option<PathBuf>,
+    },
+    /// Put our pair under a broad mix of traffic, for an instrumented sidecar to take its profile of; measures nothing.
+    Train {
+        /// The folder with our binaries.
+        #[arg(long)]
+        bin_dir: PathBuf,
+        /// Seconds of each of the dozen stages.
+        #[arg(long, default_value_t = 4)]
+        seconds: u64,
     },
 }
 
@@ -158,6 +167,10 @@ impl Cli {
                 let rounds = in_range("--rounds", rounds, 1, MAX_ROUNDS)?;
                 let table = kill::run(&sidecars, rounds, &bin_dir).await?;
                 page.map_or(Ok(()), |page| report::put_in_page(&page, "kill", &table))
+            }
+            Command::Train { bin_dir, seconds } => {
+                let seconds = in_range("--seconds", seconds, 1, MAX_SECONDS)?;
+                train::run(&bin_dir, Duration::from_secs(seconds)).await
             }
             Command::Check { mut report, max_ratio } => {
                 report.only = vec![Subject::Envoy, Subject::Aip];

@@ -4,6 +4,7 @@
 //! an nginx pair, an Envoy pair and our own pair of sidecars, measures them in turns in one run, and writes a table.
 //! `check` is the same for Envoy and us only, and fails when ours costs too much. `modes` puts our pair under load in one
 //! mode of the mesh after the other. `kill` stops a fleet of simulated sidecars, over and over, and says how long it took.
+//! `train` measures nothing: it is the traffic that the release build of the sidecar learns from.
 //!
 //! | file | what |
 //! |---|---|
@@ -14,6 +15,7 @@
 //! | [`report`] | rounds, ratios, the table |
 //! | [`modes`] | what durability and checks cost |
 //! | [`kill`] | how fast an order to stop is everywhere |
+//! | [`train`] | a broad mix of traffic, for a build that is optimised by its profile |
 //!
 //! It talks to loopback addresses only, and every run is bounded in count and in time.
 
@@ -26,6 +28,7 @@ mod meter;
 mod modes;
 mod report;
 mod rig;
+mod train;
 
 use std::process::ExitCode;
 

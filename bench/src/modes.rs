@@ -13,8 +13,6 @@ use crate::rig::{Rig, Running, Subject};
 
 /// Loads under which the price shows: what one request waits, and what the machine can do.
 const LOADS: [(Load, &str); 2] = [(Load::One, "1 connection"), (Load::Many, "32 connections")];
-/// How long both sidecars may take to hold a changed setting.
-const HELD_MS: u64 = 30_000;
 
 /// A mode, and what it changes of the mesh.
 struct Mode {
@@ -148,15 +146,7 @@ async fn put(admin: &Admin, mode: &Mode, shipped: &Value) -> anyhow::Result<()> 
         .iter()
         .filter_map(|put| put["revision"].as_u64())
         .max();
-    let revision = last.context("a revision")?;
-    let acks: Value = admin
-        .get(&format!("/v1/revisions/{revision}/acks?wait_ms={HELD_MS}"))
-        .await?;
-    ensure!(
-        acks["missing"].as_array().is_some_and(Vec::is_empty),
-        "not held by both sidecars: {acks}"
-    );
-    Ok(())
+    admin.held(last.context("a revision")?).await
 }
 
 fn table(out: &mut String, taken: &[Taken], load: Load, title: &str) {

@@ -7,6 +7,7 @@
 pub(crate) mod admin;
 mod fleet;
 mod mesh;
+mod pair;
 mod peers;
 
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use serde::Serialize;
 use tempfile::TempDir;
 
 pub(crate) use fleet::Fleet;
+pub(crate) use pair::Pair;
 
 use crate::children::Child;
 use crate::load::{Target, probe};

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
@@ -11,6 +11,8 @@ use serde_json::Value;
 
 /// Longest an admin call may take: one that waits for acknowledgements waits for thirty seconds.
 const DEADLINE: Duration = Duration::from_secs(40);
+/// How long sidecars may take to hold what was changed.
+const HELD_MS: u64 = 30_000;
 /// Largest answer that is read.
 const MAX_ANSWER: usize = 1024 * 1024;
 
@@ -39,6 +41,18 @@ impl Admin {
 
     pub(crate) async fn put(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         self.call(http::Method::PUT, path, Some(body)).await
+    }
+
+    /// Waits until every sidecar holds `revision`.
+    pub(crate) async fn held(&self, revision: u64) -> anyhow::Result<()> {
+        let acks = self
+            .get(&format!("/v1/revisions/{revision}/acks?wait_ms={HELD_MS}"))
+            .await?;
+        ensure!(
+            acks["missing"].as_array().is_some_and(Vec::is_empty),
+            "not held by every sidecar: {acks}"
+        );
+        Ok(())
     }
 
     async fn call(&self, method: http::Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
