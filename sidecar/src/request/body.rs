@@ -319,7 +319,8 @@ impl Body {
         exchange.moved();
     }
 
-    /// Notes whether the sender of a request's body is waited for; and when it is not any more, since from then on the other end is.
+    /// Notes whether the sender of a request's body is waited for; and when it is not any more, since from then on the
+    /// other end is.
     fn waits(&self, pending: bool) {
         if let Some(Watched::Request(exchange, _)) = &self.watched
             && exchange.awaits_body.swap(pending, Ordering::Relaxed)

@@ -83,11 +83,14 @@ pub(crate) async fn call(
     let downstream = arrived.head.extensions.remove::<OnUpgrade>();
     let upgrade = classified.upgrade.clone().zip(downstream);
     begin_body(arrived, carrier).await?;
-    let sent = tokio::select! {
-        // What is cut sends nothing more, also where both are ready.
-        biased;
-        cut = exchange.ended() => return Err(Refusal::of_cut(cut).because(cut.reason())),
-        sent = deadline::within(limits.response, &exchange, send(arrived, classified, &route, carrier)) => sent?,
+    let sent = {
+        let sending = std::pin::pin!(send(arrived, classified, &route, carrier));
+        tokio::select! {
+            // What is cut sends nothing more, also where both are ready.
+            biased;
+            cut = exchange.ended() => return Err(Refusal::of_cut(cut).because(cut.reason())),
+            sent = deadline::within(limits.response, &exchange, sending) => sent?,
+        }
     };
     let late = |error| match exchange.is_no_grpc.load(Ordering::Acquire) {
         true => no_grpc(),

@@ -101,7 +101,8 @@ impl Trace {
     }
 
     /// The trace in `headers`, or a new one, named at random: everybody further down reads its name, and the hop's id, which
-    /// the audit holds both ends to, is theirs alone. Where spans are sent, `sampler` says whether this trace's are, and the next are told; else what came in goes on.
+    /// the audit holds both ends to, is theirs alone. Where spans are sent, `sampler` says whether this trace's are, and the
+    /// next are told; else what came in goes on.
     pub(crate) fn of(headers: &HeaderMap, sampler: Option<&Sampler>) -> Self {
         let mut values = headers.get_all(TRACEPARENT).iter();
         let one = values.next().filter(|_| values.next().is_none());

@@ -1,7 +1,7 @@
 //! Until when a response must begin. Who sends a request slowly must not make whoever is to answer it look slow.
 
 use std::future::Future;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -14,15 +14,15 @@ const STEP: Duration = Duration::from_millis(1);
 /// Waits for the head of the response: for `limit` from when the request's body last moved on. Where the limit has passed and the
 /// body's sender is waited for, it is the sender that is late. So a body takes at most `limit` and the pieces that are under way
 /// then, and whoever answers has all of `limit` after it.
+/// A request holds all of this while its agent thinks, so what is waited for is not moved in here.
 ///
 /// # Errors
 /// The body did not come in time, or the response did not.
 pub(super) async fn within<T>(
     limit: Duration,
     exchange: &Exchange,
-    sent: impl Future<Output = T>,
+    mut sent: Pin<&mut impl Future<Output = T>>,
 ) -> Result<T, Refusal> {
-    let mut sent = pin!(sent);
     let (mut rest, mut seen) = (limit, None);
     loop {
         if let Ok(sent) = tokio::time::timeout(rest, sent.as_mut()).await {
@@ -43,6 +43,7 @@ pub(super) async fn within<T>(
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
     use std::sync::Arc;
 
     use tokio::time::{Instant, sleep};
@@ -75,8 +76,8 @@ mod tests {
         let exchange = exchange();
         body(&exchange, Duration::from_secs(2), false);
         let answers = sleep(Duration::from_millis(4_900));
-        assert_eq!(within(LIMIT, &exchange, answers).await, Ok(()));
-        let late = within(LIMIT, &exchange, sleep(Duration::from_secs(9))).await;
+        assert_eq!(within(LIMIT, &exchange, pin!(answers)).await, Ok(()));
+        let late = within(LIMIT, &exchange, pin!(sleep(Duration::from_secs(9)))).await;
         assert_eq!(late, Err(Refusal::ResponseTimeout));
     }
 
@@ -84,14 +85,14 @@ mod tests {
     async fn a_body_that_is_still_coming_is_its_senders() {
         let (trickled, began) = (exchange(), Instant::now());
         body(&trickled, Duration::from_secs(60), true);
-        let late = within(LIMIT, &trickled, std::future::pending::<()>()).await;
+        let late = within(LIMIT, &trickled, pin!(std::future::pending::<()>())).await;
         assert_eq!((late, began.elapsed()), (Err(Refusal::BodyTimeout), LIMIT));
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_agent_that_reads_no_further_is_late_itself() {
         let (stalled, began) = (exchange(), Instant::now());
-        let late = within(LIMIT, &stalled, std::future::pending::<()>()).await;
+        let late = within(LIMIT, &stalled, pin!(std::future::pending::<()>())).await;
         assert_eq!((late, began.elapsed()), (Err(Refusal::ResponseTimeout), LIMIT));
     }
 }
