@@ -58,7 +58,7 @@ pub(crate) async fn call(
     arrived: &mut Arrived,
     classified: &mut Classified,
     route: Route,
-    limits: Limits,
+    limits: &mut Limits,
 ) -> Result<Answer, Refused> {
     if let Route::WellKnown = route {
         let path = arrived.head.uri.path();
@@ -101,7 +101,7 @@ pub(crate) async fn call(
         response,
         returning,
         flight,
-        permit: limits.permit,
+        permit: limits.permit.take(),
         upgrade,
     })))
 }

@@ -56,10 +56,10 @@ async fn phases(arrived: &mut Arrived) -> Result<relay::Relayed, Refused> {
     let mut classified = classify::classify(arrived).await?;
     admit::admit(&arrived.proxy, &classified)?;
     decide::decide(arrived, &mut classified)?;
-    let limits = limit::limit(arrived, &classified)?;
+    let mut limits = limit::limit(arrived, &classified)?;
     let route = route::route(arrived, &classified)?;
     arrived.record.decided().await?;
-    let answer = call::call(arrived, &mut classified, route, limits).await?;
+    let answer = call::call(arrived, &mut classified, route, &mut limits).await?;
     arrived.record.settled().await?;
     relay::relay(arrived, answer).await
 }
