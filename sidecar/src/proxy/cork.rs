@@ -49,8 +49,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Corked<IO> {
         Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
     }
 
-    /// No: TLS copies what is written in any case, and the HTTP library then copies bodies of less than 1 KiB behind
-    /// their heads, where it would flush after each.
+    /// No: the HTTP/2 library then copies bodies of less than 1 KiB behind their heads, where it would flush after each. TLS
+    /// copies what is written in any case; an HTTP/1 connection to our own agent pays one copy more for it.
     fn is_write_vectored(&self) -> bool {
         false
     }

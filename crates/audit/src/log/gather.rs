@@ -8,7 +8,7 @@ use super::{LogError, Writer};
 use crate::merkle::Tree;
 use crate::record::Settled;
 
-/// What is gathered at most, in bytes: some sixty records, and little beside what a write costs.
+/// Past so many bytes the next record waits for no other: some sixty records. What is held is this and one record more.
 const MAX_GATHERED_BYTES: usize = 64 * 1024;
 
 /// Lines that wait, and the log as it was before them.
