@@ -94,7 +94,7 @@ impl Tree {
             }
         }
         self.peaks.push(carry);
-        self.size += 1;
+        self.size = self.size.saturating_add(1);
     }
 
     /// The root over all leaves so far.

@@ -171,7 +171,7 @@ pub fn verify(sources: &Sources, keys: &dyn Keys, progress: &mut dyn FnMut(Progr
     let all = sources.bytes();
     let (mut done, mut tails) = (0, Vec::new());
     let mut step = |bytes: u64| {
-        done += bytes;
+        done = u64::saturating_add(done, bytes);
         progress(Progress { done, all });
     };
     for source in &sources.logs {

@@ -155,6 +155,9 @@ pub(crate) struct Replay {
     /// Look for the decision in the logs in this folder instead of asking the control plane
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// Of several records of this id, the one in this log
+    #[arg(long, value_name = "LOG")]
+    log: Option<String>,
     /// The auditor's private key, for facts that were sealed
     #[arg(long, value_name = "FILE")]
     auditor_key: Option<PathBuf>,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde_json::Value;
 
-pub(crate) use shown::{Printed, one_line};
+pub(crate) use shown::{Printed, brief, one_line};
 
 /// For people or for programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -97,28 +97,14 @@ impl Watcher {
         };
         self.ready.set(GATE, true);
         loop {
-            let seen = match &eyes {
-                _ if heard != Seen::default() => std::mem::take(&mut heard),
-                Eyes::Notices(notices) => tokio::select! {
-                    seen = notices.next() => match seen {
-                        Ok(seen) => seen,
-                        Err(error) => {
-                            eyes = looking(&error);
-                            unseeing()
-                        }
-                    },
-                    () = tokio::time::sleep_until(due.into()) => {
-                        match self.unheard(notices, &stamps).await {
-                            Ok(seen) => seen,
-                            Err(changed) => return changed,
-                        }
-                    }
-                },
-                Eyes::Looking => match self.touched(&stamps).await {
-                    Some(changed) => return changed,
-                    None if Instant::now() < due => continue,
-                    None => unseeing(),
-                },
+            let seen = match std::mem::take(&mut heard) {
+                seen if seen != Seen::default() => Ok(Some(seen)),
+                _ => self.hear(&mut eyes, &stamps, due).await,
+            };
+            let seen = match seen {
+                Ok(Some(seen)) => seen,
+                Ok(None) => continue,
+                Err(changed) => return changed,
             };
             if !seen.changed.is_empty() {
                 return seen.changed.into_iter().collect();
@@ -147,6 +133,23 @@ impl Watcher {
                 }
                 (stamps, due) = (looked.stamps, next(looked.took));
             }
+        }
+    }
+
+    /// What is heard next, and from `due` on a look without cause; nothing, where there is none yet. `Err`: what changed.
+    async fn hear(&self, eyes: &mut Eyes, stamps: &Stamps, due: Instant) -> Result<Option<Seen>, Vec<String>> {
+        match &*eyes {
+            Eyes::Notices(notices) => tokio::select! {
+                seen = notices.next() => Ok(Some(seen.unwrap_or_else(|error| {
+                    *eyes = looking(&error);
+                    unseeing()
+                }))),
+                () = tokio::time::sleep_until(due.into()) => self.unheard(notices, stamps).await.map(Some),
+            },
+            Eyes::Looking => match self.touched(stamps).await {
+                Some(changed) => Err(changed),
+                None => Ok((Instant::now() >= due).then(unseeing)),
+            },
         }
     }
 

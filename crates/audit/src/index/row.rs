@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::{Filter, Said};
-use crate::log::{Lines, LogError, segment_path};
+use crate::log::{Lines, LogError, segment_path, segments};
 use crate::record::{MAX_RECORD_BYTES, Record};
 
 /// Bytes of a row: seven numbers of 8, big endian.
@@ -75,6 +75,12 @@ impl<'a> Wanted<'a> {
 /// Where the rows of a segment stand.
 fn path(dir: &Path, segment: u64) -> PathBuf {
     dir.join(format!("index-{segment:08}.bin"))
+}
+
+/// Whether the rows of a segment stand beside it, as beside those that the control plane receives.
+pub(crate) fn is_beside(dir: &Path) -> bool {
+    let all = segments(dir).unwrap_or_default();
+    all.into_iter().any(|segment| path(dir, segment).is_file())
 }
 
 /// The rows of a segment that is being received.

@@ -8,6 +8,11 @@ use crate::log::LogError;
 
 /// Faults that a report lists; one that was torn to pieces would list millions.
 pub const MAX_FAULTS: usize = 1000;
+/// Characters of a text of a record that a fault repeats: twice what the longest id of an agent has. A record may have half a
+/// megabyte, and each of those faults another one.
+const MAX_NAMED: usize = 512;
+/// Characters of what a fault says: a few such texts, and the words around them.
+const MAX_DETAIL: usize = 4 * MAX_NAMED;
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident = $name:literal: $means:literal,)*) => {
@@ -151,6 +156,19 @@ pub(super) fn moment(millis: u64) -> String {
     text.unwrap_or_else(|| format!("{millis} ms after 1970"))
 }
 
+/// What a record says of an agent, as far as a fault repeats it.
+pub(super) fn named(text: &str) -> String {
+    clipped(text.to_owned(), MAX_NAMED)
+}
+
+fn clipped(mut text: String, most: usize) -> String {
+    if let Some((end, _)) = text.char_indices().nth(most) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
 /// The faults so far.
 #[derive(Debug, Default)]
 pub(super) struct Found {
@@ -172,7 +190,7 @@ impl Found {
             seq: at.seq,
             through: at.through,
             decision: at.decision.map(str::to_owned),
-            detail: detail.into(),
+            detail: clipped(detail.into(), MAX_DETAIL),
             means: kind.means().to_owned(),
         });
     }

@@ -15,7 +15,7 @@ use aip_api::id::{DecisionId, HopId};
 use serde::{Deserialize, Serialize};
 
 use super::LogReport;
-use super::fault::{At, Found, Kind, moment};
+use super::fault::{At, Found, Kind, moment, named};
 use super::walk::UNSIGNED_MILLIS;
 use crate::hop::{self, Difference, Ending, Said, Told, Verdict};
 use crate::log::segment_path;
@@ -142,7 +142,8 @@ impl Pairing {
     /// Refusals that a sidecar counted without a record each.
     pub(super) fn counted(&mut self, agent: &str, count: u64) {
         let agent = self.number(agent);
-        *self.counted.entry(agent).or_default() += count;
+        let counted = self.counted.entry(agent).or_default();
+        *counted = counted.saturating_add(count);
     }
 
     /// Records that a sidecar could not write, after what it wrote at `from` and before `until`; where it wrote nothing before in
@@ -191,33 +192,34 @@ impl Pairing {
             Direction::Inbound => (peer, agent),
         };
         let key = Key { hop, caller, callee };
-        if decision.direction == Direction::Outbound
-            && let Some(first) = self.calls.add(key, place.log, place.seq)
-        {
-            let (log, seq) = (&self.logs[first.log as usize].0, first.seq);
-            let detail = format!("hop {hop} was decided in record {seq} of {log} before");
-            return self.add(found, Kind::HopReused, &side, detail);
-        }
-        if self.calls.is_done(key) {
-            let detail = format!(
-                "hop {hop} of {} was decided and ended at both ends before",
-                self.names[caller as usize]
-            );
-            return self.add(found, Kind::HopReused, &side, detail);
+        if let Some(before) = self.used(key, &side) {
+            return self.add(found, Kind::HopReused, &side, before);
         }
         let ends = self.hops.entry(key).or_default();
         let end = match decision.direction {
             Direction::Outbound => &mut ends.caller,
             Direction::Inbound => &mut ends.callee,
         };
-        if let Some(first) = end {
-            let (id, seq) = (first.id, first.place.seq);
-            let source = &self.names[caller as usize];
-            let detail = format!("hop {hop} of {source} was decided as {id} in record {seq} before");
-            return self.add(found, Kind::HopReused, &side, detail);
-        }
         *end = Some(Box::new(side));
         self.under_way.insert(decision.id, (key, decision.direction));
+    }
+
+    /// How a hop was used before at the end that records it here, if it was; a caller's call is noted.
+    fn used(&mut self, key: Key, side: &Side) -> Option<String> {
+        let (hop, place, is_call) = (key.hop, side.place, side.said.direction == Direction::Outbound);
+        let first = is_call.then(|| self.calls.add(key, place.log, place.seq)).flatten();
+        if let Some(first) = first {
+            let (log, seq) = (&self.logs[first.log as usize].0, first.seq);
+            return Some(format!("hop {hop} was decided in record {seq} of {log} before"));
+        }
+        let source = || named(&self.names[key.caller as usize]);
+        if self.calls.is_done(key) {
+            return Some(format!("hop {hop} of {} was decided and ended at both ends before", source()));
+        }
+        let ends = self.hops.get(&key)?;
+        let end = if is_call { &ends.caller } else { &ends.callee };
+        let (id, seq) = end.as_ref().map(|first| (first.id, first.place.seq))?;
+        Some(format!("hop {hop} of {} was decided as {id} in record {seq} before", source()))
     }
 
     pub(super) fn end(&mut self, at: u64, end: &End, found: &mut Found) {
@@ -335,7 +337,7 @@ impl Pairing {
 
     /// A callee recorded a hop that its caller's log says was a call of another agent.
     fn elsewhere(&self, hop: HopId, callee: &Side, call: Call, found: &mut Found) {
-        let (caller, other) = (&self.names[callee.peer as usize], &self.names[call.callee as usize]);
+        let [caller, other] = [callee.peer, call.callee].map(|agent| named(&self.names[agent as usize]));
         let detail = format!(
             "hop {hop}: record {} of {} says that {caller} called {other} with it",
             call.seq, self.logs[call.log as usize].0
@@ -417,7 +419,7 @@ impl Pairing {
             _ => (only.peer, only.agent),
         };
         let apart = self.skew.between(pair.0, pair.1);
-        let peer = self.names[only.peer as usize].clone();
+        let peer = named(&self.names[only.peer as usize]);
         match reach.other(only.peer, only.at, apart) {
             Other::NoLog => self.out.no_log += 1,
             Other::Pending => self.out.pending += 1,

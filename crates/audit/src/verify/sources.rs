@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::index;
 use crate::log::{self, LogError, Manifest, segments};
 
 /// The folder of an export that holds the control plane's log of checkpoints, beside one for each agent: an agent's name
@@ -109,7 +110,7 @@ impl Sources {
             .logs
             .iter()
             .flat_map(|source| source.copies.iter().chain([&source.dir]));
-        dirs.map(|dir| bytes(dir)).sum()
+        dirs.map(|dir| bytes(dir)).fold(0, u64::saturating_add)
     }
 }
 
@@ -125,6 +126,13 @@ fn worth(dir: &Path) -> (bool, u64) {
     (signed, bytes(dir))
 }
 
+/// Whether this is the control plane's copy of a log, and not its sidecar's own: in an export it stands as `<agent>/<log>` beside
+/// the control plane's log of checkpoints, and in the control plane's data it has an index beside its segments.
+pub(super) fn is_collected(dir: &Path) -> bool {
+    let export = dir.parent().and_then(Path::parent);
+    export.is_some_and(|export| export.join(LEDGER_DIR).is_dir()) || index::is_beside(dir)
+}
+
 /// Bytes of the segments, of those that are files.
 fn bytes(dir: &Path) -> u64 {
     let begins = manifest(dir).map_or(0, |manifest| manifest.begins());
@@ -133,7 +141,8 @@ fn bytes(dir: &Path) -> u64 {
         let path = log::segment_path(dir, n);
         fs::metadata(path).ok().filter(fs::Metadata::is_file)
     });
-    sizes.map(|file| file.len()).sum()
+    // A file with holes says any size.
+    sizes.map(|file| file.len()).fold(0, u64::saturating_add)
 }
 
 /// What a log says of its segments.

@@ -231,12 +231,28 @@ impl Mesh {
     }
 
     fn hop(&mut self) {
-        let hop = HopId::fresh();
-        let callee = self
+        self.at_both(HopId::fresh(), |_, _| {}, |_, _| {});
+    }
+
+    /// A hop that both record, with what is changed in the callee's records and in the caller's; the callee's decision.
+    fn at_both(
+        &mut self,
+        hop: HopId,
+        callees: impl FnOnce(&mut Decision, &mut End),
+        callers: impl FnOnce(&mut Decision, &mut End),
+    ) -> DecisionId {
+        let (caller, callee) = (self.planner.id.clone(), self.researcher.id.clone());
+        let decided = self
             .researcher
-            .one(hop, Direction::Inbound, &self.planner.id.clone(), DecisionId::fresh());
+            .recorded(hop, Direction::Inbound, &caller, DecisionId::fresh(), callees);
         self.planner
-            .one(hop, Direction::Outbound, &self.researcher.id.clone(), callee);
+            .recorded(hop, Direction::Outbound, &callee, decided, callers);
+        decided
+    }
+
+    fn checkpoints(&mut self) {
+        self.planner.checkpoint();
+        self.researcher.checkpoint();
     }
 
     /// 20 hops, signed after each four, over several segments.
@@ -245,8 +261,7 @@ impl Mesh {
         for n in 0..20 {
             mesh.hop();
             if n % 4 == 3 {
-                mesh.planner.checkpoint();
-                mesh.researcher.checkpoint();
+                mesh.checkpoints();
             }
         }
         assert!(crate::log::segments(mesh.planner.writer.dir()).unwrap().len() >= 3);

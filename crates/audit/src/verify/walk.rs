@@ -264,7 +264,8 @@ impl Walk<'_> {
     fn count(&mut self, leaf: Digest) {
         self.prev = Some(leaf);
         self.tree.append(leaf);
-        self.next += 1;
+        // As far as a number goes: whoever writes a record chooses it.
+        self.next = self.next.saturating_add(1);
     }
 
     fn order(&mut self, at: At<'_>, record: &Record) {
@@ -369,8 +370,30 @@ impl Walk<'_> {
         }
     }
 
-    /// What is gone is what signed records say that a quota took.
+    /// What is gone is what whoever kept it says, signed, that it let go: its sidecar of its own log, the control plane of its
+    /// copy. What a sidecar's quota took was in the copy by then.
     fn dropped(&mut self) {
+        let collected = sources::is_collected(self.dir);
+        let said = match collected {
+            true => self.signed.retired(self.dir),
+            false => self.dropped_by_sidecar(),
+        };
+        let Some(last) = self.report.dropped.checked_sub(1) else {
+            return;
+        };
+        if let Some((_, until)) = said.filter(|(records, _)| *records > last) {
+            self.report.dropped_until = Some(until);
+            return;
+        }
+        let path = Manifest::path(self.dir);
+        let who = if collected { "the control plane" } else { "its sidecar" };
+        let detail = format!("nothing that {who} signed says that records 0 to {last} were let go of");
+        self.fault(Kind::SegmentMissing, At::file("", &path).seq(0), detail);
+    }
+
+    /// What signed records of the log say that its sidecar's quota took: so many of its first records, and until when. Earlier
+    /// logs that went whole are noted.
+    fn dropped_by_sidecar(&mut self) -> Option<(u64, u64)> {
         let signed = self.report.signed;
         let mut own = None;
         for (seq, said) in self.said.iter().filter(|(seq, _)| *seq < signed) {
@@ -379,19 +402,7 @@ impl Walk<'_> {
                 None => own = own.max(Some((said.end(), self.signed.time(*seq, said.until)))),
             }
         }
-        let gone = self.report.dropped;
-        match own {
-            _ if gone == 0 => {}
-            Some((end, until)) if end >= gone => self.report.dropped_until = Some(until),
-            _ => match self.signed.retired(self.dir).filter(|(records, _)| *records >= gone) {
-                Some((_, until)) => self.report.dropped_until = Some(until),
-                None => {
-                    let path = Manifest::path(self.dir);
-                    let detail = format!("nothing signed says that a quota took records 0 to {}", gone - 1);
-                    self.fault(Kind::SegmentMissing, At::file("", &path).seq(0), detail);
-                }
-            },
-        }
+        own
     }
 
     /// Whether the segment is as its manifest says.

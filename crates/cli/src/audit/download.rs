@@ -132,7 +132,8 @@ async fn segments(admin: &Admin, name: &str, folder: &Path, signed: u64, fetched
                 write(&log::segment_path(folder, segment), &bytes)?;
             }
         }
-        fetched.segments += last + 1 - from.map_or(first, |from| from + 1);
+        let before = from.map_or(first, |from| from.saturating_add(1));
+        fetched.segments = fetched.segments.saturating_add(last.saturating_add(1).saturating_sub(before));
         from = Some(last);
         if held >= signed {
             break;
@@ -145,7 +146,7 @@ async fn segments(admin: &Admin, name: &str, folder: &Path, signed: u64, fetched
 fn end_of(lines: &[u8]) -> Option<u64> {
     let whole = lines.iter().rposition(|b| *b == b'\n')?;
     let last = lines[..whole].rsplit(|b| *b == b'\n').next()?;
-    aip_audit::Record::from_bytes(last).ok().map(|record| record.seq + 1)
+    aip_audit::Record::from_bytes(last).ok().map(|record| record.seq.saturating_add(1))
 }
 
 fn failed(path: &Path, why: &dyn std::fmt::Display) -> Failure {

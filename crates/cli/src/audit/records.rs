@@ -9,7 +9,7 @@ use super::{Wanted, files};
 use crate::Globals;
 use crate::client::{Admin, encoded};
 use crate::exit::Failure;
-use crate::output::{self, Table, cell, timestamp};
+use crate::output::{self, Table, brief, cell, timestamp};
 
 /// Rows of a page.
 pub(super) const PAGE: usize = 500;
@@ -93,6 +93,7 @@ pub(super) const HEADINGS: [&str; 9] = [
 /// What a record says, for a table.
 pub(super) fn cells(item: &Value) -> [String; 9] {
     let record = &item["record"];
+    let cell = |value: &Value| brief(&cell(value));
     let short = |value: &Value| cell(value).rsplit('/').next().unwrap_or_default().to_owned();
     let time = timestamp(record["at"].as_u64().unwrap_or_default() / 1000);
     let agent = short(&item["agent"]);
@@ -103,7 +104,7 @@ pub(super) fn cells(item: &Value) -> [String; 9] {
             let call = [&record["tool"], &record["call"]].into_iter().find(|v| v.is_string());
             let call = call.map_or_else(
                 || format!("{} {}", cell(&record["method"]), cell(&record["path"])),
-                cell,
+                &cell,
             );
             let rule = [&record["rule"], &record["reason"]].into_iter().find(|v| v.is_string());
             [
@@ -114,7 +115,7 @@ pub(super) fn cells(item: &Value) -> [String; 9] {
                 short(&record["destination"]["id"]),
                 call,
                 cell(&record["verdict"]),
-                rule.map_or_else(dash, cell),
+                rule.map_or_else(dash, &cell),
                 cell(&record["id"]),
             ]
         }
@@ -209,6 +210,9 @@ mod tests {
             "path": "/mcp", "tool": "close_books", "verdict": "deny", "rule": "p/r", "id": "d"}});
         let row = cells(&decision);
         assert_eq!(row[3..8], ["planner", "ledger", "close_books", "deny", "p/r"]);
+        let long = json!({"agent": "a", "record": {"kind": "decision", "at": 0, "direction": "inbound", "method": "GET",
+            "path": "/".repeat(400_000), "verdict": "deny", "rule": "r\n".repeat(100_000)}});
+        assert!(cells(&long).concat().chars().count() < 2_000);
         let gap = json!({"agent": "a", "record": {"kind": "gap", "at": 0, "lost": 3, "reason": "disk_full"}});
         assert_eq!(cells(&gap)[6..8], ["3", "disk_full"]);
     }

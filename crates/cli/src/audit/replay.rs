@@ -14,12 +14,16 @@ use super::{Replay, Wanted, files, keygen, records};
 use crate::Globals;
 use crate::client::{Admin, encoded};
 use crate::exit::{Exit, Failure};
-use crate::output;
+use crate::output::{self, brief, cell};
 
 /// How it came out the second time.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Replayed {
     pub(super) decision: String,
+    /// Whose sidecar recorded it.
+    pub(super) agent: String,
+    /// The log with the record.
+    pub(super) log: String,
     /// As recorded: verdict and rule.
     pub(super) recorded: Outcome,
     /// As decided now; none where policy had not been asked.
@@ -47,17 +51,18 @@ pub(super) struct Then {
 
 pub(super) async fn perform(globals: &Globals, verb: &Replay) -> anyhow::Result<ExitCode> {
     let admin = Admin::open(globals)?;
-    let decision = find(&admin, verb).await?;
+    let recorded = find(&admin, verb).await?;
+    let decision = &recorded.decision;
     let key = verb.auditor_key.as_deref().map(keygen::read).transpose()?;
-    let opened = open(&decision, key.as_deref())?;
-    let replayed = match asked(&decision) {
-        false => unasked(&decision),
-        true => replay(&decision, &then(&admin, &decision).await?, opened)?,
+    let opened = open(decision, key.as_deref())?;
+    let replayed = match asked(decision) {
+        false => unasked(&recorded),
+        true => replay(&recorded, &then(&admin, decision).await?, opened)?,
     };
     if globals.json() {
         output::json(&replayed);
     } else {
-        print(&replayed, &decision);
+        print(&replayed, decision);
     }
     Ok(match replayed.same {
         Some(false) => ExitCode::from(Exit::Failed as u8),
@@ -65,11 +70,41 @@ pub(super) async fn perform(globals: &Globals, verb: &Replay) -> anyhow::Result<
     })
 }
 
-/// Records that one decision's id finds: itself and its end, with room to spare.
+/// Records that one decision's id finds: itself and its end. More are of others who use the id, and the first few show that.
 const MOST_FOUND: usize = 10;
 
-/// The record of the decision.
-async fn find(admin: &Admin, verb: &Replay) -> Result<Decision, Failure> {
+/// The record of a decision, and where it stands.
+struct Recorded {
+    agent: String,
+    log: String,
+    seq: u64,
+    decision: Decision,
+}
+
+impl Recorded {
+    fn of(mut item: Value) -> Option<Self> {
+        let record: Record = serde_json::from_value(item["record"].take()).ok()?;
+        let Event::Decision(decision) = record.event else {
+            return None;
+        };
+        Some(Self {
+            agent: cell(&item["agent"]),
+            log: cell(&item["log"]),
+            seq: record.seq,
+            decision: *decision,
+        })
+    }
+
+    /// Where it stands and what it says, in a line.
+    fn line(&self) -> String {
+        let (agent, decision) = (brief(&self.agent), &self.decision);
+        let outcome = words(&recorded(decision));
+        format!("log {}, record {}, of {agent}: {outcome}", brief(&self.log), self.seq)
+    }
+}
+
+/// The record of the decision: the only one, or the one that was chosen.
+async fn find(admin: &Admin, verb: &Replay) -> Result<Recorded, Failure> {
     let wanted = Wanted {
         decision: Some(verb.decision.to_string()),
         ..Wanted::default()
@@ -81,18 +116,33 @@ async fn find(admin: &Admin, verb: &Replay) -> Result<Decision, Failure> {
             records::found(admin, &wanted, MOST_FOUND, |item| items.push(item.clone())).await?;
         }
     }
-    let decision = items.into_iter().find_map(|mut item| {
-        let record: Record = serde_json::from_value(item["record"].take()).ok()?;
-        match record.event {
-            Event::Decision(decision) => Some(*decision),
-            _ => None,
+    chosen(items.into_iter().filter_map(Recorded::of).collect(), verb)
+}
+
+/// The record that is meant. Which of several is true is not for a replay to say: an id is of one decision.
+fn chosen(mut all: Vec<Recorded>, verb: &Replay) -> Result<Recorded, Failure> {
+    let wanted = |recorded: &Recorded| verb.log.as_ref().is_none_or(|log| *log == recorded.log);
+    let all_lines: Vec<String> = all.iter().map(Recorded::line).collect();
+    all.retain(wanted);
+    match (all.pop(), all.len()) {
+        (Some(one), 0) => Ok(one),
+        (Some(_), _) => {
+            let what = format!("decision {} is recorded more than once", verb.decision);
+            let mut failure = Failure::new(Exit::Usage, what);
+            failure.why = all_lines;
+            Err(failure.next("name one of these logs with --log; `aip audit verify` says what is wrong with them"))
         }
-    });
-    decision.ok_or_else(|| {
-        Failure::new(Exit::NotFound, format!("decision {} is not recorded", verb.decision))
-            .why("there is no record of it here (yet)")
-            .next("a sidecar's newest records come up within seconds; `aip audit query` lists what is there")
-    })
+        (None, _) => {
+            let what = format!("decision {} is not recorded", verb.decision);
+            let failure = Failure::new(Exit::NotFound, what);
+            Err(match all_lines.is_empty() {
+                true => failure
+                    .why("there is no record of it here (yet)")
+                    .next("a sidecar's newest records come up within seconds; `aip audit query` lists what is there"),
+                false => Failure { why: all_lines, ..failure }.next("name one of these logs with --log"),
+            })
+        }
+    }
 }
 
 /// Policy was asked: a request that was refused before names no policies.
@@ -107,10 +157,12 @@ fn recorded(decision: &Decision) -> Outcome {
     }
 }
 
-fn unasked(decision: &Decision) -> Replayed {
+fn unasked(of: &Recorded) -> Replayed {
     Replayed {
-        decision: decision.id.to_string(),
-        recorded: recorded(decision),
+        decision: of.decision.id.to_string(),
+        agent: of.agent.clone(),
+        log: of.log.clone(),
+        recorded: recorded(&of.decision),
         replayed: None,
         same: None,
         not_kept: Vec::new(),
@@ -183,7 +235,8 @@ fn open(decision: &Decision, key: Option<&[u8; seal::KEY_BYTES]>) -> Result<Opti
 }
 
 /// Decides again. `opened` are the facts that were sealed.
-pub(super) fn replay(decision: &Decision, then: &Then, opened: Option<Value>) -> Result<Replayed, Failure> {
+fn replay(of: &Recorded, then: &Then, opened: Option<Value>) -> Result<Replayed, Failure> {
+    let decision = &of.decision;
     let wrong = |why: String| Failure::new(Exit::Failed, "the decision can't be decided again").why(why);
     let set = if then.policies.is_empty() {
         PolicySet::empty()
@@ -210,6 +263,8 @@ pub(super) fn replay(decision: &Decision, then: &Then, opened: Option<Value>) ->
     let recorded = recorded(decision);
     Ok(Replayed {
         decision: decision.id.to_string(),
+        agent: of.agent.clone(),
+        log: of.log.clone(),
         same: Some(replayed == recorded),
         recorded,
         replayed: Some(replayed),
@@ -240,16 +295,23 @@ fn merge(document: &mut Value, more: Value) {
     }
 }
 
+/// An outcome in words, which a record may have made as long as it likes.
+fn words(outcome: &Outcome) -> String {
+    let verdict = brief(&outcome.verdict);
+    match outcome.rule.as_str() {
+        "" => verdict,
+        rule => format!("{verdict} by {}", brief(rule)),
+    }
+}
+
 fn print(replayed: &Replayed, decision: &Decision) {
-    let words = |outcome: &Outcome| match outcome.rule.as_str() {
-        "" => outcome.verdict.clone(),
-        rule => format!("{} by {rule}", outcome.verdict),
-    };
+    let agent = replayed.agent.rsplit('/').next().unwrap_or_default();
+    output::line(format!("record     of {}, in log {}", brief(agent), brief(&replayed.log)));
     output::line(format!("recorded   {}", words(&replayed.recorded)));
     let Some(again) = &replayed.replayed else {
         output::line(format!(
             "replayed   - (refused before policy was asked: {})",
-            decision.reason
+            brief(&decision.reason)
         ));
         return;
     };
@@ -258,7 +320,7 @@ fn print(replayed: &Replayed, decision: &Decision) {
         output::line("opened     the facts that were sealed");
     }
     if !replayed.not_kept.is_empty() {
-        output::line(format!("not kept   {}", replayed.not_kept.join(", ")));
+        output::line(format!("not kept   {}", brief(&replayed.not_kept.join(", "))));
     }
     output::line(match (replayed.same == Some(true), replayed.not_kept.is_empty()) {
         (true, true) => "the same",
@@ -270,7 +332,6 @@ fn print(replayed: &Replayed, decision: &Decision) {
 
 #[cfg(test)]
 mod tests {
-    use aip_audit::record;
     use serde_json::json;
 
     use super::*;
@@ -291,7 +352,7 @@ mod tests {
         }
     }
 
-    fn decision(kept: Value, dropped: &[&str], verdict: &str, rule: &str) -> Decision {
+    fn decision(kept: Value, dropped: &[&str], verdict: &str, rule: &str) -> Recorded {
         let id = aip_api::id::DecisionId::fresh();
         let text = json!({
             "id": id, "direction": "inbound", "source": {"id": "a"}, "destination": {"id": "b"}, "method": "POST",
@@ -299,7 +360,12 @@ mod tests {
             "policies": [{"name": "books", "revision": 3}],
             "facts": {"kept": kept, "dropped": dropped},
         });
-        serde_json::from_value(text).unwrap()
+        Recorded {
+            agent: "b".into(),
+            log: "first".into(),
+            seq: 4,
+            decision: serde_json::from_value(text).unwrap(),
+        }
     }
 
     #[test]
@@ -328,14 +394,12 @@ mod tests {
         let mut decision = decision(without, &["protocol.arguments.amount"], "deny", "large");
         let (private, public) = seal::generate();
         let sensitive = json!({"protocol": {"arguments": {"amount": 500}}});
-        let sealed = seal::seal(&public, &decision.id.to_string(), &sensitive).unwrap();
-        decision.facts = record::Facts {
-            sealed: Some(sealed),
-            ..decision.facts
-        };
-        assert!(open(&decision, Some(&seal::generate().0)).is_err());
-        assert_eq!(open(&decision, None).unwrap(), None);
-        let opened = open(&decision, Some(&private)).unwrap();
+        let held = &mut decision.decision;
+        let sealed = seal::seal(&public, &held.id.to_string(), &sensitive).unwrap();
+        held.facts.sealed = Some(sealed);
+        assert!(open(held, Some(&seal::generate().0)).is_err());
+        assert_eq!(open(held, None).unwrap(), None);
+        let opened = open(held, Some(&private)).unwrap();
         let replayed = replay(&decision, &then(), opened).unwrap();
         assert!(
             replayed.same == Some(true) && replayed.opened && replayed.not_kept.is_empty(),
@@ -346,8 +410,35 @@ mod tests {
     #[test]
     fn what_policy_never_saw_is_not_replayed() {
         let mut decision = decision(json!({}), &[], "deny", "");
-        decision.policies.clear();
-        assert!(!asked(&decision));
+        decision.decision.policies.clear();
+        assert!(!asked(&decision.decision));
         assert_eq!(unasked(&decision).same, None);
+    }
+
+    #[test]
+    fn of_several_records_of_one_id_the_reader_chooses() {
+        let all = || {
+            let other = |log: &str, verdict: &str| Recorded {
+                log: log.into(),
+                agent: "spiffe://aip.internal/agent/c".into(),
+                ..decision(json!({}), &[], verdict, "a\nrecorded   allow")
+            };
+            vec![decision(json!({}), &[], "deny", "large"), other("second", "allow")]
+        };
+        let verb = |log: Option<&str>| Replay {
+            decision: aip_api::id::DecisionId::fresh(),
+            dir: None,
+            log: log.map(str::to_owned),
+            auditor_key: None,
+        };
+        let refused = chosen(all(), &verb(None)).err().unwrap();
+        assert_eq!(refused.exit, Exit::Usage);
+        assert_eq!(refused.why[0], "log first, record 4, of b: deny by large");
+        assert!(refused.why[1].ends_with("/c: allow by a\\u{a}recorded   allow"), "{refused}");
+        assert_eq!(chosen(all(), &verb(Some("second"))).unwrap().decision.verdict, "allow");
+        let none = chosen(all(), &verb(Some("third"))).err().unwrap();
+        assert!(none.exit == Exit::NotFound && none.why.len() == 2, "{none}");
+        let twice = [all(), all()].into_iter().flatten().collect();
+        assert_eq!(chosen(twice, &verb(Some("first"))).err().unwrap().exit, Exit::Usage);
     }
 }

@@ -11,7 +11,7 @@ use super::trust::Trust;
 use super::{download, files};
 use crate::Globals;
 use crate::exit::{Exit, Failure};
-use crate::output::{self, Table, counted, timestamp};
+use crate::output::{self, Table, brief, counted, one_line, timestamp};
 
 /// Between two words about progress, and how long nothing is said at first.
 const EVERY: Duration = Duration::from_secs(1);
@@ -126,9 +126,9 @@ fn intact(report: &Report) {
         output::line(format!("  of {hops} the other end's log is not here"));
     }
     for path in &report.unread {
-        output::line(format!("  not read: {path}"));
+        output::line(format!("  not read: {}", one_line(path)));
     }
-    let gaps: u64 = report.logs.iter().map(|log| log.gaps).sum();
+    let gaps = report.logs.iter().map(|log| log.gaps).fold(0, u64::saturating_add);
     if gaps > 0 {
         let records = counted(gaps, "record");
         output::line(format!(
@@ -152,7 +152,7 @@ fn logs(report: &Report) {
         let agent = log.agent.as_deref().map_or("-", |a| a.rsplit('/').next().unwrap_or(a));
         table.row([
             log.log.clone(),
-            agent.to_owned(),
+            brief(agent),
             log.records.to_string(),
             log.signed.to_string(),
             log.signed_at.map_or("-".into(), |at| timestamp(at / 1000)),
@@ -171,7 +171,8 @@ fn copy(copy: &CopyReport) {
         0 => String::new(),
         more => format!("; {} that the log above has not", counted(more, "record")),
     };
-    output::line(format!("also read: {}: {records}, {signed} signed{ahead}", copy.dir));
+    let dir = one_line(&copy.dir);
+    output::line(format!("also read: {dir}: {records}, {signed} signed{ahead}"));
 }
 
 fn fault(fault: &Fault) {
@@ -179,7 +180,8 @@ fn fault(fault: &Fault) {
     let seq = fault.seq.map(|n| format!(", record {n}")).unwrap_or_default();
     let decision = fault.decision.as_ref().map(|d| format!(", decision {d}"));
     let decision = decision.unwrap_or_default();
-    output::line(format!("{}: {}{line}{seq}{decision}", fault.kind.as_str(), fault.file));
-    output::line(format!("  {}", fault.detail));
+    let file = one_line(&fault.file);
+    output::line(format!("{}: {file}{line}{seq}{decision}", fault.kind.as_str()));
+    output::line(format!("  {}", one_line(&fault.detail)));
     output::line(format!("  {}", fault.means));
 }

@@ -32,6 +32,19 @@ pub(crate) fn one_line(text: &str) -> Cow<'_, str> {
     escaped(text, |_| false)
 }
 
+/// Characters of a text of a record that a line shows: a record may have half a megabyte.
+const BRIEF: usize = 300;
+
+/// What a record says, in one line of bounded length.
+pub(crate) fn brief(text: &str) -> String {
+    let mut shown = one_line(text).into_owned();
+    if let Some((end, _)) = shown.char_indices().nth(BRIEF) {
+        shown.truncate(end);
+        shown.push('…');
+    }
+    shown
+}
+
 /// Text of some lines.
 pub(super) fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |char| matches!(char, '\n' | '\t'))
@@ -136,6 +149,14 @@ mod tests {
         assert_eq!(table.render(), "TOOL\na\\u{a}forged");
         assert_eq!(cell(&json!("a\nforged")), "a\\u{a}forged");
         assert_eq!(lines("two\n\tlines"), "two\n\tlines");
+    }
+
+    #[test]
+    fn what_a_record_says_takes_a_line_and_no_more() {
+        assert_eq!(brief("a\nforged"), "a\\u{a}forged");
+        assert_eq!(brief(&"é".repeat(BRIEF)), "é".repeat(BRIEF));
+        let long = brief(&"é".repeat(100_000));
+        assert!(long.chars().count() == BRIEF + 1 && long.ends_with('…'));
     }
 
     #[test]

@@ -168,3 +168,35 @@ fn what_a_sidecar_could_not_write_is_not_called_whole() {
     report.hops.lost = 1;
     assert!(!report.is_whole());
 }
+
+#[test]
+fn numbers_that_a_record_makes_up_count_as_far_as_a_number_goes() {
+    let mut mesh = Mesh::busy();
+    let now = mesh.researcher.now;
+    for _ in 0..2 {
+        let counted = crate::record::Strangers {
+            reason: "rate_limited".into(),
+            count: u64::MAX,
+            sample: String::new(),
+        };
+        let lost = crate::record::Gap {
+            lost: u64::MAX,
+            reason: "io".into(),
+        };
+        for event in [Event::Strangers(counted), Event::Gap(lost)] {
+            mesh.researcher.writer.append(event, now).unwrap();
+        }
+    }
+    mesh.checkpoints();
+    assert!(mesh.verify().intact(), "{:#?}", mesh.verify().faults);
+    // The last record that there can be, and one after it.
+    let last = *crate::log::segments(&mesh.dir()).unwrap().last().unwrap();
+    let path = segment_path(&mesh.dir(), last);
+    let mut whole = lines(&path);
+    let mut record = crate::Record::from_bytes(whole[0].as_bytes()).unwrap();
+    record.seq = u64::MAX;
+    let end = String::from_utf8(record.to_bytes().unwrap()).unwrap();
+    whole.extend([end.clone(), end]);
+    write(&path, &whole);
+    assert!(mesh.kinds().contains(&Kind::RecordsMissing), "{:?}", mesh.kinds());
+}

@@ -1,5 +1,7 @@
 //! Both ends of hops, and one of them alone.
 
+use std::cell::Cell;
+
 use super::*;
 
 #[test]
@@ -36,14 +38,9 @@ fn a_hop_that_only_the_callee_recorded_is_missing_at_the_caller() {
 fn ends_that_differ_and_hops_used_twice_are_named() {
     let mut mesh = Mesh::busy();
     let (hop, caller, callee) = (HopId::fresh(), mesh.planner.id.clone(), mesh.researcher.id.clone());
-    let decided = mesh
-        .researcher
-        .ended(hop, Direction::Inbound, &caller, DecisionId::fresh(), |end| {
-            end.request_in.digest = Some(Digest::sha256(b"other"));
-        });
-    mesh.planner.one(hop, Direction::Outbound, &callee, decided);
-    mesh.planner.checkpoint();
-    mesh.researcher.checkpoint();
+    let other = |_: &mut Decision, end: &mut End| end.request_in.digest = Some(Digest::sha256(b"other"));
+    mesh.at_both(hop, other, |_, _| {});
+    mesh.checkpoints();
     assert_eq!(mesh.kinds(), [Kind::EndsDiffer]);
     mesh.researcher
         .one(hop, Direction::Inbound, &caller, DecisionId::fresh());
@@ -54,22 +51,15 @@ fn ends_that_differ_and_hops_used_twice_are_named() {
         .one(again, Direction::Inbound, &caller, DecisionId::fresh());
     mesh.planner
         .one(again, Direction::Outbound, &callee, DecisionId::fresh());
-    mesh.planner.checkpoint();
-    mesh.researcher.checkpoint();
+    mesh.checkpoints();
     assert!(mesh.kinds().contains(&Kind::OtherDecision));
 }
 
 /// A hop that the planner's sidecar records with `change`, and the researcher's as it was.
 fn told(change: impl FnOnce(&mut Decision, &mut End)) -> Mesh {
     let mut mesh = Mesh::busy();
-    let (hop, caller, callee) = (HopId::fresh(), mesh.planner.id.clone(), mesh.researcher.id.clone());
-    let decided = mesh
-        .researcher
-        .one(hop, Direction::Inbound, &caller, DecisionId::fresh());
-    mesh.planner
-        .recorded(hop, Direction::Outbound, &callee, decided, change);
-    mesh.planner.checkpoint();
-    mesh.researcher.checkpoint();
+    mesh.at_both(HopId::fresh(), |_, _| {}, change);
+    mesh.checkpoints();
     mesh
 }
 
@@ -185,23 +175,16 @@ fn a_hop_that_is_used_again_after_both_ends_were_read_is_found() {
     let mut mesh = Mesh::busy();
     let hop = HopId::fresh();
     let (caller, callee) = (mesh.planner.id.clone(), mesh.researcher.id.clone());
-    let decided = mesh
-        .researcher
-        .one(hop, Direction::Inbound, &caller, DecisionId::fresh());
-    mesh.planner.one(hop, Direction::Outbound, &callee, decided);
+    mesh.at_both(hop, |_, _| {}, |_, _| {});
     mesh.planner.one(hop, Direction::Outbound, &callee, DecisionId::fresh());
     mesh.researcher
         .one(hop, Direction::Inbound, &caller, DecisionId::fresh());
-    mesh.planner.checkpoint();
-    mesh.researcher.checkpoint();
+    mesh.checkpoints();
     assert_eq!(mesh.kinds(), [Kind::HopReused, Kind::HopReused]);
     // A replay that the callee's sidecar refused is no second use, whatever the records of it say.
     let mut mesh = Mesh::busy();
     let hop = HopId::fresh();
-    let decided = mesh
-        .researcher
-        .one(hop, Direction::Inbound, &caller, DecisionId::fresh());
-    mesh.planner.one(hop, Direction::Outbound, &callee, decided);
+    mesh.at_both(hop, |_, _| {}, |_, _| {});
     let mut replayed = decision(hop, Direction::Inbound, &callee, &caller);
     (replayed.reason, replayed.verdict) = ("hop_replayed".into(), "deny".into());
     let mut end = mesh.researcher.end_of(&replayed);
@@ -210,8 +193,7 @@ fn a_hop_that_is_used_again_after_both_ends_were_read_is_found() {
     for event in [Event::Decision(Box::new(replayed)), Event::End(Box::new(end))] {
         mesh.researcher.writer.append(event, now).unwrap();
     }
-    mesh.planner.checkpoint();
-    mesh.researcher.checkpoint();
+    mesh.checkpoints();
     let report = mesh.verify();
     assert!(report.intact(), "{:#?}", report.faults);
     assert_eq!(report.hops.both, 21);
@@ -255,31 +237,28 @@ fn a_gap_excuses_nothing_that_happened_after_it() {
     assert_eq!(mesh.kinds(), [Kind::MissingAtCallee]);
 }
 
+/// The caller was told of a denial.
+fn hears_a_denial(end: &mut End) {
+    end.other = end.other.replace("allow", "deny");
+}
+
 /// A hop that the researcher's sidecar says it refused, with an end that is changed.
 fn refused(change: impl FnOnce(&mut Decision, &mut End)) -> Mesh {
     let mut mesh = Mesh::busy();
-    let (hop, caller, callee) = (HopId::fresh(), mesh.planner.id.clone(), mesh.researcher.id.clone());
-    let mut answer = (0, Passed::default());
-    let decided = mesh.researcher.recorded(
-        hop,
-        Direction::Inbound,
-        &caller,
-        DecisionId::fresh(),
-        |decision, end| {
-            (decision.verdict, decision.reason) = ("deny".into(), "policy_denied".into());
-            end.status = 403;
-            (end.request_out, end.response_in) = (Passed::default(), Passed::default());
-            change(decision, end);
-            answer = (end.status, end.response_out);
-        },
-    );
-    mesh.planner
-        .recorded(hop, Direction::Outbound, &callee, decided, |_, end| {
-            (end.status, end.response_in) = answer;
-            end.other = heard(decided, "deny");
-        });
-    mesh.planner.checkpoint();
-    mesh.researcher.checkpoint();
+    let answer = Cell::new((0, Passed::default()));
+    let refuses = |decision: &mut Decision, end: &mut End| {
+        (decision.verdict, decision.reason) = ("deny".into(), "policy_denied".into());
+        end.status = 403;
+        (end.request_out, end.response_in) = (Passed::default(), Passed::default());
+        change(decision, end);
+        answer.set((end.status, end.response_out));
+    };
+    let hears = |_: &mut Decision, end: &mut End| {
+        (end.status, end.response_in) = answer.get();
+        hears_a_denial(end);
+    };
+    mesh.at_both(HopId::fresh(), refuses, hears);
+    mesh.checkpoints();
     mesh
 }
 
@@ -310,23 +289,12 @@ fn a_refusal_whose_end_says_that_it_was_none_is_named() {
 #[test]
 fn a_callee_that_says_allowed_and_records_a_denial_is_found() {
     let mut mesh = Mesh::busy();
-    let (hop, caller, callee) = (HopId::fresh(), mesh.planner.id.clone(), mesh.researcher.id.clone());
-    let decided = mesh.researcher.recorded(
-        hop,
-        Direction::Inbound,
-        &caller,
-        DecisionId::fresh(),
-        |decision, end| {
-            (decision.verdict, decision.reason) = ("deny".into(), "policy_denied".into());
-            (end.request_out, end.response_in) = (Passed::default(), Passed::default());
-        },
-    );
-    mesh.planner
-        .recorded(hop, Direction::Outbound, &callee, decided, |_, end| {
-            end.other = heard(decided, "allow");
-        });
-    mesh.planner.checkpoint();
-    mesh.researcher.checkpoint();
+    let denies = |decision: &mut Decision, end: &mut End| {
+        (decision.verdict, decision.reason) = ("deny".into(), "policy_denied".into());
+        (end.request_out, end.response_in) = (Passed::default(), Passed::default());
+    };
+    mesh.at_both(HopId::fresh(), denies, |_, _| {});
+    mesh.checkpoints();
     let faults = mesh.verify().faults;
     assert_eq!(faults.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::OtherDecision]);
     let detail = &faults[0].detail;
@@ -336,15 +304,7 @@ fn a_callee_that_says_allowed_and_records_a_denial_is_found() {
     );
     // What was heard is what the callee recorded: an observed denial, too.
     let mut mesh = Mesh::busy();
-    let (hop, caller, callee) = (HopId::fresh(), mesh.planner.id.clone(), mesh.researcher.id.clone());
-    let decided = mesh
-        .researcher
-        .one(hop, Direction::Inbound, &caller, DecisionId::fresh());
-    mesh.planner
-        .recorded(hop, Direction::Outbound, &callee, decided, |_, end| {
-            end.other = heard(decided, "deny");
-        });
-    mesh.planner.checkpoint();
-    mesh.researcher.checkpoint();
+    mesh.at_both(HopId::fresh(), |_, _| {}, |_, end| hears_a_denial(end));
+    mesh.checkpoints();
     assert_eq!(mesh.kinds(), [Kind::OtherDecision]);
 }

@@ -69,6 +69,62 @@ fn records_that_nobody_said_a_quota_took_are_missed() {
     assert!(faults(home.path()).iter().any(|f| f.kind == Kind::SegmentMissing));
 }
 
+fn kinds(home: &Path) -> Vec<Kind> {
+    let sources = Sources::find(home).unwrap();
+    let report = verify(&sources, &TestKeys, &mut |_| {});
+    report.faults.iter().map(|fault| fault.kind).collect()
+}
+
+/// What a sidecar's quota took is in the control plane's copy, and so no reason for what that lacks.
+#[test]
+fn a_sidecars_word_excuses_its_own_log_and_not_the_control_planes_copy() {
+    let home = tempfile::tempdir().unwrap();
+    let mut mesh = Mesh::busy();
+    let dir = home.path().join("planner").join(mesh.planner.writer.log());
+    copy(&mesh.dir(), &dir);
+    let options = Options {
+        segment_bytes: 6000,
+        total_bytes: 16_000,
+        ..Options::default()
+    };
+    let (writer, _) = Writer::open(&dir, options).unwrap();
+    mesh.planner.writer = writer;
+    let earlier = fresh_name();
+    let whole = crate::record::Dropped {
+        log: Some(earlier.clone()),
+        first: 0,
+        records: 7,
+        until: 9,
+        quota: "age".into(),
+    };
+    mesh.planner.writer.append(Event::Dropped(whole), 9).unwrap();
+    assert!(mesh.planner.writer.say_dropped(u64::MAX, 9).unwrap());
+    mesh.planner.checkpoint();
+    mesh.planner.writer.drop_said().unwrap().unwrap().remove().unwrap();
+    assert_eq!(kinds(home.path()), [], "its own log");
+    // The same files, as an export has them.
+    Listed::beside(&mut mesh);
+    copy(&mesh.home.path().join(LEDGER_DIR), &home.path().join(LEDGER_DIR));
+    let researcher = mesh.researcher.writer.dir();
+    copy(researcher, &home.path().join("researcher").join(mesh.researcher.writer.log()));
+    let sources = Sources::find(home.path()).unwrap();
+    let report = verify(&sources, &TestKeys, &mut |_| {});
+    assert_eq!(report.faults[0].kind, Kind::SegmentMissing, "{:#?}", report.faults);
+    assert!(report.logs.iter().all(|log| log.dropped_logs.is_empty()), "nor the whole of {earlier}");
+    assert!(report.faults[0].detail.contains("the control plane"), "{:#?}", report.faults);
+    let taken = Retired {
+        v: 1,
+        iss: "aip.internal".into(),
+        log: mesh.planner.writer.log().into(),
+        agent: id("planner"),
+        records: report.logs.iter().map(|log| log.dropped).max().unwrap(),
+        until: 1_000_100,
+        at: 1_000_200,
+    };
+    fs::write(dir.join(crate::log::RETIRED_FILE), sign("control plane", &taken)).unwrap();
+    assert_eq!(kinds(home.path()), []);
+}
+
 pub(super) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -183,11 +239,7 @@ fn what_the_control_planes_retention_took_is_excused_by_its_signature_alone() {
     writer.sweep(u64::MAX, 9).unwrap().unwrap();
     let manifest = crate::log::Manifest::read(&dir).unwrap();
     let gone = manifest.of(manifest.begins() - 1).unwrap().end();
-    let kinds = || {
-        let sources = Sources::find(home.path()).unwrap();
-        let report = verify(&sources, &TestKeys, &mut |_| {});
-        report.faults.iter().map(|fault| fault.kind).collect::<Vec<_>>()
-    };
+    let kinds = || kinds(home.path());
     // A ledger beside it, which anybody can put there, excuses nothing: without a signed head it is a fault itself.
     let ledger = home.path().join(LEDGER_DIR);
     fs::create_dir_all(&ledger).unwrap();
@@ -205,6 +257,9 @@ fn what_the_control_planes_retention_took_is_excused_by_its_signature_alone() {
     };
     let said = |by: &str, claims: &Retired| fs::write(dir.join(crate::log::RETIRED_FILE), sign(by, claims)).unwrap();
     said("control plane", &retired(&log, gone));
+    assert_eq!(kinds(), [Kind::SegmentMissing], "what it let go of is not what a sidecar's own log lacks");
+    let there = crate::log::segments(&dir).unwrap()[0];
+    fs::write(dir.join(format!("index-{there:08}.bin")), "").unwrap();
     assert_eq!(kinds(), []);
     said("control plane", &retired(&log, gone - 1));
     assert_eq!(kinds(), [Kind::SegmentMissing], "more is gone than it says");

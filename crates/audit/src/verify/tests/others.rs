@@ -51,13 +51,8 @@ fn a_third_agents_record_makes_nobodys_true_one_a_second_use() {
     for first in [true, false] {
         let mut mesh = Mesh::busy();
         let hop = HopId::fresh();
-        let (caller, callee) = (mesh.planner.id.clone(), mesh.researcher.id.clone());
-        let decided = mesh
-            .researcher
-            .one(hop, Direction::Inbound, &caller, DecisionId::fresh());
-        mesh.planner.one(hop, Direction::Outbound, &callee, decided);
-        mesh.planner.checkpoint();
-        mesh.researcher.checkpoint();
+        mesh.at_both(hop, |_, _| {}, |_, _| {});
+        mesh.checkpoints();
         let third = third(&mesh, hop, first);
         let (report, named) = named(&mesh);
         assert_eq!(named, [("other_callee", log_of(&third))], "{:#?}", report.faults);
@@ -69,15 +64,10 @@ fn a_third_agents_record_makes_nobodys_true_one_a_second_use() {
 fn a_caller_that_uses_one_hop_for_two_agents_is_named_for_it() {
     let mut mesh = Mesh::busy();
     let hop = HopId::fresh();
-    let (caller, callee) = (mesh.planner.id.clone(), mesh.researcher.id.clone());
-    let decided = mesh
-        .researcher
-        .one(hop, Direction::Inbound, &caller, DecisionId::fresh());
-    mesh.planner.one(hop, Direction::Outbound, &callee, decided);
+    mesh.at_both(hop, |_, _| {}, |_, _| {});
     mesh.planner
         .one(hop, Direction::Outbound, &id("third"), DecisionId::fresh());
-    mesh.planner.checkpoint();
-    mesh.researcher.checkpoint();
+    mesh.checkpoints();
     let (report, named) = named(&mesh);
     assert_eq!(named, [("hop_reused", log_of(&mesh.planner))], "{:#?}", report.faults);
     assert_eq!(report.hops.agreed, 21);
@@ -111,7 +101,7 @@ fn a_refusal_that_a_third_agent_recorded_is_not_the_callees() {
 fn what_a_log_says_for_another_agent_is_named_and_is_no_end_of_its_hops() {
     let mut mesh = Mesh::busy();
     let hop = HopId::fresh();
-    let (caller, callee) = (mesh.planner.id.clone(), mesh.researcher.id.clone());
+    let caller = mesh.planner.id.clone();
     let log = format!("00000000{}", &fresh_name()[8..]);
     let mut third = Agent::with_log(mesh.home.path(), "third", &log);
     let made_up = decision(hop, Direction::Outbound, &caller, &id("nobody"));
@@ -120,13 +110,26 @@ fn what_a_log_says_for_another_agent_is_named_and_is_no_end_of_its_hops() {
         .append(Event::Decision(Box::new(made_up)), third.now)
         .unwrap();
     third.checkpoint();
-    let decided = mesh
-        .researcher
-        .one(hop, Direction::Inbound, &caller, DecisionId::fresh());
-    mesh.planner.one(hop, Direction::Outbound, &callee, decided);
-    mesh.planner.checkpoint();
-    mesh.researcher.checkpoint();
+    mesh.at_both(hop, |_, _| {}, |_, _| {});
+    mesh.checkpoints();
     let (report, named) = named(&mesh);
     assert_eq!(named, [("agent_differs", log)], "{:#?}", report.faults);
     assert_eq!(report.hops.agreed, 21);
+}
+
+#[test]
+fn what_a_fault_repeats_of_a_record_is_bounded() {
+    let mesh = Mesh::busy();
+    let mut third = Agent::new(mesh.home.path(), "third");
+    let mut made_up = decision(HopId::fresh(), Direction::Outbound, &third.id, &mesh.planner.id);
+    made_up.source.id = "x".repeat(100_000);
+    third
+        .writer
+        .append(Event::Decision(Box::new(made_up)), third.now)
+        .unwrap();
+    third.checkpoint();
+    let found = mesh.verify().faults;
+    assert_eq!(found[0].kind, Kind::AgentDiffers, "{found:#?}");
+    let detail = &found[0].detail;
+    assert!(detail.len() < 1_000 && detail.ends_with(&third.id.to_string()), "{detail}");
 }

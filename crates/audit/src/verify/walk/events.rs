@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use aip_api::id::DecisionId;
 
 use super::super::LogReport;
-use super::super::fault::{At, Found, Kind, moment};
+use super::super::fault::{At, Found, Kind, moment, named};
 use super::super::pair::{Place, SKEW_MILLIS};
 use super::{Of, UNSIGNED_MILLIS, Walk};
 use crate::log::segment_path;
@@ -106,7 +106,7 @@ impl Walk<'_> {
             None => self.agent = Some(own.clone()),
             Some(agent) if agent == own => {}
             Some(agent) => {
-                let detail = format!("it speaks for {own}; the log is of {agent}");
+                let detail = format!("it speaks for {}; the log is of {}", named(own), named(agent));
                 // It is named, and is no end of anybody's hop.
                 return self.fault(Kind::AgentDiffers, at, detail);
             }

@@ -111,7 +111,7 @@ impl Export<'_> {
             if index != self.next {
                 return Err(self.gap(index.min(self.covered)));
             }
-            self.next += 1;
+            self.next = self.next.saturating_add(1);
             let chain = self.chain(item["chain"].as_str().unwrap_or_default()).await?;
             let statement = item["statement"].as_str().unwrap_or_default();
             let log = item["log"].as_str().unwrap_or_default();
