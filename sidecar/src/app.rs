@@ -83,7 +83,7 @@ pub async fn run(config: Config, supervisor: Supervisor) -> anyhow::Result<()> {
     let probes = admin::probes(shared.ready.clone());
     let _probes = admin::serve_on_own_thread("probes", listeners.probes, probes)?;
 
-    let (keeper, origins) = shared.keeper();
+    let (keeper, origins) = shared.keeper(supervisor.clone());
     let origin = tokio::select! {
         origin = keeper.first() => origin.map_err(explain)?,
         name = shutdown::signal() => {
@@ -172,7 +172,7 @@ impl Shared {
     }
 
     /// What gets and keeps the SVID, and the roots and keys that come with each.
-    fn keeper(&self) -> (Keeper, mpsc::Receiver<Origin>) {
+    fn keeper(&self, supervisor: Supervisor) -> (Keeper, mpsc::Receiver<Origin>) {
         let (send, origins) = mpsc::channel(1);
         let keeper = Keeper::new(
             self.config.clone(),
@@ -183,7 +183,7 @@ impl Shared {
             send,
             self.alarm.clone(),
         );
-        (keeper.told_by(self.revoked.clone()), origins)
+        (keeper.told_by(self.revoked.clone()).telling(supervisor), origins)
     }
 
     fn reporter(&self, answers: watch::Receiver<u64>) -> Reporter {

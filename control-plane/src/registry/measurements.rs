@@ -116,6 +116,24 @@ impl Registry {
         Ok(draft.delete(keys::withdrawn(agent, &print), Expect::Any))
     }
 
+    /// What a person may approve under this fingerprint: what waits, or what was approved before. An agent that drifted needs
+    /// that anew, and shows nothing while it is not started again.
+    ///
+    /// # Errors
+    /// There is neither, or the store fails.
+    pub async fn approvable(&self, agent: &AgentName, print: &Digest) -> Result<Measurement, Refusal> {
+        if let Some(waits) = self.record::<PendingMeasurement>(keys::pending(agent, print)).await? {
+            return Ok(waits.value.measurement);
+        }
+        let known = self.resource::<Measurement>(&format!("{agent}/{print}")).await?;
+        let known = known.ok_or_else(|| Refusal::new(Reason::NotFound, "no such measurement waits or is approved"))?;
+        Ok(Measurement {
+            approved_by: String::new(),
+            approved_at: 0,
+            ..known.value
+        })
+    }
+
     /// What waits for `agent` under this fingerprint.
     ///
     /// # Errors

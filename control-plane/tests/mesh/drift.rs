@@ -194,6 +194,24 @@ async fn files_that_were_put_back_need_a_person_too() {
     assert_eq!(joins(&mesh, "another run", b"code").await, Ok(2));
 }
 
+/// The edit is undone and what was approved is approved again, before anything is started: nothing waits then.
+#[tokio::test]
+async fn what_was_approved_is_approved_again_while_nothing_shows_it() {
+    let mesh = Mesh::dev().await;
+    let sidecar = mesh.joined("planner").await;
+    let before = Measurement::of(&evidence("planner", &PendingKey::generate().unwrap(), b"", b"code"));
+    let path = format!("/v1/measurements/planner/{}/approve", before.fingerprint());
+    let unchanged = mesh.admin.ok("POST", &path, json!({})).await;
+    assert_eq!(unchanged["unchanged"], true, "{unchanged}");
+    report(&sidecar, &drift(&sidecar, b"edited")).await.unwrap();
+    let approved = mesh.admin.ok("POST", &path, json!({})).await;
+    assert!(approved["unchanged"].is_null(), "{approved}");
+    blocked(joins(&mesh, FIRST_RUN, b"code").await);
+    assert_eq!(joins(&mesh, "another run", b"code").await, Ok(2));
+    let unknown = format!("/v1/measurements/planner/{}/approve", "0".repeat(64));
+    assert_eq!(mesh.admin.call("POST", &unknown, json!({})).await.0, 404);
+}
+
 #[tokio::test]
 async fn only_the_agents_own_svid_reports_its_drift() {
     let mesh = Mesh::dev().await;

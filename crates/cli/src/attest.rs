@@ -22,7 +22,7 @@ pub(crate) enum AttestVerb {
     Measure(Measure),
     /// List the measurements that wait for approval and those that are approved
     List(List),
-    /// Approve a measurement
+    /// Approve a measurement that waits; of an agent that drifted, also what it ran before
     Approve(Which),
     /// Take an approval back, and revoke all SVIDs of the agent
     Revoke(Which),
@@ -78,17 +78,12 @@ impl AttestVerb {
             Self::List(verb) => verb.perform(globals, &Admin::open(globals)?).await?,
             Self::Approve(which) => {
                 let admin = Admin::open(globals)?;
-                let path = which.resolve(&admin, "pending").await?;
-                let what = format!("the measurement of {} was not approved", which.agent);
-                let answer = admin
-                    .send(Method::POST, &format!("{path}/approve"), Some(&json!({})), &what)
-                    .await?;
-                let sentence = format!("{} may run this measurement", which.agent);
-                return Ok(report(globals, &answer, &sentence));
+                let path = which.resolve(&admin, &["pending", "approved"]).await?;
+                return which.approve(globals, &admin, &path).await;
             }
             Self::Revoke(which) => {
                 let admin = Admin::open(globals)?;
-                let path = which.resolve(&admin, "approved").await?;
+                let path = which.resolve(&admin, &["approved"]).await?;
                 let what = format!("the measurement of {} was not taken back", which.agent);
                 admin.send(Method::DELETE, &path, None, &what).await?;
                 // What was issued for it must not outlive it: the next generation begins.
@@ -112,22 +107,50 @@ impl AttestVerb {
 }
 
 impl Which {
-    /// The path of the one measurement that the digits name.
-    async fn resolve(&self, admin: &Admin, state: &str) -> anyhow::Result<String> {
-        let known = measurements(admin, state, Some(&self.agent)).await?;
-        let all: Vec<&str> = known.iter().filter_map(|m| m["fingerprint"].as_str()).collect();
-        let named: Vec<&&str> = all.iter().filter(|f| f.starts_with(&self.fingerprint)).collect();
-        let what = format!("{} names no {state} measurement of {}", self.fingerprint, self.agent);
-        match named.as_slice() {
-            [one] => Ok(format!("/v1/measurements/{}/{}", self.agent, encoded(one))),
-            [] => Err(Failure::new(Exit::NotFound, what)
-                .next("`aip attest list` shows what there is")
-                .into()),
-            _ => Err(Failure::new(Exit::Usage, what)
-                .why("several begin with these digits")
-                .next("give more of them")
-                .into()),
+    async fn approve(&self, globals: &Globals, admin: &Admin, path: &str) -> anyhow::Result<ExitCode> {
+        let what = format!("the measurement of {} was not approved", self.agent);
+        let path = format!("{path}/approve");
+        let answer = admin.send(Method::POST, &path, Some(&json!({})), &what).await?;
+        let sentence = match answer["unchanged"] == true {
+            true => format!("{} may run this measurement already; nothing changed", self.agent),
+            false => format!("{} may run this measurement", self.agent),
+        };
+        let code = report(globals, &answer, &sentence);
+        // Approved is not back: what runs is what drifted. Not known is not said.
+        let blocked = drift::blocked(admin).await.unwrap_or_default();
+        let is_blocked = blocked.iter().any(|drift| drift["agent"] == self.agent.as_str());
+        if is_blocked && answer["proposal"].is_null() {
+            output::note(format!(
+                "{0} drifted, and is let back in when it is started again: end its `aip run`, and start it anew",
+                self.agent
+            ));
         }
+        Ok(code)
+    }
+
+    /// The path of the one measurement that the digits name, in the first of these states in which they name any.
+    async fn resolve(&self, admin: &Admin, states: &[&str]) -> anyhow::Result<String> {
+        for state in states {
+            let known = measurements(admin, state, Some(&self.agent)).await?;
+            let all = known.iter().filter_map(|m| m["fingerprint"].as_str());
+            let named: Vec<&str> = all.filter(|f| f.starts_with(&self.fingerprint)).collect();
+            match named.as_slice() {
+                [] => {}
+                [one] => return Ok(format!("/v1/measurements/{}/{}", self.agent, encoded(one))),
+                _ => {
+                    let what = format!("{} names no {state} measurement of {}", self.fingerprint, self.agent);
+                    return Err(Failure::new(Exit::Usage, what)
+                        .why("several begin with these digits")
+                        .next("give more of them")
+                        .into());
+                }
+            }
+        }
+        let (digits, states) = (&self.fingerprint, states.join(" or "));
+        let what = format!("{digits} names no {states} measurement of {}", self.agent);
+        Err(Failure::new(Exit::NotFound, what)
+            .next("`aip attest list` shows what there is")
+            .into())
     }
 }
 

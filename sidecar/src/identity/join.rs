@@ -23,6 +23,9 @@ use super::measure::{MeasureError, Measurement};
 use crate::drift::Suspension;
 use crate::mesh::world::Origin;
 
+/// Reasons of a control plane by which a person's approval is waited for.
+const WAITS: [&str; 2] = ["measurement_pending", "agent_drifted"];
+
 /// Why an SVID was not issued.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
@@ -112,6 +115,11 @@ impl JoinError {
             Self::Drifted { .. } => "drifted",
             Self::Marker(_) => "drift_marker",
         }
+    }
+
+    /// Whether a person must approve what was measured, before the same attempt can succeed.
+    pub fn waits_for_approval(&self) -> bool {
+        matches!(self, Self::Refused { reason, .. } if WAITS.contains(&reason.as_str()))
     }
 
     /// Whether the same attempt may succeed later.
@@ -278,7 +286,7 @@ fn refusal(status: tonic::Status) -> JoinError {
         status.code(),
         Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted
     );
-    let waits = matches!(reason.as_deref(), Some("measurement_pending" | "agent_drifted"));
+    let waits = reason.as_deref().is_some_and(|reason| WAITS.contains(&reason));
     // Who decides says why. What gives no reason is a connection that broke, as when the control plane ends meanwhile.
     let broke = reason.is_none() && matches!(status.code(), Code::Unknown | Code::Internal | Code::Cancelled);
     let retryable = transient || waits || broke;

@@ -1,5 +1,7 @@
 //! Keeps an SVID current: the first one from the vault or by joining, then a renewal at half of its life.
 
+mod waiting;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,11 +17,13 @@ use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
 use super::revoked::Revoked;
-use super::{JoinError, Joined, Joiner, Measurement, SealedIdentity, Vault, measure};
-use crate::config::{Config, Measured};
+use super::{JoinError, Joined, Joiner, Measurement, SealedIdentity, Vault};
+use crate::config::Config;
 use crate::drift::report::Reporter;
 use crate::drift::{Alarm, Marker, Suspension};
+use crate::kill::supervisor::Supervisor;
 use crate::mesh::world::Origin;
+use waiting::measured;
 
 /// First and last bound of the wait between attempts to get an SVID.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -41,6 +45,7 @@ pub struct Keeper {
     origins: mpsc::Sender<Origin>,
     alarm: Alarm,
     revoked: Revoked,
+    supervisor: Supervisor,
 }
 
 /// What an SVID comes to: the kept one, a new one, or what a token must be shown for.
@@ -78,6 +83,7 @@ impl Keeper {
             origins,
             alarm,
             revoked: Revoked::default(),
+            supervisor: Supervisor::default(),
         }
     }
 
@@ -85,6 +91,12 @@ impl Keeper {
     #[must_use]
     pub fn told_by(self, revoked: Revoked) -> Self {
         Self { revoked, ..self }
+    }
+
+    /// The same, which says there what a person must approve.
+    #[must_use]
+    pub fn telling(self, supervisor: Supervisor) -> Self {
+        Self { supervisor, ..self }
     }
 
     fn suspension(&self) -> &Suspension {
@@ -101,7 +113,7 @@ impl Keeper {
         if let Some(marker) = self.suspension().marker() {
             return self.after_drift(&marker).await;
         }
-        let measured = measured(&self.config.measured).await?;
+        let mut measured = measured(&self.config.measured).await?;
         self.alarm.expect(measured.clone());
         if measured.is_of_nothing() {
             tracing::warn!(
@@ -115,9 +127,9 @@ impl Keeper {
                  line: any code that it loads is attested alike; declare that code with --code"
             );
         }
-        match self.kept(&measured).await? {
+        match self.kept(&mut measured).await? {
             Kept::Serves(origin) | Kept::Suspended(origin) => Ok(origin),
-            Kept::Nothing => self.join(&measured).await,
+            Kept::Nothing => self.join(&mut measured).await,
         }
     }
 
@@ -161,12 +173,12 @@ impl Keeper {
             }
             self.svid.clear();
         }
-        let measured = measured(&self.config.measured).await?;
+        let mut measured = measured(&self.config.measured).await?;
         self.alarm.expect(measured.clone());
         if self.config.join_token_file.is_none() && std::env::var_os(TOKEN_VARIABLE).is_none() {
             return Err(drifted());
         }
-        let origin = self.join(&measured).await?;
+        let origin = self.join(&mut measured).await?;
         self.end_suspension()?;
         Ok(origin)
     }
@@ -204,7 +216,7 @@ impl Keeper {
     }
 
     /// A new SVID by token.
-    async fn join(&self, measured: &Measurement) -> Result<Origin, JoinError> {
+    async fn join(&self, measured: &mut Measurement) -> Result<Origin, JoinError> {
         let token = join_token(&self.config)?;
         let key = match &self.vault {
             Some(vault) => vault.pending_key(&token.id_text())?,
@@ -219,21 +231,16 @@ impl Keeper {
                         .adopt(joined, measured.fingerprint(&self.config.name))
                         .map_err(JoinError::from);
                 }
-                Err(error) if error.retryable() => self.retry_later(&error, backoff.next()).await,
+                Err(error) if error.retryable() => self.retry_later(&error, &mut backoff, measured).await,
                 Err(error) => return Err(error),
             }
         }
     }
 
-    async fn retry_later(&self, error: &JoinError, wait: Duration) {
-        tracing::warn!(reason = error.reason(), %error, wait_ms = wait.as_millis() as u64, "no SVID yet; trying again");
-        tokio::time::sleep(wait).await;
-    }
-
     /// The kept identity, if the agent measures as it did when it was issued. If it measures otherwise, the kept one
     /// only proves who asks: a new one is issued when the new measurement is approved. In the same run of the agent that is
     /// drift: what it loaded is not what lies there now.
-    async fn kept(&self, measured: &Measurement) -> Result<Kept, JoinError> {
+    async fn kept(&self, measured: &mut Measurement) -> Result<Kept, JoinError> {
         let Some(vault) = &self.vault else {
             return Ok(Kept::Nothing);
         };
@@ -269,7 +276,7 @@ impl Keeper {
     }
 
     /// Asks for a new SVID with the old one as credential, presented nowhere but to the control plane.
-    async fn rejoin(&self, old: Svid, measured: &Measurement) -> Result<Kept, JoinError> {
+    async fn rejoin(&self, old: Svid, measured: &mut Measurement) -> Result<Kept, JoinError> {
         let slot = aip_runtime::tls::IdentitySlot::default();
         slot.set(&old.chain, old.pkcs8())?;
         let key = PendingKey::generate()?;
@@ -282,7 +289,7 @@ impl Keeper {
                         .map(Kept::Serves)
                         .map_err(JoinError::from);
                 }
-                Err(error) if error.retryable() => self.retry_later(&error, backoff.next()).await,
+                Err(error) if error.retryable() => self.retry_later(&error, &mut backoff, measured).await,
                 Err(error) if self.config.join_token_file.is_some() => {
                     tracing::warn!(reason = error.reason(), %error, "the old SVID is no credential any more; using the token");
                     return Ok(Kept::Nothing);
@@ -447,15 +454,6 @@ impl Keeper {
             .current()
             .is_none_or(|svid| svid.identity.not_after <= unix_now())
     }
-}
-
-async fn measured(declared: &Measured) -> Result<Measurement, JoinError> {
-    let declared = declared.clone();
-    let measured = tokio::task::spawn_blocking(move || measure(&declared)).await;
-    // A panic of the task is the only other way out, and there is none in it.
-    measured
-        .unwrap_or_else(|e| Err(super::MeasureError::Glob(e.to_string())))
-        .map_err(JoinError::from)
 }
 
 /// The variable that may hold the token.

@@ -3,13 +3,15 @@
 //! `aip run` gives its sidecar one end of a socket pair as standard input: its end tells the sidecar that the supervisor
 //! is gone, and on it the sidecar says what is to become of the agent, one JSON object a line:
 //! `{"agent":"stop","order":"<id>","reason":"…"}` or `{"agent":"run"}`. What was said last counts; a sidecar that was
-//! restarted says it again.
+//! restarted says it again. Before it has an SVID it says `{"waits":"<fingerprint>"}` of the measurement that a person must
+//! approve, and that again where another one came to lie there.
 //!
 //! A supervisor that does not read holds nobody up: what it could not be told is said again at the next beat.
 
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use aip_api::Digest;
 use rustix::fs::FileType;
 use rustix::net::SendFlags;
 use serde_json::json;
@@ -49,10 +51,24 @@ impl Supervisor {
             Some((id, reason)) => json!({ "agent": "stop", "order": id, "reason": reason }),
             None => json!({ "agent": "run" }),
         };
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = said.say(std::io::stdin().as_fd(), format!("{message}\n")) {
+        if let Err(error) = self.say(&message) {
             tracing::error!(%error, "the supervisor can't be asked; the agent's process is as it was");
         }
+    }
+
+    /// Says that a person must approve this measurement before there is an SVID.
+    pub(crate) fn waits_for(&self, measurement: Digest) {
+        if !self.listens {
+            return;
+        }
+        if let Err(error) = self.say(&json!({ "waits": measurement })) {
+            tracing::warn!(%error, "the supervisor can't be told what waits for approval");
+        }
+    }
+
+    fn say(&self, message: &serde_json::Value) -> std::io::Result<()> {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.say(std::io::stdin().as_fd(), format!("{message}\n"))
     }
 }
 

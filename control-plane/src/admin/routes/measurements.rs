@@ -169,18 +169,16 @@ fn name((agent, print): (String, String)) -> Result<(AgentName, Digest), Refusal
     ))
 }
 
-/// Approves a measurement that waits. In a `prod` mesh: proposes to (202); somebody else approves the proposal.
+/// Approves a measurement that waits, or one that was approved before and that an agent which drifted is to run again. In a
+/// `prod` mesh: proposes to (202); somebody else approves the proposal.
 #[utoipa::path(post, path = "/v1/measurements/{agent}/{fingerprint}/approve", tag = "measurements",
     params(("agent" = String, Path), ("fingerprint" = String, Path)),
     responses((status = 200, body = Changed), (status = 202, body = Changed)))]
 async fn approve(State(api): State<Arc<Api>>, caller: Caller, Path(path): Path<(String, String)>) -> Answer<Response> {
     let (agent, print) = name(path)?;
-    let pending = api.registry.pending_measurement(&agent, &print).await?;
-    Ok(api
-        .registry
-        .approve_measurement(&caller.sub, pending.measurement)
-        .await?
-        .into_response())
+    let measurement = api.registry.approvable(&agent, &print).await?;
+    let outcome = api.registry.approve_measurement(&caller.sub, measurement).await?;
+    Ok(outcome.into_response())
 }
 
 /// Refuses a measurement that waits, or takes an approval back. SVIDs that were issued for it stay good until they

@@ -15,8 +15,6 @@ use crate::{Globals, agent, bounded, output, secret, token};
 pub(super) struct Admitted {
     /// The control plane's mesh port.
     pub(super) control_plane: SocketAddr,
-    /// Whether measurements are approved as they come.
-    pub(super) dev: bool,
 }
 
 /// Largest file of a join token that is read: some hundred bytes, generously.
@@ -42,25 +40,19 @@ pub(super) async fn admit(globals: &Globals, run: &Run, plan: &Plan) -> Result<A
             .why(e.to_string())
         })?;
         secret::write(&plan.join_token(), &token)?;
-        return Ok(Admitted {
-            control_plane,
-            dev: false,
-        });
+        return Ok(Admitted { control_plane });
     }
     match register(globals, run, plan).await {
-        Ok(dev) => Ok(Admitted { control_plane, dev }),
+        Ok(()) => Ok(Admitted { control_plane }),
         Err(failure) if failure.exit == Exit::NotReachable && kept(plan) => {
             output::note("aip: the control plane is not reachable; starting from what the sidecar kept");
-            Ok(Admitted {
-                control_plane,
-                dev: false,
-            })
+            Ok(Admitted { control_plane })
         }
         Err(failure) => Err(failure),
     }
 }
 
-async fn register(globals: &Globals, run: &Run, plan: &Plan) -> Result<bool, Failure> {
+async fn register(globals: &Globals, run: &Run, plan: &Plan) -> Result<(), Failure> {
     let admin = Admin::open(globals)?;
     let mesh = admin.get("/v1/mesh").await?;
     let dev = mesh["mode"].as_str() == Some("dev");
@@ -76,8 +68,7 @@ async fn register(globals: &Globals, run: &Run, plan: &Plan) -> Result<bool, Fai
         output::note(format!("aip: agent {} is registered", run.name));
     }
     let answer = token::create(&admin, &run.name, None).await?;
-    secret::write(&plan.join_token(), token::secret(&answer)?.as_bytes())?;
-    Ok(dev)
+    secret::write(&plan.join_token(), token::secret(&answer)?.as_bytes())
 }
 
 async fn create(admin: &Admin, run: &Run) -> Result<Value, Failure> {

@@ -1,6 +1,7 @@
-//! What the sidecar asks of the supervisor: to end the agent's processes, or to let them run. One JSON object a line,
-//! on the socket that is its standard input.
+//! What the sidecar asks of the supervisor: to end the agent's processes, or to let them run; and what it waits for until it
+//! may. One JSON object a line, on the socket that is its standard input.
 
+use aip_api::Digest;
 use serde::Deserialize;
 
 /// What is to become of the agent.
@@ -23,6 +24,15 @@ pub(super) fn read(line: &str) -> Option<Wish> {
     serde_json::from_str(line).ok()
 }
 
+/// The measurement that a person must approve before the sidecar gets an SVID, where a line says that it waits for that.
+pub(super) fn waits(line: &str) -> Option<Digest> {
+    #[derive(Deserialize)]
+    struct Waits {
+        waits: Digest,
+    }
+    serde_json::from_str::<Waits>(line).ok().map(|said| said.waits)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -33,5 +43,9 @@ mod tests {
         let stop = read(r#"{"agent":"stop","order":"1","reason":"r"}"#);
         assert!(matches!(stop, Some(Wish::Stop { order, .. }) if order == "1"));
         assert_eq!(read(r#"{"agent":"dance"}"#), None);
+        let print = Digest::sha256(b"x");
+        let line = format!("{{\"waits\":\"{print}\"}}");
+        assert_eq!((read(&line), waits(&line)), (None, Some(print)));
+        assert_eq!(waits(r#"{"agent":"run"}"#), None);
     }
 }

@@ -7,6 +7,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use aip_api::AgentName;
 use aip_runtime::backoff::Backoff;
 use rustix::process::Signal;
 use tokio::time::Instant;
@@ -56,7 +57,7 @@ pub(super) async fn supervise(globals: &Globals, run: &Run, plan: Plan, signals:
     };
     state.update(|s| running.describe(s));
     let begun = tokio::select! {
-        begun = Box::pin(begin(globals, run, &plan, &admitted, &secret, &mut running, &mut state)) => begun,
+        begun = Box::pin(begin(run, &plan, &secret, &mut running, &mut state)) => begun,
         signal = signals.next() => Ok(Some(interrupted(signal))),
     };
     let ended = match begun {
@@ -103,20 +104,17 @@ async fn stop_asked(sidecar: &mut Child) -> Wish {
 
 /// Waits for the sidecar, starts the command and waits until it serves; `Some` where the command ended already.
 async fn begin(
-    globals: &Globals,
     run: &Run,
     plan: &Plan,
-    admitted: &Admitted,
     secret: &str,
     running: &mut Running,
     state: &mut StateFile,
 ) -> Result<Option<u8>, Failure> {
     let probes = running.ports.probes;
-    let ready = wait::for_sidecar(globals, run, plan, admitted.dev, &mut running.sidecar, probes, state);
-    output::waiting("the sidecar measures and joins", Box::pin(ready)).await?;
-    running.guard = Some(Guard::start(Duration::from_secs(run.grace))?);
+    let ready = wait::for_sidecar(run, plan, &mut running.sidecar, probes, state);
     // Of an agent that is stopped, its sidecar has said so before it was ready.
-    let mut stopped = None;
+    let mut stopped = output::waiting("the sidecar measures and joins", Box::pin(ready)).await?;
+    running.guard = Some(Guard::start(Duration::from_secs(run.grace))?);
     while let Some(line) = running.sidecar.said().await {
         stopped = orders::read(&line).or(stopped);
     }
@@ -303,15 +301,21 @@ async fn drifted(run: &Run, plan: &Plan) {
             None => {}
         }
     };
-    let approve = match &found {
-        Some(found) => format!("aip attest approve {} {}", run.name, output::short(found)),
-        None => format!("aip attest list --agent {}, and approve what it is to run", run.name),
+    note(ways_back(&run.name, &changed, found.as_deref()));
+}
+
+/// What changed, and the two ways back: to what runs now, and to what ran before.
+fn ways_back(name: &AgentName, changed: &str, found: Option<&str>) -> String {
+    let mean = match found {
+        Some(found) => format!("aip attest approve {name} {}", output::short(found)),
+        None => format!("approve what lies there now (`aip attest list --agent {name}` shows it)"),
     };
-    note(format!(
-        "aip: {0} drifted: {changed} changed while it ran; its sidecar refuses all calls to it and of it, and stays so\n  \
-         next: {approve}\n        then end this `aip run` and start it again",
-        run.name
-    ));
+    format!(
+        "aip: {name} drifted: {changed} changed while it ran; its sidecar refuses all calls to it and of it, and stays so\n  \
+         next: {mean}\n        \
+         or undo the change, and approve what it ran before (`aip attest list --agent {name}` shows it)\n        \
+         then end this `aip run` and start it again"
+    )
 }
 
 /// Resolves when the command ends; never, where there is none.

@@ -3,26 +3,27 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use aip_api::{AgentName, Digest};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, StatusCode};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::orders::{self, Wish};
 use super::plan::Plan;
 use super::state::{Phase, StateFile};
 use super::{Run, sidecar};
-use crate::client::Admin;
 use crate::exit::{Exit, Failure};
 use crate::process::Child;
-use crate::{Globals, attest, http, output};
+use crate::{http, output};
 
 /// How long a sidecar may take to become ready where nobody has to approve anything.
 const READY: Duration = Duration::from_secs(60);
 /// Between two looks at the sidecar and the command.
 const LOOK: Duration = Duration::from_millis(25);
-/// Between two looks at whether something waits for approval.
-const APPROVAL_LOOK: Duration = Duration::from_secs(1);
+/// How often it is said again that an approval is waited for.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// How long a probe may take.
 const PROBE: Duration = Duration::from_secs(2);
 
@@ -39,19 +40,72 @@ pub(super) async fn is_ready(probes: SocketAddr) -> bool {
     }
 }
 
-/// Waits until the sidecar is ready. Where a person must approve, without a deadline and saying so.
+/// A person's approval that is waited for.
+struct Approval<'a> {
+    name: &'a AgentName,
+    /// Which measurement, and since when it is waited for.
+    of: Option<(Digest, Instant)>,
+    /// When it was said last.
+    said: Instant,
+}
+
+impl<'a> Approval<'a> {
+    fn of(name: &'a AgentName) -> Self {
+        Self {
+            name,
+            of: None,
+            said: Instant::now(),
+        }
+    }
+
+    /// The sidecar waits for this one; what there is to say about it.
+    fn waits(&mut self, print: Digest, now: Instant) -> Option<String> {
+        let before = self.of.replace((print, now));
+        let what = match before {
+            Some((known, since)) if known == print => {
+                self.of = before;
+                return self.still(now, since);
+            }
+            Some(_) => "changed while its approval was waited for, and was measured again",
+            None => "waits for approval of its measurement",
+        };
+        self.said = now;
+        Some(self.line(what, print))
+    }
+
+    /// What there is to say by now.
+    fn due(&mut self, now: Instant) -> Option<String> {
+        let (_, since) = self.of?;
+        self.still(now, since)
+    }
+
+    fn still(&mut self, now: Instant, since: Instant) -> Option<String> {
+        let (print, _) = self.of.filter(|_| now.duration_since(self.said) >= SAY_AGAIN)?;
+        self.said = now;
+        let minutes = now.duration_since(since).as_secs() / 60;
+        Some(self.line(&format!("still waits for approval, {minutes} min by now"), print))
+    }
+
+    fn line(&self, what: &str, print: Digest) -> String {
+        let (name, print) = (self.name, print.to_string());
+        format!(
+            "aip: {name} {what}\n  next: aip attest approve {name} {}",
+            output::short(&print)
+        )
+    }
+}
+
+/// Waits until the sidecar is ready; answers what it wished meanwhile. Where a person must approve, without a deadline and saying
+/// so.
 pub(super) async fn for_sidecar(
-    globals: &Globals,
     run: &Run,
     plan: &Plan,
-    dev: bool,
     child: &mut Child,
     probes: SocketAddr,
     state: &mut StateFile,
-) -> Result<(), Failure> {
+) -> Result<Option<Wish>, Failure> {
     let deadline = Instant::now() + READY;
-    let mut next_look = Instant::now() + APPROVAL_LOOK;
-    let mut waits = false;
+    let (mut approval, mut wish) = (Approval::of(&run.name), None);
     if let Some((changed, _)) = plan.drifted(&run.name) {
         output::note(format!(
             "aip: {} drifted in an earlier run ({changed}); it serves again once what lies there now is approved",
@@ -66,20 +120,18 @@ pub(super) async fn for_sidecar(
                 &format!("the sidecar ended before it was ready ({status})"),
             ));
         }
-        let asks = !dev || plan.drifted(&run.name).is_some();
-        if asks && Instant::now() > next_look {
-            next_look = Instant::now() + APPROVAL_LOOK;
-            if !waits && let Some(fingerprint) = pending(globals, run).await {
-                waits = true;
+        let mut news = approval.due(Instant::now());
+        while let Some(line) = child.said().await {
+            wish = orders::read(&line).or(wish);
+            if let Some(print) = orders::waits(&line) {
                 state.update(|s| s.phase = Phase::WaitingForApproval);
-                output::note(format!(
-                    "aip: {0} waits for approval of its measurement\n  next: aip attest approve {0} {1}",
-                    run.name,
-                    output::short(&fingerprint)
-                ));
+                news = approval.waits(print, Instant::now()).or(news);
             }
         }
-        if !waits && Instant::now() > deadline {
+        if let Some(news) = news {
+            output::note(news);
+        }
+        if approval.of.is_none() && Instant::now() > deadline {
             let what = format!("the sidecar is not ready after {} s", READY.as_secs());
             return Err(Failure {
                 exit: Exit::TimedOut,
@@ -88,15 +140,7 @@ pub(super) async fn for_sidecar(
         }
         tokio::time::sleep(LOOK).await;
     }
-    Ok(())
-}
-
-/// The newest measurement of this agent that waits, where this user may see it.
-async fn pending(globals: &Globals, run: &Run) -> Option<String> {
-    let admin = Admin::open(globals).ok()?;
-    let waiting = attest::measurements(&admin, "pending", Some(&run.name)).await.ok()?;
-    let newest = waiting.into_iter().max_by_key(|m| m["seen"]["last_seen"].as_u64())?;
-    newest["fingerprint"].as_str().map(str::to_owned)
+    Ok(wish)
 }
 
 /// Resolves when something listens there.
@@ -135,5 +179,31 @@ pub(super) async fn for_command(run: &Run, child: &mut Child, address: SocketAdd
             ));
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_for_approval_is_said_at_once_when_it_changes_and_each_minute() {
+        let (name, begun) = ("planner".parse().unwrap(), Instant::now());
+        let mut approval = Approval::of(&name);
+        let (first, second) = (Digest::sha256(b"1"), Digest::sha256(b"2"));
+        let after = |seconds| begun + Duration::from_secs(seconds);
+        assert_eq!(approval.due(after(600)), None, "nothing waits");
+        let mut says = |print: Digest, at, what: &str| {
+            let said = approval.waits(print, after(at)).unwrap_or_default();
+            let next = format!("next: aip attest approve planner {}", output::short(&print.to_string()));
+            assert!(said.contains(what) && said.ends_with(&next), "{said}");
+        };
+        says(first, 0, "waits for approval");
+        says(second, 10, "measured again");
+        assert_eq!(approval.waits(second, after(20)), None);
+        assert_eq!(approval.due(after(69)), None);
+        assert!(approval.due(after(70)).unwrap().contains("still waits for approval, 1 min"));
+        assert_eq!(approval.due(after(129)), None);
+        assert!(approval.waits(second, after(131)).unwrap().contains("2 min"));
     }
 }
