@@ -1,6 +1,7 @@
 //! What is measured. Names and help; `docs/metrics.md` lists them.
 
-use metrics::{describe_counter, describe_gauge, describe_histogram};
+use aip_api::resource::reputation::{Finding, Severity};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram};
 
 /// Name, type, help.
 pub const TABLE: &[(&str, &str, &str)] = &[
@@ -215,6 +216,68 @@ pub(crate) fn describe() {
             "gauge" => describe_gauge!(name, help),
             "histogram" => describe_histogram!(name, help),
             _ => describe_counter!(name, help),
+        }
+    }
+    begin();
+}
+
+/// Counters without labels that alerts ask the increase of.
+const ALERTED: [&str; 5] = [
+    "aip_kill_sets_not_taken_total",
+    "aip_kill_restored_store_total",
+    "aip_config_restored_store_total",
+    "aip_drift_reports_total",
+    "aip_reputation_dropped_total",
+];
+/// The same by reason.
+const ALERTED_BY_REASON: [(&str, &[&str]); 3] = [
+    (
+        "aip_audit_findings_total",
+        &["checkpoint_fork", "log_truncated", "chain_broken", "root_mismatch"],
+    ),
+    (
+        "aip_audit_rejected_total",
+        &["audit_quota", "store_full", "audit_copy_failed", "checkpoint_time"],
+    ),
+    ("aip_drift_refusals_total", &["drift_stale"]),
+];
+
+/// Has what alerts ask the increase of there from the start, at 0: of what begins at 1, nothing has increased.
+fn begin() {
+    ALERTED.iter().for_each(|name| counter!(*name).increment(0));
+    for (name, reasons) in ALERTED_BY_REASON {
+        let begin = |reason: &&'static str| counter!(name, "reason" => *reason).increment(0);
+        reasons.iter().for_each(begin);
+    }
+    for result in ["agreed", "differs", "cut"] {
+        counter!("aip_audit_hops_total", "result" => result).increment(0);
+    }
+    for (finding, severity) in Finding::ALL.iter().flat_map(|f| Severity::ALL.iter().map(move |s| (f, s))) {
+        let (finding, severity) = (finding.as_str(), severity.as_str());
+        counter!("aip_reputation_reports_total", "finding" => finding, "severity" => severity).increment(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_alerts_ask_the_increase_of_is_there_from_the_start() {
+        let page = aip_runtime::telemetry::init_metrics();
+        describe();
+        let page = page.render();
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/prometheus/alerts.yaml");
+        let alerts = std::fs::read_to_string(path).unwrap();
+        let name = |rest: &str| rest.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).next().map(str::to_owned);
+        let asked = alerts.split("increase(").skip(1).filter_map(name);
+        let ours = |name: &String| TABLE.iter().any(|(known, ..)| known == name);
+        let of = ["aip_kill", "aip_drift", "aip_audit", "aip_reputation"];
+        let asked: Vec<_> = asked.filter(|name| ours(name) && of.iter().any(|of| name.starts_with(of))).collect();
+        assert!(asked.len() > 5, "{asked:?}");
+        for name in asked {
+            let there = |line: &str| line.starts_with(&format!("{name} ")) || line.starts_with(&format!("{name}{{"));
+            assert!(page.lines().any(there), "{name}:\n{page}");
         }
     }
 }

@@ -26,6 +26,7 @@ pub mod settings;
 pub mod sweep;
 pub mod tokens;
 
+use aip_api::problem::FieldError;
 use aip_api::resource::{MeshConfig, MeshMode, Resource};
 use bytes::Bytes;
 use serde::Serialize;
@@ -192,6 +193,17 @@ impl Registry {
     /// Whether a change needs a second person in this mesh.
     pub fn needs_second_person(&self) -> bool {
         self.mode == MeshMode::Prod
+    }
+}
+
+/// A reason that is asked for says something.
+///
+/// # Errors
+/// It is blank.
+pub(crate) fn says_why(reason: &str) -> Result<(), Refusal> {
+    match reason.trim().is_empty() {
+        true => Err(Refusal::invalid(vec![FieldError::new("reason", "it is blank: say why")])),
+        false => Ok(()),
     }
 }
 

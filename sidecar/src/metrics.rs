@@ -1,7 +1,7 @@
 //! Every metric of this process: its name, its kind and what it says. `docs/metrics.md` has the same words; a test
 //! compares.
 
-use metrics::{describe_counter, describe_gauge, describe_histogram};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram};
 
 /// Name, kind, meaning.
 const TABLE: &[(&str, Kind, &str)] = &[
@@ -228,6 +228,47 @@ pub fn describe() {
             Kind::Histogram => describe_histogram!(name, says),
         }
     }
+    begin();
+}
+
+/// Counters without labels that alerts ask the increase of.
+const ALERTED: [&str; 2] = ["aip_drifts_total", "aip_drift_report_failures_total"];
+/// The same by reason.
+const ALERTED_BY_REASON: [(&str, &[&str]); 3] = [
+    (
+        "aip_kill_sets_rejected_total",
+        &[
+            "oversized",
+            "unknown_key",
+            "bad_signature",
+            "malformed",
+            "other_mesh",
+            "stale",
+            "fork",
+            "not_persisted",
+        ],
+    ),
+    ("aip_audit_lost_total", &["disk_full", "quota", "share", "io"]),
+    (
+        "aip_audit_refused_total",
+        &[
+            "records_gone",
+            "log_unreadable",
+            "checkpoint_fork",
+            "log_truncated",
+            "chain_broken",
+            "root_mismatch",
+        ],
+    ),
+];
+
+/// Has what alerts ask the increase of there from the start, at 0: of what begins at 1, nothing has increased.
+fn begin() {
+    ALERTED.iter().for_each(|name| counter!(*name).increment(0));
+    for (name, reasons) in ALERTED_BY_REASON {
+        let begin = |reason: &&'static str| counter!(name, "reason" => *reason).increment(0);
+        reasons.iter().for_each(begin);
+    }
 }
 
 #[cfg(test)]
@@ -262,6 +303,31 @@ mod tests {
             .collect();
         let differ: Vec<_> = documented.symmetric_difference(&actual).collect();
         assert!(differ.is_empty(), "{differ:#?}");
+    }
+
+    #[test]
+    fn what_alerts_ask_the_increase_of_is_there_from_the_start() {
+        let page = aip_runtime::telemetry::init_metrics();
+        describe();
+        let page = page.render();
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/prometheus/alerts.yaml");
+        let alerts = std::fs::read_to_string(path).unwrap();
+        let name = |rest: &str| {
+            rest.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+                .next()
+                .map(str::to_owned)
+        };
+        let asked = alerts.split("increase(").skip(1).filter_map(name);
+        let ours = |name: &String| TABLE.iter().any(|(known, ..)| known == name);
+        let of = ["aip_kill", "aip_drift", "aip_audit"];
+        let asked: BTreeSet<_> = asked
+            .filter(|name| ours(name) && of.iter().any(|of| name.starts_with(of)))
+            .collect();
+        assert!(asked.len() > 2, "{asked:?}");
+        for name in asked {
+            let there = |line: &str| line.starts_with(&format!("{name} ")) || line.starts_with(&format!("{name}{{"));
+            assert!(page.lines().any(there), "{name}:\n{page}");
+        }
     }
 
     /// What a scraper reads, of everything that is registered at the start.

@@ -120,6 +120,14 @@ async fn a_denied_call_is_decided_again_and_a_fact_that_was_not_kept_is_named() 
     let own = rig.audit(&rig.caller);
     let (again, _) = rig.replayed(&closed, &["--dir", &own]).await;
     assert_eq!(again["same"], true, "{again}");
+    for said in [&said, &again] {
+        assert!(said["agent"].as_str().unwrap().ends_with("caller"), "{said}");
+    }
+    assert_eq!(again["log"].as_str().map(str::len), Some(36), "{again}");
+    let elsewhere = aip_audit::log::fresh_name();
+    let elsewhere = rig.aip(&["audit", "replay", &closed, "--dir", &own, "--log", &elsewhere]);
+    assert_eq!(elsewhere.status.code(), Some(5), "{}", text(&elsewhere));
+    assert!(text(&elsewhere).contains("name one of these logs"), "{}", text(&elsewhere));
     let unknown = aip_api::id::DecisionId::fresh().to_string();
     assert_eq!(
         rig.aip(&["audit", "replay", &unknown, "--dir", &own]).status.code(),
@@ -163,6 +171,36 @@ async fn records_are_found_followed_and_exported() {
     exported(&rig);
     traced(&rig).await;
     assert!(!rig.agent.seen("/mcp").is_empty());
+}
+
+/// Who follows what comes up, until it is over or nobody reads it any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tail_ends_where_nothing_is_wanted_and_where_nobody_reads() {
+    let rig = Rig::start().await;
+    let over = rig.aip(&["audit", "tail", "--until", "1m"]);
+    assert_eq!(over.status.code(), Some(2), "{}", text(&over));
+    assert!(text(&over).contains("aip audit query --until"), "{}", text(&over));
+    let nothing = rig.aip(&["resume", "nosuch"]);
+    assert!(text(&nothing).contains("next: `aip kill list`"), "{}", text(&nothing));
+    let mut tail = tokio::process::Command::from(rig.mesh.aip_command(&["audit", "tail"]));
+    tail.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut tail = tail.spawn().unwrap();
+    let mut lines = BufReader::new(tail.stdout.take().unwrap()).lines();
+    wait::until("the tail shows a call", async || {
+        rig.denied("close_books", 1).await;
+        let line = tokio::time::timeout(Duration::from_secs(10), lines.next_line()).await;
+        line.ok()?.unwrap()
+    })
+    .await;
+    drop(lines);
+    let ended = wait::until("it ends with who reads it", async || {
+        rig.denied("close_books", 1).await;
+        tail.try_wait().unwrap()
+    })
+    .await;
+    assert!(ended.success(), "{ended}");
+    let said = tail.wait_with_output().await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&said.stderr), "");
 }
 
 /// What runbooks send an operator to.

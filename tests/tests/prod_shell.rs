@@ -198,10 +198,11 @@ async fn an_agent_of_a_prod_mesh_waits_for_two_people() {
     shell.person("bob", "approver");
     shell.fetch("bob");
     shell.ok(None, &["agent", "create", "worker"]);
+    std::fs::write(dir.path().join("note.txt"), "first").unwrap();
     let mut worker = shell.start(
         "worker",
         &[
-            "run", "--name", "worker", "--user", "nobody", "--", "python3", "-c", ANSWERS,
+            "run", "--name", "worker", "--user", "nobody", "--code", "note.txt", "--", "python3", "-c", ANSWERS,
         ],
     );
     wait::until("the measurement waits", async || {
@@ -209,11 +210,21 @@ async fn an_agent_of_a_prod_mesh_waits_for_two_people() {
         worker.stderr().contains("waits for approval").then_some(())
     })
     .await;
-    let pending = shell.ok(None, &["attest", "list", "--agent", "worker", "--pending"]);
-    let fingerprint = pending["pending"][0]["fingerprint"]
-        .as_str()
-        .unwrap_or_else(|| panic!("{pending}"));
-    let change = shell.ok(None, &["attest", "approve", "worker", fingerprint]);
+    let named = || {
+        let said = worker.stderr();
+        let next = said.lines().filter_map(|line| line.split_once("aip attest approve worker "));
+        next.last().map(|(_, fingerprint)| fingerprint.trim().to_owned()).unwrap()
+    };
+    let first = named();
+    // Edited while it waits: what was shown first lies there no more.
+    std::fs::write(dir.path().join("note.txt"), "second").unwrap();
+    wait::until("it is measured again", async || {
+        worker.stderr().contains("measured again").then_some(())
+    })
+    .await;
+    let fingerprint = named();
+    assert_ne!(fingerprint, first);
+    let change = shell.ok(None, &["attest", "approve", "worker", &fingerprint]);
     shell.ok(Some("bob.jwt"), &["approvals", "approve", proposal(&change)]);
     wait::until("the agent serves", async || {
         worker.assert_alive();

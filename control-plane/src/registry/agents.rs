@@ -126,6 +126,7 @@ impl Registry {
             let held = self.existing::<Agent>(agent.as_str()).await?;
             let draft = self.change(actor, "agent.revoke", agent.as_str()).detail(why);
             let (draft, generation) = self.raised(draft, held).await?;
+            let draft = draft.noting(format!("generation {generation} begins"));
             let revision = draft.commit().await?;
             Ok(Raised { generation, revision })
         })

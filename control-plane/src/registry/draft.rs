@@ -48,6 +48,16 @@ impl Draft {
         self
     }
 
+    /// A further remark.
+    pub fn noting(self, more: impl AsRef<str>) -> Self {
+        let (held, more) = (&self.audit.detail, more.as_ref());
+        let both = match held.is_empty() {
+            true => more.to_owned(),
+            false => format!("{held}; {more}"),
+        };
+        self.detail(both)
+    }
+
     /// Writes a record.
     pub fn put<T: Serialize>(mut self, key: impl Into<String>, value: &T, expect: Expect) -> Self {
         match encode(value) {

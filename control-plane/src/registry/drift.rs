@@ -89,6 +89,17 @@ impl DriftRecord {
         runs
     }
 
+    /// What happened, in a line for the audit.
+    fn summary(&self) -> String {
+        let (run, generation) = (&self.run, self.generation);
+        let what = match (self.paths.is_empty(), self.changed) {
+            (true, 0) => "said in evidence alone".to_owned(),
+            (_, changed) => format!("{changed} changed: {}", self.paths.join(" ")),
+        };
+        let found = self.found.map_or("what can't be measured".into(), |found| found.to_string());
+        format!("generation {generation} begins; run {run}; {found} was found; {what}")
+    }
+
     /// Whether the agent still gets no SVID.
     pub fn blocks(&self) -> bool {
         self.recovered_at.is_none()
@@ -235,11 +246,9 @@ impl Registry {
     ) -> Result<Raised, Refusal> {
         let actor = Actor::sidecar(&record.agent);
         let expect = held.map_or(Expect::Absent, |held| Expect::At(held.revision));
-        let named: Vec<&str> = record.paths.iter().map(String::as_str).collect();
-        let detail = format!("{} changed: {}", record.changed, named.join(" "));
         let draft = self
             .change(&actor, "agent.drift", record.agent.as_str())
-            .detail(detail)
+            .detail(record.summary())
             .put(keys::drift(&record.agent), &record, expect);
         let draft = match waits {
             Some(waits) => {
@@ -398,6 +407,7 @@ impl Registry {
             }),
             ..held.value
         };
+        let draft = draft.noting(format!("{agent}, which drifted, may run it once it is started again"));
         Ok(draft.put(keys::drift(agent), &record, Expect::At(held.revision)))
     }
 }

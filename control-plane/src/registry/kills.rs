@@ -8,7 +8,7 @@ use aip_api::{AgentName, Digest, TrustDomain};
 use serde::{Deserialize, Serialize};
 
 use super::records::Action;
-use super::{Actor, Draft, Outcome, Registry, keys, retrying};
+use super::{Actor, Draft, Outcome, Registry, keys, retrying, says_why};
 use crate::refusal::{Reason, Refusal};
 use crate::store::Expect;
 
@@ -128,6 +128,7 @@ impl Registry {
     /// Mistakes, too many orders, or the store fails.
     pub async fn stop(&self, sub: &str, wanted: Wanted) -> Result<(Outcome, String), Refusal> {
         let now = self.clock.now();
+        says_why(&wanted.reason)?;
         if wanted.seconds.is_some_and(|s| !(1..=MAX_PAUSE_SECONDS).contains(&s)) {
             let message = format!("out of bounds: 1 to {MAX_PAUSE_SECONDS}");
             return Err(Refusal::invalid(vec![FieldError::new("seconds", message)]));
@@ -192,6 +193,9 @@ impl Registry {
     pub(super) async fn resume_ops(&self, draft: Draft, actor: &Actor, orders: &[String]) -> Result<Draft, Refusal> {
         let (current, now) = (self.kill_set().await?, self.clock.now());
         all_in_force(&current.set, orders)?;
+        let ends = current.set.orders.iter().filter(|order| orders.contains(&order.id));
+        let ends: Vec<String> = ends.map(|o| format!("{} {}: {:?}", o.mode.as_str(), o.scope, o.reason)).collect();
+        let draft = draft.noting(format!("ends {}", ends.join(", ")));
         let by = |order: &Order| orders.contains(&order.id).then(|| actor.0.clone());
         let (next, draft) = following(draft, &current.set, now, by);
         with_set(draft, &next, Expect::At(current.revision))

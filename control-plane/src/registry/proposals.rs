@@ -29,6 +29,7 @@ impl Registry {
         let actor = Actor::admin(sub);
         retrying(async || {
             let draft = self.change(&actor, action.word(), action.subject());
+            let draft = draft.detail(action.summary());
             let revision = self.act(draft, &actor, &action).await?.commit().await?;
             Ok(Outcome::Done { revision })
         })

@@ -266,7 +266,7 @@ impl Action {
             Self::Stop { order, seconds } => {
                 let how_long = seconds.map(|s| format!(" for {s} s")).unwrap_or_default();
                 let (mode, scope, reason) = (order.mode.as_str(), &order.scope, &order.reason);
-                format!("{mode} {scope}{how_long}: {reason:?}")
+                format!("{mode} {scope}{how_long}: {reason:?}, order {}", order.id)
             }
             Self::Resume { orders } => format!("resume {}", orders.join(" ")),
             Self::Lift { above } => format!("lift the store above revision {above}"),

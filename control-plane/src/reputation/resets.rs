@@ -6,7 +6,7 @@ use aip_api::problem::FieldError;
 use super::event::What;
 use crate::refusal::Refusal;
 use crate::registry::records::Action;
-use crate::registry::{Actor, Draft, Outcome, Registry};
+use crate::registry::{Actor, Draft, Outcome, Registry, says_why};
 
 /// Longest reason of a reset.
 const MAX_REASON_BYTES: usize = 500;
@@ -17,8 +17,9 @@ impl Registry {
     /// # Errors
     /// Unknown agent, somebody who answers for it, a reason that is missing or too long, or the store fails.
     pub async fn reset_reputation(&self, sub: &str, agent: &AgentName, reason: &str) -> Result<Outcome, Refusal> {
-        if reason.trim().is_empty() || reason.len() > MAX_REASON_BYTES {
-            let message = format!("say why, in 1 to {MAX_REASON_BYTES} bytes");
+        says_why(reason)?;
+        if reason.len() > MAX_REASON_BYTES {
+            let message = format!("{} bytes; at most {MAX_REASON_BYTES}", reason.len());
             return Err(Refusal::invalid(vec![FieldError::new("reason", message)]));
         }
         self.may_judge(sub, agent).await?;
@@ -55,7 +56,7 @@ impl Registry {
             reason: reason.to_owned(),
         };
         let (draft, _) = self.reputation_ops(draft, &mut book, what, &settings).await?;
-        Ok(draft.detail(format!("{reason} (at event {})", book.ledger.seq)))
+        Ok(draft.noting(format!("at event {}", book.ledger.seq)))
     }
 }
 

@@ -98,6 +98,47 @@ pub(crate) async fn progress(mesh: &Mesh, answer: &Value, wait_ms: u64) -> Value
     mesh.admin.get(&path).await
 }
 
+#[tokio::test]
+async fn what_was_done_is_in_the_audit_with_its_reason_and_a_blank_one_is_refused() {
+    let mesh = Mesh::dev().await;
+    mesh.joined("planner").await;
+    let newest = async |action: &str| {
+        let page = mesh.admin.get("/v1/audit").await;
+        let all = page["items"].as_array().unwrap().iter();
+        let of = all.clone().find(|entry| entry["action"] == action);
+        of.unwrap_or_else(|| panic!("{action} in {page}")).clone()
+    };
+    let order = kill(&mesh, json!({"kind": "agent", "agent": "planner"})).await["order"].clone();
+    let id = order.as_str().unwrap();
+    let entry = newest("kill.order").await;
+    assert_eq!(entry["subject"], "agent planner", "{entry}");
+    assert_eq!(entry["detail"], format!("kill agent planner: \"a test\", order {id}"));
+    mesh.admin.ok("POST", "/v1/kills/resume", json!({"orders": [id]})).await;
+    let entry = newest("kill.resume").await;
+    assert_eq!(entry["subject"], id, "{entry}");
+    let detail = entry["detail"].as_str().unwrap();
+    assert!(detail.ends_with("ends kill agent planner: \"a test\""), "{entry}");
+    let revoke = "/v1/agents/planner/revoke";
+    mesh.admin.ok("POST", revoke, json!({"reason": "it leaks"})).await;
+    let entry = newest("agent.revoke").await;
+    assert_eq!(
+        (&entry["subject"], &entry["detail"]),
+        (&json!("planner"), &json!("it leaks; generation 2 begins"))
+    );
+    for blank in ["", " \t\u{a0}"] {
+        let order = json!({"scope": {"kind": "mesh"}, "mode": "kill", "reason": blank});
+        for (path, body) in [("/v1/kills", order), (revoke, json!({"reason": blank}))] {
+            let (status, problem) = mesh.admin.call("POST", path, body).await;
+            assert_eq!(
+                (status.as_u16(), &problem["errors"][0]["field"]),
+                (422, &json!("reason")),
+                "{problem}"
+            );
+        }
+    }
+    assert_eq!(mesh.admin.get("/v1/kills").await["items"], json!([]));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_is_pushed_acknowledged_listed_and_taken_back() {
     let mesh = Mesh::dev().await;

@@ -28,7 +28,7 @@ pub(crate) struct Kill {
     #[command(flatten)]
     scope: Scope,
     /// Why: callers see it
-    #[arg(long, required = true)]
+    #[arg(long, required = true, value_parser = why)]
     reason: Option<String>,
     /// Answer new requests 503 with Retry-After, and let go on what is open
     #[arg(long)]
@@ -107,6 +107,14 @@ fn duration(text: &str) -> Result<u64, String> {
     seconds
         .filter(|s| *s > 0)
         .ok_or_else(|| "expected a time such as 90s, 10m or 2h".into())
+}
+
+/// A reason that is asked for: one that says something.
+pub(crate) fn why(text: &str) -> Result<String, String> {
+    match text.trim().is_empty() {
+        true => Err("it is blank: say why, for those who read it later".to_owned()),
+        false => Ok(text.to_owned()),
+    }
 }
 
 /// `source:destination`.
@@ -240,7 +248,11 @@ impl Resume {
                 .into());
         }
         let (body, what) = (json!({ "orders": orders }), "nothing was resumed");
-        let answer = admin.send(Method::POST, "/v1/kills/resume", Some(&body), what).await?;
+        let answer = admin.send(Method::POST, "/v1/kills/resume", Some(&body), what).await;
+        let answer = answer.map_err(|failure| match failure.exit {
+            Exit::NotFound => failure.next("`aip kill list` shows the orders in force"),
+            _ => failure,
+        })?;
         Ok(code(said(globals, &admin, answer, "resumed", &self.wait).await?, false))
     }
 }
@@ -348,6 +360,9 @@ mod tests {
             let found = command.try_get_matches_from([&["kill", "--reason", "x"], args].concat());
             found.map(|found| <Kill as clap::FromArgMatches>::from_arg_matches(&found).unwrap())
         };
+        for blank in ["", " \t\n"] {
+            assert!(why(blank).is_err(), "{blank:?}");
+        }
         let missing = told(&[]).unwrap_err().to_string();
         assert!(
             missing.contains("--agent <NAME>") && missing.contains("--mesh"),

@@ -3,6 +3,7 @@
 mod shown;
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -25,7 +26,18 @@ pub(crate) fn line(text: impl AsRef<str>) {
 /// Prints to stdout what may order a terminal, as colours do: nothing that others wrote, but by [`one_line`]. A closed pipe
 /// (`aip … | head`) is no failure.
 pub(crate) fn styled(text: &str) {
-    let _ = writeln!(io::stdout().lock(), "{text}");
+    let written = writeln!(io::stdout().lock(), "{text}");
+    if written.is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+        UNREAD.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Nobody reads what is printed any more.
+static UNREAD: AtomicBool = AtomicBool::new(false);
+
+/// Whether whoever read what is printed has gone (`aip … | head`): who prints without end has come to it then.
+pub(crate) fn is_unread() -> bool {
+    UNREAD.load(Ordering::Relaxed)
 }
 
 /// Prints to stderr: what a person wants to know and a program does not.

@@ -9,7 +9,6 @@ use std::time::Instant;
 
 use aip_api::AgentName;
 use aip_api::resource::reputation::MAX_STATEMENT_BYTES;
-use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use hyper::Method;
 use serde_json::{Value, json};
@@ -58,7 +57,7 @@ pub(crate) struct Reset {
     /// The agent
     agent: AgentName,
     /// Why, for the audit
-    #[arg(long, value_parser = NonEmptyStringValueParser::new(), value_name = "TEXT")]
+    #[arg(long, value_parser = crate::kill::why, value_name = "TEXT")]
     reason: String,
     #[command(flatten)]
     wait: rollout::Wait,

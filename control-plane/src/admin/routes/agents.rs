@@ -21,7 +21,7 @@ use crate::admin::auth::Caller;
 use crate::admin::documents;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::records::SvidRecord;
-use crate::registry::{Actor, Outcome, decode, keys};
+use crate::registry::{Actor, Outcome, decode, keys, says_why};
 use crate::store::Expect;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
@@ -116,9 +116,9 @@ async fn svids(
 struct Revoke {
     /// Only the SVID with this serial; absent: all of them, by raising the agent's generation.
     serial: Option<String>,
-    /// Why, for the audit.
-    #[serde(default)]
-    reason: String,
+    /// Why, for the audit; not blank.
+    #[schema(required = false)]
+    reason: Option<String>,
 }
 
 /// What a revocation did.
@@ -141,17 +141,16 @@ async fn revoke(
     Body(revoke): Body<Revoke>,
 ) -> Answer<Json<Revoked>> {
     let actor = Actor::admin(&caller.sub);
+    revoke.reason.as_deref().map_or(Ok(()), says_why)?;
+    let reason = revoke.reason.unwrap_or_default();
     if let Some(serial) = revoke.serial {
-        let revision = api
-            .registry
-            .revoke_serial(&actor, &name, &serial, &revoke.reason)
-            .await?;
+        let revision = api.registry.revoke_serial(&actor, &name, &serial, &reason).await?;
         return Ok(Json(Revoked {
             revision,
             generation: None,
         }));
     }
-    let raised = api.registry.revoke_agent(&actor, &name, &revoke.reason).await?;
+    let raised = api.registry.revoke_agent(&actor, &name, &reason).await?;
     Ok(Json(Revoked {
         revision: raised.revision,
         generation: Some(raised.generation),

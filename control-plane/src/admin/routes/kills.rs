@@ -68,7 +68,7 @@ struct Stop {
     /// `pause` or `kill`.
     #[schema(value_type = String)]
     mode: Mode,
-    /// Why: callers see it; at most 500 bytes.
+    /// Why: callers see it; not blank, at most 500 bytes.
     reason: String,
     /// How long, of a pause: 1 to 604,800; absent: until it is resumed.
     #[schema(required = false)]

@@ -29,7 +29,7 @@ fn wanted(agent: usize) -> Wanted {
     Wanted {
         scope: Scope::Agent { agent },
         mode: Mode::Kill,
-        reason: String::new(),
+        reason: "it leaks".into(),
         seconds: None,
     }
 }

@@ -4,12 +4,12 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::records::{HEADINGS, cells, found};
+use super::records::{HEADINGS, cells_as, found};
 use super::{As, Export, Wanted};
 use crate::Globals;
 use crate::client::Admin;
 use crate::exit::Failure;
-use crate::output;
+use crate::output::{self, cell};
 
 /// Most records of one export: at a kilobyte each, some gigabytes.
 const MAX_EXPORT: usize = 5_000_000;
@@ -24,7 +24,7 @@ pub(super) async fn perform(globals: &Globals, verb: &Export) -> anyhow::Result<
     let each = |item: &Value| match verb.form {
         As::Jsonl if verb.facts => output::json_line(item),
         As::Jsonl => output::json_line(&redacted(item.clone())),
-        As::Csv => output::line(cells(item).map(|cell| csv(&cell)).join(",")),
+        As::Csv => output::line(cells_as(item, &cell).map(|cell| csv(&cell)).join(",")),
     };
     if verb.wanted.trace.is_some() {
         let (items, whole) = trace(&admin, &verb.wanted).await?;

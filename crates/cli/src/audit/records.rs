@@ -71,7 +71,7 @@ pub(super) async fn found(
     mut each: impl FnMut(&Value),
 ) -> Result<usize, Failure> {
     let (mut seen, mut cursor) = (0, None::<String>);
-    while seen < limit {
+    while seen < limit && !output::is_unread() {
         let page = admin
             .get(&path(wanted, PAGE.min(limit - seen), cursor.as_deref()))
             .await?;
@@ -92,8 +92,12 @@ pub(super) const HEADINGS: [&str; 9] = [
 
 /// What a record says, for a table.
 pub(super) fn cells(item: &Value) -> [String; 9] {
+    cells_as(item, &|value| brief(&cell(value)))
+}
+
+/// What a record says, each text as `cell` writes it.
+pub(super) fn cells_as(item: &Value, cell: &dyn Fn(&Value) -> String) -> [String; 9] {
     let record = &item["record"];
-    let cell = |value: &Value| brief(&cell(value));
     let short = |value: &Value| cell(value).rsplit('/').next().unwrap_or_default().to_owned();
     let time = timestamp(record["at"].as_u64().unwrap_or_default() / 1000);
     let agent = short(&item["agent"]);
@@ -104,7 +108,7 @@ pub(super) fn cells(item: &Value) -> [String; 9] {
             let call = [&record["tool"], &record["call"]].into_iter().find(|v| v.is_string());
             let call = call.map_or_else(
                 || format!("{} {}", cell(&record["method"]), cell(&record["path"])),
-                &cell,
+                cell,
             );
             let rule = [&record["rule"], &record["reason"]].into_iter().find(|v| v.is_string());
             [
@@ -115,7 +119,7 @@ pub(super) fn cells(item: &Value) -> [String; 9] {
                 short(&record["destination"]["id"]),
                 call,
                 cell(&record["verdict"]),
-                rule.map_or_else(dash, &cell),
+                rule.map_or_else(dash, cell),
                 cell(&record["id"]),
             ]
         }

@@ -50,7 +50,35 @@ fn stream(wanted: &Wanted) -> String {
 
 /// Shows what comes, until it is ended.
 pub(super) async fn tail(globals: &Globals, wanted: &Wanted) -> anyhow::Result<ExitCode> {
+    if let Some(until) = wanted.until.filter(|until| *until <= now()) {
+        let what = format!("nothing comes up any more of before {}", timestamp(until / 1000));
+        return Err(Failure::new(Exit::Usage, what)
+            .next("`aip audit query --until …` finds what is there; tail follows what comes")
+            .into());
+    }
     let admin = Admin::open(globals)?;
+    tokio::select! {
+        ended = follow(globals, &admin, wanted) => ended,
+        () = over(wanted) => {
+            output::note("aip: what was asked for is over");
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Resolves when nothing that is wanted is still to come up.
+async fn over(wanted: &Wanted) {
+    match wanted.until {
+        Some(until) => {
+            let left = until.saturating_add(OVERLAP_MILLIS).saturating_sub(now());
+            tokio::time::sleep(Duration::from_millis(left)).await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Shows what comes over lost connections, until nobody reads it.
+async fn follow(globals: &Globals, admin: &Admin, wanted: &Wanted) -> anyhow::Result<ExitCode> {
     let mut tail = Tail {
         globals,
         wanted: wanted.clone(),
@@ -63,10 +91,12 @@ pub(super) async fn tail(globals: &Globals, wanted: &Wanted) -> anyhow::Result<E
     let mut events = admin.events(&stream(wanted)).await?;
     let mut since = wanted.since;
     loop {
-        let lost = tail.follow(&admin, &mut events, since).await?;
+        let Some(lost) = tail.follow(admin, &mut events, since).await? else {
+            return Ok(ExitCode::SUCCESS);
+        };
         output::note(format!("aip: {lost}; trying again"));
         let from = tail.heard;
-        events = tail.again(&admin).await?;
+        events = tail.again(admin).await?;
         output::note(format!(
             "aip: there again, with what came up since {}",
             timestamp(from / 1000)
@@ -78,25 +108,32 @@ pub(super) async fn tail(globals: &Globals, wanted: &Wanted) -> anyhow::Result<E
 }
 
 impl Tail<'_> {
-    /// Catches up from `since` on, and shows what comes until the connection is lost; answers how.
-    async fn follow(&mut self, admin: &Admin, events: &mut Events, since: Option<u64>) -> Result<String, Failure> {
+    /// Catches up from `since` on, and shows what comes until the connection is lost; answers how. Nothing, where nobody reads it
+    /// any more.
+    async fn follow(
+        &mut self,
+        admin: &Admin,
+        events: &mut Events,
+        since: Option<u64>,
+    ) -> Result<Option<String>, Failure> {
         if let Some(since) = since
             && let Err(failure) = self.catch_up(admin, since).await
         {
-            return passes(failure);
+            return passes(failure).map(Some);
         }
         self.begun = true;
-        loop {
+        while !output::is_unread() {
             match events.next().await {
                 Ok(Some(event)) => {
                     if let Some(lost) = self.took(admin, &event).await? {
-                        return Ok(lost);
+                        return Ok(Some(lost));
                     }
                 }
-                Ok(None) => return Ok("the control plane ended the connection".to_owned()),
-                Err(error) => return Ok(error.to_string()),
+                Ok(None) => return Ok(Some("the control plane ended the connection".to_owned())),
+                Err(error) => return Ok(Some(error.to_string())),
             }
         }
+        Ok(None)
     }
 
     /// Takes an event; answers why nothing more comes, where that is so.
