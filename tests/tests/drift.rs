@@ -292,6 +292,39 @@ async fn an_agent_cant_keep_its_drift_from_being_reported() {
     busy.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
+/// The edit is undone, and whoever approves takes what was approved before: nothing waits, since nothing shows it yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ran_before_is_approved_from_the_shell_once_the_edit_is_undone() {
+    let mesh = Mesh::start().await;
+    let agent = Agent::start();
+    let caller = mesh.sidecar("caller", agent.address).await;
+    let spec = mesh.spec(json!({"name": "callee"}), agent.address).await;
+    let dir = mesh.dir("callee");
+    let callee = Sidecar::start(in_run(&spec, "first-run"), &dir).await;
+    reaches(&caller, "callee").await;
+    let approved = mesh.admin().get("/v1/measurements?agent=callee").await;
+    let print = approved["items"][0]["fingerprint"].as_str().unwrap().to_owned();
+    edit(&dir);
+    reported(&mesh, "callee").await;
+    std::fs::write(dir.join("code/agent.txt"), "callee").unwrap();
+    let approve = || {
+        let output = mesh.aip(&["attest", "approve", "callee", &print[..12]]);
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(said).unwrap())
+    };
+    let (code, said) = approve();
+    assert!(code == Some(0) && said.contains("started again"), "{said}");
+    let (code, said) = approve();
+    assert!(code == Some(0) && said.contains("nothing changed"), "{said}");
+    drop(callee);
+    let mut spec = in_run(&spec, "second-run");
+    spec.token = mesh.admin().token("callee").await;
+    let _back = Sidecar::start(spec, &dir).await;
+    reaches(&caller, "callee").await;
+    let (code, said) = approve();
+    assert!(code == Some(0) && !said.contains("started again"), "{said}");
+}
+
 /// Copies the control plane's data while it does not run.
 fn copy(from: &Path, to: &Path) {
     let _ = std::fs::remove_dir_all(to);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use aip_api::id::DecisionId;
 use bytes::Bytes;
 use http::header::EXPECT;
 use http::{Request, Response};
@@ -32,6 +33,7 @@ pub(crate) async fn handle(proxy: Arc<Proxy>, via: Arc<Via>, request: Request<In
         body: Some(Body::stream(body)),
         record,
     });
+    let decision = arrived.record.decision;
     // On the heap: what a connection keeps for its next request is then only what is above.
     let mut response = match Box::pin(phases(&mut arrived)).await {
         Ok(relayed) => relayed.into_response(arrived.record),
@@ -42,13 +44,13 @@ pub(crate) async fn handle(proxy: Arc<Proxy>, via: Arc<Via>, request: Request<In
         Some(wait) => wait.await,
         None => true,
     };
-    if recorded { response } else { unrecorded() }
+    if recorded { response } else { unrecorded(decision) }
 }
 
 /// In place of an answer whose end can't be recorded.
-fn unrecorded() -> Response<Body> {
+fn unrecorded(decision: DecisionId) -> Response<Body> {
     let refused = Refusal::AuditUnavailable.because("how the request ended can't be recorded");
-    refusal::answer(&refused, &Form::Problem, "").map(Body::whole)
+    refusal::answer(&refused, &Form::Problem, &decision.to_string()).map(Body::whole)
 }
 
 async fn phases(arrived: &mut Arrived) -> Result<relay::Relayed, Refused> {

@@ -54,7 +54,8 @@ fn grpc_message(text: &str) -> String {
 fn document(refused: &Refused, decision: &str) -> Problem {
     let nature = refused.refusal.nature();
     let mut problem = Problem::new(nature.status, nature.reason, refused.to_string());
-    problem.decision_id = Some(decision.to_owned());
+    // Where no request was heard, there is no decision to look for.
+    problem.decision_id = Some(decision.to_owned()).filter(|decision| !decision.is_empty());
     problem.rule.clone_from(&refused.rule);
     problem
 }
@@ -180,5 +181,8 @@ mod tests {
         assert_eq!(answer.headers()[RETRY_AFTER], "1");
         let raw = String::from_utf8(raw(&Refusal::TlsInsideTunnel.into(), "d")).unwrap();
         assert!(raw.starts_with("HTTP/1.1 400 Bad Request\r\n") && raw.contains("tls_inside_tunnel"));
+        assert!(raw.contains("decision_id"), "{raw}");
+        let unheard = String::from_utf8(super::raw(&Refusal::TlsInsideTunnel.into(), "")).unwrap();
+        assert!(!unheard.contains("decision_id"), "{unheard}");
     }
 }
