@@ -452,4 +452,6 @@ impl Record {
 }
 
 #[cfg(test)]
+pub(crate) mod sample;
+#[cfg(test)]
 mod tests;

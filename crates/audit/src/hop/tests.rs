@@ -1,32 +1,7 @@
 use super::*;
-use crate::record::{Decision, Direction, End, Facts, Party, Passed};
+use crate::record::sample::decision;
+use crate::record::{Decision, Direction, End, Passed};
 use aip_api::Digest;
-use aip_api::id::DecisionId;
-
-fn decision(direction: Direction) -> Decision {
-    Decision {
-        id: DecisionId::fresh(),
-        hop: None,
-        trace: String::new(),
-        direction,
-        source: Party::default(),
-        destination: Party::default(),
-        method: "POST".into(),
-        path: "/mcp".into(),
-        protocol: "mcp".into(),
-        call: "tools/call".into(),
-        tool: "read_books".into(),
-        verdict: "allow".into(),
-        reason: String::new(),
-        rule: String::new(),
-        tags: Vec::new(),
-        observed: false,
-        policies: Vec::new(),
-        mesh_revision: 1,
-        revision: 1,
-        facts: Facts::default(),
-    }
-}
 
 fn end(decision: &Decision, request: &[u8], response: &[u8]) -> End {
     let passed = |bytes: &[u8]| Passed {

@@ -1,33 +1,15 @@
 use std::path::Path;
 
-use aip_api::id::DecisionId;
-
 use super::*;
 use crate::log::{Options, Writer, fresh_name};
-use crate::record::{Decision, Direction, Facts, Party};
+use crate::record::{Decision, Direction, sample};
 
 fn decision(verdict: &str, tool: &str, trace: &str) -> Event {
     Event::Decision(Box::new(Decision {
-        id: DecisionId::fresh(),
-        hop: None,
         trace: trace.into(),
-        direction: Direction::Outbound,
-        source: Party::default(),
-        destination: Party::default(),
-        method: "POST".into(),
-        path: "/mcp".into(),
-        protocol: "mcp".into(),
-        call: "tools/call".into(),
         tool: tool.into(),
         verdict: verdict.into(),
-        reason: String::new(),
-        rule: String::new(),
-        tags: vec![],
-        observed: false,
-        policies: vec![],
-        mesh_revision: 1,
-        revision: 1,
-        facts: Facts::default(),
+        ..sample::decision(Direction::Outbound)
     }))
 }
 

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD as B64;
 use super::*;
 use crate::Closing;
 use crate::log::{Options, Writer, fresh_name, segment_path};
-use crate::record::{Decision, Direction, End, Event, Facts, Party, Passed};
+use crate::record::{Decision, Direction, End, Event, Party, Passed, sample};
 
 mod broken;
 mod copies;
@@ -187,26 +187,14 @@ fn decision(hop: HopId, direction: Direction, own: &SpiffeId, peer: &SpiffeId) -
         Direction::Inbound => (party(peer), party(own)),
     };
     Decision {
-        id: DecisionId::fresh(),
         hop: Some(hop),
-        trace: String::new(),
-        direction,
         source,
         destination,
-        method: "POST".into(),
         path: "/".into(),
         protocol: "http".into(),
         call: String::new(),
         tool: String::new(),
-        verdict: "allow".into(),
-        reason: String::new(),
-        rule: String::new(),
-        tags: Vec::new(),
-        observed: false,
-        policies: Vec::new(),
-        mesh_revision: 1,
-        revision: 1,
-        facts: Facts::default(),
+        ..sample::decision(direction)
     }
 }
 

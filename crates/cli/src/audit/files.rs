@@ -129,37 +129,17 @@ fn fits(wanted: &Wanted, record: &Record, agent: Option<&str>, under_way: &mut B
 #[cfg(test)]
 mod tests {
     use aip_audit::log::{Options, Writer, fresh_name};
-    use aip_audit::record::{Direction, End, Facts, Party};
+    use aip_audit::record::End;
 
     use super::*;
 
     fn decision(tool: &str) -> Decision {
-        let party = |name: &str| Party {
-            id: format!("spiffe://aip.internal/agent/{name}"),
-            serial: "1f".into(),
-        };
-        Decision {
-            id: DecisionId::fresh(),
-            hop: None,
-            trace: String::new(),
-            direction: Direction::Inbound,
-            source: party("caller"),
-            destination: party("callee"),
-            method: "POST".into(),
-            path: "/".into(),
-            protocol: "mcp".into(),
-            call: String::new(),
-            tool: tool.into(),
-            verdict: "allow".into(),
-            reason: String::new(),
-            rule: String::new(),
-            tags: Vec::new(),
-            observed: false,
-            policies: Vec::new(),
-            mesh_revision: 1,
-            revision: 1,
-            facts: Facts::default(),
-        }
+        let party = |name: &str| json!({ "id": format!("spiffe://aip.internal/agent/{name}") });
+        let decision = json!({
+            "id": DecisionId::fresh(), "direction": "inbound", "source": party("caller"), "destination": party("callee"),
+            "method": "POST", "path": "/", "protocol": "mcp", "tool": tool, "verdict": "allow", "mesh_revision": 1, "revision": 1,
+        });
+        serde_json::from_value(decision).unwrap()
     }
 
     fn end(of: &Decision) -> End {
