@@ -252,7 +252,10 @@ fn begin() {
     for result in ["agreed", "differs", "cut"] {
         counter!("aip_audit_hops_total", "result" => result).increment(0);
     }
-    for (finding, severity) in Finding::ALL.iter().flat_map(|f| Severity::ALL.iter().map(move |s| (f, s))) {
+    for (finding, severity) in Finding::ALL
+        .iter()
+        .flat_map(|f| Severity::ALL.iter().map(move |s| (f, s)))
+    {
         let (finding, severity) = (finding.as_str(), severity.as_str());
         counter!("aip_reputation_reports_total", "finding" => finding, "severity" => severity).increment(0);
     }
@@ -269,11 +272,17 @@ mod tests {
         let page = page.render();
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/prometheus/alerts.yaml");
         let alerts = std::fs::read_to_string(path).unwrap();
-        let name = |rest: &str| rest.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).next().map(str::to_owned);
+        let name = |rest: &str| {
+            rest.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+                .next()
+                .map(str::to_owned)
+        };
         let asked = alerts.split("increase(").skip(1).filter_map(name);
         let ours = |name: &String| TABLE.iter().any(|(known, ..)| known == name);
         let of = ["aip_kill", "aip_drift", "aip_audit", "aip_reputation"];
-        let asked: Vec<_> = asked.filter(|name| ours(name) && of.iter().any(|of| name.starts_with(of))).collect();
+        let asked: Vec<_> = asked
+            .filter(|name| ours(name) && of.iter().any(|of| name.starts_with(of)))
+            .collect();
         assert!(asked.len() > 5, "{asked:?}");
         for name in asked {
             let there = |line: &str| line.starts_with(&format!("{name} ")) || line.starts_with(&format!("{name}{{"));

@@ -202,7 +202,10 @@ impl Registry {
 /// It is blank.
 pub(crate) fn says_why(reason: &str) -> Result<(), Refusal> {
     match reason.trim().is_empty() {
-        true => Err(Refusal::invalid(vec![FieldError::new("reason", "it is blank: say why")])),
+        true => Err(Refusal::invalid(vec![FieldError::new(
+            "reason",
+            "it is blank: say why",
+        )])),
         false => Ok(()),
     }
 }

@@ -212,8 +212,12 @@ async fn an_agent_of_a_prod_mesh_waits_for_two_people() {
     .await;
     let named = || {
         let said = worker.stderr();
-        let next = said.lines().filter_map(|line| line.split_once("aip attest approve worker "));
-        next.last().map(|(_, fingerprint)| fingerprint.trim().to_owned()).unwrap()
+        let next = said
+            .lines()
+            .filter_map(|line| line.split_once("aip attest approve worker "));
+        next.last()
+            .map(|(_, fingerprint)| fingerprint.trim().to_owned())
+            .unwrap()
     };
     let first = named();
     // Edited while it waits: what was shown first lies there no more.

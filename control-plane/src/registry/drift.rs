@@ -96,7 +96,9 @@ impl DriftRecord {
             (true, 0) => "said in evidence alone".to_owned(),
             (_, changed) => format!("{changed} changed: {}", self.paths.join(" ")),
         };
-        let found = self.found.map_or("what can't be measured".into(), |found| found.to_string());
+        let found = self
+            .found
+            .map_or("what can't be measured".into(), |found| found.to_string());
         format!("generation {generation} begins; run {run}; {found} was found; {what}")
     }
 

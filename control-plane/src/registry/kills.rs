@@ -194,7 +194,9 @@ impl Registry {
         let (current, now) = (self.kill_set().await?, self.clock.now());
         all_in_force(&current.set, orders)?;
         let ends = current.set.orders.iter().filter(|order| orders.contains(&order.id));
-        let ends: Vec<String> = ends.map(|o| format!("{} {}: {:?}", o.mode.as_str(), o.scope, o.reason)).collect();
+        let ends: Vec<String> = ends
+            .map(|o| format!("{} {}: {:?}", o.mode.as_str(), o.scope, o.reason))
+            .collect();
         let draft = draft.noting(format!("ends {}", ends.join(", ")));
         let by = |order: &Order| orders.contains(&order.id).then(|| actor.0.clone());
         let (next, draft) = following(draft, &current.set, now, by);

@@ -214,12 +214,18 @@ impl Pairing {
         }
         let source = || named(&self.names[key.caller as usize]);
         if self.calls.is_done(key) {
-            return Some(format!("hop {hop} of {} was decided and ended at both ends before", source()));
+            return Some(format!(
+                "hop {hop} of {} was decided and ended at both ends before",
+                source()
+            ));
         }
         let ends = self.hops.get(&key)?;
         let end = if is_call { &ends.caller } else { &ends.callee };
         let (id, seq) = end.as_ref().map(|first| (first.id, first.place.seq))?;
-        Some(format!("hop {hop} of {} was decided as {id} in record {seq} before", source()))
+        Some(format!(
+            "hop {hop} of {} was decided as {id} in record {seq} before",
+            source()
+        ))
     }
 
     pub(super) fn end(&mut self, at: u64, end: &End, found: &mut Found) {

@@ -133,7 +133,9 @@ async fn segments(admin: &Admin, name: &str, folder: &Path, signed: u64, fetched
             }
         }
         let before = from.map_or(first, |from| from.saturating_add(1));
-        fetched.segments = fetched.segments.saturating_add(last.saturating_add(1).saturating_sub(before));
+        fetched.segments = fetched
+            .segments
+            .saturating_add(last.saturating_add(1).saturating_sub(before));
         from = Some(last);
         if held >= signed {
             break;
@@ -146,7 +148,9 @@ async fn segments(admin: &Admin, name: &str, folder: &Path, signed: u64, fetched
 fn end_of(lines: &[u8]) -> Option<u64> {
     let whole = lines.iter().rposition(|b| *b == b'\n')?;
     let last = lines[..whole].rsplit(|b| *b == b'\n').next()?;
-    aip_audit::Record::from_bytes(last).ok().map(|record| record.seq.saturating_add(1))
+    aip_audit::Record::from_bytes(last)
+        .ok()
+        .map(|record| record.seq.saturating_add(1))
 }
 
 fn failed(path: &Path, why: &dyn std::fmt::Display) -> Failure {

@@ -139,7 +139,11 @@ fn chosen(mut all: Vec<Recorded>, verb: &Replay) -> Result<Recorded, Failure> {
                 true => failure
                     .why("there is no record of it here (yet)")
                     .next("a sidecar's newest records come up within seconds; `aip audit query` lists what is there"),
-                false => Failure { why: all_lines, ..failure }.next("name one of these logs with --log"),
+                false => Failure {
+                    why: all_lines,
+                    ..failure
+                }
+                .next("name one of these logs with --log"),
             })
         }
     }
@@ -306,7 +310,11 @@ fn words(outcome: &Outcome) -> String {
 
 fn print(replayed: &Replayed, decision: &Decision) {
     let agent = replayed.agent.rsplit('/').next().unwrap_or_default();
-    output::line(format!("record     of {}, in log {}", brief(agent), brief(&replayed.log)));
+    output::line(format!(
+        "record     of {}, in log {}",
+        brief(agent),
+        brief(&replayed.log)
+    ));
     output::line(format!("recorded   {}", words(&replayed.recorded)));
     let Some(again) = &replayed.replayed else {
         output::line(format!(
@@ -434,7 +442,10 @@ mod tests {
         let refused = chosen(all(), &verb(None)).err().unwrap();
         assert_eq!(refused.exit, Exit::Usage);
         assert_eq!(refused.why[0], "log first, record 4, of b: deny by large");
-        assert!(refused.why[1].ends_with("/c: allow by a\\u{a}recorded   allow"), "{refused}");
+        assert!(
+            refused.why[1].ends_with("/c: allow by a\\u{a}recorded   allow"),
+            "{refused}"
+        );
         assert_eq!(chosen(all(), &verb(Some("second"))).unwrap().decision.verdict, "allow");
         let none = chosen(all(), &verb(Some("third"))).err().unwrap();
         assert!(none.exit == Exit::NotFound && none.why.len() == 2, "{none}");

@@ -202,7 +202,12 @@ mod tests {
         says(second, 10, "measured again");
         assert_eq!(approval.waits(second, after(20)), None);
         assert_eq!(approval.due(after(69)), None);
-        assert!(approval.due(after(70)).unwrap().contains("still waits for approval, 1 min"));
+        assert!(
+            approval
+                .due(after(70))
+                .unwrap()
+                .contains("still waits for approval, 1 min")
+        );
         assert_eq!(approval.due(after(129)), None);
         assert!(approval.waits(second, after(131)).unwrap().contains("2 min"));
     }

@@ -106,12 +106,22 @@ fn a_sidecars_word_excuses_its_own_log_and_not_the_control_planes_copy() {
     Listed::beside(&mut mesh);
     copy(&mesh.home.path().join(LEDGER_DIR), &home.path().join(LEDGER_DIR));
     let researcher = mesh.researcher.writer.dir();
-    copy(researcher, &home.path().join("researcher").join(mesh.researcher.writer.log()));
+    copy(
+        researcher,
+        &home.path().join("researcher").join(mesh.researcher.writer.log()),
+    );
     let sources = Sources::find(home.path()).unwrap();
     let report = verify(&sources, &TestKeys, &mut |_| {});
     assert_eq!(report.faults[0].kind, Kind::SegmentMissing, "{:#?}", report.faults);
-    assert!(report.logs.iter().all(|log| log.dropped_logs.is_empty()), "nor the whole of {earlier}");
-    assert!(report.faults[0].detail.contains("the control plane"), "{:#?}", report.faults);
+    assert!(
+        report.logs.iter().all(|log| log.dropped_logs.is_empty()),
+        "nor the whole of {earlier}"
+    );
+    assert!(
+        report.faults[0].detail.contains("the control plane"),
+        "{:#?}",
+        report.faults
+    );
     let taken = Retired {
         v: 1,
         iss: "aip.internal".into(),
@@ -257,7 +267,11 @@ fn what_the_control_planes_retention_took_is_excused_by_its_signature_alone() {
     };
     let said = |by: &str, claims: &Retired| fs::write(dir.join(crate::log::RETIRED_FILE), sign(by, claims)).unwrap();
     said("control plane", &retired(&log, gone));
-    assert_eq!(kinds(), [Kind::SegmentMissing], "what it let go of is not what a sidecar's own log lacks");
+    assert_eq!(
+        kinds(),
+        [Kind::SegmentMissing],
+        "what it let go of is not what a sidecar's own log lacks"
+    );
     let there = crate::log::segments(&dir).unwrap()[0];
     fs::write(dir.join(format!("index-{there:08}.bin")), "").unwrap();
     assert_eq!(kinds(), []);

@@ -131,5 +131,8 @@ fn what_a_fault_repeats_of_a_record_is_bounded() {
     let found = mesh.verify().faults;
     assert_eq!(found[0].kind, Kind::AgentDiffers, "{found:#?}");
     let detail = &found[0].detail;
-    assert!(detail.len() < 1_000 && detail.ends_with(&third.id.to_string()), "{detail}");
+    assert!(
+        detail.len() < 1_000 && detail.ends_with(&third.id.to_string()),
+        "{detail}"
+    );
 }

@@ -2,11 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod tail;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
-use std::time::Duration;
+use std::process::Output;
 
 use aip_api::Digest;
 use aip_audit::Record;
@@ -18,7 +19,6 @@ use aip_tests::process::{Mesh, Sidecar};
 use aip_tests::{trail, wait};
 use http::{Method, Request};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 /// Whoever pays more than a hundred is refused; nobody closes the books.
 const POLICY: &str = "package aip.policy.books\n\n\
@@ -127,7 +127,11 @@ async fn a_denied_call_is_decided_again_and_a_fact_that_was_not_kept_is_named() 
     let elsewhere = aip_audit::log::fresh_name();
     let elsewhere = rig.aip(&["audit", "replay", &closed, "--dir", &own, "--log", &elsewhere]);
     assert_eq!(elsewhere.status.code(), Some(5), "{}", text(&elsewhere));
-    assert!(text(&elsewhere).contains("name one of these logs"), "{}", text(&elsewhere));
+    assert!(
+        text(&elsewhere).contains("name one of these logs"),
+        "{}",
+        text(&elsewhere)
+    );
     let unknown = aip_api::id::DecisionId::fresh().to_string();
     assert_eq!(
         rig.aip(&["audit", "replay", &unknown, "--dir", &own]).status.code(),
@@ -165,42 +169,12 @@ async fn a_denied_call_is_decided_again_and_a_fact_that_was_not_kept_is_named() 
 async fn records_are_found_followed_and_exported() {
     let rig = Rig::start().await;
     let denied = rig.denied("close_books", 1).await;
-    let item = followed(&rig, &denied).await;
+    let item = tail::followed(&rig, &denied).await;
     assert_eq!(item["record"]["verdict"], "deny");
     queried(&rig, &denied);
     exported(&rig);
     traced(&rig).await;
     assert!(!rig.agent.seen("/mcp").is_empty());
-}
-
-/// Who follows what comes up, until it is over or nobody reads it any more.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_tail_ends_where_nothing_is_wanted_and_where_nobody_reads() {
-    let rig = Rig::start().await;
-    let over = rig.aip(&["audit", "tail", "--until", "1m"]);
-    assert_eq!(over.status.code(), Some(2), "{}", text(&over));
-    assert!(text(&over).contains("aip audit query --until"), "{}", text(&over));
-    let nothing = rig.aip(&["resume", "nosuch"]);
-    assert!(text(&nothing).contains("next: `aip kill list`"), "{}", text(&nothing));
-    let mut tail = tokio::process::Command::from(rig.mesh.aip_command(&["audit", "tail"]));
-    tail.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let mut tail = tail.spawn().unwrap();
-    let mut lines = BufReader::new(tail.stdout.take().unwrap()).lines();
-    wait::until("the tail shows a call", async || {
-        rig.denied("close_books", 1).await;
-        let line = tokio::time::timeout(Duration::from_secs(10), lines.next_line()).await;
-        line.ok()?.unwrap()
-    })
-    .await;
-    drop(lines);
-    let ended = wait::until("it ends with who reads it", async || {
-        rig.denied("close_books", 1).await;
-        tail.try_wait().unwrap()
-    })
-    .await;
-    assert!(ended.success(), "{ended}");
-    let said = tail.wait_with_output().await.unwrap();
-    assert_eq!(String::from_utf8_lossy(&said.stderr), "");
 }
 
 /// What runbooks send an operator to.
@@ -240,56 +214,6 @@ async fn changes_logs_findings_and_the_lift_are_commands() {
         said.contains("no agent is called nosuch") && !said.contains("`list` verb"),
         "{said}"
     );
-}
-
-/// A record that was made while nobody could be told of it is shown once somebody can.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_tail_goes_on_over_a_restart_of_the_control_plane() {
-    let mut rig = Rig::start().await;
-    let mut tail = tokio::process::Command::from(rig.mesh.aip_command(&["audit", "tail", "--output", "json"]));
-    tail.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let mut tail = tail.spawn().unwrap();
-    let mut lines = BufReader::new(tail.stdout.take().unwrap()).lines();
-    let mut notes = BufReader::new(tail.stderr.take().unwrap()).lines();
-    // What was before it follows, it does not show.
-    wait::until("the tail shows a call", async || {
-        rig.denied("close_books", 1).await;
-        let line = tokio::time::timeout(Duration::from_secs(10), lines.next_line()).await;
-        line.ok()?.unwrap()
-    })
-    .await;
-    rig.mesh.control_plane.kill();
-    let said = wait::until("it says that it lost the connection", async || {
-        notes.next_line().await.unwrap()
-    })
-    .await;
-    assert!(said.contains("trying again"), "{said}");
-    let meanwhile = rig.denied("close_books", 1).await;
-    rig.mesh.revive().await;
-    wait::until("it shows what was recorded meanwhile", async || {
-        let line = lines.next_line().await.unwrap().expect("it goes on");
-        let item: Value = serde_json::from_str(&line).unwrap();
-        (item["record"]["id"] == meanwhile.as_str()).then_some(())
-    })
-    .await;
-    assert!(tail.try_wait().unwrap().is_none(), "and goes on");
-}
-
-/// The record of a decision, as `tail` shows it.
-async fn followed(rig: &Rig, decision: &str) -> Value {
-    let command = rig
-        .mesh
-        .aip_command(&["audit", "tail", "--since", "1m", "--output", "json"]);
-    let mut tail = tokio::process::Command::from(command);
-    tail.stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
-    let mut tail = tail.spawn().unwrap();
-    let mut lines = BufReader::new(tail.stdout.take().unwrap()).lines();
-    wait::until("the tail shows it", async || {
-        let line = lines.next_line().await.unwrap().expect("it goes on");
-        let item: Value = serde_json::from_str(&line).unwrap();
-        (item["record"]["id"] == decision).then_some(item)
-    })
-    .await
 }
 
 fn queried(rig: &Rig, denied: &str) {
