@@ -293,6 +293,9 @@ async fn an_approval_that_was_taken_back_is_not_given_again_by_itself() {
     assert_eq!(waiting["items"][0]["fingerprint"], print.as_str());
     mesh.admin.ok("POST", &format!("{path}/approve"), json!(null)).await;
     sidecar.renew(b"code").await.unwrap();
+    let again = mesh.admin.ok("POST", &format!("{path}/approve"), json!(null)).await;
+    assert_eq!(again["unchanged"], true, "{again}");
+    mesh.admin.ok("DELETE", &path, json!(null)).await;
     let (_, problem) = mesh.admin.call("POST", &format!("{path}/approve"), json!(null)).await;
-    assert_eq!(reason(&problem), "not_found", "nothing waits any more");
+    assert_eq!(reason(&problem), "not_found", "nothing waits, and nothing is approved");
 }

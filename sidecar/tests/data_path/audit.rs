@@ -210,6 +210,8 @@ async fn policy_makes_a_request_more_durable() {
         (answer.status, answer.reason().as_str()),
         (StatusCode::SERVICE_UNAVAILABLE, "audit_unavailable")
     );
+    let decision = answer.json()["decision_id"].as_str().unwrap().to_owned();
+    assert_eq!(decision.len(), 36, "{}", answer.text());
     world.policies = vec![("baseline".into(), rule("buffered"))];
     let lax = Pair::in_world(agent.address, world.clone()).await;
     assert_eq!(send(lax.caller.outbound, get("/x")).await.reason(), "audit_unavailable");
@@ -261,6 +263,8 @@ async fn while_the_disk_does_not_sync_the_agent_hears_nothing() {
         (answer.status, answer.reason().as_str()),
         (StatusCode::SERVICE_UNAVAILABLE, "audit_unavailable")
     );
+    let decision = answer.json()["decision_id"].as_str().unwrap().to_owned();
+    assert_eq!(decision.len(), 36, "{}", answer.text());
     assert!(agent.seen().is_empty(), "the agent heard nothing");
     until("a new log is written", async || {
         (send(pair.caller.outbound, get("/x")).await.status == StatusCode::OK).then_some(())

@@ -80,6 +80,19 @@ fn kinds(home: &Path) -> Vec<Kind> {
 fn a_sidecars_word_excuses_its_own_log_and_not_the_control_planes_copy() {
     let home = tempfile::tempdir().unwrap();
     let mut mesh = Mesh::busy();
+    let earlier = fresh_name();
+    let whole = crate::record::Dropped {
+        log: Some(earlier.clone()),
+        first: 0,
+        records: 7,
+        until: 9,
+        quota: "age".into(),
+    };
+    mesh.planner
+        .writer
+        .append(Event::Dropped(whole), mesh.planner.now)
+        .unwrap();
+    mesh.planner.checkpoint();
     let dir = home.path().join("planner").join(mesh.planner.writer.log());
     copy(&mesh.dir(), &dir);
     let options = Options {
@@ -89,15 +102,6 @@ fn a_sidecars_word_excuses_its_own_log_and_not_the_control_planes_copy() {
     };
     let (writer, _) = Writer::open(&dir, options).unwrap();
     mesh.planner.writer = writer;
-    let earlier = fresh_name();
-    let whole = crate::record::Dropped {
-        log: Some(earlier.clone()),
-        first: 0,
-        records: 7,
-        until: 9,
-        quota: "age".into(),
-    };
-    mesh.planner.writer.append(Event::Dropped(whole), 9).unwrap();
     assert!(mesh.planner.writer.say_dropped(u64::MAX, 9).unwrap());
     mesh.planner.checkpoint();
     mesh.planner.writer.drop_said().unwrap().unwrap().remove().unwrap();
