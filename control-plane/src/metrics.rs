@@ -279,9 +279,9 @@ mod tests {
         };
         let asked = alerts.split("increase(").skip(1).filter_map(name);
         let ours = |name: &String| TABLE.iter().any(|(known, ..)| known == name);
-        let of = ["aip_kill", "aip_drift", "aip_audit", "aip_reputation"];
+        let of = ["kill", "drift", "audit", "reputation"];
         let asked: Vec<_> = asked
-            .filter(|name| ours(name) && of.iter().any(|of| name.starts_with(of)))
+            .filter(|name| ours(name) && of.iter().any(|of| name[4..].starts_with(of)))
             .collect();
         assert!(asked.len() > 5, "{asked:?}");
         for name in asked {
