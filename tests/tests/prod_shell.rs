@@ -212,10 +212,10 @@ async fn an_agent_of_a_prod_mesh_waits_for_two_people() {
     .await;
     let named = || {
         let said = worker.stderr();
-        let next = said
+        let mut next = said
             .lines()
             .filter_map(|line| line.split_once("aip attest approve worker "));
-        next.last()
+        next.next_back()
             .map(|(_, fingerprint)| fingerprint.trim().to_owned())
             .unwrap()
     };
