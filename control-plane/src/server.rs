@@ -14,7 +14,7 @@ use aip_runtime::grpc::identity_server::IdentityServer;
 use aip_runtime::grpc::kill_server::KillServer;
 use aip_runtime::grpc::{Incoming, MAX_MESSAGE_BYTES, incoming};
 use aip_runtime::ready::Readiness;
-use aip_runtime::tls::{ALPN_H2, Clients, server_config};
+use aip_runtime::tls::MeshTls;
 use aip_runtime::trust::Trust;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -38,7 +38,7 @@ use crate::config::{ASKED, ConfigService};
 use crate::hello::Hellos;
 use crate::identity::{IdentityService, Places};
 use crate::kill::webhook::Teller;
-use crate::kill::{Board, KillService, Publisher};
+use crate::kill::{Board, Causes, KillService, OrdersOnly, Publisher};
 use crate::rate::Rates;
 use crate::registry::Registry;
 use crate::settings::Settings;
@@ -243,13 +243,12 @@ impl Parts {
             trust: self.trust.clone(),
             publisher: self.kills.publisher.clone(),
             board: self.kills.board.clone(),
-            hellos: hellos.clone(),
-            of_agents: Arc::default(),
+            ordinary: Causes::with(hellos.clone()),
+            orders_only: Causes::with(Arc::default()),
             drain: self.watch.clone(),
         };
         let identity = IdentityService::new(self.registry.clone(), self.ca.clone())?;
-        let tls = server_config(&self.ca.server, &self.trust, Clients::Optional, ALPN_H2)
-            .map_err(|e| CaError::Certificate(e.to_string()))?;
+        let tls = MeshTls::new(&self.ca.server, &self.trust).map_err(|e| CaError::Certificate(e.to_string()))?;
         let connections = incoming(listener, tls, self.trust.clone());
         let audit = AuditService::new(self.audit.clone(), hellos, self.watch.clone());
         tasks.spawn(mesh_port(
@@ -312,6 +311,7 @@ async fn mesh_port(
         .timeout(REQUEST_DEADLINE)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .layer(tower::layer::layer_fn(OrdersOnly))
         .add_service(InterceptedService::new(
             IdentityServer::new(identity).max_decoding_message_size(MAX_JOIN_BYTES),
             Places::default(),

@@ -294,6 +294,7 @@ impl Shared {
     fn orders(&self, supervisor: Supervisor) -> kill::keeper::Keeper {
         let disk = Disk::new(&self.config.data);
         kill::keeper::Keeper::restore(disk, self.trust.clone(), self.ready.clone(), supervisor)
+            .naming_by(self.revoked.given_up().clone())
     }
 
     /// Enforces orders from now on.
@@ -308,6 +309,7 @@ impl Shared {
             trust: self.trust.clone(),
             instance: self.instance.clone(),
             proxy: proxy.clone(),
+            revoked: self.revoked.clone(),
             drained,
         };
         tokio::spawn(kill::client::run(stream, keeper))

@@ -19,7 +19,7 @@ use aip_api::token::{JoinToken, SECRET_BYTES};
 use aip_api::wire;
 use aip_api::wire::config_request::Message;
 use aip_runtime::signed;
-use aip_runtime::tls::{ALPN_H2, Clients, IdentitySlot, server_config};
+use aip_runtime::tls::{IdentitySlot, MeshTls};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use tokio::sync::mpsc;
@@ -79,7 +79,7 @@ impl Scripted {
         let slot = IdentitySlot::default();
         let own = pki.control_plane();
         slot.set(&own.chain, &own.pkcs8).unwrap();
-        let tls = server_config(&slot, &trust, Clients::Optional, ALPN_H2).unwrap();
+        let tls = MeshTls::new(&slot, &trust).unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();

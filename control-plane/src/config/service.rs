@@ -98,6 +98,7 @@ impl ConfigService {
             Some(PeerInfo {
                 identity: Some(identity),
                 address,
+                ..
             }) => (identity, address),
             _ => {
                 return Err(Refusal::new(

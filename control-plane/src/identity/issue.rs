@@ -51,7 +51,14 @@ pub(super) async fn issue(
     // The token first: a key that it does not answer costs no signature.
     let draft = credential.spend(draft, key.jkt, now)?;
     let issued = ca.issue(&agent.value, key, evidence, ttl)?;
-    let record = record(&issued, &agent, evidence, credential.word(), now);
+    let line = match credential {
+        Credential::Svid(peer) => registry.line_of(&evidence.agent, &peer.serial).await?,
+        Credential::Token { .. } => issued.serial.clone(),
+    };
+    let record = SvidRecord {
+        line: Some(line),
+        ..record(&issued, &agent, evidence, credential.word(), now)
+    };
     let draft = draft
         .detail(format!("serial {} by {}", issued.serial, credential.word()))
         .put(keys::svid(&evidence.agent, &issued.serial), &record, Expect::Absent)
@@ -82,6 +89,7 @@ fn record(
         code: evidence.code,
         credential: credential.to_owned(),
         run: evidence.run.clone(),
+        line: None,
     }
 }
 

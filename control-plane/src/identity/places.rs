@@ -81,7 +81,11 @@ mod tests {
     fn from(address: &str) -> Request<()> {
         let mut request = Request::new(());
         let (identity, address) = (None, address.parse().unwrap());
-        request.extensions_mut().insert(PeerInfo { identity, address });
+        request.extensions_mut().insert(PeerInfo {
+            identity,
+            orders_only: None,
+            address,
+        });
         request
     }
 

@@ -1,5 +1,7 @@
 //! Who has taken which kill set, who was heard of last, and when.
 
+mod open;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,21 +20,19 @@ use super::shown::{Away, Enforced, Missing, Progress, Standing};
 use crate::clock::Clock;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::Registry;
-use crate::registry::kills::GrantedLease;
 use crate::registry::records::SvidRecord;
+pub(super) use open::Open;
 
 /// Streams in all, and of one agent: as many as there are config streams.
 const MAX_STREAMS: usize = 20_000;
 const MAX_STREAMS_EACH: usize = 256;
-/// Acknowledged sets that are remembered of each sidecar.
-const ACKS: usize = 16;
+/// Streams for orders alone, in all: whoever was revoked has these, and takes none of the others.
+const MAX_ORDERS_STREAMS: usize = 2_000;
 /// A stream that broke off is waited for this long, in seconds: twice the longest pause between two tries of a sidecar. Whoever
 /// has not come back by then is named with its certain end, and not waited for.
 const BACK_SECONDS: u64 = 10;
-/// Between two looks of who waits, for what no acknowledgement tells: that somebody has been gone for long, or drifted.
+/// Between two looks of who waits, for what no acknowledgement tells: that somebody has been gone for long.
 const LOOK: Duration = Duration::from_secs(1);
-/// Longest reason of a rejection that is kept, in characters.
-const MAX_REASON: usize = 64;
 
 /// An acknowledgement.
 #[derive(Debug, Clone)]
@@ -49,9 +49,30 @@ enum Reach {
     Soon,
     /// It has been out of reach for longer.
     Vanished,
-    /// Its agent drifted: it suspended itself, and gets no stream before a person lets it back in.
+    /// So has it, and it reported a drift before: it serves nothing. What its agent does is not known.
     Drifted,
 }
+
+/// How a process comes to its stream.
+#[derive(Debug, Clone)]
+pub(super) struct Comes {
+    /// The line of SVIDs that the one it shows is of.
+    pub(super) line: String,
+    /// Its SVID may be revoked, and the stream is for orders alone.
+    pub(super) orders_only: bool,
+}
+
+/// A stream that is open.
+#[derive(Debug)]
+struct Stream {
+    id: u64,
+    /// What ends it.
+    cancel: CancellationToken,
+    orders_only: bool,
+}
+
+/// The lines of SVIDs whose sidecars reported a drift.
+type Drifted = BTreeMap<AgentName, BTreeSet<String>>;
 
 /// One process of a sidecar.
 #[derive(Debug)]
@@ -59,9 +80,10 @@ struct Process {
     agent: AgentName,
     instance: String,
     serial: String,
+    /// The line of SVIDs that this serial is of: it renews without a word to its stream.
+    line: String,
     not_after: u64,
-    /// The stream that is open, and what ends it.
-    stream: Option<(u64, CancellationToken)>,
+    stream: Option<Stream>,
     acks: VecDeque<Acked>,
     /// The highest version that it is known to hold.
     held: Option<(u64, u64)>,
@@ -88,15 +110,6 @@ pub struct Board {
     clock: Clock,
 }
 
-/// One open stream; dropped, its process is out of reach.
-#[derive(Debug)]
-pub(super) struct Open {
-    board: Arc<Board>,
-    process: (AgentName, String),
-    id: u64,
-    pub(super) cancel: CancellationToken,
-}
-
 impl Board {
     /// Those that were granted a lease before this process began: until one comes back, no beat of it was answered since
     /// now.
@@ -109,6 +122,7 @@ impl Board {
         for granted in registry.granted_leases().await? {
             let not_after = svids.get(&granted.agent).copied().unwrap_or_default();
             let process = Process {
+                line: registry.line_of(&granted.agent, &granted.serial).await?,
                 serial: granted.serial,
                 not_after,
                 grants: Grants::noted(&granted.leases, boottime()),
@@ -132,24 +146,23 @@ impl Board {
     }
 
     /// Opens a stream; an older one of the same process ends. A process that presents the certificate of one that is
-    /// gone is its successor: nothing is waited for from the dead one.
-    pub(super) fn open(self: &Arc<Self>, peer: &PeerIdentity, instance: &str) -> Result<Open, Refusal> {
+    /// gone, or one that was renewed from it, is its successor: nothing is waited for from the dead one.
+    ///
+    /// # Errors
+    /// As many are open as may be, or whoever comes for orders alone names a process that another SVID stands for.
+    pub(super) fn open(self: &Arc<Self>, peer: &PeerIdentity, instance: &str, comes: Comes) -> Result<Open, Refusal> {
         let mut processes = self.lock();
         let agent = &peer.id.agent;
         let key = (agent.clone(), instance.to_owned());
-        let others = processes.iter().filter(|(other, _)| **other != key);
-        let (mut total, mut own) = (0, 0);
-        for (_, process) in others.filter(|(_, process)| process.stream.is_some()) {
-            total += 1;
-            own += usize::from(process.agent == *agent);
+        has_room(&processes, &key, comes.orders_only)?;
+        let (Comes { line, orders_only }, now) = (comes, self.clock.now());
+        let is_of_other = |process: &Process| process.line != line && process.not_after > now;
+        if orders_only && processes.get(&key).is_some_and(is_of_other) {
+            // An instance is a process's own word: nobody who was revoked speaks for one that was not.
+            let detail = "the instance is of a process that has another SVID";
+            return Err(Refusal::new(Reason::ProtocolViolation, detail));
         }
-        if total >= MAX_STREAMS || own >= MAX_STREAMS_EACH {
-            let detail = format!("{total} streams, {own} of {agent}; at most {MAX_STREAMS} and {MAX_STREAMS_EACH}");
-            return Err(Refusal::new(Reason::SessionLimit, detail));
-        }
-        processes.retain(|_, p| {
-            p.agent != *agent || p.stream.is_some() || p.serial != peer.serial || p.instance == instance
-        });
+        processes.retain(|_, p| p.agent != *agent || p.stream.is_some() || p.line != line || p.instance == instance);
         let id = {
             let mut next = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
             *next += 1;
@@ -160,9 +173,15 @@ impl Board {
         let process = processes.entry(key.clone()).or_insert_with(new);
         process.drained = false;
         process.serial.clone_from(&peer.serial);
+        process.line = line;
         process.not_after = process.not_after.max(peer.not_after);
-        if let Some((_, older)) = process.stream.replace((id, cancel.clone())) {
-            older.cancel();
+        let stream = Stream {
+            id,
+            cancel: cancel.clone(),
+            orders_only,
+        };
+        if let Some(older) = process.stream.replace(stream) {
+            older.cancel.cancel();
         }
         drop(processes);
         metrics::gauge!("aip_kill_streams").increment(1.0);
@@ -172,6 +191,7 @@ impl Board {
             process: key,
             id,
             cancel,
+            orders_only,
         })
     }
 
@@ -200,7 +220,7 @@ impl Board {
         published: &Published,
     ) -> Result<Progress, Refusal> {
         // Of a process that is away, the last SVID that its agent got may be its own.
-        let (svids, drifted) = (svids(registry).await?, registry.drifted_agents().await?);
+        let (svids, drifted) = (svids(registry).await?, registry.drifted_lines().await?);
         let (now, asked) = (self.clock.now(), boottime());
         let committed = published.committed.filter(|_| published.set.version() == version);
         let mut progress = Progress {
@@ -290,7 +310,7 @@ impl Board {
         let mut changed = self.changed.subscribe();
         let deadline = tokio::time::Instant::now() + wait;
         let svids = svids(registry).await?;
-        let mut drifted = registry.drifted_agents().await?;
+        let mut drifted = registry.drifted_lines().await?;
         let mut look = tokio::time::Instant::now() + LOOK;
         // Cheap, since each acknowledgement of a fleet comes by here; the whole is put together once.
         while self.is_awaited(version, &svids, &drifted) {
@@ -299,7 +319,7 @@ impl Board {
                 if until == deadline {
                     break;
                 }
-                drifted = registry.drifted_agents().await?;
+                drifted = registry.drifted_lines().await?;
                 look = tokio::time::Instant::now() + LOOK;
             }
         }
@@ -307,7 +327,7 @@ impl Board {
     }
 
     /// Whether a process that may say so soon has not enforced it.
-    fn is_awaited(&self, version: (u64, u64), svids: &BTreeMap<AgentName, u64>, drifted: &BTreeSet<AgentName>) -> bool {
+    fn is_awaited(&self, version: (u64, u64), svids: &BTreeMap<AgentName, u64>, drifted: &Drifted) -> bool {
         let (now, asked) = (self.clock.now(), boottime());
         self.lock().values().any(|process| {
             let (at, _) = process.grants.stopped_by(asked, process.not_after(svids), now);
@@ -320,10 +340,34 @@ impl Board {
     fn update(&self, open: &Open, change: impl FnOnce(&mut Process)) {
         let mut processes = self.lock();
         let process = processes.get_mut(&open.process);
-        if let Some(process) = process.filter(|p| p.stream.as_ref().is_some_and(|(id, _)| *id == open.id)) {
+        if let Some(process) = process.filter(|p| p.stream.as_ref().is_some_and(|stream| stream.id == open.id)) {
             change(process);
         }
     }
+}
+
+/// Whether one more stream of this kind may be open beside those of other processes.
+fn has_room(processes: &Processes, key: &(AgentName, String), orders_only: bool) -> Result<(), Refusal> {
+    let most = if orders_only { MAX_ORDERS_STREAMS } else { MAX_STREAMS };
+    let (mut total, mut own) = (0, 0);
+    for (other, process) in processes.iter().filter(|(other, _)| *other != key) {
+        if process
+            .stream
+            .as_ref()
+            .is_some_and(|stream| stream.orders_only == orders_only)
+        {
+            total += 1;
+            own += usize::from(other.0 == key.0);
+        }
+    }
+    if total >= most || own >= MAX_STREAMS_EACH {
+        let detail = format!(
+            "{total} streams, {own} of {}; at most {most} and {MAX_STREAMS_EACH}",
+            key.0
+        );
+        return Err(Refusal::new(Reason::SessionLimit, detail));
+    }
+    Ok(())
 }
 
 /// When the last SVID of each agent ends.
@@ -344,6 +388,7 @@ impl Process {
             agent,
             instance,
             serial: String::new(),
+            line: String::new(),
             not_after: 0,
             stream: None,
             acks: VecDeque::new(),
@@ -357,12 +402,14 @@ impl Process {
     }
 
     /// Whether an answer of it can come.
-    fn standing(&self, drifted: &BTreeSet<AgentName>, now: u64) -> Reach {
-        match self.stream {
-            Some(_) => Reach::Soon,
-            None if drifted.contains(&self.agent) => Reach::Drifted,
-            None if self.left + BACK_SECONDS > now => Reach::Soon,
-            None => Reach::Vanished,
+    fn standing(&self, drifted: &Drifted, now: u64) -> Reach {
+        if self.stream.is_some() || self.left + BACK_SECONDS > now {
+            return Reach::Soon;
+        }
+        // Not any process of an agent that drifted: another one may serve until its SVID ends.
+        match drifted.get(&self.agent).is_some_and(|lines| lines.contains(&self.line)) {
+            true => Reach::Drifted,
+            false => Reach::Vanished,
         }
     }
 
@@ -388,81 +435,5 @@ impl Process {
     }
 }
 
-impl Open {
-    /// It beats, and says to which beat it was granted what it goes by: the leases that must be noted before it is granted
-    /// this one, unless they are already.
-    pub(super) fn to_note(&self, granted: u64, lease: Lease) -> Option<Vec<Lease>> {
-        let mut to_note = None;
-        self.board.update(self, |process| {
-            process.grants.taken(granted);
-            to_note = Some(process.grants.leases(Some(lease))).filter(|leases| *leases != process.noted);
-        });
-        to_note
-    }
-
-    /// These are noted.
-    pub(super) fn noted(&self, leases: Vec<Lease>) {
-        self.board.update(self, |process| process.noted = leases);
-    }
-
-    /// It holds this set already.
-    pub(super) fn holds(&self, version: (u64, u64)) {
-        self.board
-            .update(self, |process| process.held = process.held.max(Some(version)));
-        self.board.changed.send_replace(());
-    }
-
-    /// It answered a push.
-    pub(super) fn answered(&self, ack: KillAck) {
-        let version = (ack.term, ack.epoch);
-        let rejected: String = ack.rejected.chars().take(MAX_REASON).collect();
-        self.board.update(self, |process| {
-            process.rejected = Some(rejected.clone()).filter(|reason| !reason.is_empty());
-            if !rejected.is_empty() {
-                return;
-            }
-            process.held = process.held.max(Some(version));
-            if process.acks.len() == ACKS {
-                process.acks.pop_front();
-            }
-            process.acks.push_back(Acked {
-                version,
-                at: Instant::now(),
-                ack,
-            });
-        });
-        self.board.changed.send_replace(());
-    }
-
-    /// Its beat `sequence` is about to be answered with this grant.
-    pub(super) fn beats(&self, sequence: u64, lease: Lease) {
-        self.board
-            .update(self, |process| process.grants.granted(sequence, lease, boottime()));
-    }
-
-    /// It has drained: what is to be noted of it, where anything is.
-    pub(super) fn drained(&self) -> Option<GrantedLease> {
-        let mut drained = None;
-        self.board.update(self, |process| {
-            process.drained = true;
-            drained = (!process.noted.is_empty()).then(|| GrantedLease {
-                agent: process.agent.clone(),
-                instance: process.instance.clone(),
-                serial: process.serial.clone(),
-                leases: process.noted.clone(),
-                drained: true,
-            });
-        });
-        drained
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        metrics::gauge!("aip_kill_streams").decrement(1.0);
-        let now = self.board.clock.now();
-        self.board
-            .update(self, |process| (process.stream, process.left) = (None, now));
-        self.board.changed.send_replace(());
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::board::Comes;
 use super::session::Task;
 use super::{Board, Publisher};
 use crate::ca::Ca;
@@ -41,18 +42,22 @@ const SAID: Rate = Rate {
     per_second: 1_024.0,
 };
 
-/// What the sidecars of one agent may cause together.
-#[derive(Debug)]
-pub(crate) struct OfAgents {
-    pub(super) noted: Rates,
-    pub(super) said: Rates,
+/// What the sidecars of one agent may cause together. There is one of those whose SVID is good, and one of streams for orders
+/// alone: whoever was revoked takes nothing from the others.
+#[derive(Debug, Clone)]
+pub(crate) struct Causes {
+    /// Reads what streams begin with.
+    hellos: Arc<Hellos>,
+    pub(super) noted: Arc<Rates>,
+    pub(super) said: Arc<Rates>,
 }
 
-impl Default for OfAgents {
-    fn default() -> Self {
+impl Causes {
+    pub(crate) fn with(hellos: Arc<Hellos>) -> Self {
         Self {
-            noted: Rates::new(NOTED),
-            said: Rates::new(SAID),
+            hellos,
+            noted: Arc::new(Rates::new(NOTED)),
+            said: Arc::new(Rates::new(SAID)),
         }
     }
 }
@@ -72,10 +77,10 @@ pub struct KillService {
     pub publisher: Arc<Publisher>,
     /// Who has taken it.
     pub board: Arc<Board>,
-    /// Reads what streams begin with.
-    pub(crate) hellos: Arc<Hellos>,
-    /// What the sidecars of one agent may cause.
-    pub(crate) of_agents: Arc<OfAgents>,
+    /// What one agent may cause by streams as such.
+    pub(crate) ordinary: Causes,
+    /// What it may by streams for orders alone.
+    pub(crate) orders_only: Causes,
     /// When to stop.
     pub drain: DrainWatch,
 }
@@ -85,20 +90,41 @@ type Out = ReceiverStream<Result<KillResponse, Status>>;
 impl KillService {
     async fn open(&self, request: Request<Streaming<KillRequest>>) -> Result<Out, Refusal> {
         let info = request.extensions().get::<PeerInfo>().cloned();
-        let peer = info.and_then(|info| info.identity);
-        let peer =
-            peer.ok_or_else(|| Refusal::new(Reason::CredentialMissing, "kill streams need an SVID: join first"))?;
+        let missing = || Refusal::new(Reason::CredentialMissing, "kill streams need an SVID: join first");
         let now = self.registry.clock.now();
-        admitted(&self.world, &peer, now)?;
+        let (peer, orders_only) = match info.ok_or_else(missing)? {
+            PeerInfo {
+                identity: Some(peer), ..
+            } => {
+                admitted(&self.world, &peer, now)?;
+                (peer, false)
+            }
+            PeerInfo {
+                orders_only: Some(peer),
+                ..
+            } => {
+                // Not more: a removed agent's processes are to be stopped, too.
+                if peer.not_after <= now {
+                    return Err(Reason::SvidExpired.into());
+                }
+                (peer, true)
+            }
+            _ => return Err(missing()),
+        };
+        let causes = if orders_only { &self.orders_only } else { &self.ordinary };
         let mut inbound = request.into_inner();
         let hello = |request: KillRequest| match request.message {
             Some(Message::Hello(hello)) => Some(hello),
             _ => None,
         };
-        let hello = self.hellos.first(&peer.id.agent, &mut inbound, hello).await?;
+        let hello = causes.hellos.first(&peer.id.agent, &mut inbound, hello).await?;
         hello::instance(&hello.instance)?;
-        let open = self.board.open(&peer, &hello.instance)?;
-        tracing::info!(agent = %peer.id.agent, instance = hello.instance, "kill stream opened");
+        let comes = Comes {
+            line: self.registry.line_of(&peer.id.agent, &peer.serial).await?,
+            orders_only,
+        };
+        let open = self.board.open(&peer, &hello.instance, comes)?;
+        tracing::info!(agent = %peer.id.agent, instance = hello.instance, orders_only, "kill stream opened");
         let age = STREAM_AGE.min(Duration::from_secs(peer.not_after.saturating_sub(now)));
         let (out, answers) = mpsc::channel(OUT);
         let task = Task::new(self.clone(), peer, hello.instance, open, out, Instant::now() + age);

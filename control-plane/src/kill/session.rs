@@ -16,7 +16,7 @@ use tonic::{Status, Streaming};
 
 use super::board::Open;
 use super::publish::Published;
-use super::service::KillService;
+use super::service::{Causes, KillService};
 use crate::config::admitted;
 use crate::rate::{Bucket, Rate};
 use crate::refusal::{Reason, Refusal};
@@ -107,6 +107,23 @@ impl Task {
         }
     }
 
+    /// What its agent may cause.
+    fn causes(&self) -> &Causes {
+        match self.open.orders_only {
+            true => &self.service.orders_only,
+            false => &self.service.ordinary,
+        }
+    }
+
+    /// Whether the peer may (still) be told.
+    fn admitted(&self) -> Result<(), Refusal> {
+        match self.open.orders_only {
+            // Until its SVID ends, which ends the stream.
+            true => Ok(()),
+            false => admitted(&self.service.world, &self.peer, self.service.registry.clock.now()),
+        }
+    }
+
     /// Looks at what the sidecar holds, before it is sent anything.
     async fn greeted(&mut self, held: Option<SignedKillSet>, unwritten: Option<SignedKillSet>) -> Result<(), Refusal> {
         if let Some(unwritten) = unwritten {
@@ -131,14 +148,19 @@ impl Task {
                     Ok(None) => {
                         // Closed, and not cut: the process has drained.
                         return match self.open.drained() {
-                            Some(drained) => self.service.registry.note_granted(&drained).await,
+                            Some(drained) => {
+                                if self.open.orders_only {
+                                    self.causes().noted.spend(self.peer.id.agent.as_str())?;
+                                }
+                                self.service.registry.note_granted(&drained).await
+                            }
                             None => Ok(()),
                         };
                     }
                     Err(_) => return Ok(()),
                 },
                 changed = self.published.changed() => changed.map_err(|_| Reason::Draining)?,
-                _ = look.tick() => admitted(&self.service.world, &self.peer, self.service.registry.clock.now())?,
+                _ = look.tick() => self.admitted()?,
                 () = tokio::time::sleep_until(overdue.min(self.ends)) => {
                     return Err(match self.outstanding {
                         Some((_, sent)) if sent + ACK_DEADLINE <= Instant::now() => Reason::AckTimeout.into(),
@@ -175,7 +197,7 @@ impl Task {
 
     async fn message(&mut self, request: KillRequest) -> Result<(), Refusal> {
         self.messages.spend()?;
-        self.service.of_agents.said.spend(self.peer.id.agent.as_str())?;
+        self.causes().said.spend(self.peer.id.agent.as_str())?;
         match request.message {
             Some(Message::Ack(ack)) => self.acknowledged(ack).await,
             Some(Message::Beat(beat)) => self.beat(beat).await,
@@ -236,8 +258,12 @@ impl Task {
         let Some((set, digest)) = self.merged(signed).await? else {
             return Ok(());
         };
-        self.held = Some(digest);
-        if self.published.borrow().digest() == digest {
+        let is_in_force = self.published.borrow().digest() == digest;
+        // Whoever was revoked raised nothing by it: it is sent what is in force, and once, also where it holds a later one.
+        if is_in_force || !self.open.orders_only {
+            self.held = Some(digest);
+        }
+        if is_in_force {
             self.open.holds(set.version());
         }
         Ok(())
@@ -255,6 +281,10 @@ impl Task {
             }
         };
         let digest = Digest::sha256(&signed.payload);
+        if self.open.orders_only {
+            // Whoever was revoked raises no term: it is told, and named where it does not take what is in force.
+            return Ok(Some((set, digest)));
+        }
         let Shown { unknown, floor } = self.service.registry.shown_kill_set(&set, digest).await?;
         self.floor = self.floor.max(floor);
         if unknown {
@@ -272,11 +302,15 @@ impl Task {
     }
 
     async fn beat(&mut self, beat: Beat) -> Result<(), Refusal> {
+        if self.open.orders_only {
+            let detail = "a stream for orders to stop is granted no lease";
+            return Err(Refusal::new(Reason::SvidRevoked, detail));
+        }
         let Beat { sequence, granted } = beat;
         let agent: Option<Agent> = self.service.world.document(self.peer.id.agent.as_str());
         let lease: Lease = agent.ok_or(Refusal::from(Reason::AgentUnknown))?.lease;
         if let Some(leases) = self.open.to_note(granted, lease) {
-            self.service.of_agents.noted.spend(self.peer.id.agent.as_str())?;
+            self.causes().noted.spend(self.peer.id.agent.as_str())?;
             // On disk before it is granted: after a restart we must know what may still run.
             let granted = GrantedLease {
                 agent: self.peer.id.agent.clone(),

@@ -75,7 +75,8 @@ pub struct Progress {
     pub missing: Vec<Missing>,
     /// Sidecars that have not, and have been out of reach for longer. Nobody waits for them; each has certainly stopped at its time.
     pub vanished: Vec<Missing>,
-    /// Sidecars of agents that drifted: they have suspended themselves, and their SVIDs are revoked. Nobody waits for them.
+    /// As the vanished, and they have reported a drift before: they serve nothing, and their agents' processes may run on.
+    /// Nobody waits for them.
     pub drifted: Vec<Missing>,
     /// Agents of which nothing is known to run. Nobody waits for them.
     pub away: Vec<Away>,

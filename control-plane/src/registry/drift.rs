@@ -1,7 +1,7 @@
 //! Drift: an agent runs something else than was approved. Its earlier SVIDs are revoked in the transaction that blocks
 //! new ones; it gets one again for a measurement that a person approved after that, in another run of the agent.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aip_api::evidence::{Drift, Evidence, MAX_DRIFTED_NAMED};
 use aip_api::generation::{OfReport, of_report};
@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use super::agents::Raised;
 use super::measurements::MAX_PENDING;
-use super::records::PendingMeasurement;
+use super::records::{PendingMeasurement, SvidRecord};
 use super::{Actor, Draft, Registry, Versioned, keys, retrying};
 use crate::refusal::{Reason, Refusal};
 use crate::store::Expect;
@@ -51,6 +51,10 @@ pub struct DriftRecord {
     /// sidecars.
     #[serde(default)]
     pub runs: Vec<String>,
+    /// The lines of SVIDs whose sidecars reported a drift, the last [`MAX_RUNS`], each by the serial of its first: these
+    /// sidecars have suspended themselves, and no others.
+    #[serde(default)]
+    pub lines: Vec<String>,
     /// The digest that was approved.
     #[schema(value_type = Option<String>)]
     pub was: Option<Digest>,
@@ -81,12 +85,7 @@ impl DriftRecord {
 
     /// The runs that drifted, with one more.
     fn runs_and(held: Option<&Versioned<Self>>, run: &str) -> Vec<String> {
-        let mut runs = held.map(|held| held.value.runs.clone()).unwrap_or_default();
-        runs.retain(|known| known != run);
-        runs.push(run.to_owned());
-        let surplus = runs.len().saturating_sub(MAX_RUNS);
-        runs.drain(..surplus);
-        runs
+        with_one_more(held.map(|held| &held.value.runs), run)
     }
 
     /// What happened, in a line for the audit.
@@ -106,6 +105,16 @@ impl DriftRecord {
     pub fn blocks(&self) -> bool {
         self.recovered_at.is_none()
     }
+}
+
+/// The last [`MAX_RUNS`] of these and of this one.
+fn with_one_more(known: Option<&Vec<String>>, one: &str) -> Vec<String> {
+    let mut all = known.cloned().unwrap_or_default();
+    all.retain(|known| known != one);
+    all.push(one.to_owned());
+    let surplus = all.len().saturating_sub(MAX_RUNS);
+    all.drain(..surplus);
+    all
 }
 
 /// Whether an issuance may go on, as far as drift is concerned.
@@ -146,6 +155,7 @@ impl Registry {
             let agent = self.resource::<Agent>(drift.agent.as_str()).await?;
             let mut agent = agent.ok_or(Refusal::from(Reason::AgentUnknown))?;
             let held = self.record::<DriftRecord>(keys::drift(&drift.agent)).await?;
+            let line = self.line_of(&drift.agent, &peer.serial).await?;
             let began = held.as_ref().filter(|held| held.value.knows(&drift.run));
             let began = began.map(|held| (held.value.generation, held.revision));
             let to = match of_report(drift.generation, began.map(|(began, _)| began), agent.value.generation) {
@@ -171,6 +181,7 @@ impl Registry {
                 generation: to,
                 run: drift.run.clone(),
                 runs: DriftRecord::runs_and(held.as_ref(), &drift.run),
+                lines: with_one_more(held.as_ref().map(|held| &held.value.lines), &line),
                 was: Some(drift.was),
                 found: drift.found,
                 paths: drift.paths.iter().take(MAX_DRIFTED_NAMED).cloned().collect(),
@@ -225,6 +236,8 @@ impl Registry {
                 generation: agent.value.generation + 1,
                 run: run.to_owned(),
                 runs,
+                // Whoever asks for an SVID is another process than the one that drifted.
+                lines: held.as_ref().map(|held| held.value.lines.clone()).unwrap_or_default(),
                 was: None,
                 found: None,
                 paths: Vec::new(),
@@ -361,6 +374,29 @@ impl Registry {
         let all = self.all::<DriftRecord>(keys::DRIFTS, usize::MAX).await?;
         let blocked = all.into_iter().filter(|(_, held)| held.value.blocks());
         Ok(blocked.map(|(_, held)| held.value.agent).collect())
+    }
+
+    /// The lines of SVIDs whose sidecars reported a drift, also of agents that were let back in: it was another process then.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn drifted_lines(&self) -> Result<BTreeMap<AgentName, BTreeSet<String>>, Refusal> {
+        let all = self.all::<DriftRecord>(keys::DRIFTS, usize::MAX).await?;
+        let lines = all
+            .into_iter()
+            .map(|(_, held)| (held.value.agent, held.value.lines.into_iter().collect()));
+        Ok(lines.collect())
+    }
+
+    /// The line of an SVID.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn line_of(&self, agent: &AgentName, serial: &str) -> Result<String, Refusal> {
+        let held = self.record::<SvidRecord>(keys::svid(agent, serial)).await?;
+        Ok(held
+            .and_then(|held| held.value.line)
+            .unwrap_or_else(|| serial.to_owned()))
     }
 
     /// Whether a person approved what this evidence shows, no earlier than then.

@@ -106,6 +106,10 @@ pub struct SvidRecord {
     /// Which run of the agent it was issued to.
     #[serde(default)]
     pub run: Option<String>,
+    /// The serial of the first of its line: each is issued to whoever shows the one before. No two processes that run have
+    /// one line.
+    #[serde(default)]
+    pub line: Option<String>,
 }
 
 /// An admin token, without the token.

@@ -11,6 +11,7 @@ use aip_runtime::kill::{open_heartbeat, open_set};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use crate::support::sidecar::why;
@@ -24,12 +25,22 @@ pub(crate) struct Stream {
     trust: aip_runtime::trust::Trust,
 }
 
-fn fresh() -> String {
+pub(crate) fn fresh() -> String {
     uuid::Uuid::now_v7().hyphenated().to_string()
 }
 
 impl Stream {
     pub(crate) async fn open(sidecar: &Sidecar, instance: &str, held: Option<SignedKillSet>) -> Result<Self, Status> {
+        Self::open_on(sidecar.connected().await.unwrap(), sidecar, instance, held).await
+    }
+
+    /// A stream on this connection.
+    pub(crate) async fn open_on(
+        channel: Channel,
+        sidecar: &Sidecar,
+        instance: &str,
+        held: Option<SignedKillSet>,
+    ) -> Result<Self, Status> {
         let (send, outgoing) = mpsc::channel(64);
         let hello = KillHello {
             instance: instance.into(),
@@ -38,7 +49,7 @@ impl Stream {
         };
         let message = Some(Message::Hello(hello));
         send.send(KillRequest { message }).await.unwrap();
-        let mut stub = KillClient::new(sidecar.connected().await.unwrap());
+        let mut stub = KillClient::new(channel);
         let inbound = stub.stream(ReceiverStream::new(outgoing)).await?.into_inner();
         Ok(Self {
             instance: instance.into(),
@@ -52,6 +63,15 @@ impl Stream {
     pub(crate) fn broken(self) -> mpsc::Sender<KillRequest> {
         drop(self.inbound);
         self.send
+    }
+
+    /// Why the stream was ended.
+    pub(crate) async fn ended(&mut self) -> String {
+        loop {
+            if let Err(status) = self.next().await {
+                return why(&status);
+            }
+        }
     }
 
     async fn next(&mut self) -> Result<Answer, Status> {
@@ -70,7 +90,7 @@ impl Stream {
         }
     }
 
-    async fn say(&self, message: Message) {
+    pub(crate) async fn say(&self, message: Message) {
         let message = Some(message);
         let _ = self.send.send(KillRequest { message }).await;
     }

@@ -16,6 +16,7 @@ mod endings;
 mod identity;
 mod kills;
 mod matrix;
+mod orders;
 mod policies;
 mod prod;
 mod reputation;

@@ -13,13 +13,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
+use rustls::server::ClientHello;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 pub use places::{Place, source_of};
 
-use crate::tls::{self, HANDSHAKE_TIMEOUT, ServerTls, TlsError};
+use crate::tls::{self, Answered, Clients, HANDSHAKE_TIMEOUT, MeshTls, ServerTls, TlsError};
 use crate::trust::Trust;
 use crate::x509::PeerIdentity;
 use places::Places;
@@ -174,11 +175,31 @@ impl Guest {
     /// # Errors
     /// As [`TlsError`] lists.
     pub async fn handshake(self, tcp: TcpStream, config: &Arc<ServerConfig>, trust: &Trust) -> Result<Known, TlsError> {
+        // Whether one is required is the configuration's to say.
+        Ok(self.known(tcp, |_| (config, Clients::Required), trust).await?.0)
+    }
+
+    /// The handshake at the control plane's port, where a client says what it comes for: whether that is orders to stop
+    /// alone, and its SVID may be revoked.
+    ///
+    /// # Errors
+    /// As [`TlsError`] lists.
+    pub async fn mesh_handshake(self, tcp: TcpStream, tls: &MeshTls, trust: &Trust) -> Result<(Known, bool), TlsError> {
+        let (known, clients) = self.known(tcp, |hello| tls.answer(hello), trust).await?;
+        Ok((known, clients == Clients::OrRevoked))
+    }
+
+    async fn known<'a>(
+        self,
+        tcp: TcpStream,
+        answer: impl Fn(&ClientHello<'_>) -> Answered<'a>,
+        trust: &Trust,
+    ) -> Result<(Known, Clients), TlsError> {
         let Self { place, bounds, .. } = self;
-        let (stream, peer) = tokio::select! {
+        let (stream, peer, clients) = tokio::select! {
             // A connection that is done when it must give way stays.
             biased;
-            done = handshake(&place, tcp, config, trust) => done?,
+            done = handshake(&place, tcp, answer, trust) => done?,
             () = place.gives_way() => return Err(TlsError::GaveWay),
         };
         if peer.is_some() {
@@ -186,7 +207,7 @@ impl Guest {
         } else {
             place.is_anonymous(&bounds);
         }
-        Ok(Known { stream, peer, place })
+        Ok((Known { stream, peer, place }, clients))
     }
 
     /// No handshake: where the port is plain. The connection is to end when its place [gives way](Place::gives_way).
@@ -196,12 +217,12 @@ impl Guest {
     }
 }
 
-async fn handshake(
+async fn handshake<'a>(
     place: &Place,
     tcp: TcpStream,
-    config: &Arc<ServerConfig>,
+    answer: impl Fn(&ClientHello<'_>) -> Answered<'a>,
     trust: &Trust,
-) -> Result<(ServerTls<TcpStream>, Option<PeerIdentity>), TlsError> {
+) -> Result<(ServerTls<TcpStream>, Option<PeerIdentity>, Clients), TlsError> {
     let said = tokio::time::timeout(FIRST_BYTE, tcp.peek(&mut [0])).await;
     if said.map_err(|_| TlsError::Silent)?.map_err(TlsError::Io)? == 0 {
         return Err(TlsError::Io(io::ErrorKind::UnexpectedEof.into()));
@@ -209,5 +230,7 @@ async fn handshake(
     let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
     let hello = tls::hello(tcp, deadline).await?;
     place.spoke();
-    tls::answer(hello, config, trust, deadline).await
+    let answered = answer(&hello.client_hello());
+    let (stream, peer) = tls::answer(hello, answered, trust, deadline).await?;
+    Ok((stream, peer, answered.1))
 }

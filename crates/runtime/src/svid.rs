@@ -206,6 +206,14 @@ impl SvidSource {
         self.changed.send_replace(());
     }
 
+    /// Hands it over to `other`, which presents it from now on: this one has none.
+    pub fn hand_over(&self, other: &Self) {
+        other.slot.present_as(&self.slot);
+        other.current.store(self.current.load_full());
+        other.changed.send_replace(());
+        self.clear();
+    }
+
     /// What TLS configurations present.
     pub fn slot(&self) -> &IdentitySlot {
         &self.slot

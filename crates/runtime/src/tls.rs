@@ -4,6 +4,7 @@
 
 mod heard;
 mod identity;
+mod mesh;
 mod verifier;
 pub mod web;
 
@@ -19,11 +20,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsConnector};
 
-use crate::trust::Trust;
-use crate::x509::{IdentityError, PeerIdentity, peer_identity};
+use crate::trust::{Trust, TrustState};
+use crate::x509::{IdentityError, PeerIdentity, peer_identity, peer_or_revoked};
 
 pub use heard::{Heard, Hearing};
 pub use identity::IdentitySlot;
+pub(crate) use mesh::Answered;
+pub use mesh::MeshTls;
 use verifier::{AgentVerifier, Expected, reason_of};
 
 /// How long a handshake may take: two round trips on a bad line, and no more for a peer that stalls.
@@ -36,6 +39,8 @@ pub type ClientTls<IO> = tokio_rustls::client::TlsStream<IO>;
 
 /// HTTP/2, and nothing else.
 pub const ALPN_H2: &[&[u8]] = &[b"h2"];
+/// HTTP/2 with the control plane, for orders to stop and nothing else: the one connection that a revoked SVID gets.
+pub const ALPN_ORDERS: &[&[u8]] = &[b"aip-orders"];
 
 /// Why a connection was not made.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +110,20 @@ pub enum Clients {
     Required,
     /// The control plane's port: a sidecar that joins has none yet. One that is shown is verified.
     Optional,
+    /// The control plane's port, for orders to stop: it must be good, and may be revoked.
+    OrRevoked,
+}
+
+/// How who is at the other end is read from a leaf and its issuer.
+type Identify = fn(&[u8], &[u8], &TrustState, u64) -> Result<PeerIdentity, IdentityError>;
+
+impl Clients {
+    fn identify(self) -> Identify {
+        match self {
+            Self::Required | Self::Optional => peer_identity,
+            Self::OrRevoked => peer_or_revoked,
+        }
+    }
 }
 
 /// The one crypto provider of the process.
@@ -185,6 +204,18 @@ pub fn control_plane_client(identity: Option<&IdentitySlot>, trust: &Trust) -> R
     )
 }
 
+/// The same, to be told of orders to stop and nothing else, whether the SVID is revoked or not.
+///
+/// # Errors
+/// The provider lacks TLS 1.3.
+pub fn orders_client(identity: &IdentitySlot, trust: &Trust) -> Result<Arc<ClientConfig>, TlsError> {
+    client_config(
+        Some(identity),
+        AgentVerifier::for_server(trust.clone(), Expected::ControlPlane),
+        ALPN_ORDERS,
+    )
+}
+
 /// A client of a control plane of which only the digest of the root is known, from a join token.
 ///
 /// # Errors
@@ -206,7 +237,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
-    answer(hello(io, deadline).await?, config, trust, deadline).await
+    answer(hello(io, deadline).await?, (config, Clients::Required), trust, deadline).await
 }
 
 /// The first half of [`accept`]: reads the peer's first flight, and computes nothing.
@@ -224,7 +255,7 @@ where
 /// The second half of [`accept`].
 pub(crate) async fn answer<IO>(
     hello: StartHandshake<IO>,
-    config: &Arc<ServerConfig>,
+    (config, clients): Answered<'_>,
     trust: &Trust,
     deadline: Instant,
 ) -> Result<(ServerTls<IO>, Option<PeerIdentity>), TlsError>
@@ -235,7 +266,7 @@ where
         .await
         .map_err(|_| TlsError::Timeout)?
         .map_err(reason_of)?;
-    let peer = peer_of(stream.get_ref().1.peer_certificates(), trust)?;
+    let peer = peer_of(stream.get_ref().1.peer_certificates(), trust, clients.identify())?;
     Ok((stream, peer))
 }
 
@@ -252,7 +283,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let stream = handshake(config, io).await?;
-    let peer = peer_of(stream.get_ref().1.peer_certificates(), trust)?.ok_or(TlsError::NoCertificate)?;
+    let peer = peer_of(stream.get_ref().1.peer_certificates(), trust, peer_identity)?.ok_or(TlsError::NoCertificate)?;
     if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
         return Err(TlsError::Alpn);
     }
@@ -284,11 +315,15 @@ where
         .map_err(reason_of)
 }
 
-fn peer_of(chain: Option<&[CertificateDer<'_>]>, trust: &Trust) -> Result<Option<PeerIdentity>, TlsError> {
+fn peer_of(
+    chain: Option<&[CertificateDer<'_>]>,
+    trust: &Trust,
+    identify: Identify,
+) -> Result<Option<PeerIdentity>, TlsError> {
     match chain {
         Some([leaf, issuer, ..]) => {
             let state = trust.load();
-            Ok(Some(peer_identity(leaf, issuer, &state, crate::unix_now())?))
+            Ok(Some(identify(leaf, issuer, &state, crate::unix_now())?))
         }
         Some([_]) => Err(IdentityError::Malformed("the issuing certificate was not sent".into()).into()),
         Some([]) | None => Ok(None),

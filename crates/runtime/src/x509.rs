@@ -180,6 +180,20 @@ fn result_of<'a>(certificate: &'a X509Certificate<'_>) -> Result<&'a str, Identi
 /// # Errors
 /// As [`IdentityError`] lists.
 pub fn peer_identity(leaf: &[u8], issuer: &[u8], state: &TrustState, now: u64) -> Result<PeerIdentity, IdentityError> {
+    let peer = peer_or_revoked(leaf, issuer, state, now)?;
+    match state.revoked(&peer) {
+        Some(reason) => Err(IdentityError::Revoked(reason)),
+        None => Ok(peer),
+    }
+}
+
+/// As [`peer_identity`], whether it is revoked or not: for whom nothing is done but telling it to stop.
+pub(crate) fn peer_or_revoked(
+    leaf: &[u8],
+    issuer: &[u8],
+    state: &TrustState,
+    now: u64,
+) -> Result<PeerIdentity, IdentityError> {
     let certificate = parse(leaf)?;
     let uri = spiffe_uri(&certificate)?;
     let id: SpiffeId = match uri.parse() {
@@ -211,7 +225,7 @@ pub fn peer_identity(leaf: &[u8], issuer: &[u8], state: &TrustState, now: u64) -
         .iter()
         .map(|b| format!("{b:02x}"))
         .collect::<String>();
-    let peer = PeerIdentity {
+    Ok(PeerIdentity {
         id,
         result: Arc::new(result),
         result_jws: token.into(),
@@ -221,11 +235,7 @@ pub fn peer_identity(leaf: &[u8], issuer: &[u8], state: &TrustState, now: u64) -
         not_after: validity.not_after.timestamp().try_into().unwrap_or(0),
         jkt,
         point: certificate.public_key().subject_public_key.data.as_ref().into(),
-    };
-    match state.revoked(&peer) {
-        Some(reason) => Err(IdentityError::Revoked(reason)),
-        None => Ok(peer),
-    }
+    })
 }
 
 fn foreign_or_malformed(uri: &str, state: &TrustState) -> IdentityError {

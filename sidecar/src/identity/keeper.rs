@@ -318,6 +318,7 @@ impl Keeper {
         metrics::gauge!("aip_svid_lifetime_seconds").set(lives as f64);
         metrics::gauge!("aip_svid_not_after_seconds").set(svid.identity.not_after as f64);
         self.svid.set(svid)?;
+        self.revoked.given_up().clear();
         self.ready.set("identity", !self.suspension().is_on());
         Ok(origin)
     }
@@ -348,7 +349,7 @@ impl Keeper {
             if let Some(Err(error)) = self.vault.as_ref().map(Vault::forget) {
                 tracing::error!(reason = "identity_not_forgotten", %error, "the revoked SVID lies on in the runtime directory");
             }
-            self.svid.clear();
+            self.svid.hand_over(self.revoked.given_up());
             self.ready.set("identity", false);
             metrics::gauge!("aip_svid_not_after_seconds").set(0.0);
         }

@@ -1,7 +1,8 @@
 //! An SVID that the control plane takes no more, which it says when it ends or refuses the configuration stream.
 //!
 //! Peers hear of a revocation and refuse; this sidecar's own way out to hosts outside of the mesh has no peer. So it gives
-//! the SVID up, the kept copy too, and serves nothing until a join token gets it another.
+//! the SVID up, the kept copy too, and serves nothing until a join token gets it another. What was given up stays in memory
+//! for one thing: to be told of orders to stop.
 
 use aip_runtime::svid::SvidSource;
 use tokio::sync::watch;
@@ -17,11 +18,17 @@ pub struct Said {
 
 /// Where it is said, and heard. Cloning shares it.
 #[derive(Debug, Clone)]
-pub struct Revoked(watch::Sender<Option<Said>>);
+pub struct Revoked {
+    said: watch::Sender<Option<Said>>,
+    given_up: SvidSource,
+}
 
 impl Default for Revoked {
     fn default() -> Self {
-        Self(watch::Sender::new(None))
+        Self {
+            said: watch::Sender::new(None),
+            given_up: SvidSource::default(),
+        }
     }
 }
 
@@ -35,12 +42,17 @@ pub fn means_revoked(reason: &str) -> bool {
 impl Revoked {
     /// Says it.
     pub fn say(&self, said: Said) {
-        self.0.send_replace(Some(said));
+        self.said.send_replace(Some(said));
+    }
+
+    /// The SVID that was given up, for who asks for orders to stop and for nobody else.
+    pub fn given_up(&self) -> &SvidSource {
+        &self.given_up
     }
 
     /// Waits until it is said of the SVID that is held.
     pub async fn of(&self, svid: &SvidSource) -> Said {
-        let mut heard = self.0.subscribe();
+        let mut heard = self.said.subscribe();
         loop {
             let said = heard.borrow_and_update().clone();
             let held = svid.current();

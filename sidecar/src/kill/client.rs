@@ -18,6 +18,8 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::beats::{Beats, interval};
 use super::keeper::{Keeper, Taken};
+use super::shown::{As, Shown};
+use crate::identity::revoked::{Revoked, Said, means_revoked};
 use crate::proxy::Proxy;
 
 /// First and last bound of the wait between attempts (full jitter below it): an order must reach whoever was away as
@@ -43,6 +45,8 @@ pub struct Client {
     pub instance: String,
     /// What is enforced on.
     pub proxy: Arc<Proxy>,
+    /// Where it is said that the control plane takes the SVID no more, and what was given up for that.
+    pub revoked: Revoked,
     /// Its sender is dropped when the process has drained.
     pub drained: watch::Receiver<Option<SocketAddr>>,
 }
@@ -58,6 +62,8 @@ enum StreamEnd {
     Closed,
     #[error("the control plane does not open the stream")]
     Silent,
+    #[error("this sidecar has something else to show than when the stream was opened")]
+    ShowsOther,
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
 }
@@ -65,10 +71,14 @@ enum StreamEnd {
 /// What one loop carries from stream to stream.
 struct Session {
     client: Client,
+    shown: Shown,
     keeper: Keeper,
     beats: Beats,
     /// The beat that was granted the lease by which this process goes; 0: none yet.
     granted: u64,
+    /// Of a stream that was left for one of another kind. Closed, it would say that the process ends: it stays until the
+    /// other one has taken its place.
+    left: Option<mpsc::Sender<wire::KillRequest>>,
 }
 
 /// Keeps the stream up and the orders enforced, until the process has drained.
@@ -76,24 +86,29 @@ pub async fn run(client: Client, keeper: Keeper) {
     keeper.look_again(&client.proxy).await;
     let beats = Beats::new(client.instance.clone());
     let mut session = Session {
+        shown: shown(&client),
         client,
         keeper,
         beats,
         granted: 0,
+        left: None,
     };
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
     let mut world = session.client.proxy.mesh.subscribe();
     loop {
         // Who has nothing to show need not knock.
-        let svid = session.client.proxy.svid.clone();
-        session.wait(svid.held(), &mut world).await;
+        let Some(opened) = session.any(&mut world).await else {
+            return;
+        };
         let began = tokio::time::Instant::now();
-        let end = session.stream(&mut world).await;
+        let (serial, heard) = (session.shown.serial(), tls::Heard::default());
+        let end = session.stream(opened, &heard, &mut world).await;
         metrics::gauge!("aip_kill_stream_connected").set(0.0);
         if session.is_drained() {
             return;
         }
         if let Err(error) = end {
+            session.says_revoked(opened, serial, &error, &heard);
             tracing::warn!(%error, "the kill stream ended; the orders that are held go on");
         }
         if began.elapsed() > HEALTHY {
@@ -103,12 +118,17 @@ pub async fn run(client: Client, keeper: Keeper) {
     }
 }
 
+fn shown(client: &Client) -> Shown {
+    let suspension = client.proxy.settings.suspension.clone();
+    Shown::new(client.proxy.svid.clone(), client.revoked.clone(), suspension)
+}
+
 impl Session {
     fn is_drained(&self) -> bool {
         self.client.drained.has_changed().is_err()
     }
 
-    async fn wait(&mut self, until: impl Future<Output = ()>, world: &mut watch::Receiver<u64>) {
+    async fn wait(&self, until: impl Future<Output = ()>, world: &mut watch::Receiver<u64>) {
         tokio::pin!(until);
         let mut drained = self.client.drained.clone();
         loop {
@@ -120,27 +140,36 @@ impl Session {
         }
     }
 
-    async fn stream(&mut self, world: &mut watch::Receiver<u64>) -> Result<(), StreamEnd> {
-        let (send, outgoing) = mpsc::channel(OUTGOING);
-        let hello = wire::KillHello {
-            instance: self.client.instance.clone(),
-            held: self.keeper.held().map(|held| held.signed.clone()),
-            unwritten: self.keeper.unwritten().map(|held| held.signed.clone()),
+    /// Says that the control plane takes this SVID no more, where that is why the stream ended: it is given up then, and
+    /// the next stream is for orders alone.
+    fn says_revoked(&self, opened: As, serial: Option<String>, error: &StreamEnd, heard: &tls::Heard) {
+        let told = match error {
+            StreamEnd::Status(status) => grpc::reason(status),
+            _ => None,
         };
-        say(&send, Message::Hello(hello)).await?;
-        self.beat(&send).await?;
-        let mut answers = {
-            let opening = tokio::time::timeout(OPEN, open(&self.client, outgoing));
-            tokio::pin!(opening);
-            loop {
-                tokio::select! {
-                    opened = &mut opening => break opened.map_err(|_| StreamEnd::Silent)??,
-                    () = changed(&self.keeper, world) => { self.keeper.look_again(&self.client.proxy).await; }
-                }
-            }
-        };
+        let reason = heard.revocation().or(told).filter(|reason| means_revoked(reason));
+        if let (As::Sidecar, Some(serial), Some(reason)) = (opened, serial, reason) {
+            let reason = reason.to_owned();
+            self.client.revoked.say(Said { serial, reason });
+        }
+    }
+
+    /// Waits until there is something to show; `None`: the process has drained.
+    async fn any(&self, world: &mut watch::Receiver<u64>) -> Option<As> {
+        let mut opened = None;
+        self.wait(async { opened = Some(self.shown.any().await) }, world).await;
+        opened
+    }
+
+    async fn stream(
+        &mut self,
+        opened: As,
+        heard: &tls::Heard,
+        world: &mut watch::Receiver<u64>,
+    ) -> Result<(), StreamEnd> {
+        let (send, mut answers) = self.open(opened, heard, world).await?;
         metrics::gauge!("aip_kill_stream_connected").set(1.0);
-        tracing::info!(control_plane = %self.client.control_plane, "kill stream up");
+        tracing::info!(control_plane = %self.client.control_plane, ?opened, "kill stream up");
         let mut drained = self.client.drained.clone();
         let mut next = tokio::time::Instant::now() + interval(self.keeper.granted());
         loop {
@@ -150,12 +179,12 @@ impl Session {
                         let ack = self.keeper.take(&self.client.proxy, set).await;
                         say(&send, Message::Ack(ack)).await?;
                         // The lease counts for the new set from its own beat on.
-                        self.beat(&send).await?;
+                        self.beat(opened, &send).await?;
                     }
                     Some(Some(Answer::Heartbeat(heartbeat))) => {
                         if self.heard(&heartbeat).await == Taken::Changed {
                             // The control plane goes by the longer of both leases until it hears of it.
-                            self.beat(&send).await?;
+                            self.beat(opened, &send).await?;
                         }
                     }
                     // A message of a later version.
@@ -166,10 +195,14 @@ impl Session {
                     if let Some(ack) = self.keeper.retry(&self.client.proxy).await {
                         say(&send, Message::Ack(ack)).await?;
                     }
-                    self.beat(&send).await?;
+                    self.beat(opened, &send).await?;
                     next = tokio::time::Instant::now() + interval(self.keeper.granted());
                 }
                 () = changed(&self.keeper, world) => { self.keeper.look_again(&self.client.proxy).await; }
+                () = self.shown.other_than(opened) => {
+                    self.left = Some(send);
+                    return Err(StreamEnd::ShowsOther);
+                }
                 gone = drained.changed() => if gone.is_err() { break },
             }
         }
@@ -177,6 +210,36 @@ impl Session {
         drop(send);
         while answers.message().await?.is_some() {}
         Ok(())
+    }
+
+    /// A stream that is up, with its hello and first beat said.
+    async fn open(
+        &mut self,
+        opened: As,
+        heard: &tls::Heard,
+        world: &mut watch::Receiver<u64>,
+    ) -> Result<(mpsc::Sender<wire::KillRequest>, tonic::Streaming<wire::KillResponse>), StreamEnd> {
+        let (send, outgoing) = mpsc::channel(OUTGOING);
+        let hello = wire::KillHello {
+            instance: self.client.instance.clone(),
+            held: self.keeper.held().map(|held| held.signed.clone()),
+            unwritten: self.keeper.unwritten().map(|held| held.signed.clone()),
+        };
+        say(&send, Message::Hello(hello)).await?;
+        self.beat(opened, &send).await?;
+        let tls = self.shown.client(opened, &self.client.trust)?;
+        let opening = tokio::time::timeout(OPEN, open(&self.client, tls, heard, outgoing));
+        tokio::pin!(opening);
+        loop {
+            tokio::select! {
+                answers = &mut opening => {
+                    let answers = answers.map_err(|_| StreamEnd::Silent)??;
+                    self.left = None;
+                    return Ok((send, answers));
+                }
+                () = changed(&self.keeper, world) => { self.keeper.look_again(&self.client.proxy).await; }
+            }
+        }
     }
 
     async fn heard(&mut self, signed: &wire::SignedHeartbeat) -> Taken {
@@ -197,7 +260,11 @@ impl Session {
         taken
     }
 
-    async fn beat(&mut self, send: &mpsc::Sender<wire::KillRequest>) -> Result<(), StreamEnd> {
+    /// Asks for the lease, where there is one to be had.
+    async fn beat(&mut self, opened: As, send: &mpsc::Sender<wire::KillRequest>) -> Result<(), StreamEnd> {
+        if opened == As::OrdersOnly {
+            return Ok(());
+        }
         let (sequence, granted) = (self.beats.ask(boottime()), self.granted);
         say(send, Message::Beat(wire::Beat { sequence, granted })).await
     }
@@ -224,10 +291,11 @@ fn ignored(reason: &'static str, error: &dyn std::fmt::Display) -> Taken {
 
 async fn open(
     client: &Client,
+    tls: Arc<tls::ClientConfig>,
+    heard: &tls::Heard,
     outgoing: mpsc::Receiver<wire::KillRequest>,
 ) -> Result<tonic::Streaming<wire::KillResponse>, StreamEnd> {
-    let tls = tls::control_plane_client(Some(client.proxy.svid.slot()), &client.trust)?;
-    let channel = grpc::channel(client.control_plane, tls).await?;
+    let channel = grpc::channel_hearing(client.control_plane, tls, heard).await?;
     let mut stub = KillClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     Ok(stub.stream(ReceiverStream::new(outgoing)).await?.into_inner())
 }

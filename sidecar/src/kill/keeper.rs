@@ -6,6 +6,7 @@ use std::time::Instant;
 use aip_api::kill::{KillSet, Lease, sets};
 use aip_api::wire::{KillAck, SignedHeartbeat, SignedKillSet};
 use aip_runtime::ready::Readiness;
+use aip_runtime::svid::SvidSource;
 use aip_runtime::trust::Trust;
 
 use super::cuts::{self, Cuts};
@@ -29,6 +30,7 @@ pub struct Keeper {
     trust: Trust,
     ready: Readiness,
     supervisor: Supervisor,
+    given_up: SvidSource,
     /// A set that is enforced and could not be written: tried again at every beat.
     unwritten: Option<Held>,
 }
@@ -56,6 +58,7 @@ impl Keeper {
             trust,
             ready,
             supervisor,
+            given_up: SvidSource::default(),
             unwritten: None,
         };
         match keeper.disk.load(&keeper.trust.load()) {
@@ -79,6 +82,13 @@ impl Keeper {
             Err(error) => tracing::warn!(%error, "everything is refused until the control plane sends a kill set"),
         }
         keeper
+    }
+
+    /// The same, whose agent is also whom an SVID names that was given up: an order that means it by a label of its
+    /// certificate goes on.
+    #[must_use]
+    pub fn naming_by(self, given_up: SvidSource) -> Self {
+        Self { given_up, ..self }
     }
 
     /// What requests are asked against.
@@ -213,7 +223,7 @@ impl Keeper {
             return;
         }
         let snapshot = proxy.mesh.snapshot();
-        let svid = proxy.svid.current();
+        let svid = proxy.svid.current().or_else(|| self.given_up.current());
         let order = self
             .gate
             .kills(gate::own(&snapshot, svid.as_ref().map(|svid| svid.result())));

@@ -14,7 +14,8 @@ use aip_runtime::grpc;
 use aip_runtime::grpc::kill_server::{Kill, KillServer};
 use aip_runtime::kill::{sign_heartbeat, sign_set};
 use aip_runtime::ready::Readiness;
-use aip_runtime::tls::{ALPN_H2, Clients, IdentitySlot, server_config};
+use aip_runtime::tls::{IdentitySlot, MeshTls};
+use aip_sidecar::identity::revoked::Revoked;
 use aip_sidecar::kill::client::{self, Client};
 use aip_sidecar::kill::disk::Disk;
 use aip_sidecar::kill::keeper::Keeper;
@@ -58,7 +59,7 @@ impl Plane {
         let (chain, key) = pki.control_plane();
         let (slot, trust) = (IdentitySlot::default(), pki.trust().shared());
         slot.set(&chain, &key).unwrap();
-        let tls = server_config(&slot, &trust, Clients::Optional, ALPN_H2).unwrap();
+        let tls = MeshTls::new(&slot, &trust).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let plane = Self {
             address: listener.local_addr().unwrap(),
@@ -82,6 +83,7 @@ impl Plane {
             trust,
             instance: name.to_owned(),
             proxy: side.proxy.clone(),
+            revoked: Revoked::default(),
             drained,
         };
         tokio::spawn(async move {

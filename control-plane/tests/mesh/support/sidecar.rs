@@ -15,7 +15,7 @@ use aip_runtime::grpc::config_client::ConfigClient;
 use aip_runtime::grpc::identity_client::IdentityClient;
 use aip_runtime::grpc::{channel, reason};
 use aip_runtime::svid::{PendingKey, Svid, SvidSource};
-use aip_runtime::tls::{control_plane_client, pinned_client};
+use aip_runtime::tls::{control_plane_client, orders_client, pinned_client};
 use aip_runtime::trust::{Trust, TrustState};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -94,6 +94,19 @@ impl Sidecar {
         assert_eq!(svid.identity.result_jws.as_ref(), issued.result);
         self.svid.set(svid).unwrap();
         self.trust = Some(state.shared());
+    }
+
+    /// A connection that shows nothing.
+    pub async fn unknown(&self, trust: &Trust) -> Channel {
+        channel(self.mesh, control_plane_client(None, trust).unwrap())
+            .await
+            .unwrap()
+    }
+
+    /// A connection that shows the SVID to be told of orders to stop, and of nothing else.
+    pub async fn connected_for_orders(&self) -> Result<Channel, aip_runtime::grpc::ChannelError> {
+        let trust = self.trust.as_ref().unwrap();
+        channel(self.mesh, orders_client(self.svid.slot(), trust).unwrap()).await
     }
 
     /// The same sidecar, for a task of its own.

@@ -16,8 +16,8 @@ const MARGIN: Duration = Duration::from_secs(5);
 const LONGEST_POLL: Duration = Duration::from_secs(50);
 
 /// Waits for a set (that of `answer`, or the one in force) and says where it stands; ends with 7 where somebody who may run has
-/// not enforced it. Who vanished is not waited for, and may run until its certain end all the same; who drifted has suspended
-/// itself.
+/// not enforced it. Who vanished is not waited for, and may run until its certain end all the same; of who drifted and is out of
+/// reach, the agent's process may.
 pub(super) async fn show(
     globals: &Globals,
     admin: &Admin,
@@ -39,7 +39,7 @@ pub(super) async fn show(
 /// Sidecars that have not enforced the set and may run, whether they are waited for or not.
 fn still_may_run(progress: &Value) -> usize {
     let count = |key: &str| progress[key].as_array().map_or(0, Vec::len);
-    count("missing") + count("vanished")
+    count("missing") + count("vanished") + count("drifted")
 }
 
 async fn read(admin: &Admin, answer: &Value, wait: Duration) -> Result<Value, Failure> {
@@ -81,13 +81,11 @@ fn print(progress: &Value) {
             agent["stopped_by"].as_u64().map_or("-".into(), timestamp),
         ));
     }
-    for (key, why) in [
-        ("vanished", "out of reach"),
-        ("drifted", "drifted, suspended by itself"),
-    ] {
-        for sidecar in list(key) {
-            output::line(format!("not waited for: {}", apart(&sidecar, why)));
-        }
+    for sidecar in list("vanished") {
+        output::line(format!("not waited for: {}", apart(&sidecar, "out of reach")));
+    }
+    for sidecar in list("drifted") {
+        output::line(format!("not waited for: {}", drifted(&sidecar)));
     }
     if missing.is_empty() {
         return;
@@ -124,15 +122,22 @@ fn apart(sidecar: &Value, why: &str) -> String {
     format!("{name}, {why}: certainly stopped by {by}, when its {how}")
 }
 
+/// One that drifted and is out of reach: what it stopped by itself, and what it may not have.
+fn drifted(sidecar: &Value) -> String {
+    let name = cell(&sidecar["sidecar"]);
+    format!("{name}, drifted and out of reach: it serves nothing; its agent's process may run on")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn who_vanished_may_run_and_who_drifted_does_not() {
+    fn who_vanished_may_run_and_so_may_the_process_of_who_drifted() {
         let progress = json!({ "missing": [], "vanished": [{ "sidecar": "a/1" }], "drifted": [{ "sidecar": "b/1" }] });
-        assert_eq!(still_may_run(&progress), 1);
+        assert_eq!(still_may_run(&progress), 2);
         assert_eq!(still_may_run(&json!({ "missing": [], "vanished": [] })), 0);
+        assert!(drifted(&progress["drifted"][0]).starts_with("b/1, drifted and out of reach: it serves nothing;"));
     }
 
     #[test]

@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use aip_api::AgentName;
-use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 use crate::door::{Bounds, Door, Guest, Place};
-use crate::tls::ServerTls;
+use crate::tls::{MeshTls, ServerTls};
 use crate::trust::Trust;
 use crate::x509::PeerIdentity;
 
@@ -32,14 +32,20 @@ const BOUNDS: Bounds = Bounds {
 /// Connections of one verified agent: each of its 256 sidecars has three, and as many are dead that nobody has noticed yet. So
 /// whoever has one certificate leaves places to others, and makes the port hold no more than what so many may leave unread.
 const MAX_OF_AGENT: usize = 1_536;
+/// Connections for orders to stop of one agent: each of its 256 sidecars has one, and some are dead that nobody has noticed
+/// yet. And of all agents: whoever was revoked has them apart, so that none of the others' places go to it.
+const MAX_ORDERS_OF_AGENT: usize = 320;
+const MAX_ORDERS: usize = 4_096;
 /// Connections that were made and not yet taken.
 const READY: usize = 64;
 
 /// Who is at the other end of a gRPC connection; in the extensions of each request.
 #[derive(Debug, Clone)]
 pub struct PeerInfo {
-    /// The peer, where it showed a certificate.
+    /// The peer, where it showed a certificate that is good.
     pub identity: Option<PeerIdentity>,
+    /// The peer, where it came for orders to stop alone. It may be revoked: nobody is who has this and no `identity`.
+    pub orders_only: Option<PeerIdentity>,
     /// From where.
     pub address: SocketAddr,
 }
@@ -48,7 +54,7 @@ pub struct PeerInfo {
 pub struct MeshStream {
     stream: ServerTls<TcpStream>,
     peer: PeerInfo,
-    // Of one without a certificate: ready when it must end.
+    // Of one without a certificate, or for orders alone: ready when it must end.
     gives_way: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     _place: Place,
     _of_agent: Option<OfAgent>,
@@ -58,18 +64,18 @@ pub struct MeshStream {
 pub type Incoming = ReceiverStream<io::Result<MeshStream>>;
 
 /// Accepts on `listener` until the receiver is dropped. Failed handshakes are counted, nothing more.
-pub fn incoming(listener: TcpListener, config: Arc<ServerConfig>, trust: Trust) -> Incoming {
+pub fn incoming(listener: TcpListener, tls: MeshTls, trust: Trust) -> Incoming {
     let (ready, taken) = mpsc::channel(READY);
     tokio::spawn(async move {
-        let (door, agents) = (Door::new(BOUNDS), Agents::default());
+        let (door, agents) = (Door::new(BOUNDS), [Agents::ordinary(), Agents::of_orders()]);
         loop {
             let (tcp, guest) = tokio::select! {
                 guest = door.guest(&listener) => guest,
                 () = ready.closed() => return,
             };
-            let (config, trust, ready, agents) = (config.clone(), trust.clone(), ready.clone(), agents.clone());
+            let (tls, trust, ready, agents) = (tls.clone(), trust.clone(), ready.clone(), agents.clone());
             tokio::spawn(async move {
-                if let Some(stream) = known(tcp, guest, &config, &trust, &agents).await {
+                if let Some(stream) = known(tcp, guest, &tls, &trust, &agents).await {
                     let _ = ready.send(Ok(stream)).await;
                 }
             });
@@ -81,13 +87,13 @@ pub fn incoming(listener: TcpListener, config: Arc<ServerConfig>, trust: Trust) 
 async fn known(
     tcp: TcpStream,
     guest: Guest,
-    config: &Arc<ServerConfig>,
+    tls: &MeshTls,
     trust: &Trust,
-    agents: &Agents,
+    [ordinary, of_orders]: &[Agents; 2],
 ) -> Option<MeshStream> {
     let address = guest.address;
     let failed = |reason| metrics::counter!("aip_tls_handshake_failures_total", "reason" => reason).increment(1);
-    let known = match guest.handshake(tcp, config, trust).await {
+    let (known, orders_only) = match guest.mesh_handshake(tcp, tls, trust).await {
         Ok(known) => known,
         Err(error) => {
             failed(error.reason());
@@ -96,6 +102,7 @@ async fn known(
             return None;
         }
     };
+    let agents = if orders_only { of_orders } else { ordinary };
     let of_agent = match &known.peer {
         Some(peer) => match agents.connect(&peer.id.agent) {
             Some(of_agent) => Some(of_agent),
@@ -107,11 +114,21 @@ async fn known(
         },
         None => None,
     };
+    let gives_way: Option<Pin<Box<dyn Future<Output = ()> + Send>>> = match &known.peer {
+        None => Some(Box::pin(known.place.gives_way())),
+        Some(peer) if orders_only => Some(Box::pin(ended(peer.not_after))),
+        Some(_) => None,
+    };
+    let (identity, orders_only) = match orders_only {
+        true => (None, known.peer),
+        false => (known.peer, None),
+    };
     Some(MeshStream {
         stream: known.stream,
-        gives_way: known.peer.is_none().then(|| Box::pin(known.place.gives_way()) as _),
+        gives_way,
         peer: PeerInfo {
-            identity: known.peer,
+            identity,
+            orders_only,
             address,
         },
         _place: known.place,
@@ -119,9 +136,24 @@ async fn known(
     })
 }
 
-/// How many connections each verified agent has.
-#[derive(Debug, Clone, Default)]
-struct Agents(Arc<Mutex<HashMap<AgentName, usize>>>);
+/// Resolves when an SVID ends: nothing else ends a connection on which it need not be good.
+async fn ended(not_after: u64) {
+    tokio::time::sleep(Duration::from_secs(not_after.saturating_sub(crate::unix_now()))).await;
+}
+
+/// How many connections each verified agent has, of those that may be.
+#[derive(Debug, Clone)]
+struct Agents {
+    each: usize,
+    all: usize,
+    counts: Arc<Mutex<Counts>>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    all: usize,
+    of: HashMap<AgentName, usize>,
+}
 
 /// One connection of an agent, until it is dropped.
 #[derive(Debug)]
@@ -131,18 +163,32 @@ struct OfAgent {
 }
 
 impl Agents {
-    fn counts(&self) -> MutexGuard<'_, HashMap<AgentName, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ordinary() -> Self {
+        Self::at_most(MAX_OF_AGENT, BOUNDS.connections)
     }
 
-    /// One more, where the agent has fewer than [`MAX_OF_AGENT`].
+    fn of_orders() -> Self {
+        Self::at_most(MAX_ORDERS_OF_AGENT, MAX_ORDERS)
+    }
+
+    fn at_most(each: usize, all: usize) -> Self {
+        let counts = Arc::default();
+        Self { each, all, counts }
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more, where this agent, and all of them, have fewer than they may.
     fn connect(&self, agent: &AgentName) -> Option<OfAgent> {
         let mut counts = self.counts();
-        let count = counts.entry(agent.clone()).or_default();
-        if *count >= MAX_OF_AGENT {
+        let own = counts.of.get(agent).copied().unwrap_or_default();
+        if own >= self.each || counts.all >= self.all {
             return None;
         }
-        *count += 1;
+        counts.all += 1;
+        counts.of.insert(agent.clone(), own + 1);
         Some(OfAgent {
             agents: self.clone(),
             agent: agent.clone(),
@@ -153,10 +199,11 @@ impl Agents {
 impl Drop for OfAgent {
     fn drop(&mut self) {
         let mut counts = self.agents.counts();
-        if let Some(count) = counts.get_mut(&self.agent) {
+        counts.all -= 1;
+        if let Some(count) = counts.of.get_mut(&self.agent) {
             *count -= 1;
             if *count == 0 {
-                counts.remove(&self.agent);
+                counts.of.remove(&self.agent);
             }
         }
     }
@@ -199,14 +246,29 @@ mod tests {
 
     #[test]
     fn one_agent_has_no_more_connections_than_it_may_and_leaves_the_others_theirs() {
-        let agents = Agents::default();
-        let (planner, ledger): (AgentName, AgentName) = ("planner".parse().unwrap(), "ledger".parse().unwrap());
-        let mut open: Vec<_> = std::iter::from_fn(|| agents.connect(&planner)).collect();
-        assert_eq!(open.len(), MAX_OF_AGENT);
-        assert!(agents.connect(&ledger).is_some());
-        open.pop();
-        assert!(agents.connect(&planner).is_some());
-        drop(open);
-        assert!(agents.counts().is_empty(), "nothing is remembered");
+        for (agents, most) in [
+            (Agents::ordinary(), MAX_OF_AGENT),
+            (Agents::of_orders(), MAX_ORDERS_OF_AGENT),
+        ] {
+            let (planner, ledger): (AgentName, AgentName) = ("planner".parse().unwrap(), "ledger".parse().unwrap());
+            let mut open: Vec<_> = std::iter::from_fn(|| agents.connect(&planner)).collect();
+            assert_eq!(open.len(), most);
+            assert!(agents.connect(&ledger).is_some());
+            open.pop();
+            assert!(agents.connect(&planner).is_some());
+            drop(open);
+            let counts = agents.counts();
+            assert!(counts.of.is_empty() && counts.all == 0, "nothing is remembered");
+        }
+    }
+
+    #[test]
+    fn many_agents_that_were_revoked_have_so_many_connections_in_all() {
+        let agents = Agents::of_orders();
+        let name = |n: usize| format!("a{n}").parse::<AgentName>().unwrap();
+        let open: Vec<_> = (0..).map_while(|n| agents.connect(&name(n))).collect();
+        assert_eq!(open.len(), MAX_ORDERS);
+        // The rest is for those whose SVID is good.
+        const { assert!(MAX_ORDERS * 8 < BOUNDS.connections) };
     }
 }

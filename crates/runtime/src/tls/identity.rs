@@ -30,6 +30,11 @@ impl IdentitySlot {
         Ok(())
     }
 
+    /// Presents what `other` does now.
+    pub(crate) fn present_as(&self, other: &Self) {
+        self.0.store(other.0.load_full());
+    }
+
     /// Presents nothing: no handshake succeeds.
     pub fn clear(&self) {
         self.0.store(None);

@@ -11,7 +11,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use super::{Clients, TlsError, provider};
+use super::{Clients, Identify, TlsError, provider};
 use crate::trust::{REVOKED_GENERATION, REVOKED_SERIAL, Trust};
 use crate::x509::{
     IdentityError, Usage, check_control_plane, check_some_control_plane, peer_identity, spki_digest, verify_chain,
@@ -32,7 +32,7 @@ enum Rule {
     /// An agent of this mesh; as a client, or the one that was called.
     Client {
         trust: Trust,
-        required: bool,
+        clients: Clients,
     },
     Server {
         trust: Trust,
@@ -58,10 +58,7 @@ impl AgentVerifier {
     }
 
     pub(super) fn for_clients(trust: Trust, clients: Clients) -> Self {
-        Self::new(Rule::Client {
-            trust,
-            required: clients == Clients::Required,
-        })
+        Self::new(Rule::Client { trust, clients })
     }
 
     pub(super) fn for_server(trust: Trust, expected: Expected) -> Self {
@@ -82,12 +79,14 @@ impl AgentVerifier {
             return Err(IdentityError::Malformed("the chain is too long".into()));
         }
         match &self.rule {
-            Rule::Client { trust, .. } => check_agent(trust, leaf, rest, Usage::Client, now).map(|_| ()),
+            Rule::Client { trust, clients } => {
+                check_agent(trust, leaf, rest, (Usage::Client, clients.identify()), now).map(|_| ())
+            }
             Rule::Server {
                 trust,
                 expected: Expected::Agent(expected),
             } => {
-                let found = check_agent(trust, leaf, rest, Usage::Server, now)?;
+                let found = check_agent(trust, leaf, rest, (Usage::Server, peer_identity), now)?;
                 if found == *expected {
                     return Ok(());
                 }
@@ -119,7 +118,7 @@ fn check_agent(
     trust: &Trust,
     leaf: &CertificateDer<'_>,
     rest: &[CertificateDer<'_>],
-    usage: Usage,
+    (usage, identify): (Usage, Identify),
     now: UnixTime,
 ) -> Result<SpiffeId, IdentityError> {
     let state = trust.load();
@@ -127,7 +126,7 @@ fn check_agent(
     let issuer = rest
         .first()
         .ok_or_else(|| IdentityError::Malformed("the issuing certificate was not sent".into()))?;
-    peer_identity(leaf, issuer, &state, now.as_secs()).map(|peer| peer.id)
+    identify(leaf, issuer, &state, now.as_secs()).map(|peer| peer.id)
 }
 
 /// Into rustls' error, so that the peer gets the fitting alert and the reason survives for the log. That it is revoked a
@@ -206,7 +205,13 @@ macro_rules! tls13_only {
 
 impl ClientCertVerifier for AgentVerifier {
     fn client_auth_mandatory(&self) -> bool {
-        !matches!(self.rule, Rule::Client { required: false, .. })
+        !matches!(
+            self.rule,
+            Rule::Client {
+                clients: Clients::Optional,
+                ..
+            }
+        )
     }
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]

@@ -30,9 +30,12 @@ async fn session() -> (Session, Arc<Keys>, tempfile::TempDir) {
         trust: keys.trust().shared(),
         instance: "me".into(),
         proxy,
+        revoked: Revoked::default(),
         drained: watch::channel(None).1,
     };
     let session = Session {
+        shown: shown(&client),
+        left: None,
         beats: Beats::new(client.instance.clone()),
         client,
         keeper,

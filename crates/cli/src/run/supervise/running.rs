@@ -97,6 +97,14 @@ impl Running {
                 ));
                 self.unfinished = ended != Left::Nothing;
             }
+            Wish::Run if stopped && plan.drifted(&run.name).is_some() => {
+                state.update(|s| s.phase = Phase::Drifted);
+                note(format!(
+                    "aip: {} was resumed, and not started again: it drifted. Approve what it is to run, then end this \
+                     `aip run` and start it again",
+                    run.name
+                ));
+            }
             Wish::Run if stopped => {
                 note(format!("aip: {} was resumed; starting it again", run.name));
                 self.unfinished = false;
