@@ -38,7 +38,6 @@ use crate::ca::Ca;
 use crate::clock::Clock;
 use crate::config::world::World;
 use crate::quota::Quota;
-use crate::rate;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::{Actor, Registry};
 use crate::store::StoreError;
@@ -274,9 +273,7 @@ impl Audit {
         metrics::counter!("aip_audit_hops_total", "result" => result).increment(1);
         if let Some(mismatch) = mismatch {
             let (hop, differs) = (&mismatch.hop, mismatch.differs.join(","));
-            if rate::may_tell() {
-                tracing::error!(hop, caller = %matched.caller, callee = %matched.callee, differs, "the two ends of a hop contradict each other");
-            }
+            tracing::error!(hop, caller = %matched.caller, callee = %matched.callee, differs, "the two ends of a hop contradict each other");
             self.ledger.mismatch(mismatch);
         }
         self.hops.tell(matched);

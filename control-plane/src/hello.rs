@@ -6,7 +6,7 @@ use aip_api::AgentName;
 use tonic::{Status, Streaming};
 
 use crate::quota::Quota;
-use crate::rate::{self, Rate, Rates};
+use crate::rate::{Rate, Rates};
 use crate::refusal::{Reason, Refusal};
 
 /// How long a stream may take to say Hello.
@@ -77,10 +77,6 @@ pub(crate) fn instance(text: &str) -> Result<(), Refusal> {
 /// What a stream that is not opened is told; `which` is its name, for the log.
 pub(crate) fn refused(which: &'static str, refusal: &Refusal) -> Status {
     let (reason, detail) = (refusal.reason(), &refusal.detail);
-    if rate::may_tell() {
-        tracing::info!(stream = which, reason, %detail, "stream refused");
-    } else {
-        tracing::debug!(stream = which, reason, %detail, "stream refused");
-    }
+    tracing::info!(stream = which, reason, %detail, "stream refused");
     refusal.status()
 }

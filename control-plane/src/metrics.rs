@@ -52,6 +52,11 @@ pub const TABLE: &[(&str, &str, &str)] = &[
         "Drift reports refused, by reason.",
     ),
     (
+        "aip_log_lines_left_out_total",
+        "counter",
+        "Lines of the log that were left out, since more of their kind came than are written in a time.",
+    ),
+    (
         "aip_tls_handshake_failures_total",
         "counter",
         "Handshakes refused on the mesh port, by reason.",

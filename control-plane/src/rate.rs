@@ -2,19 +2,13 @@
 //! streams.
 
 use std::collections::HashMap;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::refusal::{Reason, Refusal};
 
-/// Lines of the log that whoever is refused makes us write: at once, and in a second. More are written at `debug`, and all
-/// are counted: nobody fills the disk that way.
-const LINES: Rate = Rate {
-    burst: 50.0,
-    per_second: 5.0,
-};
 /// Names from which on those are looked for whose bucket is full again.
 const FEW: usize = 256;
 
@@ -112,12 +106,6 @@ impl Rates {
     pub(crate) fn owe(&self, name: &str) -> Duration {
         self.with(name, Bucket::owe)
     }
-}
-
-/// Whether one more line about somebody who was refused belongs in the log: where not, it is written at `debug`.
-pub(crate) fn may_tell() -> bool {
-    static TOLD: LazyLock<Mutex<Bucket>> = LazyLock::new(|| Mutex::new(Bucket::full(LINES)));
-    TOLD.lock().unwrap_or_else(PoisonError::into_inner).spend().is_ok()
 }
 
 #[cfg(test)]

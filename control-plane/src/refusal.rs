@@ -6,6 +6,9 @@ use tonic::Code;
 
 use crate::store::StoreError;
 
+/// Longest detail, in bytes: what a peer sent may be quoted in it, and it is kept, logged and sent back.
+const MAX_DETAIL: usize = 2_048;
+
 /// Whose fault a refusal is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -178,11 +181,18 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// A refusal with its detail.
+    /// A refusal with its detail, which is cut where it is long.
     pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        let mut detail = detail.into();
+        if detail.len() > MAX_DETAIL {
+            detail.truncate(detail.floor_char_boundary(MAX_DETAIL));
+            detail.push('…');
+            // What was cut is not held on to.
+            detail.shrink_to_fit();
+        }
         Self {
             reason,
-            detail: detail.into(),
+            detail,
             errors: Vec::new(),
         }
     }
@@ -245,6 +255,14 @@ impl From<StoreError> for Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_peer_sent_is_not_quoted_at_any_length() {
+        let long = Refusal::new(Reason::ChainBroken, "é".repeat(300_000));
+        assert!(long.detail.len() <= MAX_DETAIL + 3 && long.detail.ends_with('…'));
+        assert!(long.detail.capacity() < 2 * MAX_DETAIL);
+        assert_eq!(Refusal::new(Reason::ChainBroken, "short").detail, "short");
+    }
 
     #[test]
     fn reasons_are_stable_words_and_each_stands_once() {

@@ -77,6 +77,11 @@ const TABLE: &[(&str, Kind, &str)] = &[
         "connections that were closed before anybody was known on them, since there are as many from their source, or of strangers, as may be; the control plane has it, too",
     ),
     (
+        "aip_log_lines_left_out_total",
+        Kind::Counter,
+        "lines of the log that were left out, since more of their kind came than are written in a time; the control plane has it, too",
+    ),
+    (
         "aip_tls_handshake_failures_total",
         Kind::Counter,
         "handshakes that failed at this process's port; the control plane has it, too",

@@ -23,7 +23,6 @@ use super::ledger::Finding;
 use super::statement;
 use crate::config::admitted;
 use crate::quota::Place;
-use crate::rate;
 use crate::refusal::{Reason, Refusal};
 
 /// Logs that one stream may send: its own, and those of earlier lives that were not all sent.
@@ -157,11 +156,7 @@ impl Session {
         metrics::counter!("aip_audit_rejected_total", "reason" => reason).increment(1);
         let log: String = log.chars().take(36).collect();
         let detail = &refusal.detail;
-        if rate::may_tell() {
-            tracing::warn!(%agent, log, reason, %detail, "a part of an audit log was refused");
-        } else {
-            tracing::debug!(%agent, log, reason, %detail, "a part of an audit log was refused");
-        }
+        tracing::warn!(%agent, log, reason, %detail, "a part of an audit log was refused");
         self.say(Answer::Refused(AuditRefused {
             log,
             reason: reason.to_owned(),

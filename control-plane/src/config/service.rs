@@ -21,7 +21,7 @@ use super::view::View;
 use super::world::World;
 use crate::clock::Clock;
 use crate::hello::{self, Hellos};
-use crate::rate::{self, Rate, Rates};
+use crate::rate::{Rate, Rates};
 use crate::refusal::{Reason, Refusal};
 use crate::registry::tokens::random;
 
@@ -191,9 +191,7 @@ const fn may_be_newer(refusal: &Refusal) -> bool {
 /// A sidecar has applied what this store does not have.
 fn restored(peer: &PeerIdentity, seen: u64, revision: u64) -> Refusal {
     metrics::counter!("aip_config_restored_store_total").increment(1);
-    if rate::may_tell() {
-        tracing::error!(agent = %peer.id.agent, seen, revision, "a sidecar has seen a later revision: this store was restored from a copy");
-    }
+    tracing::error!(agent = %peer.id.agent, seen, revision, "a sidecar has seen a later revision: this store was restored from a copy");
     let detail = format!(
         "the sidecar has seen revision {seen}, this store is at {revision}: \
          lift it above with POST /v1/mesh/lift {{\"above\": {seen}}}"

@@ -15,7 +15,6 @@ use super::nonces::{Nonces, TTL_SECONDS};
 use super::{credential, drift, evidence, issue};
 use crate::ca::Ca;
 use crate::ca::leaf::IssuedSvid;
-use crate::rate;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::agents::Raised;
 use crate::registry::{Registry, retrying};
@@ -115,11 +114,7 @@ fn refused(agent: &str, refusal: &Refusal) -> Status {
     let reason = refusal.reason();
     metrics::counter!("aip_issue_refusals_total", "reason" => reason).increment(1);
     let agent: String = agent.chars().take(aip_api::name::MAX_LABEL).collect();
-    if rate::may_tell() {
-        tracing::warn!(agent, reason, detail = %refusal.detail, "no SVID issued");
-    } else {
-        tracing::debug!(agent, reason, detail = %refusal.detail, "no SVID issued");
-    }
+    tracing::warn!(agent, reason, detail = %refusal.detail, "no SVID issued");
     refusal.status()
 }
 

@@ -1,11 +1,17 @@
 //! Logs and metrics.
 
+mod rated;
+
 use std::io::IsTerminal as _;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use rated::Rated;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -37,18 +43,29 @@ pub fn is_filter(text: &str) -> bool {
 /// What a filter is, for who wrote none.
 pub const A_FILTER: &str = "a log filter: a level, or levels by module as in info,aip_sidecar=debug";
 
-/// Sends log lines to standard error. `filter` is a `tracing` filter such as `info` or `aip_sidecar=debug,info`.
-/// A second call in one process changes nothing (tests run several meshes in one).
+/// Sends log lines to standard error, so many in a time of each kind. `filter` is a `tracing` filter such as `info` or
+/// `aip_sidecar=debug,info`. A second call in one process changes nothing (tests run several meshes in one).
 pub fn init_logs(format: LogFormat, filter: &str) {
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
     // An error only says that somebody was first.
-    let _ = match format {
-        LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).try_init(),
-        LogFormat::Text => builder.with_target(false).try_init(),
-    };
+    let _ = subscriber(format, filter, std::io::stderr).try_init();
+}
+
+fn subscriber<W>(format: LogFormat, filter: &str, writer: W) -> Box<dyn tracing::Subscriber + Send + Sync>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    match format {
+        LogFormat::Json => {
+            let json = builder.json().flatten_event(true).with_current_span(true);
+            Box::new(json.map_event_format(|lines| Rated::new(lines, format)).finish())
+        }
+        LogFormat::Text => {
+            let text = builder.with_target(false);
+            Box::new(text.map_event_format(|lines| Rated::new(lines, format)).finish())
+        }
+    }
 }
 
 /// Says once why the process ends: in plain words to a person at a terminal, and where there is no log yet; else as the
