@@ -6,6 +6,7 @@
 //! | [`statement`] | whether a checkpoint was signed by whom it speaks of |
 //! | [`ledger`] | the log of checkpoints: what was taken, under a signed tree head |
 //! | [`copy`] | the copy of one log: checked as it comes, on disk as the sidecar has it |
+//! | [`feed`] | records as they come, for whoever watches |
 //! | [`hops`] | hops whose both ends have been heard |
 //! | `pace` | how fast checkpoints are taken |
 //! | [`retention`] | what goes when it is old, or too much |
@@ -13,6 +14,7 @@
 //! On disk, in `<data>/audit`: `checkpoints.redb`, and `<agent>/<log>/` for each log.
 
 pub mod copy;
+pub mod feed;
 pub mod hops;
 pub mod ledger;
 mod pace;
@@ -31,7 +33,7 @@ use aip_api::resource::{AuditConfig, MeshConfig};
 use aip_audit::Record;
 use aip_audit::index::Log;
 use aip_runtime::trust::Trust;
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::ca::Ca;
@@ -42,6 +44,7 @@ use crate::refusal::{Reason, Refusal};
 use crate::registry::{Actor, Registry};
 use crate::store::StoreError;
 
+use feed::{Feed, Seen, Watcher};
 use hops::Hops;
 use hops::join::{Heard, Join};
 use ledger::{Finding, Ledger, MAX_FINDINGS_EACH, Writing};
@@ -50,8 +53,6 @@ use retention::Used;
 
 /// The directory, in the data directory.
 pub const AUDIT_DIR: &str = "audit";
-/// Records that somebody who watches may be behind: seconds of a busy mesh. Who falls further behind is told so.
-const FEED: usize = 8_192;
 /// How long an older stream may take to let go of a log: the chunk that it is writing.
 const TAKE_OVER: Duration = Duration::from_secs(10);
 
@@ -59,23 +60,12 @@ const TAKE_OVER: Duration = Duration::from_secs(10);
 /// one for each of its sidecars.
 const MAX_OPEN: usize = 4_096;
 const MAX_OPEN_EACH: usize = 256;
+/// Chunks and open segments whose records are read at once, and of one agent: a chunk may have a hundred times its size in
+/// memory while it is read. Of whatever size, it takes milliseconds.
+const MAX_READING: usize = 32;
+const MAX_READING_EACH: usize = 4;
 /// Where this process may open fewer files: one in so many of them for a copy.
 const FILES_TO_OPEN: u64 = 16;
-
-/// A record that has just come.
-#[derive(Debug, Clone)]
-pub struct Seen {
-    /// Whose log.
-    pub agent: AgentName,
-    /// Which.
-    pub log: Arc<str>,
-    /// Its segment.
-    pub segment: u64,
-    /// Where its line begins.
-    pub offset: u64,
-    /// What it says.
-    pub record: Record,
-}
 
 /// What was recorded in this mesh.
 #[derive(Debug)]
@@ -86,10 +76,12 @@ pub struct Audit {
     pub hops: Hops,
     dir: PathBuf,
     join: Mutex<Join>,
-    feed: broadcast::Sender<Arc<Seen>>,
+    feed: Arc<Feed>,
     live: Arc<Live>,
     // Copies that are open.
     open: Quota,
+    // Of whose records some are being read.
+    reading: Quota,
     pace: Pace,
     used: Used,
     ca: Arc<Ca>,
@@ -168,9 +160,10 @@ impl Audit {
             hops: Hops::default(),
             dir,
             join: Mutex::default(),
-            feed: broadcast::Sender::new(FEED),
+            feed: Arc::default(),
             live: Arc::default(),
             open: places(aip_runtime::limits::open_files()),
+            reading: Quota::new(MAX_READING, MAX_READING_EACH),
             pace: Pace::default(),
             used: used.unwrap_or_default(),
             ca,
@@ -201,8 +194,8 @@ impl Audit {
     }
 
     /// Records as they come.
-    pub fn watch(&self) -> broadcast::Receiver<Arc<Seen>> {
-        self.feed.subscribe()
+    pub fn watch(&self) -> Watcher {
+        self.feed.watch()
     }
 
     /// The right to write a log's copy, if nobody has it. A newer stream of the same process takes it from the older one,
@@ -247,16 +240,15 @@ impl Audit {
             if let Heard::Both(matched) = heard {
                 self.matched(*matched);
             }
-            if !replayed && self.feed.receiver_count() > 0 {
-                let seen = Seen {
+            // What was read as a record can be written as one.
+            if let (true, Ok(line)) = (!replayed && self.feed.is_watched(), record.to_bytes()) {
+                self.feed.tell(Seen {
                     agent: agent.clone(),
                     log: log.clone(),
                     segment,
                     offset,
-                    record,
-                };
-                // An error says only that nobody watches any more.
-                let _ = self.feed.send(Arc::new(seen));
+                    line: line.into(),
+                });
             }
         }
         let waiting = self.join.lock().unwrap_or_else(PoisonError::into_inner).waiting();

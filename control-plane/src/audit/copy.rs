@@ -23,6 +23,9 @@ pub const MAX_SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
 /// Leaves between two checkpoints: a sidecar signs every 5 s, and this is 13,000 requests a second; 4 MiB.
 const MAX_UNCOVERED: usize = 131_072;
 
+/// Bytes of the open segment that are read at once when a copy is opened.
+const READ_AT_ONCE: usize = 1024 * 1024;
+
 /// A size of which a checkpoint speaks: records, root, place in the log of checkpoints.
 pub type Covered = (u64, Digest, u64);
 
@@ -95,11 +98,11 @@ fn disk(error: &LogError) -> Refusal {
 }
 
 impl Copy {
-    /// Opens the copy in `dir`, or makes it. Answers also the records of its open segment.
+    /// Opens the copy in `dir`, or makes it. `hear` is given the records of its open segment, some at a time.
     ///
     /// # Errors
     /// The disk does not allow it, or what is there is not what was written.
-    pub fn open(dir: &Path, options: Options) -> Result<(Self, Vec<Record>), Refusal> {
+    pub fn open(dir: &Path, options: Options, hear: impl FnMut(Vec<Record>)) -> Result<Self, Refusal> {
         let (writer, _) = Writer::open(dir, options).map_err(|e| disk(&e))?;
         let (segment, _) = writer.segment();
         let compared = before(&writer, dir, segment).map_err(|e| disk(&e))?;
@@ -111,21 +114,29 @@ impl Copy {
             partial: Vec::new(),
             options,
         };
-        let records = copy.reread(segment).map_err(|e| disk(&e))?;
-        Ok((copy, records))
+        copy.reread(segment, hear).map_err(|e| disk(&e))?;
+        Ok(copy)
     }
 
-    fn reread(&mut self, segment: u64) -> Result<Vec<Record>, LogError> {
-        let (mut records, mut rows) = (Vec::new(), Vec::new());
+    fn reread(&mut self, segment: u64, mut hear: impl FnMut(Vec<Record>)) -> Result<(), LogError> {
+        let (mut records, mut rows, mut bytes) = (Vec::new(), Vec::new(), 0);
         for line in Lines::open(&segment_path(self.writer.dir(), segment), MAX_RECORD_BYTES)? {
             let line = line?;
             self.leaves.push_back(aip_audit::merkle::leaf(&line.bytes));
             let record = Record::from_bytes(&line.bytes)?;
             rows.push(row(&record, line.offset));
             records.push(record);
+            bytes += line.bytes.len();
+            if bytes >= READ_AT_ONCE {
+                self.rows.add(&rows)?;
+                rows.clear();
+                hear(std::mem::take(&mut records));
+                bytes = 0;
+            }
         }
         self.rows.add(&rows)?;
-        Ok(records)
+        hear(records);
+        Ok(())
     }
 
     /// The log's name.
@@ -265,6 +276,9 @@ impl Copy {
     fn passed(&mut self, compared: Tree) {
         let passed = compared.size() - self.compared.size();
         self.leaves.drain(..passed as usize);
+        // Those of a whole segment were there while it was opened.
+        self.leaves
+            .shrink_to((4 * self.leaves.len()).clamp(READ_AT_ONCE / 256, MAX_UNCOVERED));
         self.compared = compared;
     }
 
@@ -357,3 +371,6 @@ fn remove_rows(dir: &Path, through: u64) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -193,8 +193,9 @@ impl Audit {
             return self.say_gone(agent, log, Gone::of(&manifest)).await;
         }
         let (dir, options) = (dir.to_owned(), bounds);
+        let _turn = self.reading.take(agent.as_str()).await;
         let left = tokio::task::spawn_blocking(move || -> Result<_, Refusal> {
-            let (mut copy, _) = Copy::open(&dir, options)?;
+            let mut copy = Copy::open(&dir, options, drop)?;
             copy.sweep(now)?;
             Ok((copy.bytes(), copy.gone()?))
         });

@@ -7,13 +7,13 @@ use std::time::Duration;
 use aip_api::AgentName;
 use aip_api::resource::reputation::{Factor, ReputationSettings};
 use aip_api::resource::{Agent, Reputation};
-use aip_audit::record::End;
+use aip_audit::hop::Mark;
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use super::event::{Observation, What};
 use super::ledger::{MAX_REPORTERS, OTHERS};
-use crate::audit::hops::Matched;
 use crate::audit::hops::join::COMPLETE;
+use crate::audit::hops::{HopEnd, Matched};
 use crate::refusal::{Reason, Refusal};
 use crate::registry::{Actor, Registry, retrying};
 
@@ -254,9 +254,8 @@ impl Outcome {
     }
 }
 
-fn ended(caller: &End, callee: &End, denied: bool) -> Option<Ended> {
-    let said = |end: &End| (end.end.clone(), end.blame.clone());
-    let is = |end: &End, word: &str, blame: &str| said(end) == (word.to_owned(), blame.to_owned());
+fn ended(caller: &HopEnd, callee: &HopEnd, denied: bool) -> Option<Ended> {
+    let is = |end: &HopEnd, word: &str, blame: &str| (end.end, end.blame) == (Mark::of(word), Mark::of(blame));
     if is(callee, "aborted", "agent") && is(caller, "aborted", "callee") {
         return Some(Ended::Failed);
     }
@@ -264,16 +263,19 @@ fn ended(caller: &End, callee: &End, denied: bool) -> Option<Ended> {
     if !is(caller, COMPLETE, "") {
         return None;
     }
-    match (callee.blame.as_str(), callee.status) {
+    let blames = |word: &str| callee.blame == Mark::of(word);
+    if denied {
         // In the status of a refusal: one that is said in 200 (A2A, gRPC) can't be told from an answer.
-        ("policy", DENIED) if denied => Some(Ended::Denied),
-        _ if denied => None,
-        ("", 100..400) if callee.end == COMPLETE => Some(Ended::Answered),
-        ("", 500..) if callee.end == COMPLETE => Some(Ended::Failed),
-        ("agent", _) => {
-            let known = AGENT_FAILED.iter().find(|(reason, _)| *reason == callee.end);
-            known.map(|(_, ended)| *ended)
-        }
+        return (blames("policy") && callee.status == DENIED).then_some(Ended::Denied);
+    }
+    if blames("agent") {
+        let known = AGENT_FAILED.iter().find(|(reason, _)| Mark::of(reason) == callee.end);
+        return known.map(|(_, ended)| *ended);
+    }
+    match callee.status {
+        _ if !is(callee, COMPLETE, "") => None,
+        100..400 => Some(Ended::Answered),
+        500.. => Some(Ended::Failed),
         // What the caller did wrong, and what the mesh did.
         _ => None,
     }

@@ -9,10 +9,10 @@ use std::collections::{BTreeSet, HashMap};
 
 use aip_api::id::{DecisionId, HopId};
 use aip_api::{AgentName, SpiffeId};
-use aip_audit::hop::{Difference, Ending, Said, compare};
+use aip_audit::hop::{Difference, Ending, Said, Told, compare};
 use aip_audit::record::{Decision, Direction, End, Event, Record};
 
-use super::Matched;
+use super::{HopEnd, Matched};
 use crate::audit::ledger::Mismatch;
 
 /// How long a record waits for those that belong to it, by the clock of this process: sidecars send within seconds; one
@@ -20,7 +20,7 @@ use crate::audit::ledger::Mismatch;
 pub const WINDOW_MILLIS: u64 = 10 * 60 * 1_000;
 /// Decisions whose end has not come: streams that are open; some 150 bytes each.
 const MAX_OPEN: usize = 262_144;
-/// Ends whose other end has not come: some 1 KiB each.
+/// Ends whose other end has not come: some 600 bytes each, whatever their records say.
 const MAX_ENDS: usize = 65_536;
 /// How much of both one agent may take, so that one that records what never happened does not keep the others' out.
 const SHARE: usize = 4;
@@ -47,8 +47,8 @@ struct Waiting {
     since: u64,
     at: u64,
     agent: AgentName,
-    said: Said,
-    end: End,
+    told: Told,
+    end: HopEnd,
     denied: bool,
     replayed: bool,
 }
@@ -154,13 +154,13 @@ impl Join {
             since: now,
             at,
             agent: of.clone(),
-            said,
-            end: end.clone(),
+            told: said.ended(end),
+            end: HopEnd::of(end),
             denied,
             replayed,
         };
         match self.ends.remove(&key) {
-            Some(first) if first.said.direction != said.direction => {
+            Some(first) if first.told.said.direction != said.direction => {
                 self.ends_age.remove(&(first.since, key.clone()));
                 self.less(&first.agent, (0, 1));
                 if replayed && first.replayed {
@@ -231,11 +231,11 @@ impl Join {
 
 fn matched(key: Key, first: Waiting, second: Waiting) -> Matched {
     let (denied, at) = (first.denied || second.denied, first.at.max(second.at));
-    let (caller, callee) = match first.said.direction {
+    let (caller, callee) = match first.told.said.direction {
         Direction::Outbound => (first, second),
         Direction::Inbound => (second, first),
     };
-    let (from, to) = (caller.said.ended(&caller.end), callee.said.ended(&callee.end));
+    let (from, to) = (caller.told, callee.told);
     let contradicts: Vec<_> = compare(&from, &to).into_iter().map(Difference::as_str).collect();
     let whole = from.ending == Ending::Complete && to.ending == Ending::Complete;
     Matched {
@@ -268,5 +268,24 @@ impl Matched {
             caller_decision: self.caller_end.id.to_string(),
             callee_decision: self.callee_end.id.to_string(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_is_of_a_size_that_no_sidecar_chooses() {
+        /// Nothing on the heap.
+        const fn fixed<T: Copy>() -> usize {
+            size_of::<T>()
+        }
+        let most = fixed::<Told>() + fixed::<HopEnd>() + fixed::<Said>();
+        assert!(
+            most + size_of::<AgentName>() + 64 >= size_of::<Waiting>(),
+            "all else of it is numbers"
+        );
+        assert!(size_of::<Waiting>() <= 512 && size_of::<Open>() <= 256);
     }
 }

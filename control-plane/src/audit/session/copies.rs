@@ -111,15 +111,26 @@ impl Session {
         let place = self.place().await?;
         let (dir, options) = (self.dir_of(log), self.audit.bounds(&agent, log));
         make(&self.audit.dir.join(agent.as_str())).map_err(|e| Refusal::new(Reason::AuditCopyFailed, e.to_string()))?;
-        let (copy, records) = blocking(move || Copy::open(&dir, options)).await??;
+        let Some(name) = self.logs.get(log).map(|held| held.name.clone()) else {
+            return Ok(());
+        };
+        let is_new = !self.heard.contains(log);
+        let audit = self.audit.clone();
+        let _turn = audit.reading.take(agent.as_str()).await;
+        let hears = audit.clone();
+        let opened = blocking(move || {
+            Copy::open(&dir, options, |records| {
+                if is_new {
+                    let records: Vec<(u64, Record)> = records.into_iter().map(|record| (0, record)).collect();
+                    hears.heard(&agent, &name, 0, records, true);
+                }
+            })
+        });
+        let copy = opened.await??;
+        self.heard.insert(log.to_owned());
         let Some(held) = self.logs.get_mut(log) else {
             return Ok(());
         };
-        let (segment, _) = copy.place();
-        if self.heard.insert(log.to_owned()) {
-            let records: Vec<(u64, Record)> = records.into_iter().map(|record| (0, record)).collect();
-            self.audit.heard(&agent, &held.name, segment, records, true);
-        }
         let used = Instant::now();
         held.open = Some(Open {
             copy,
@@ -207,6 +218,8 @@ impl Session {
         if self.audit.is_full(&agent) {
             self.make_room(&log).await?;
         }
+        let audit = self.audit.clone();
+        let _turn = audit.reading.take(agent.as_str()).await;
         let Some(mut open) = self.logs.get_mut(&log).and_then(|held| held.open.take()) else {
             return Ok(());
         };

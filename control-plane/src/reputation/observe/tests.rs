@@ -76,8 +76,8 @@ fn matched(caller_end: End, callee_end: End) -> Matched {
         caller: "planner".parse().unwrap(),
         callee: "ledger".parse().unwrap(),
         agreed: caller_end.end == COMPLETE && callee_end.end == COMPLETE,
-        caller_end,
-        callee_end,
+        caller_end: HopEnd::of(&caller_end),
+        callee_end: HopEnd::of(&callee_end),
         denied: false,
         contradicts: Vec::new(),
         at: 1,
@@ -165,9 +165,9 @@ fn only_what_policy_refused_is_the_callers_violation() {
 fn an_answer_that_the_agent_broke_off_is_a_failure_where_both_saw_it() {
     let mut broke = said_by_callee(200, "aborted", "agent");
     assert_eq!(ended(&broke), None, "the caller has it whole");
-    (broke.caller_end.end, broke.caller_end.blame) = ("aborted".into(), "callee".into());
+    (broke.caller_end.end, broke.caller_end.blame) = (Mark::of("aborted"), Mark::of("callee"));
     assert_eq!(ended(&broke), Some(Ended::Failed));
-    broke.callee_end.blame = "caller".into();
+    broke.callee_end.blame = Mark::of("caller");
     assert_eq!(ended(&broke), None, "its caller hung up");
 }
 

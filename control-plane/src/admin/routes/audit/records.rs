@@ -12,8 +12,6 @@ use axum::extract::State;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::stream::{self, Stream};
 use serde::{Deserialize, Serialize};
-use tokio::sync::broadcast::Receiver;
-use tokio::sync::broadcast::error::RecvError;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -22,7 +20,7 @@ use super::page_of;
 use crate::admin::Api;
 use crate::admin::answer::{Answer, Page, PageQuery, Params, cursor};
 use crate::admin::auth::{self, Caller};
-use crate::audit::Seen;
+use crate::audit::feed::{Missed, Seen, Watcher};
 use crate::quota::Place;
 use crate::refusal::{Reason, Refusal};
 
@@ -197,7 +195,7 @@ async fn watch(
 
 /// One watcher.
 struct Watching {
-    seen: Receiver<Arc<Seen>>,
+    seen: Watcher,
     filter: Filter,
     agent: Option<AgentName>,
     checked: tokio::time::Instant,
@@ -222,14 +220,11 @@ impl Watching {
                     }
                     self.checked = tokio::time::Instant::now();
                 }
-                seen = self.seen.recv() => match seen {
+                seen = self.seen.next() => match seen {
                     Ok(seen) => if let Some(event) = self.shown(&seen) {
                         return Some(event);
                     },
-                    Err(RecvError::Lagged(missed)) => {
-                        return Event::default().event("missed").json_data(missed).ok();
-                    }
-                    Err(RecvError::Closed) => return None,
+                    Err(Missed(missed)) => return Event::default().event("missed").json_data(missed).ok(),
                 },
             }
         }
@@ -237,16 +232,20 @@ impl Watching {
     }
 
     fn shown(&self, seen: &Seen) -> Option<Event> {
-        let wanted = self.agent.as_ref().is_none_or(|agent| *agent == seen.agent) && self.filter.matches(&seen.record);
+        if self.agent.as_ref().is_some_and(|agent| *agent != seen.agent) {
+            return None;
+        }
+        let record = Record::from_bytes(&seen.line).ok()?;
+        if !self.filter.matches(&record) {
+            return None;
+        }
         let found = Found {
             agent: seen.agent.to_string(),
             log: seen.log.to_string(),
             segment: seen.segment,
             offset: seen.offset,
-            record: seen.record.clone(),
+            record,
         };
-        wanted
-            .then(|| Event::default().event("record").json_data(found).ok())
-            .flatten()
+        Event::default().event("record").json_data(found).ok()
     }
 }
