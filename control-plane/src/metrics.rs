@@ -157,6 +157,11 @@ pub const TABLE: &[(&str, &str, &str)] = &[
         "Checkpoints of sidecars: taken, or sent again.",
     ),
     (
+        "aip_audit_segments_delayed_total",
+        "counter",
+        "Ends of segments whose answer was held back, since more came than are taken in a time.",
+    ),
+    (
         "aip_audit_checkpoints_delayed_total",
         "counter",
         "Checkpoints whose answer was held back, since more came than are taken in a time.",

@@ -23,6 +23,10 @@ pub const MAX_SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
 /// Leaves between two checkpoints: a sidecar signs every 5 s, and this is 13,000 requests a second; 4 MiB.
 const MAX_UNCOVERED: usize = 131_072;
 
+/// What a segment counts at least of what an agent may keep: with its rows it is two files.
+pub const LEAST_SEGMENT: u64 = 128 * 1024;
+/// Closed segments of one log: a month of one an hour, and as much again as an agent may keep in full ones, several times over.
+pub const MAX_SEGMENTS: u64 = 4_096;
 /// Bytes of the open segment that are read at once when a copy is opened.
 const READ_AT_ONCE: usize = 1024 * 1024;
 
@@ -160,9 +164,9 @@ impl Copy {
         self.writer.size()
     }
 
-    /// Bytes on disk.
+    /// Bytes that it counts of what its agent may keep.
     pub fn bytes(&self) -> u64 {
-        self.writer.bytes()
+        self.writer.weight()
     }
 
     /// Records up to the last checkpoint whose root was compared.
@@ -186,7 +190,7 @@ impl Copy {
     /// # Errors
     /// The disk does not allow it.
     pub fn sweep(&mut self, now_millis: u64) -> Result<u64, Refusal> {
-        let before = self.writer.bytes();
+        let before = self.bytes();
         let (open, _) = self.writer.segment();
         // The times of records are their sidecar's word: as old as a file is what was received then.
         let young = young(self.writer.dir(), open, now_millis, self.options.total_millis)?;
@@ -201,7 +205,7 @@ impl Copy {
                 remove_rows(self.writer.dir(), dropped.through);
             }
         }
-        Ok(before.saturating_sub(self.writer.bytes()))
+        Ok(before.saturating_sub(self.bytes()))
     }
 
     /// What is gone by now.
@@ -310,12 +314,24 @@ impl Copy {
         Ok(at)
     }
 
-    /// Closes the segment: when this returns, it is on disk, with the newest checkpoint that it reaches.
+    /// Closes the segment: when this returns, it is on disk, with the newest checkpoint that it reaches. Nothing where it is
+    /// empty.
     ///
     /// # Errors
     /// The disk does not allow it.
     pub fn close(&mut self, checkpoint: Option<&TakenRow>) -> Result<(), Refusal> {
         let failed = |e: LogError| disk(&e);
+        if self.writer.segment().1 == 0 {
+            return Ok(());
+        }
+        let kept = self.writer.kept_segments();
+        if kept.end() - kept.start() >= 2 * MAX_SEGMENTS {
+            let detail = format!(
+                "{} segments of this log are here, and no checkpoint covers the oldest",
+                2 * MAX_SEGMENTS
+            );
+            return Err(Refusal::new(Reason::AuditQuota, detail));
+        }
         self.writer.sync_handle().sync().map_err(failed)?;
         fault::point(|| "audit:synced".into());
         if let Some(row) = checkpoint {
@@ -328,7 +344,15 @@ impl Copy {
         fault::point(|| "audit:rotated".into());
         self.writer.sync_handle().sync().map_err(failed)?;
         self.rows = Rows::begin(self.writer.dir(), self.writer.segment().0).map_err(failed)?;
-        Ok(())
+        self.shorten().map_err(failed)
+    }
+
+    /// A checkpoint is kept with each segment, and segments go: those of what is gone go, too.
+    fn shorten(&mut self) -> Result<(), LogError> {
+        match self.writer.long_statements() {
+            Some(long) => self.writer.shortened(long.shorten()?),
+            None => Ok(()),
+        }
     }
 }
 

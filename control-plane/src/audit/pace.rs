@@ -1,5 +1,6 @@
-//! How fast checkpoints are taken. Each costs signatures to verify and, where it is new, 1.5 KB of the control plane's disk
-//! for as long as records are kept. Who sends more is answered later.
+//! How fast checkpoints are taken, and segments closed. A checkpoint costs signatures to verify and, where it is new, 1.5 KB of
+//! the control plane's disk for as long as records are kept; a segment costs files, and flushes of the disk. Who sends more is
+//! answered later.
 
 use std::time::Duration;
 
@@ -25,9 +26,23 @@ const LOOKED_AT: Rate = Rate {
     per_second: 512.0,
 };
 
+/// Segments of one log that are closed: a sidecar closes one at 16 MiB or after an hour, and has sixty-four where it keeps a GiB
+/// of records for a control plane that comes back.
+const CLOSED: Rate = Rate {
+    burst: 64.0,
+    per_second: 1.0,
+};
+/// And of all sidecars of one agent.
+const CLOSED_OF_AGENT: Rate = Rate {
+    burst: 2_048.0,
+    per_second: 8.0,
+};
+
 /// What is left of these rates.
 #[derive(Debug)]
 pub(super) struct Pace {
+    closed: Rates,
+    closed_of_agents: Rates,
     logs: Rates,
     agents: Rates,
     looked_at: Rates,
@@ -36,6 +51,8 @@ pub(super) struct Pace {
 impl Default for Pace {
     fn default() -> Self {
         Self {
+            closed: Rates::new(CLOSED),
+            closed_of_agents: Rates::new(CLOSED_OF_AGENT),
             logs: Rates::new(LOG),
             agents: Rates::new(AGENT),
             looked_at: Rates::new(LOOKED_AT),
@@ -53,11 +70,32 @@ impl Pace {
         let of_log = self.logs.owe(&format!("{agent}/{log}"));
         looked_at.max(of_log).max(self.agents.owe(agent.as_str()))
     }
+
+    /// A segment was closed: how long its answer waits.
+    pub(super) fn after_closing(&self, agent: &AgentName, log: &str) -> Duration {
+        let of_log = self.closed.owe(&format!("{agent}/{log}"));
+        of_log.max(self.closed_of_agents.owe(agent.as_str()))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn tiny_segments_are_closed_at_their_rate_in_however_many_logs() {
+        let (pace, began) = (Pace::default(), tokio::time::Instant::now());
+        let (liar, honest): (AgentName, AgentName) = ("liar".parse().unwrap(), "honest".parse().unwrap());
+        for _ in 0..200 {
+            tokio::time::sleep(pace.after_closing(&liar, "one")).await;
+        }
+        assert!(began.elapsed().as_secs() >= 135, "{:?}", began.elapsed());
+        for n in 0..2_048 {
+            let _ = pace.after_closing(&liar, &n.to_string());
+        }
+        assert!(!pace.after_closing(&liar, "another").is_zero());
+        assert!(pace.after_closing(&honest, "one").is_zero());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_flood_of_checkpoints_is_taken_at_its_rate_and_others_wait_for_nothing() {

@@ -17,7 +17,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tokio_util::sync::CancellationToken;
 
-use super::copy::{Copy, Gone, young};
+use super::copy::{Copy, Gone, LEAST_SEGMENT, MAX_SEGMENTS, young};
 use super::ledger::{EXPIRED, Finding};
 use super::{Audit, Writer};
 use crate::refusal::{Reason, Refusal};
@@ -59,14 +59,18 @@ pub(super) fn copies(dir: &Path, of: Option<&AgentName>) -> Vec<Log> {
     logs
 }
 
-/// Bytes of a log's segments, and when the last of them was written.
+/// Bytes that a log's segments count, and when the last of them was written.
 fn weigh(dir: &Path) -> (u64, Option<SystemTime>) {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let segments = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("segment-"));
     segments
         .filter_map(|entry| entry.metadata().ok())
         .fold((0, None), |(bytes, newest), file| {
-            (bytes + file.len(), newest.max(file.modified().ok()))
+            let counts = match file.len() {
+                0 => 0,
+                length => length.max(LEAST_SEGMENT),
+            };
+            (bytes + counts, newest.max(file.modified().ok()))
         })
 }
 
@@ -114,6 +118,8 @@ impl Audit {
         Options {
             segment_bytes: SEGMENT_BYTES.min(retention.bytes / 4),
             total_bytes: retention.bytes.saturating_sub(self.used.others(agent, log)),
+            least_bytes: LEAST_SEGMENT,
+            most_segments: MAX_SEGMENTS,
             total_millis: u64::from(retention.days) * DAY,
             segment_millis: SEGMENT_MILLIS,
             step: |name| fault::point(|| format!("copy-{name}")),

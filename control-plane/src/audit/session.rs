@@ -226,18 +226,18 @@ impl Session {
         // Who sends too many waits for the answer, and with it for the next one: nothing is lost.
         let kept = took.as_ref().is_ok_and(|(_, again)| !again);
         let wait = self.audit.pace.after(&self.peer.id.agent, &log, kept);
-        self.rest(wait).await?;
+        self.rest(wait, "aip_audit_checkpoints_delayed_total").await?;
         match took {
             Ok((taken, _)) => self.say(Answer::Checkpoint(taken)),
             Err(refusal) => self.refused(&log, &refusal),
         }
     }
 
-    async fn rest(&mut self, wait: Duration) -> Result<(), Refusal> {
+    async fn rest(&mut self, wait: Duration, counted: &'static str) -> Result<(), Refusal> {
         if wait.is_zero() {
             return Ok(());
         }
-        metrics::counter!("aip_audit_checkpoints_delayed_total").increment(1);
+        metrics::counter!(counted).increment(1);
         tokio::select! {
             () = tokio::time::sleep(wait) => Ok(()),
             () = self.cancel.cancelled() => Err(Reason::Superseded.into()),
@@ -285,6 +285,11 @@ impl Session {
             return Err(Refusal::new(Reason::ProtocolViolation, detail));
         }
         let done = self.receive(chunk).await;
+        if self.place_in(&log).is_some_and(|(open, _)| open > segment) && done.is_ok() {
+            // As for checkpoints: who closes too many waits, and with it the next one.
+            let wait = self.audit.pace.after_closing(&self.peer.id.agent, &log);
+            self.rest(wait, "aip_audit_segments_delayed_total").await?;
+        }
         self.resume(&log, segment, done)
     }
 }

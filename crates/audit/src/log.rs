@@ -103,6 +103,10 @@ pub struct Options {
     pub segment_millis: u64,
     /// All segments together: beyond it nothing is appended until some are dropped.
     pub total_bytes: u64,
+    /// What a segment counts at least of `total_bytes`: in a copy somebody else decides when one is closed, and each costs files.
+    pub least_bytes: u64,
+    /// Closed segments at most; the oldest may be dropped beyond it.
+    pub most_segments: u64,
     /// Closed segments whose last record is older than this may be dropped, in milliseconds.
     pub total_millis: u64,
     /// Who is told of steps.
@@ -115,6 +119,8 @@ impl Default for Options {
             segment_bytes: SEGMENT_BYTES,
             segment_millis: SEGMENT_MILLIS,
             total_bytes: TOTAL_BYTES,
+            least_bytes: 0,
+            most_segments: u64::MAX,
             total_millis: TOTAL_MILLIS,
             step: |_| (),
         }

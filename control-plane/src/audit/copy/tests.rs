@@ -33,3 +33,34 @@ fn an_open_segment_is_read_in_parts() {
     assert_eq!((copy.unwrap().size(), heard), (60, 60));
     assert!(most <= READ_AT_ONCE / 100_000 + 1, "{most}");
 }
+
+#[test]
+fn an_empty_segment_is_not_closed_and_costs_nothing_however_often_it_is_ended() {
+    use base64::Engine as _;
+    let (_root, dir) = log(1, 10);
+    let mut copy = Copy::open(&dir, Options::default(), drop).unwrap();
+    let claims = aip_audit::Checkpoint {
+        v: 1,
+        log: copy.log().to_owned(),
+        agent: "spiffe://aip.internal/agent/planner".parse().unwrap(),
+        size: 1,
+        root: Digest::sha256(b""),
+        at: 1,
+        closing: aip_audit::Closing::Periodic,
+    };
+    let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(serde_json::to_vec(&claims).unwrap());
+    let row = TakenRow {
+        log: copy.log().to_owned(),
+        size: 1,
+        statement: format!("e30.{claims}.e30"),
+        chain: vec!["AQ==".into()],
+    };
+    copy.close(Some(&row)).unwrap();
+    assert_eq!(copy.place(), (1, 0));
+    let held = || std::fs::metadata(dir.join("checkpoints.jsonl")).unwrap().len();
+    let before = held();
+    for _ in 0..10 {
+        copy.close(Some(&row)).unwrap();
+    }
+    assert_eq!((copy.place(), held()), ((1, 0), before));
+}

@@ -110,9 +110,10 @@ impl Writer {
         let (Some((_, first)), Some((_, last))) = (staged.records.first(), staged.records.last()) else {
             return Ok(());
         };
-        if self.bytes() + staged.bytes.len() as u64 > self.options.total_bytes {
+        let held = self.weight();
+        if held + staged.bytes.len() as u64 > self.options.total_bytes {
             return Err(LogError::Quota {
-                held: self.bytes(),
+                held,
                 most: self.options.total_bytes,
             });
         }
@@ -125,6 +126,19 @@ impl Writer {
         self.disk
             .wrote(&self.segment.path, &self.segment.file, self.tree.size());
         Ok(())
+    }
+
+    /// Bytes that a quota counts of the segments: of each at least so many, where the bounds say so.
+    pub fn weight(&self) -> u64 {
+        let least = self.options.least_bytes;
+        if least == 0 {
+            return self.bytes();
+        }
+        let open = self.segment.bytes + self.gathered.bytes();
+        let begins = self.manifest.begins();
+        let there = self.manifest.closed.iter().filter(|c| c.segment >= begins);
+        let closed: u64 = there.map(|closed| closed.bytes.max(least)).sum();
+        closed + if open > 0 { open.max(least) } else { 0 }
     }
 
     /// Other bounds from now on.

@@ -67,6 +67,11 @@ impl Writer {
                 step: self.options.step,
             });
         }
+        self.long_statements()
+    }
+
+    /// The file of checkpoints, where it has grown long.
+    pub fn long_statements(&self) -> Option<Long> {
         let first = self.manifest.closed.first().filter(|_| self.manifest.dropped.is_some());
         let begins = first.map_or(0, Closed::end);
         let most = (self.options.total_bytes / CHECKPOINTS_PART).clamp(CHECKPOINTS_LEAST, CHECKPOINTS_BYTES);

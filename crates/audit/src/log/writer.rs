@@ -129,8 +129,8 @@ impl Writer {
     }
 
     /// Bytes that the quota counts: checkpoints, too.
-    pub const fn held(&self) -> u64 {
-        self.bytes() + self.statements.bytes
+    pub fn held(&self) -> u64 {
+        self.weight() + self.statements.bytes
     }
 
     /// Appends a record, at `at` Unix milliseconds, and answers its sequence number. One write has been made when this
@@ -339,13 +339,15 @@ impl Writer {
     pub(super) fn due_to_go(&self, sent: u64, now: u64, room: u64) -> Option<Dropped> {
         let begins = self.manifest.begins();
         let (mut dropped, mut held) = (None, self.held());
+        let mut left = self.open.number.saturating_sub(begins);
         for closed in self.manifest.closed.iter().filter(|c| c.segment >= begins) {
-            let full = held + room > self.options.total_bytes;
+            let full = held + room > self.options.total_bytes || left > self.options.most_segments;
             let old = now.saturating_sub(closed.at) > self.options.total_millis;
             if closed.segment >= sent || closed.end() > self.signed || !(full || old) {
                 break;
             }
-            held -= closed.bytes;
+            held -= closed.bytes.max(self.options.least_bytes);
+            left -= 1;
             dropped = Some(Dropped {
                 through: closed.segment,
                 at: now,

@@ -163,3 +163,36 @@ fn what_a_quota_takes_is_said_signed_and_then_gone() {
     rebuilt.extend(all);
     assert_eq!(merkle::root(&rebuilt), head.root);
 }
+
+/// Adds a record to a segment of its own, and signs it.
+fn add_segment(writer: &mut Writer) {
+    writer.append(event(1), 1).unwrap();
+    sign(writer, Closing::Periodic);
+    writer.rotate().unwrap();
+}
+
+#[test]
+fn a_copy_has_so_many_segments_at_most_and_a_small_one_counts_as_a_larger() {
+    let (_home, dir) = home();
+    let counted = Options {
+        least_bytes: 10_000,
+        most_segments: 5,
+        ..Options::default()
+    };
+    let (mut writer, _) = Writer::open(&dir, counted).unwrap();
+    (0..20).for_each(|_| add_segment(&mut writer));
+    assert_eq!(writer.weight(), 200_000, "the open one is empty");
+    writer.sweep(u64::MAX, 1).unwrap().unwrap();
+    assert_eq!((segments(&dir).unwrap().len(), writer.weight()), (6, 50_000));
+    drop(writer);
+    let quota = Options {
+        total_bytes: 45_000,
+        segment_bytes: 5_000,
+        ..counted
+    };
+    let (mut writer, _) = Writer::open(&dir, quota).unwrap();
+    assert_eq!(writer.sweep(u64::MAX, 1).unwrap().unwrap().quota, "size");
+    assert!(writer.weight() <= 40_000 && writer.bytes() < 5_000);
+    writer.append(event(1), 1).unwrap();
+    assert_eq!(writer.weight() % 10_000, 0, "the open one counts, too");
+}
