@@ -134,6 +134,7 @@ reasons! {
     AuditQuota "audit_quota" 507 ResourceExhausted Server YES "The agent's audit logs take as much room as they may, and nothing of them may go yet."
     AuditLogLimit "audit_log_limit" 429 ResourceExhausted Caller NO "As many audit logs as one agent, or one stream, may have."
     AuditCopyFailed "audit_copy_failed" 500 Internal Server YES "The control plane's copy of the audit log can't be written or read."
+    SearchTooLarge "search_too_large" 422 InvalidArgument Caller NO "The search would look through more records than one may: ask for one agent, or for a shorter time up to now."
     NotFound "not_found" 404 NotFound Caller NO "No such thing."
     Conflict "conflict" 409 Aborted Caller YES "It was changed meanwhile, or is not at the expected revision."
     Invalid "invalid" 422 InvalidArgument Caller NO "The document has mistakes; all are listed."

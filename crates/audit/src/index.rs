@@ -7,7 +7,7 @@
 mod find;
 mod row;
 
-pub use find::{Cursor, Hit, Log, find};
+pub use find::{Bounds, Cursor, Found, Hit, Log, find};
 pub(crate) use row::is_beside;
 pub use row::{ROW_BYTES, Rows, rebuild, row};
 

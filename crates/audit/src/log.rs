@@ -183,6 +183,9 @@ pub enum LogError {
         /// What is wrong.
         why: String,
     },
+    /// More rows to look through than a search may.
+    #[error("there are too many records to look through: ask for one agent, or for a shorter time up to now")]
+    Search,
     /// The event can't be a record.
     #[error("not recorded: {0}")]
     Record(#[from] RecordError),
@@ -198,6 +201,7 @@ impl LogError {
             Self::Quota { .. } => "quota",
             Self::Poisoned => "audit_log_poisoned",
             Self::Damaged { .. } => "audit_log_damaged",
+            Self::Search => "search_too_large",
             Self::Record(_) => "audit_record",
         }
     }

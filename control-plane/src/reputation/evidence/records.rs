@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use aip_api::id::{DecisionId, HopId};
 use aip_api::{AgentName, SpiffeId, TrustDomain};
-use aip_audit::index::{Filter, Hit, Log, find};
+use aip_audit::index::{Bounds, Filter, Hit, Log, find};
 use aip_audit::record::{Decision, Direction, End, Event};
 
 use crate::audit::Audit;
@@ -130,17 +130,23 @@ impl<'a> Copies<'a> {
             let mut after = None;
             while pages > 0 {
                 pages -= 1;
-                let hits = match find(std::slice::from_ref(log), filter, PAGE, after.as_ref()) {
-                    Ok(hits) => hits,
+                let bounds = Bounds {
+                    limit: PAGE,
+                    bytes: usize::MAX,
+                    rows: u64::MAX,
+                    after: after.as_ref(),
+                };
+                let found = match find(std::slice::from_ref(log), filter, &bounds) {
+                    Ok(found) => found,
                     Err(error) => {
                         tracing::warn!(%agent, %error, "a copy of a log can't be read, and is passed over");
                         self.unreadable = Some(format!("a copy of a log of {agent}"));
                         break;
                     }
                 };
-                let is_last = hits.len() < PAGE;
-                after = hits.last().map(|hit| hit.place.clone());
-                for Hit { record, .. } in hits {
+                let is_empty = found.hits.is_empty();
+                after = found.next;
+                for Hit { record, .. } in found.hits {
                     match record.event {
                         Event::Decision(decision) => claims.extend(Claim::of(agent, record.at, &decision, self.domain)),
                         Event::End(end) => {
@@ -149,9 +155,9 @@ impl<'a> Copies<'a> {
                         Event::Strangers(_) | Event::Gap(_) | Event::Dropped(_) => {}
                     }
                 }
-                if is_last {
+                if after.is_none() {
                     // A log that has none takes nothing of what the others of its agent may.
-                    pages += usize::from(after.is_none());
+                    pages += usize::from(is_empty);
                     break;
                 }
             }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::PathBuf;
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Filter;
 use super::row::{ROW_BYTES, Wanted, rows};
@@ -46,6 +46,28 @@ pub struct Hit {
     pub record: Record,
 }
 
+/// How much a search may do, and where it begins.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds<'a> {
+    /// Records that are answered at most.
+    pub limit: usize,
+    /// Bytes of their lines after which no more are answered.
+    pub bytes: usize,
+    /// Rows that are looked through at most.
+    pub rows: u64,
+    /// Only what stands after this in the order of hits.
+    pub after: Option<&'a Cursor>,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Found {
+    /// Newest first.
+    pub hits: Vec<Hit>,
+    /// After what to go on, where there may be more; a page may be short, or empty, all the same.
+    pub next: Option<Cursor>,
+}
+
 struct Part<'a> {
     log: &'a Log,
     name: String,
@@ -55,82 +77,83 @@ struct Part<'a> {
     newest: u64,
 }
 
-/// The newest `limit` records that `filter` asks for, after `after` in their order.
+/// The newest records that `filter` asks for, within `bounds`. Which they are is told from the rows alone: no record is read
+/// that is not answered, but for those whose rows were made to look like it, and of these as few as a page has.
 ///
 /// # Errors
-/// A log can't be read.
-pub fn find(logs: &[Log], filter: &Filter, limit: usize, after: Option<&Cursor>) -> Result<Vec<Hit>, LogError> {
+/// A log can't be read, or there is more to look through than may be.
+pub fn find(logs: &[Log], filter: &Filter, bounds: &Bounds<'_>) -> Result<Found, LogError> {
     let mut parts = Vec::new();
     for log in logs {
         parts.extend(parts_of(log)?);
     }
     parts.sort_by_key(|part| std::cmp::Reverse(part.newest));
     let wanted = Wanted::of(filter);
-    // Ordered from the oldest: what is pushed out.
-    let mut best: BTreeMap<Cursor, &Log> = BTreeMap::new();
-    let mut hits = Vec::new();
+    let mut best = Best {
+        places: BTreeMap::new(),
+        most: bounds.limit.saturating_add(1),
+        after: bounds.after,
+    };
+    let mut rows_left = bounds.rows;
     for part in &parts {
-        let full = best.len() >= limit;
-        if full
-            && best
-                .first_key_value()
-                .is_some_and(|(oldest, _)| oldest.at > part.newest)
-        {
+        if best.is_past(part.newest) || filter.since.is_some_and(|since| part.newest < since) {
             break;
         }
-        if filter.since.is_some_and(|since| part.newest < since) {
-            break;
-        }
-        search(part, &wanted, (limit, after), filter, &mut best)?;
+        search(part, &wanted, &mut rows_left, &mut best)?;
     }
-    for (place, log) in best.into_iter().rev() {
-        if let Some(record) = read(log, &place)? {
-            hits.push(Hit {
-                agent: log.agent.clone(),
-                place,
-                record,
-            });
-        }
-    }
-    Ok(hits)
+    answer(best.places, filter, bounds)
 }
 
-fn parts_of(log: &Log) -> Result<Vec<Part<'_>>, LogError> {
-    let (name, manifest) = (name_of(&log.dir)?, Manifest::read(&log.dir)?);
-    let begins = manifest.begins();
-    let present = segments(&log.dir)?.into_iter().filter(|segment| *segment >= begins);
-    let part = |segment| {
-        let closed = manifest.of(segment);
-        Part {
-            log,
-            name: name.clone(),
-            segment,
-            records: closed.map(|closed| closed.records),
-            newest: closed.map_or(u64::MAX, |closed| closed.at),
-        }
-    };
-    Ok(present.map(part).collect())
-}
-
-fn search<'a>(
-    part: &Part<'a>,
-    wanted: &Wanted<'_>,
-    (limit, after): (usize, Option<&Cursor>),
-    filter: &Filter,
-    best: &mut BTreeMap<Cursor, &'a Log>,
-) -> Result<(), LogError> {
-    let held = match rows(&part.log.dir, part.segment, part.records) {
-        // A quota took it meanwhile.
-        Err(LogError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        held => held?,
-    };
-    let latest = latest(part);
-    for row in held.chunks_exact(ROW_BYTES).rev() {
-        let Some((at, offset)) = wanted.hit(row, latest) else {
+/// Reads what the rows told of.
+fn answer(mut places: BTreeMap<Cursor, &Log>, filter: &Filter, bounds: &Bounds<'_>) -> Result<Found, LogError> {
+    let mut found = Found::default();
+    if places.len() > bounds.limit {
+        places.pop_first();
+        found.next = places.first_key_value().map(|(oldest, _)| oldest.clone());
+    }
+    let mut bytes = 0;
+    let mut last = None;
+    for (place, log) in places.into_iter().rev() {
+        let Some((length, record)) = read(log, &place)? else {
             continue;
         };
-        if best.len() >= limit && best.first_key_value().is_some_and(|(oldest, _)| oldest.at > at) {
+        // The row is a hint.
+        if !filter.matches_words(&record) {
             continue;
+        }
+        bytes += length;
+        if bytes > bounds.bytes && !found.hits.is_empty() {
+            found.next = last;
+            break;
+        }
+        last = Some(place.clone());
+        found.hits.push(Hit {
+            agent: log.agent.clone(),
+            place,
+            record,
+        });
+    }
+    Ok(found)
+}
+
+/// The newest places so far.
+struct Best<'a> {
+    /// Ordered from the oldest: what is pushed out.
+    places: BTreeMap<Cursor, &'a Log>,
+    most: usize,
+    after: Option<&'a Cursor>,
+}
+
+impl<'a> Best<'a> {
+    /// Whether nothing that is this old, or older, is among them.
+    fn is_past(&self, at: u64) -> bool {
+        let oldest = self.places.first_key_value();
+        self.places.len() >= self.most && oldest.is_some_and(|(oldest, _)| oldest.at > at)
+    }
+
+    fn add(&mut self, part: &Part<'a>, at: u64, offset: u64) {
+        if self.is_past(at) || self.after.is_some_and(|after| at > after.at) {
+            return;
         }
         let place = Cursor {
             at,
@@ -138,31 +161,70 @@ fn search<'a>(
             segment: part.segment,
             offset,
         };
-        if after.is_some_and(|after| place >= *after) {
-            continue;
+        if self.after.is_some_and(|after| place >= *after) {
+            return;
         }
-        // The row is a hint: a record that is not asked for after all takes nobody's place.
-        if !read(part.log, &place)?.is_some_and(|record| filter.matches_words(&record)) {
-            continue;
+        self.places.insert(place, part.log);
+        if self.places.len() > self.most {
+            self.places.pop_first();
         }
-        best.insert(place, part.log);
-        if best.len() > limit {
-            best.pop_first();
+    }
+}
+
+fn parts_of(log: &Log) -> Result<Vec<Part<'_>>, LogError> {
+    let (name, manifest) = (name_of(&log.dir)?, Manifest::read(&log.dir)?);
+    let begins = manifest.begins();
+    let now = millis(SystemTime::now());
+    let present = segments(&log.dir)?.into_iter().filter(|segment| *segment >= begins);
+    let part = |segment| {
+        let closed = manifest.of(segment);
+        let newest = match closed {
+            Some(closed) if closed.at <= now => closed.at,
+            // A time to come is its sidecar's choice, and one that is open was written by then.
+            closed => latest(log, segment).min(closed.map_or(u64::MAX, |closed| closed.at)),
+        };
+        Part {
+            log,
+            name: name.clone(),
+            segment,
+            records: closed.map(|closed| closed.records),
+            newest,
+        }
+    };
+    Ok(present.map(part).collect())
+}
+
+fn search<'a>(part: &Part<'a>, wanted: &Wanted<'_>, rows_left: &mut u64, best: &mut Best<'a>) -> Result<(), LogError> {
+    let held = match rows(&part.log.dir, part.segment, part.records) {
+        // A quota took it meanwhile.
+        Err(LogError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        held => held?,
+    };
+    let count = (held.len() / ROW_BYTES) as u64;
+    *rows_left = rows_left.checked_sub(count).ok_or(LogError::Search)?;
+    let latest = latest(part.log, part.segment);
+    for row in held.chunks_exact(ROW_BYTES).rev() {
+        if let Some((at, offset)) = wanted.hit(row, latest) {
+            best.add(part, at, offset);
         }
     }
     Ok(())
 }
 
-/// No record of a segment is newer than its file: a time to come, which its sidecar could have chosen, would stand before
-/// everybody else's records.
-fn latest(part: &Part<'_>) -> u64 {
-    let file = std::fs::metadata(segment_path(&part.log.dir, part.segment));
-    let written = file.and_then(|file| file.modified()).ok();
-    let written = written.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
-    written.map_or(u64::MAX, |at| (at.as_millis() as u64).saturating_add(SKEW_MILLIS))
+fn millis(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |at| at.as_millis() as u64)
 }
 
-fn read(log: &Log, place: &Cursor) -> Result<Option<Record>, LogError> {
+/// No record of a segment is newer than its file: a time to come, which its sidecar could have chosen, would stand before
+/// everybody else's records.
+fn latest(log: &Log, segment: u64) -> u64 {
+    let file = std::fs::metadata(segment_path(&log.dir, segment));
+    let written = file.and_then(|file| file.modified()).ok();
+    written.map_or(u64::MAX, |at| millis(at).saturating_add(SKEW_MILLIS))
+}
+
+/// The record that stands there, and the length of its line.
+fn read(log: &Log, place: &Cursor) -> Result<Option<(usize, Record)>, LogError> {
     let path = segment_path(&log.dir, place.segment);
     let failed = |e| LogError::io(&path, e);
     let mut file = match std::fs::File::open(&path) {
@@ -176,5 +238,6 @@ fn read(log: &Log, place: &Cursor) -> Result<Option<Record>, LogError> {
         .take(most)
         .read_until(b'\n', &mut line)
         .map_err(failed)?;
-    Ok(line.strip_suffix(b"\n").and_then(|line| Record::from_bytes(line).ok()))
+    let record = line.strip_suffix(b"\n").and_then(|line| Record::from_bytes(line).ok());
+    Ok(record.map(|record| (line.len(), record)))
 }

@@ -46,6 +46,25 @@ fn naive(records: u64, wanted: impl Fn(u64) -> bool) -> Vec<u64> {
         .collect()
 }
 
+fn bounds(limit: usize, after: Option<&Cursor>) -> Bounds<'_> {
+    Bounds {
+        limit,
+        bytes: usize::MAX,
+        rows: u64::MAX,
+        after,
+    }
+}
+
+/// The hits of one page.
+fn found(
+    logs: &[Log],
+    filter: &Filter,
+    limit: usize,
+    after: Option<&Cursor>,
+) -> Result<Vec<Hit>, crate::log::LogError> {
+    find(logs, filter, &bounds(limit, after)).map(|found| found.hits)
+}
+
 fn times(hits: &[Hit]) -> Vec<u64> {
     hits.iter().map(|hit| hit.place.at).collect()
 }
@@ -58,7 +77,7 @@ fn what_is_found_is_what_reading_everything_finds() {
         verdict: Some("deny".into()),
         ..Filter::default()
     };
-    let all = find(&logs, &denied, 1_000, None).unwrap();
+    let all = found(&logs, &denied, 1_000, None).unwrap();
     assert_eq!(times(&all), naive(500, |at| at % 10 == 0));
     let both = Filter {
         tool: Some("tool-3".into()),
@@ -66,14 +85,17 @@ fn what_is_found_is_what_reading_everything_finds() {
         until: Some(1_200),
         ..Filter::default()
     };
-    let found = find(&logs, &both, 1_000, None).unwrap();
-    assert_eq!(times(&found), naive(500, |at| at % 7 == 3 && (100..200).contains(&at)));
+    let hits = found(&logs, &both, 1_000, None).unwrap();
+    assert_eq!(times(&hits), naive(500, |at| at % 7 == 3 && (100..200).contains(&at)));
     let one = Filter {
         trace: Some(format!("{:032x}", 77)),
         ..Filter::default()
     };
-    assert_eq!(times(&find(&logs, &one, 10, None).unwrap()), [1_077]);
-    assert!(find(&logs[..1], &one, 10, None).unwrap().is_empty(), "of the other log");
+    assert_eq!(times(&found(&logs, &one, 10, None).unwrap()), [1_077]);
+    assert!(
+        found(&logs[..1], &one, 10, None).unwrap().is_empty(),
+        "of the other log"
+    );
 }
 
 #[test]
@@ -82,7 +104,7 @@ fn pages_go_on_where_the_one_before_ended() {
     let logs = logs(dir.path(), 100, 4_096);
     let (mut seen, mut after) = (Vec::new(), None);
     loop {
-        let page = find(&logs, &Filter::default(), 7, after.as_ref()).unwrap();
+        let page = found(&logs, &Filter::default(), 7, after.as_ref()).unwrap();
         let Some(last) = page.last() else { break };
         after = Some(last.place.clone());
         seen.extend(times(&page));
@@ -94,15 +116,15 @@ fn pages_go_on_where_the_one_before_ended() {
 fn an_index_that_is_cut_wrong_or_gone_is_made_anew() {
     let dir = tempfile::tempdir().unwrap();
     let logs = logs(dir.path(), 200, 4_096);
-    let all = find(&logs, &Filter::default(), 1_000, None).unwrap();
+    let all = found(&logs, &Filter::default(), 1_000, None).unwrap();
     assert_eq!(all.len(), 200);
     let first = logs[0].dir.join("index-00000000.bin");
     for damage in [vec![], vec![7; ROW_BYTES]] {
         std::fs::write(&first, damage).unwrap();
-        assert_eq!(find(&logs, &Filter::default(), 1_000, None).unwrap(), all);
+        assert_eq!(found(&logs, &Filter::default(), 1_000, None).unwrap(), all);
     }
     std::fs::remove_file(&first).unwrap();
-    assert_eq!(find(&logs, &Filter::default(), 1_000, None).unwrap(), all);
+    assert_eq!(found(&logs, &Filter::default(), 1_000, None).unwrap(), all);
 }
 
 #[test]
@@ -119,8 +141,8 @@ fn what_is_written_after_a_search_is_found_by_the_next() {
         if count == 2 {
             rebuild(&path, 0).unwrap();
         }
-        let found = find(&log, &Filter::default(), 10, None).unwrap();
-        assert_eq!(found.len() as u64, count);
+        let hits = found(&log, &Filter::default(), 10, None).unwrap();
+        assert_eq!(hits.len() as u64, count);
     }
 }
 
@@ -168,7 +190,7 @@ fn a_million_records_answer_within_a_second() {
     ];
     for (what, filter) in asked {
         let begun = std::time::Instant::now();
-        let hits = find(&logs, &filter, 500, None).unwrap();
+        let hits = found(&logs, &filter, 500, None).unwrap();
         let took = begun.elapsed();
         eprintln!("{what}: {} hits in {took:?}", hits.len());
         assert!(took < std::time::Duration::from_secs(1), "{what}: {took:?}");
@@ -196,17 +218,99 @@ fn who_writes_times_to_come_stands_before_nobody() {
             dir: writer.dir().to_owned(),
         });
     }
-    let found = find(&logs, &Filter::default(), 10, None).unwrap();
-    let order: Vec<_> = found.iter().map(|hit| hit.agent.as_str()).collect();
+    let hits = found(&logs, &Filter::default(), 10, None).unwrap();
+    let order: Vec<_> = hits.iter().map(|hit| hit.agent.as_str()).collect();
     assert_eq!(order, ["honest", "ahead"]);
     let until = Filter {
         until: Some(written + SKEW_AND_MORE),
         ..Filter::default()
     };
-    let found = find(&logs, &until, 10, None).unwrap();
-    assert_eq!(found.len(), 1, "it is found by when it came");
-    assert_eq!((found[0].agent.as_str(), found[0].record.at), ("ahead", u64::MAX));
+    let hits = found(&logs, &until, 10, None).unwrap();
+    assert_eq!(hits.len(), 1, "it is found by when it came");
+    assert_eq!((hits[0].agent.as_str(), hits[0].record.at), ("ahead", u64::MAX));
 }
 
 /// More than clocks may differ, in milliseconds.
 const SKEW_AND_MORE: u64 = 400_000;
+
+#[test]
+fn rows_that_look_like_what_is_asked_cost_a_page_of_reads_and_hide_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(fresh_name());
+    let mut writer = Writer::open(&path, Options::default()).unwrap().0;
+    for at in 1..=300 {
+        let tool = if at <= 5 { "pay" } else { "other" };
+        writer.append(decision("allow", tool, ""), at).unwrap();
+    }
+    rebuild(&path, 0).unwrap();
+    // Somebody found words of which the rows say the same.
+    let index = path.join("index-00000000.bin");
+    let mut rows = std::fs::read(&index).unwrap();
+    let pay: Vec<u8> = rows[6 * 8..7 * 8].to_vec();
+    rows.chunks_exact_mut(ROW_BYTES)
+        .for_each(|row| row[6 * 8..].copy_from_slice(&pay));
+    std::fs::write(index, rows).unwrap();
+    let log = [Log {
+        agent: "a".into(),
+        dir: path,
+    }];
+    let filter = Filter {
+        tool: Some("pay".into()),
+        ..Filter::default()
+    };
+    let (mut hits, mut after, mut pages) = (Vec::new(), None, 0);
+    loop {
+        let page = find(&log, &filter, &bounds(50, after.as_ref())).unwrap();
+        (pages, after) = (pages + 1, page.next);
+        hits.extend(times(&page.hits));
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!((hits, pages), (vec![5, 4, 3, 2, 1], 6));
+}
+
+#[test]
+fn a_search_ends_at_its_bounds() {
+    let dir = tempfile::tempdir().unwrap();
+    let logs = logs(dir.path(), 200, 4_096);
+    let all = Filter::default();
+    let few = Bounds {
+        rows: 199,
+        ..bounds(500, None)
+    };
+    assert!(matches!(find(&logs, &all, &few), Err(crate::log::LogError::Search)));
+    assert_eq!(find(&logs, &all, &Bounds { rows: 200, ..few }).unwrap().hits.len(), 200);
+    // What is newer than a page has is found without a look at the rest.
+    assert_eq!(find(&logs, &all, &Bounds { limit: 3, ..few }).unwrap().hits.len(), 3);
+    let short = Bounds {
+        bytes: 1_000,
+        ..bounds(500, None)
+    };
+    let page = find(&logs, &all, &short).unwrap();
+    assert!((1..5).contains(&page.hits.len()), "{}", page.hits.len());
+    assert_eq!(page.next, page.hits.last().map(|hit| hit.place.clone()));
+}
+
+#[test]
+fn an_open_segment_that_nobody_writes_any_more_is_not_looked_through_for_what_is_new() {
+    let dir = tempfile::tempdir().unwrap();
+    let logs = logs(dir.path(), 100, 1 << 20);
+    let long_ago = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000);
+    let old = crate::log::segment_path(&logs[0].dir, 0);
+    std::fs::File::options()
+        .write(true)
+        .open(old)
+        .unwrap()
+        .set_modified(long_ago)
+        .unwrap();
+    let since = Filter {
+        since: Some(10_000_000),
+        ..Filter::default()
+    };
+    let fifty = Bounds {
+        rows: 50,
+        ..bounds(500, None)
+    };
+    assert!(find(&logs, &since, &fifty).unwrap().hits.is_empty());
+}

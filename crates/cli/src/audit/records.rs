@@ -79,7 +79,8 @@ pub(super) async fn found(
         items.iter().take(limit - seen).for_each(&mut each);
         seen += items.len();
         match page["next"].as_str() {
-            Some(next) if !items.is_empty() => cursor = Some(next.to_owned()),
+            // A page may be empty, and there are more all the same.
+            Some(next) if cursor.as_deref() != Some(next) => cursor = Some(next.to_owned()),
             _ => break,
         }
     }

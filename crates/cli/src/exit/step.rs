@@ -77,6 +77,7 @@ const STEPS: &[(&str, &str)] = &[
     ("log_of_another", SAID),
     ("log_truncated", SAID),
     ("root_mismatch", SAID),
+    ("search_too_large", SAID),
     (
         "audit_unavailable",
         "the log of the sidecar that refused says why: is its disk full?",

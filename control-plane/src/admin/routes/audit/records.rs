@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use aip_api::AgentName;
 use aip_audit::Record;
-use aip_audit::index::{Cursor, Filter, Hit, find};
+use aip_audit::index::{Bounds, Cursor, Filter, Hit, find};
+use aip_audit::log::LogError;
 use axum::Json;
 use axum::extract::State;
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -26,6 +27,8 @@ use crate::refusal::{Reason, Refusal};
 
 /// Comments between events: below what proxies cut.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Records whose rows one search looks through: more than one agent's logs have at the default retention, and some GB.
+const MAX_ROWS: u64 = 100_000_000;
 /// How often a watch looks whether its token is still good.
 const TOKEN_CHECK: Duration = Duration::from_secs(5);
 
@@ -118,7 +121,7 @@ fn read(text: &str) -> Option<Cursor> {
     })
 }
 
-/// Records of sidecars, newest first. A page is cut short where its records are large.
+/// Records of sidecars, newest first. A page is cut short where its records are large; whether there are more, `next` says.
 #[utoipa::path(get, path = "/v1/audit/records", tag = "audit", params(Query), responses((status = 200, body = Page<Found>)))]
 async fn records(
     State(api): State<Arc<Api>>,
@@ -139,30 +142,30 @@ async fn records(
     let place = api.watchers.try_take(&caller.sub);
     let place = place.ok_or_else(|| Refusal::new(Reason::Overloaded, "too many searches; ask again"))?;
     let (audit, filter, agent) = (api.audit.clone(), query.filter(), query.agent.clone());
-    let hits = tokio::task::spawn_blocking(move || {
+    let found = tokio::task::spawn_blocking(move || {
         let _place = place;
-        find(&audit.copies(agent.as_ref()), &filter, limit + 1, after.as_ref())
+        let bounds = Bounds {
+            limit,
+            bytes: super::super::MAX_PAGE_BYTES,
+            rows: MAX_ROWS,
+            after: after.as_ref(),
+        };
+        find(&audit.copies(agent.as_ref()), &filter, &bounds)
     });
-    let hits = hits.await.map_err(|e| Refusal::new(Reason::Internal, e.to_string()))?;
-    let mut hits = hits.map_err(|e| Refusal::new(Reason::AuditCopyFailed, e.to_string()))?;
-    let more = cut(&mut hits, limit);
-    let next = hits.last().filter(|_| more).map(|hit| cursor(&written(&hit.place)));
-    Ok(Json(page_of(&api, hits.into_iter().map(Found::from).collect(), next)))
-}
-
-/// Leaves as many as a page holds; answers whether there are more.
-fn cut(hits: &mut Vec<Hit>, limit: usize) -> bool {
-    let (mut bytes, mut fit) = (0, 0);
-    for hit in hits.iter().take(limit) {
-        bytes += hit.record.to_bytes().map_or(0, |line| line.len());
-        if fit > 0 && bytes > super::super::MAX_PAGE_BYTES {
-            break;
-        }
-        fit += 1;
-    }
-    let more = hits.len() > fit;
-    hits.truncate(fit);
-    more
+    let found = found.await.map_err(|e| Refusal::new(Reason::Internal, e.to_string()))?;
+    let found = found.map_err(|error| {
+        let reason = match error {
+            LogError::Search => Reason::SearchTooLarge,
+            _ => Reason::AuditCopyFailed,
+        };
+        Refusal::new(reason, error.to_string())
+    })?;
+    let next = found.next.map(|place| cursor(&written(&place)));
+    Ok(Json(page_of(
+        &api,
+        found.hits.into_iter().map(Found::from).collect(),
+        next,
+    )))
 }
 
 /// Records as they come (`text/event-stream`): events `record`; `missed` with how many, for a reader who falls behind;
