@@ -1,19 +1,19 @@
 //! Everything that a verifier needs, from the control plane, as files.
 
 mod ledger;
+mod segments;
 
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use aip_audit::log;
 use serde_json::{Value, json};
 
 use super::trust;
 use crate::Globals;
-use crate::client::{Admin, encoded};
+use crate::client::Admin;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, cell, counted};
 
@@ -84,11 +84,12 @@ pub(super) async fn fetch(globals: &Globals, dir: &Path) -> Result<Fetched, Fail
         Some(head) => ledger::fetch(&admin, dir, head, &folders, &mut fetched.checkpoints).await?,
         None => HashMap::new(),
     };
-    for (name, folder) in &folders {
-        let signed = signed.get(name).copied().unwrap_or_default();
-        segments(&admin, name, folder, signed, &mut fetched).await?;
-        fetched.logs += 1;
-    }
+    fetched.logs = folders.len() as u64;
+    let logs = folders.into_iter().map(|(name, folder)| {
+        let signed = signed.get(&name).copied().unwrap_or_default();
+        segments::Fetching::new(name, folder, signed)
+    });
+    fetched.segments = segments::fetch(&admin, logs.collect(), &segments::WAITS).await?;
     make(dir)?;
     write(
         &dir.join(trust::FILE),
@@ -103,54 +104,6 @@ fn agent_folder(held: &Value) -> String {
     let last = agent.rsplit('/').next().unwrap_or_default();
     last.parse::<aip_api::AgentName>()
         .map_or_else(|_| "unknown".to_owned(), |name| name.to_string())
-}
-
-/// Fetches segments until they reach what is `signed`: checkpoints come up at once, and records after them.
-async fn segments(admin: &Admin, name: &str, folder: &Path, signed: u64, fetched: &mut Fetched) -> Result<(), Failure> {
-    let path = format!("/v1/audit/logs/{}/segments", encoded(name));
-    let (mut from, mut held) = (None::<u64>, 0);
-    for wait in [0, 1, 2, 4, 8] {
-        tokio::time::sleep(Duration::from_secs(wait)).await;
-        if let Some(manifest) = admin.bytes(&path).await? {
-            write(&folder.join("segments.jsonl"), &manifest)?;
-        }
-        let all = admin.list("/v1/audit/logs").await?;
-        let Some(row) = all.iter().find(|row| row["log"] == name) else {
-            break;
-        };
-        let (Some(first), Some(last)) = (row["segments"]["first"].as_u64(), row["segments"]["last"].as_u64()) else {
-            if row["broken"].is_object() {
-                // Nothing more comes of it.
-                break;
-            }
-            continue;
-        };
-        for segment in from.unwrap_or(first)..=last {
-            // One that a quota took meanwhile; the manifest then says so, or verification does.
-            if let Some(bytes) = admin.bytes(&format!("{path}/{segment}")).await? {
-                held = end_of(&bytes).unwrap_or(held);
-                write(&log::segment_path(folder, segment), &bytes)?;
-            }
-        }
-        let before = from.map_or(first, |from| from.saturating_add(1));
-        fetched.segments = fetched
-            .segments
-            .saturating_add(last.saturating_add(1).saturating_sub(before));
-        from = Some(last);
-        if held >= signed {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// Records of the log up to the end of these lines.
-fn end_of(lines: &[u8]) -> Option<u64> {
-    let whole = lines.iter().rposition(|b| *b == b'\n')?;
-    let last = lines[..whole].rsplit(|b| *b == b'\n').next()?;
-    aip_audit::Record::from_bytes(last)
-        .ok()
-        .map(|record| record.seq.saturating_add(1))
 }
 
 fn failed(path: &Path, why: &dyn std::fmt::Display) -> Failure {
