@@ -25,8 +25,6 @@ const MAX_UNCOVERED: usize = 131_072;
 
 /// What a segment counts at least of what an agent may keep: with its rows it is two files.
 pub const LEAST_SEGMENT: u64 = 128 * 1024;
-/// Closed segments of one log: a month of one an hour, and as much again as an agent may keep in full ones, several times over.
-pub const MAX_SEGMENTS: u64 = 4_096;
 /// Bytes of the open segment that are read at once when a copy is opened.
 const READ_AT_ONCE: usize = 1024 * 1024;
 
@@ -324,12 +322,10 @@ impl Copy {
         if self.writer.segment().1 == 0 {
             return Ok(());
         }
-        let kept = self.writer.kept_segments();
-        if kept.end() - kept.start() >= 2 * MAX_SEGMENTS {
-            let detail = format!(
-                "{} segments of this log are here, and no checkpoint covers the oldest",
-                2 * MAX_SEGMENTS
-            );
+        // What no checkpoint covers can't be let go of: no honest sidecar closes a segment before it signs.
+        let (kept, most) = (self.writer.kept_segments(), self.options.most_segments);
+        if kept.end() - kept.start() >= most.saturating_mul(2) {
+            let detail = format!("twice the {most} segments that a log may have are here, and none may go yet");
             return Err(Refusal::new(Reason::AuditQuota, detail));
         }
         self.writer.sync_handle().sync().map_err(failed)?;

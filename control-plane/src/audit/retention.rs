@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use aip_api::resource::KeyPurpose;
+use aip_api::resource::{KeyPurpose, Retention};
 use aip_api::{AgentName, SpiffeId};
 use aip_audit::checkpoint::{RETIRED_TYP, Retired};
 use aip_audit::index::Log;
@@ -17,7 +17,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tokio_util::sync::CancellationToken;
 
-use super::copy::{Copy, Gone, LEAST_SEGMENT, MAX_SEGMENTS, young};
+use super::copy::{Copy, Gone, LEAST_SEGMENT, young};
 use super::ledger::{EXPIRED, Finding};
 use super::{Audit, Writer};
 use crate::refusal::{Reason, Refusal};
@@ -32,6 +32,12 @@ const DAY: u64 = 86_400_000;
 /// Bytes that each log takes, by agent.
 #[derive(Debug, Default)]
 pub(super) struct Used(Mutex<HashMap<AgentName, HashMap<String, u64>>>);
+
+/// Closed segments that one log has at most: one an hour for as long as records are kept, all that may be kept in full ones, and
+/// some for a sidecar that closes a few before their time.
+fn most_segments(retention: &Retention) -> u64 {
+    u64::from(retention.days) * 24 + retention.bytes / SEGMENT_BYTES + 1_024
+}
 
 /// The copies in a directory, of one agent or of all.
 pub(super) fn copies(dir: &Path, of: Option<&AgentName>) -> Vec<Log> {
@@ -119,7 +125,7 @@ impl Audit {
             segment_bytes: SEGMENT_BYTES.min(retention.bytes / 4),
             total_bytes: retention.bytes.saturating_sub(self.used.others(agent, log)),
             least_bytes: LEAST_SEGMENT,
-            most_segments: MAX_SEGMENTS,
+            most_segments: most_segments(&retention),
             total_millis: u64::from(retention.days) * DAY,
             segment_millis: SEGMENT_MILLIS,
             step: |name| fault::point(|| format!("copy-{name}")),
