@@ -4,9 +4,13 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use aip_api::token::JoinToken;
+use aip_api::wire::DriftReport;
+use aip_runtime::grpc::identity_client::IdentityClient;
+use aip_runtime::{grpc, tls};
 use aip_tests::agent::Agent;
 use aip_tests::pki::LeafSpec;
-use aip_tests::process::Sidecar;
+use aip_tests::process::{Mesh, Sidecar};
 use aip_tests::scripted::Scripted;
 use aip_tests::wait;
 use aip_tests::wire::{self, Outcome, connect_from};
@@ -116,4 +120,36 @@ async fn a_host_that_begins_handshakes_and_stalls_starves_nobody() {
     let mut connections = flood.open(&[0x16, 3, 1]).await;
     flood.serves_others("handshake_timeout").await;
     is_ended(&mut connections[0]).await;
+}
+
+/// Lines of a kind that a process writes at once, and in some minutes after that.
+const LINES: usize = 100 + 4 * 60;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_that_is_refused_without_end_fills_no_disk() {
+    const REPORTS: usize = 2_000;
+    let mesh = Mesh::start().await;
+    mesh.admin().agent(serde_json::json!({"name": "one"})).await;
+    let token: JoinToken = mesh.admin().token("one").await.parse().unwrap();
+    let pinned = tls::pinned_client(token.root).unwrap();
+    let channel = grpc::channel(mesh.control_plane.mesh, pinned).await.unwrap();
+    let mut stranger = IdentityClient::new(channel);
+    for _ in 0..REPORTS {
+        let refused = stranger.report_drift(DriftReport::default()).await.unwrap_err();
+        assert_eq!(grpc::reason(&refused), Some("credential_missing"));
+    }
+    let said = mesh.control_plane.process.stderr();
+    let lines = said
+        .lines()
+        .filter(|line| line.contains("a drift report was not taken"));
+    let lines = lines.count();
+    assert!((100..LINES).contains(&lines), "{lines}");
+    let page = aip_tests::http::get(mesh.admin().address, "/metrics")
+        .await
+        .unwrap()
+        .text();
+    let left_out = page
+        .lines()
+        .find_map(|line| line.strip_prefix("aip_log_lines_left_out_total "));
+    assert_eq!(left_out.unwrap().parse::<usize>().unwrap() + lines, REPORTS);
 }
