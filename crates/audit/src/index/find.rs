@@ -73,7 +73,7 @@ struct Part<'a> {
     name: String,
     segment: u64,
     records: Option<u64>,
-    /// No record in it is newer; none known for a segment that is open.
+    /// No record in it is newer.
     newest: u64,
 }
 
