@@ -108,8 +108,9 @@ impl Watcher {
     /// # Errors
     /// Some were missed; the next call goes on after them.
     pub async fn next(&mut self) -> Result<Arc<Seen>, Missed> {
+        let feed = self.feed.clone();
         loop {
-            let came = self.feed.came.notified();
+            let came = feed.came.notified();
             tokio::pin!(came);
             // From here on it hears of what comes, also while it looks.
             came.as_mut().enable();

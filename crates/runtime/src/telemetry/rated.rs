@@ -5,7 +5,7 @@
 //! and `trace` are for whoever asks for all.
 
 use std::collections::HashMap;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -113,10 +113,27 @@ mod tests {
     use super::super::subscriber;
     use super::*;
 
-    type Written = Arc<Mutex<Vec<u8>>>;
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn log(format: LogFormat, written: &Written) -> Box<dyn Subscriber + Send + Sync> {
+        let written = written.clone();
+        subscriber(format, "info", move || written.clone())
+    }
 
     fn lines(written: &Written) -> Vec<String> {
-        let bytes = written.lock().unwrap().clone();
+        let bytes = written.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
     }
 
@@ -128,7 +145,7 @@ mod tests {
     fn whoever_is_refused_without_end_does_not_fill_the_disk() {
         for format in [LogFormat::Json, LogFormat::Text] {
             let written = Written::default();
-            tracing::subscriber::with_default(subscriber(format, "info", written.clone()), || {
+            tracing::subscriber::with_default(log(format, &written), || {
                 (0..10_000).for_each(refuse);
                 tracing::warn!("another place");
             });
@@ -142,7 +159,7 @@ mod tests {
     #[test]
     fn the_next_line_says_how_many_were_left_out() {
         let written = Written::default();
-        tracing::subscriber::with_default(subscriber(LogFormat::Json, "info", written.clone()), || {
+        tracing::subscriber::with_default(log(LogFormat::Json, &written), || {
             (0..1_000).for_each(refuse);
             // One more comes back every half second.
             std::thread::sleep(Duration::from_millis(600));

@@ -13,7 +13,13 @@ use crate::exit::Failure;
 
 /// How long records that are on their way are waited for, before each look at the logs that lack some: once for all of them,
 /// however many. A sidecar that is gone sends none.
-pub(super) const WAITS: [Duration; 5] = [0, 1, 2, 4, 8].map(Duration::from_secs);
+pub(super) const WAITS: [Duration; 5] = [
+    Duration::ZERO,
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(8),
+];
 
 /// A log whose segments are fetched.
 pub(super) struct Fetching {
