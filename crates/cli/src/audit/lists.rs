@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::Globals;
 use crate::client::Admin;
-use crate::output::{self, Table, cell, timestamp};
+use crate::output::{self, Table, brief, cell, timestamp};
 
 /// Entries of a page of changes.
 const PAGE: usize = 500;
@@ -78,6 +78,11 @@ pub(super) async fn changes(globals: &Globals, verb: &Changes) -> anyhow::Result
     Ok(ExitCode::SUCCESS)
 }
 
+/// What sidecars said, in a line of bounded length.
+fn said(value: &Value) -> String {
+    brief(&cell(value))
+}
+
 /// The newest of a list that comes oldest first, newest first.
 async fn newest(globals: &Globals, path: &str, verb: &Newest) -> anyhow::Result<Vec<Value>> {
     let mut all = Admin::open(globals)?.list(path).await?;
@@ -144,7 +149,7 @@ pub(super) async fn findings(globals: &Globals, verb: &Newest) -> anyhow::Result
             cell(&finding["agent"]),
             cell(&finding["log"]),
             cell(&finding["reason"]),
-            cell(&finding["detail"]),
+            said(&finding["detail"]),
         ]);
     }
     table.print("nothing was found");
@@ -173,12 +178,12 @@ pub(super) async fn mismatches(globals: &Globals, verb: &Newest) -> anyhow::Resu
     for hop in &found {
         table.row([
             hop["at"].as_u64().map_or("-".into(), |at| timestamp(at / 1000)),
-            cell(&hop["caller"]),
-            cell(&hop["callee"]),
-            cell(&hop["hop"]),
-            cell(&hop["differs"]),
-            cell(&hop["caller_decision"]),
-            cell(&hop["callee_decision"]),
+            said(&hop["caller"]),
+            said(&hop["callee"]),
+            said(&hop["hop"]),
+            said(&hop["differs"]),
+            said(&hop["caller_decision"]),
+            said(&hop["callee_decision"]),
         ]);
     }
     table.print("no hop's two ends contradict each other");
@@ -197,11 +202,17 @@ mod tests {
         let closed = json!({"checkpoint": {"closing": "close"}});
         let broken = json!({"checkpoint": {"closing": "periodic"}, "broken": {"reason": "chain_broken"}});
         assert!(!is_over(&open) && is_over(&closed) && is_over(&broken));
-        let said = [&open, &closed, &broken, &json!({})].map(state);
+        let states = [&open, &closed, &broken, &json!({})].map(state);
         assert_eq!(
-            said,
+            states,
             ["goes on", "closed", "broken: chain_broken", "nothing signed yet"]
         );
+    }
+
+    #[test]
+    fn what_sidecars_said_takes_a_line_and_no_more() {
+        assert_eq!(said(&json!("a\nb")), "a\\u{a}b");
+        assert!(said(&json!("x".repeat(500_000))).chars().count() < 1_000);
     }
 
     #[test]
