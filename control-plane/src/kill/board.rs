@@ -15,12 +15,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::grants::Grants;
+use super::line::Svids;
 use super::publish::Published;
 use super::shown::{Away, Enforced, Missing, Progress, Standing};
 use crate::clock::Clock;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::Registry;
-use crate::registry::records::SvidRecord;
 pub(super) use open::Open;
 
 /// Streams in all, and of one agent: as many as there are config streams.
@@ -118,11 +118,15 @@ impl Board {
     /// The store fails.
     pub async fn restore(registry: &Registry) -> Result<Arc<Self>, Refusal> {
         let mut processes = BTreeMap::new();
-        let svids = svids(registry).await?;
+        let svids = Svids::read(registry).await?;
         for granted in registry.granted_leases().await? {
-            let not_after = svids.get(&granted.agent).copied().unwrap_or_default();
+            let line = granted.line.unwrap_or_else(|| granted.serial.clone());
+            // Of what was noted before lines were, the last SVID that its agent got may be its own.
+            let latest = || svids.agents().find(|(agent, _)| **agent == granted.agent);
+            let own = svids.end_of(&granted.agent, &line);
+            let not_after = own.or_else(|| latest().map(|(_, end)| end)).unwrap_or_default();
             let process = Process {
-                line: registry.line_of(&granted.agent, &granted.serial).await?,
+                line,
                 serial: granted.serial,
                 not_after,
                 grants: Grants::noted(&granted.leases, boottime()),
@@ -155,9 +159,8 @@ impl Board {
         let agent = &peer.id.agent;
         let key = (agent.clone(), instance.to_owned());
         has_room(&processes, &key, comes.orders_only)?;
-        let (Comes { line, orders_only }, now) = (comes, self.clock.now());
-        let is_of_other = |process: &Process| process.line != line && process.not_after > now;
-        if orders_only && processes.get(&key).is_some_and(is_of_other) {
+        let Comes { line, orders_only } = comes;
+        if orders_only && processes.get(&key).is_some_and(|process| process.line != line) {
             // An instance is a process's own word: nobody who was revoked speaks for one that was not.
             let detail = "the instance is of a process that has another SVID";
             return Err(Refusal::new(Reason::ProtocolViolation, detail));
@@ -173,7 +176,7 @@ impl Board {
         let process = processes.entry(key.clone()).or_insert_with(new);
         process.drained = false;
         process.serial.clone_from(&peer.serial);
-        process.line = line;
+        process.line.clone_from(&line);
         process.not_after = process.not_after.max(peer.not_after);
         let stream = Stream {
             id,
@@ -190,6 +193,7 @@ impl Board {
             board: self.clone(),
             process: key,
             id,
+            line,
             cancel,
             orders_only,
         })
@@ -202,7 +206,7 @@ impl Board {
     pub async fn forget_ended(&self, registry: &Registry) -> Result<Vec<(AgentName, String)>, Refusal> {
         // Read first: whoever comes meanwhile stands on the board before anything is noted of it.
         let granted = registry.granted_leases().await?;
-        let svids = svids(registry).await?;
+        let svids = Svids::read(registry).await?;
         let now = self.clock.now();
         let mut processes = self.lock();
         processes.retain(|_, process| process.stream.is_some() || process.not_after(&svids) > now);
@@ -219,8 +223,7 @@ impl Board {
         version: (u64, u64),
         published: &Published,
     ) -> Result<Progress, Refusal> {
-        // Of a process that is away, the last SVID that its agent got may be its own.
-        let (svids, drifted) = (svids(registry).await?, registry.drifted_lines().await?);
+        let (svids, drifted) = (Svids::read(registry).await?, registry.drifted_lines().await?);
         let (now, asked) = (self.clock.now(), boottime());
         let committed = published.committed.filter(|_| published.set.version() == version);
         let mut progress = Progress {
@@ -236,12 +239,12 @@ impl Board {
             last_ms: None,
         };
         let processes = self.lock();
-        for (agent, not_after) in &svids {
+        for (agent, not_after) in svids.agents() {
             let mut own = processes.values().filter(|process| process.agent == *agent).peekable();
-            if *not_after > now && (own.peek().is_none() || own.any(|process| process.drained)) {
+            if not_after > now && (own.peek().is_none() || own.any(|process| process.drained)) {
                 progress.away.push(Away {
                     agent: agent.to_string(),
-                    stopped_by: *not_after,
+                    stopped_by: not_after,
                 });
             }
         }
@@ -252,12 +255,17 @@ impl Board {
                 continue;
             }
             let connected = process.stream.is_some();
-            let (stopped_by, stopped_how) = process.grants.stopped_by(asked, process.not_after(&svids), now);
+            let (standing, not_after) = (process.standing(&drifted, now), process.not_after(&svids));
+            let (stopped_by, stopped_how) = match standing {
+                // What it serves is stopped: until then it may come and be told to end its agent.
+                Reach::Drifted => (not_after, "svid"),
+                Reach::Soon | Reach::Vanished => process.grants.stopped_by(asked, not_after, now),
+            };
             if !connected && stopped_by < now {
                 // Certainly stopped already.
                 continue;
             }
-            let of = match process.standing(&drifted, now) {
+            let of = match standing {
                 Reach::Soon => &mut progress.missing,
                 Reach::Vanished => &mut progress.vanished,
                 Reach::Drifted => &mut progress.drifted,
@@ -278,7 +286,7 @@ impl Board {
     /// # Errors
     /// The store fails.
     pub async fn standing(&self, registry: &Registry) -> Result<Vec<Standing>, Refusal> {
-        let svids = svids(registry).await?;
+        let svids = Svids::read(registry).await?;
         let (now, asked) = (self.clock.now(), boottime());
         let processes = self.lock();
         let standing = processes.values().map(|process| {
@@ -309,7 +317,7 @@ impl Board {
     ) -> Result<Progress, Refusal> {
         let mut changed = self.changed.subscribe();
         let deadline = tokio::time::Instant::now() + wait;
-        let svids = svids(registry).await?;
+        let svids = Svids::read(registry).await?;
         let mut drifted = registry.drifted_lines().await?;
         let mut look = tokio::time::Instant::now() + LOOK;
         // Cheap, since each acknowledgement of a fleet comes by here; the whole is put together once.
@@ -327,7 +335,7 @@ impl Board {
     }
 
     /// Whether a process that may say so soon has not enforced it.
-    fn is_awaited(&self, version: (u64, u64), svids: &BTreeMap<AgentName, u64>, drifted: &Drifted) -> bool {
+    fn is_awaited(&self, version: (u64, u64), svids: &Svids, drifted: &Drifted) -> bool {
         let (now, asked) = (self.clock.now(), boottime());
         self.lock().values().any(|process| {
             let (at, _) = process.grants.stopped_by(asked, process.not_after(svids), now);
@@ -370,18 +378,6 @@ fn has_room(processes: &Processes, key: &(AgentName, String), orders_only: bool)
     Ok(())
 }
 
-/// When the last SVID of each agent ends.
-async fn svids(registry: &Registry) -> Result<BTreeMap<AgentName, u64>, Refusal> {
-    let snapshot = registry.store.snapshot(crate::registry::keys::SVIDS).await?;
-    let mut last = BTreeMap::new();
-    for entry in &snapshot.entries {
-        let svid: SvidRecord = crate::registry::decode(entry)?.value;
-        let held = last.entry(svid.agent).or_insert(0);
-        *held = svid.not_after.max(*held);
-    }
-    Ok(last)
-}
-
 impl Process {
     fn new(agent: AgentName, instance: String) -> Self {
         Self {
@@ -414,8 +410,8 @@ impl Process {
     }
 
     /// When the last SVID ends that it may hold: it may have renewed since it opened its stream.
-    fn not_after(&self, svids: &BTreeMap<AgentName, u64>) -> u64 {
-        let latest = svids.get(&self.agent).copied().unwrap_or_default();
+    fn not_after(&self, svids: &Svids) -> u64 {
+        let latest = svids.end_of(&self.agent, &self.line).unwrap_or_default();
         self.not_after.max(latest)
     }
 

@@ -15,6 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::board::Comes;
+use super::line;
 use super::session::Task;
 use super::{Board, Publisher};
 use crate::ca::Ca;
@@ -120,7 +121,7 @@ impl KillService {
         let hello = causes.hellos.first(&peer.id.agent, &mut inbound, hello).await?;
         hello::instance(&hello.instance)?;
         let comes = Comes {
-            line: self.registry.line_of(&peer.id.agent, &peer.serial).await?,
+            line: line::spoken_for(&self.registry, &self.trust.load(), &peer).await?,
             orders_only,
         };
         let open = self.board.open(&peer, &hello.instance, comes)?;

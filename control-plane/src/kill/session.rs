@@ -225,7 +225,8 @@ impl Task {
         let late = published.set.version() == version;
         match waiting {
             Some(version) if !ack.rejected.is_empty() || version == (ack.term, ack.epoch) => {}
-            None if late => {}
+            // Nobody is asked again for what it could not take, but for what its disk did not.
+            None if late && (ack.rejected.is_empty() || ack.rejected == NOT_PERSISTED) => {}
             _ => {
                 return Err(Refusal::new(
                     Reason::ProtocolViolation,
@@ -316,6 +317,7 @@ impl Task {
                 agent: self.peer.id.agent.clone(),
                 instance: self.instance.clone(),
                 serial: self.peer.serial.clone(),
+                line: Some(self.open.line.clone()),
                 leases: leases.clone(),
                 drained: false,
             };

@@ -62,6 +62,9 @@ pub struct GrantedLease {
     pub instance: String,
     /// The serial of the SVID that it showed.
     pub serial: String,
+    /// The line which that one is of.
+    #[serde(default)]
+    pub line: Option<String>,
     /// What it was granted last, and what before, as long as it may go by that.
     pub leases: Vec<Lease>,
     /// It has said that it ends: nothing runs, unless it is started again out of reach with what it left.

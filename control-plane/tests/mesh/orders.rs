@@ -190,6 +190,39 @@ async fn who_was_revoked_does_not_speak_for_another_process() {
     assert_eq!(instances(&shown["missing"]), [instance.as_str()], "{shown}");
 }
 
+/// One SVID of a line was stolen and revoked; the process has a later one, and goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_stole_an_earlier_svid_does_not_speak_for_the_process_that_renewed_it() {
+    let mesh = Mesh::dev().await;
+    let mut planner = mesh.joined("planner").await;
+    let stolen = planner.connected_for_orders().await.unwrap();
+    let serial = planner.svid.current().unwrap().identity.serial.clone();
+    planner.renew(b"code").await.unwrap();
+    let body = json!({"serial": serial, "reason": "stolen"});
+    mesh.admin.ok("POST", "/v1/agents/planner/revoke", body).await;
+    let instance = fresh();
+    let mut good = running(&planner, &instance).await;
+    let refused = Stream::open_on(stolen.clone(), &planner, &instance, None).await;
+    assert_eq!(why(&refused.map(drop).unwrap_err()), "protocol_violation");
+    let order = kill(&mesh, json!({"kind": "agent", "agent": "planner"})).await;
+    let (set, _) = good.set().await;
+    assert_eq!(json!(set.epoch), order["epoch"], "its stream goes on");
+    let _unsaid = good.broken();
+    noticed_cut(&mesh, 1).await;
+    // Under a name of its own it says what it likes: of itself.
+    let named = fresh();
+    let mut thief = Stream::open_on(stolen, &planner, &named, None).await.unwrap();
+    let (set, _) = thief.set().await;
+    thief.ack(&set).await;
+    eventually("the acknowledgement of the thief", async || {
+        let shown = progress(&mesh, &order, 0).await;
+        (instances(&shown["enforced"]) == [named.clone()]).then_some(())
+    })
+    .await;
+    let shown = progress(&mesh, &order, 0).await;
+    assert_eq!(instances(&shown["missing"]), [instance.as_str()], "{shown}");
+}
+
 /// The row of a process stays its own, however often it renews; and what drifted is a process, not an agent.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drift_names_the_process_that_reported_it_also_where_that_renewed() {

@@ -93,10 +93,19 @@ impl TrustState {
 
     /// Why this peer is revoked, if it is.
     pub fn revoked(&self, peer: &PeerIdentity) -> Option<&'static str> {
-        if self.serials.contains_key(&(peer.issuer, peer.serial.clone())) {
+        self.reason_of(&peer.id.agent, (&peer.issuer, &peer.serial), peer.result.generation)
+    }
+
+    /// Whether an SVID is revoked that this issuer gave this agent, of this generation.
+    pub fn has_revoked(&self, agent: &AgentName, svid: (&Digest, &str), generation: u64) -> bool {
+        self.reason_of(agent, svid, generation).is_some()
+    }
+
+    fn reason_of(&self, agent: &AgentName, (issuer, serial): (&Digest, &str), generation: u64) -> Option<&'static str> {
+        if self.serials.contains_key(&(*issuer, serial.to_owned())) {
             return Some(REVOKED_SERIAL);
         }
-        let below = self.generations.get(&peer.id.agent).copied().unwrap_or(0);
-        (peer.result.generation < below).then_some(REVOKED_GENERATION)
+        let below = self.generations.get(agent).copied().unwrap_or(0);
+        (generation < below).then_some(REVOKED_GENERATION)
     }
 }

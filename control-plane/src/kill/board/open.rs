@@ -23,6 +23,8 @@ pub(in crate::kill) struct Open {
     pub(super) board: Arc<Board>,
     pub(super) process: (AgentName, String),
     pub(super) id: u64,
+    /// The line of SVIDs that it speaks for.
+    pub(in crate::kill) line: String,
     pub(in crate::kill) cancel: CancellationToken,
     /// It is for orders alone.
     pub(in crate::kill) orders_only: bool,
@@ -89,6 +91,7 @@ impl Open {
                 agent: process.agent.clone(),
                 instance: process.instance.clone(),
                 serial: process.serial.clone(),
+                line: Some(process.line.clone()),
                 leases: process.noted.clone(),
                 drained: true,
             });
