@@ -57,10 +57,11 @@ impl Bucket {
         Ok(())
     }
 
-    /// One less, also where none is left: how long to wait until that is made up for.
+    /// One less, also where none is left: how long to wait until that is made up for. Nobody owes more than once all of it,
+    /// whatever others caused under the same name.
     fn owe(&mut self) -> Duration {
         self.refill();
-        self.tokens -= 1.0;
+        self.tokens = (self.tokens - 1.0).max(-self.rate.burst);
         Duration::from_secs_f64((-self.tokens).max(0.0) / self.rate.per_second)
     }
 }

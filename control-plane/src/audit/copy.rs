@@ -23,8 +23,9 @@ pub const MAX_SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
 /// Leaves between two checkpoints: a sidecar signs every 5 s, and this is 13,000 requests a second; 4 MiB.
 const MAX_UNCOVERED: usize = 131_072;
 
-/// What a segment counts at least of what an agent may keep: with its rows it is two files.
-pub const LEAST_SEGMENT: u64 = 128 * 1024;
+/// What a segment counts at least of what an agent may keep: with its rows it is two files. All 256 sidecars that an agent may
+/// have close one an hour where they have little to record, and 10 GiB hold that for 90 days.
+pub const LEAST_SEGMENT: u64 = 16 * 1024;
 /// Bytes of the open segment that are read at once when a copy is opened.
 const READ_AT_ONCE: usize = 1024 * 1024;
 

@@ -37,6 +37,8 @@ const CLOSED_OF_AGENT: Rate = Rate {
     burst: 2_048.0,
     per_second: 8.0,
 };
+/// Longest wait for it: half of what a sidecar waits for an answer before it comes anew.
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
 /// What is left of these rates.
 #[derive(Debug)]
@@ -74,7 +76,7 @@ impl Pace {
     /// A segment was closed: how long its answer waits.
     pub(super) fn after_closing(&self, agent: &AgentName, log: &str) -> Duration {
         let of_log = self.closed.owe(&format!("{agent}/{log}"));
-        of_log.max(self.closed_of_agents.owe(agent.as_str()))
+        of_log.max(self.closed_of_agents.owe(agent.as_str())).min(LONGEST_WAIT)
     }
 }
 
@@ -93,7 +95,13 @@ mod tests {
         for n in 0..2_048 {
             let _ = pace.after_closing(&liar, &n.to_string());
         }
-        assert!(!pace.after_closing(&liar, "another").is_zero());
+        for n in 0..2_048 {
+            let _ = pace.after_closing(&liar, &n.to_string());
+        }
+        assert_eq!(pace.after_closing(&liar, "another"), LONGEST_WAIT);
+        // What was owed is made up for, however much there was of it.
+        tokio::time::sleep(Duration::from_secs(2_048 / 8)).await;
+        assert!(pace.after_closing(&liar, "yet another") < Duration::from_secs(1));
         assert!(pace.after_closing(&honest, "one").is_zero());
     }
 

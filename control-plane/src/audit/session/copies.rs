@@ -348,7 +348,10 @@ impl Session {
         };
         let now = self.audit.clock.now() * 1_000;
         let (open, done) = blocking(move || {
-            let done = open.copy.close(checkpoint.as_ref()).and_then(|()| open.copy.sweep(now));
+            // Before as well: bounds that a person has narrowed since let go first of what is past them.
+            let swept = open.copy.sweep(now);
+            let closed = swept.and_then(|_| open.copy.close(checkpoint.as_ref()));
+            let done = closed.and_then(|()| open.copy.sweep(now));
             (open, done)
         })
         .await?;

@@ -224,8 +224,10 @@ impl Watching {
                     self.checked = tokio::time::Instant::now();
                 }
                 seen = self.seen.next() => match seen {
-                    Ok(seen) => if let Some(event) = self.shown(&seen) {
-                        return Some(event);
+                    Ok(seen) => match self.shown(&seen) {
+                        Some(event) => return Some(event),
+                        // What comes without a wait would else be looked through without a pause.
+                        None => tokio::task::consume_budget().await,
                     },
                     Err(Missed(missed)) => return Event::default().event("missed").json_data(missed).ok(),
                 },
