@@ -320,3 +320,33 @@ fn links_in_the_documentation_resolve() {
     }
     assert!(broken.is_empty(), "links that lead nowhere: {broken:#?}");
 }
+
+/// Each attack that the documentation names has a test of that name in that file.
+#[test]
+fn attacks_in_the_documentation_have_their_tests() {
+    let page = std::fs::read_to_string(root().join("docs/security.md")).unwrap();
+    let (_, table) = page
+        .split_once("## Attacks and their tests")
+        .expect("the page ends with the attacks");
+    let mut sections = 0;
+    for section in table.split("\n### ").skip(1) {
+        let title = section.lines().next().unwrap_or_default();
+        let rows: Vec<_> = section.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+        assert!(!rows.is_empty(), "{title} names no attack");
+        for row in rows {
+            let tests = row.trim_end_matches(" |").rsplit(" | ").next().unwrap_or_default();
+            let mut words = tests.split('`').skip(1).step_by(2);
+            let named = words.clone().count();
+            assert!(named >= 2 && named % 2 == 0, "{title}: no file and test in {row}");
+            while let (Some(file), Some(test)) = (words.next(), words.next()) {
+                let text = std::fs::read_to_string(root().join(file)).unwrap_or_default();
+                assert!(
+                    text.contains(&format!("fn {test}(")),
+                    "{title}: no test {test} in {file}"
+                );
+            }
+        }
+        sections += 1;
+    }
+    assert!(sections > 0, "the page names no attacks");
+}
