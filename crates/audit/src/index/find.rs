@@ -1,14 +1,17 @@
 //! The newest records that are asked for, over any number of logs.
 
-use std::collections::BTreeMap;
+mod shares;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Filter;
-use super::row::{ROW_BYTES, Wanted, rows};
+use super::row::{ROW_BYTES, Wanted, counted, rows};
 use crate::log::{LogError, Manifest, name_of, segment_path, segments};
 use crate::record::{MAX_RECORD_BYTES, Record};
+use shares::Shares;
 
 /// How far ahead a sidecar's clock may be, in milliseconds: what the mesh tolerates in signatures.
 const SKEW_MILLIS: u64 = 300_000;
@@ -53,7 +56,8 @@ pub struct Bounds<'a> {
     pub limit: usize,
     /// Bytes of their lines after which no more are answered.
     pub bytes: usize,
-    /// Rows that are looked through at most.
+    /// Rows that are looked through at most. Where the logs are of several agents and have more, each agent has a share: what one
+    /// records without end leaves the others' to them.
     pub rows: u64,
     /// Only what stands after this in the order of hits.
     pub after: Option<&'a Cursor>,
@@ -66,6 +70,8 @@ pub struct Found {
     pub hits: Vec<Hit>,
     /// After what to go on, where there may be more; a page may be short, or empty, all the same.
     pub next: Option<Cursor>,
+    /// Agents with more rows than their share: of these, older records were not looked through.
+    pub left_out: BTreeSet<String>,
 }
 
 struct Part<'a> {
@@ -73,6 +79,8 @@ struct Part<'a> {
     name: String,
     segment: u64,
     records: Option<u64>,
+    /// As many rows, or about as many where it is open.
+    rows: u64,
     /// No record in it is newer.
     newest: u64,
 }
@@ -81,7 +89,7 @@ struct Part<'a> {
 /// that is not answered, but for those whose rows were made to look like it, and of these as few as a page has.
 ///
 /// # Errors
-/// A log can't be read, or there is more to look through than may be.
+/// A log can't be read, or one agent alone has more to look through than may be.
 pub fn find(logs: &[Log], filter: &Filter, bounds: &Bounds<'_>) -> Result<Found, LogError> {
     let mut parts = Vec::new();
     for log in logs {
@@ -94,14 +102,20 @@ pub fn find(logs: &[Log], filter: &Filter, bounds: &Bounds<'_>) -> Result<Found,
         most: bounds.limit.saturating_add(1),
         after: bounds.after,
     };
-    let mut rows_left = bounds.rows;
+    let is_too_old = |part: &Part<'_>| filter.since.is_some_and(|since| part.newest < since);
+    parts.retain(|part| !is_too_old(part));
+    let mut shares = Shares::of(bounds.rows, &parts);
     for part in &parts {
-        if best.is_past(part.newest) || filter.since.is_some_and(|since| part.newest < since) {
+        if best.is_past(part.newest) {
             break;
         }
-        search(part, &wanted, &mut rows_left, &mut best)?;
+        search(part, &wanted, &mut shares, &mut best)?;
     }
-    answer(best.places, filter, bounds)
+    let found = answer(best.places, filter, bounds)?;
+    Ok(Found {
+        left_out: shares.left_out(),
+        ..found
+    })
 }
 
 /// Reads what the rows told of.
@@ -188,20 +202,27 @@ fn parts_of(log: &Log) -> Result<Vec<Part<'_>>, LogError> {
             name: name.clone(),
             segment,
             records: closed.map(|closed| closed.records),
+            rows: closed.map_or_else(|| counted(&log.dir, segment), |closed| closed.records),
             newest,
         }
     };
     Ok(present.map(part).collect())
 }
 
-fn search<'a>(part: &Part<'a>, wanted: &Wanted<'_>, rows_left: &mut u64, best: &mut Best<'a>) -> Result<(), LogError> {
+fn search<'a>(
+    part: &Part<'a>,
+    wanted: &Wanted<'_>,
+    shares: &mut Shares<'a>,
+    best: &mut Best<'a>,
+) -> Result<(), LogError> {
+    if !shares.take(part)? {
+        return Ok(());
+    }
     let held = match rows(&part.log.dir, part.segment, part.records) {
         // A quota took it meanwhile.
         Err(LogError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         held => held?,
     };
-    let count = (held.len() / ROW_BYTES) as u64;
-    *rows_left = rows_left.checked_sub(count).ok_or(LogError::Search)?;
     let latest = latest(part.log, part.segment);
     for row in held.chunks_exact(ROW_BYTES).rev() {
         if let Some((at, offset)) = wanted.hit(row, latest) {

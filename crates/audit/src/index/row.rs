@@ -83,6 +83,11 @@ pub(crate) fn is_beside(dir: &Path) -> bool {
     all.into_iter().any(|segment| path(dir, segment).is_file())
 }
 
+/// How many rows stand beside a segment.
+pub(super) fn counted(dir: &Path, segment: u64) -> u64 {
+    fs::metadata(path(dir, segment)).map_or(0, |file| file.len() / ROW_BYTES as u64)
+}
+
 /// The rows of a segment that is being received.
 #[derive(Debug)]
 pub struct Rows {

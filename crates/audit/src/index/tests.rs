@@ -270,19 +270,108 @@ fn rows_that_look_like_what_is_asked_cost_a_page_of_reads_and_hide_nothing() {
     assert_eq!((hits, pages), (vec![5, 4, 3, 2, 1], 6));
 }
 
+/// Rows of a log's closed segments.
+fn closed(log: &Log) -> u64 {
+    let closed = crate::log::Manifest::read(&log.dir).unwrap().closed;
+    closed.iter().map(|closed| closed.records).sum()
+}
+
+/// A log of one agent with records of these times, a few to a segment.
+fn log_of(dir: &Path, agent: &str, times: impl Iterator<Item = u64>) -> Log {
+    let path = dir.join(fresh_name());
+    let (mut writer, _) = Writer::open(&path, Options::default()).unwrap();
+    for (nth, at) in times.enumerate() {
+        if nth % 10 == 0 {
+            writer.rotate().unwrap();
+        }
+        writer.append(decision("allow", agent, ""), at).unwrap();
+    }
+    writer.rotate().unwrap();
+    Log {
+        agent: agent.into(),
+        dir: path,
+    }
+}
+
+/// However much a few agents record: the others' records are found, theirs as far as their share reaches, and it is said whose
+/// were left out.
+#[test]
+fn who_records_without_end_hides_nobody_elses_records_from_a_search() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut logs = vec![
+        log_of(dir.path(), "hostile", (0..400).map(|n| 10_000 + n)),
+        log_of(dir.path(), "hostile-too", (0..300).map(|n| 20_000 + n)),
+    ];
+    // Older than anything of those.
+    logs.extend((0..5).map(|n| log_of(dir.path(), &format!("honest-{n}"), 100..120)));
+    let most = Bounds {
+        rows: 300,
+        ..bounds(10, None)
+    };
+    let asked = |tool: &str| {
+        let tool = Some(tool.to_owned());
+        let filter = Filter {
+            tool,
+            ..Filter::default()
+        };
+        find(&logs, &filter, &most).unwrap()
+    };
+    let both: Vec<_> = ["hostile", "hostile-too"].map(str::to_owned).into();
+    let left_out = |found: &Found| found.left_out.iter().cloned().collect::<Vec<_>>();
+    for n in 0..5 {
+        let found = asked(&format!("honest-{n}"));
+        assert_eq!(times(&found.hits), naive_times(100..120, 10), "{n}");
+        assert_eq!(left_out(&found), both);
+    }
+    let found = asked("hostile");
+    assert_eq!(
+        times(&found.hits),
+        naive_times(10_000..10_400, 10),
+        "their newest are there"
+    );
+    // What one alone has is within the bound, or it is said that it is not.
+    let alone = Filter::default();
+    let own = Bounds { rows: 300, ..most };
+    assert!(find(&logs[1..2], &alone, &own).unwrap().left_out.is_empty());
+    let sparse = Filter {
+        tool: Some("none".into()),
+        ..Filter::default()
+    };
+    assert!(matches!(
+        find(&logs[..1], &sparse, &own),
+        Err(crate::log::LogError::Search)
+    ));
+}
+
+/// The newest `count` of these times, newest first.
+fn naive_times(times: std::ops::Range<u64>, count: usize) -> Vec<u64> {
+    times.rev().take(count).collect()
+}
+
 #[test]
 fn a_search_ends_at_its_bounds() {
     let dir = tempfile::tempdir().unwrap();
     let logs = logs(dir.path(), 200, 4_096);
     let all = Filter::default();
+    // The open segments have no rows yet, and are not counted.
+    let closed: u64 = logs.iter().map(|log| closed(log)).sum();
     let few = Bounds {
-        rows: 199,
+        rows: closed - 1,
         ..bounds(500, None)
     };
-    assert!(matches!(find(&logs, &all, &few), Err(crate::log::LogError::Search)));
-    assert_eq!(find(&logs, &all, &Bounds { rows: 200, ..few }).unwrap().hits.len(), 200);
+    let all_rows = Bounds { rows: closed, ..few };
+    assert_eq!(find(&logs, &all, &all_rows).unwrap().hits.len(), 200);
     // What is newer than a page has is found without a look at the rest.
     assert_eq!(find(&logs, &all, &Bounds { limit: 3, ..few }).unwrap().hits.len(), 3);
+    // Of one agent there is nobody else's to be answered.
+    let own = Bounds {
+        rows: closed / 2 - 10,
+        ..few
+    };
+    assert!(matches!(
+        find(&logs[..1], &all, &own),
+        Err(crate::log::LogError::Search)
+    ));
     let short = Bounds {
         bytes: 1_000,
         ..bounds(500, None)

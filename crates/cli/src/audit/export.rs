@@ -37,7 +37,8 @@ pub(super) async fn perform(globals: &Globals, verb: &Export) -> anyhow::Result<
         return Ok(ExitCode::SUCCESS);
     }
     let written = found(&admin, &verb.wanted, MAX_EXPORT, each).await?;
-    if written >= MAX_EXPORT {
+    written.note();
+    if written.seen >= MAX_EXPORT {
         output::note(format!(
             "ended after {MAX_EXPORT} records; narrow it with --since and --until"
         ));
@@ -48,7 +49,7 @@ pub(super) async fn perform(globals: &Globals, verb: &Export) -> anyhow::Result<
 /// All records of a trace from all ends, oldest first, and whether that is all: an end names its decision, not the trace.
 async fn trace(admin: &Admin, wanted: &Wanted) -> Result<(Vec<Value>, bool), Failure> {
     let mut items = Vec::new();
-    found(admin, wanted, MAX_TRACE, |item| items.push(item.clone())).await?;
+    let mut searched = found(admin, wanted, MAX_TRACE, |item| items.push(item.clone())).await?;
     let whole = items.len() < MAX_TRACE;
     let decisions: Vec<_> = items
         .iter()
@@ -60,11 +61,12 @@ async fn trace(admin: &Admin, wanted: &Wanted) -> Result<(Vec<Value>, bool), Fai
             ..Wanted::default()
         };
         let is_end = |item: &&Value| item["record"]["kind"] == "end";
-        found(admin, &of_it, MAX_TRACE, |item| {
+        let ends = found(admin, &of_it, MAX_TRACE, |item| {
             items.extend(Some(item).filter(is_end).cloned())
-        })
-        .await?;
+        });
+        searched.and(ends.await?);
     }
+    searched.note();
     items.sort_by_key(|item| item["record"]["at"].as_u64());
     Ok((items, whole))
 }

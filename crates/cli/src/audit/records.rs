@@ -1,5 +1,6 @@
 //! `aip audit query`, and how records are asked for and shown.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -13,6 +14,8 @@ use crate::output::{self, Table, brief, cell, timestamp};
 
 /// Rows of a page.
 pub(super) const PAGE: usize = 500;
+/// Agents that are named of those left out.
+const SHOWN: usize = 20;
 
 /// A moment in Unix milliseconds: `15m` ago, or a time as RFC 3339 writes it.
 pub(super) fn time(text: &str) -> Result<u64, String> {
@@ -63,28 +66,71 @@ pub(super) fn asked(mut path: String, wanted: &Wanted, cursor: Option<&str>) -> 
     path
 }
 
+/// What came of a search.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Records that were told of.
+    pub(super) seen: usize,
+    /// Agents with so many records that older ones were not looked through.
+    pub(super) left_out: BTreeSet<String>,
+}
+
+impl Found {
+    /// What this and another search left out.
+    pub(super) fn and(&mut self, other: Self) {
+        self.left_out.extend(other.left_out);
+    }
+
+    /// Says what was left out, where anything was.
+    pub(super) fn note(&self) {
+        if let Some(words) = self.words() {
+            output::note(words);
+        }
+    }
+
+    fn words(&self) -> Option<String> {
+        let names: Vec<_> = self.left_out.iter().take(SHOWN).map(|name| brief(name)).collect();
+        let more = self.left_out.len().saturating_sub(SHOWN);
+        let more = if more > 0 {
+            format!(", and {more} more")
+        } else {
+            String::new()
+        };
+        (!names.is_empty()).then(|| {
+            format!(
+                "aip: older records of {}{more} were not looked through: there are too many; ask for each with --agent, or with --since",
+                names.join(", ")
+            )
+        })
+    }
+}
+
 /// Up to `limit` records, newest first; `each` is told of each as it comes.
 pub(super) async fn found(
     admin: &Admin,
     wanted: &Wanted,
     limit: usize,
     mut each: impl FnMut(&Value),
-) -> Result<usize, Failure> {
-    let (mut seen, mut cursor) = (0, None::<String>);
-    while seen < limit && !output::is_unread() {
+) -> Result<Found, Failure> {
+    let (mut found, mut cursor) = (Found::default(), None::<String>);
+    while found.seen < limit && !output::is_unread() {
         let page = admin
-            .get(&path(wanted, PAGE.min(limit - seen), cursor.as_deref()))
+            .get(&path(wanted, PAGE.min(limit - found.seen), cursor.as_deref()))
             .await?;
         let items = page["items"].as_array().map(Vec::as_slice).unwrap_or_default();
-        items.iter().take(limit - seen).for_each(&mut each);
-        seen += items.len();
+        items.iter().take(limit - found.seen).for_each(&mut each);
+        found.seen += items.len();
+        let left_out = page["left_out"].as_array().into_iter().flatten();
+        found
+            .left_out
+            .extend(left_out.filter_map(|name| name.as_str().map(str::to_owned)));
         match page["next"].as_str() {
             // A page may be empty, and there are more all the same.
             Some(next) if cursor.as_deref() != Some(next) => cursor = Some(next.to_owned()),
             _ => break,
         }
     }
-    Ok(seen)
+    Ok(found)
 }
 
 pub(super) const HEADINGS: [&str; 9] = [
@@ -161,7 +207,7 @@ pub(super) async fn query(
             let admin = Admin::open(globals)?;
             let mut items = Vec::new();
             let work = found(&admin, wanted, limit, |item| items.push(item.clone()));
-            output::waiting("searching", work).await?;
+            output::waiting("searching", work).await?.note();
             items
         }
     };
@@ -193,6 +239,18 @@ mod tests {
         for bad in ["", "m", "yesterday", "-3m", "1970-01-01", "99999999999999999999d", "5µ"] {
             assert!(time(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn whose_records_were_left_out_is_said() {
+        let mut found = Found::default();
+        assert_eq!(found.words(), None);
+        found.left_out = (0..25).map(|n| format!("a{n:02}")).collect();
+        let words = found.words().unwrap();
+        assert!(
+            words.contains("a00, a01, ") && words.contains("a19, and 5 more"),
+            "{words}"
+        );
     }
 
     #[test]

@@ -113,7 +113,8 @@ async fn find(admin: &Admin, verb: &Replay) -> Result<Recorded, Failure> {
     match &verb.dir {
         Some(dir) => items = files::found(dir, &wanted, MOST_FOUND)?,
         None => {
-            records::found(admin, &wanted, MOST_FOUND, |item| items.push(item.clone())).await?;
+            let searched = records::found(admin, &wanted, MOST_FOUND, |item| items.push(item.clone()));
+            searched.await?.note();
         }
     }
     chosen(items.into_iter().filter_map(Recorded::of).collect(), verb)

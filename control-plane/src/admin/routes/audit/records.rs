@@ -27,7 +27,8 @@ use crate::refusal::{Reason, Refusal};
 
 /// Comments between events: below what proxies cut.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Records whose rows one search looks through: more than one agent's logs have at the default retention, and some GB.
+/// Records whose rows one search looks through: more than one agent's logs have at the default retention, and some GB. Of several
+/// agents that have more, each has a share of it.
 const MAX_ROWS: u64 = 100_000_000;
 /// How often a watch looks whether its token is still good.
 const TOKEN_CHECK: Duration = Duration::from_secs(5);
@@ -106,6 +107,17 @@ impl From<Hit> for Found {
     }
 }
 
+/// A page of records.
+#[derive(Serialize, ToSchema)]
+struct FoundPage {
+    #[serde(flatten)]
+    page: Page<Found>,
+    /// Agents whose older records were not looked through, since all together have more than one search may look through: ask
+    /// for one of them, or for a shorter time up to now.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    left_out: Vec<String>,
+}
+
 fn written(place: &Cursor) -> String {
     format!("{}/{}/{}/{}", place.at, place.log, place.segment, place.offset)
 }
@@ -121,13 +133,10 @@ fn read(text: &str) -> Option<Cursor> {
     })
 }
 
-/// Records of sidecars, newest first. A page is cut short where its records are large; whether there are more, `next` says.
-#[utoipa::path(get, path = "/v1/audit/records", tag = "audit", params(Query), responses((status = 200, body = Page<Found>)))]
-async fn records(
-    State(api): State<Arc<Api>>,
-    caller: Caller,
-    Params(query): Params<Query>,
-) -> Answer<Json<Page<Found>>> {
+/// Records of sidecars, newest first. A page is cut short where its records are large, and may be empty; whether there are more,
+/// `next` says.
+#[utoipa::path(get, path = "/v1/audit/records", tag = "audit", params(Query), responses((status = 200, body = FoundPage)))]
+async fn records(State(api): State<Arc<Api>>, caller: Caller, Params(query): Params<Query>) -> Answer<Json<FoundPage>> {
     let page = PageQuery {
         limit: query.limit,
         cursor: query.cursor.clone(),
@@ -161,11 +170,10 @@ async fn records(
         Refusal::new(reason, error.to_string())
     })?;
     let next = found.next.map(|place| cursor(&written(&place)));
-    Ok(Json(page_of(
-        &api,
-        found.hits.into_iter().map(Found::from).collect(),
-        next,
-    )))
+    Ok(Json(FoundPage {
+        page: page_of(&api, found.hits.into_iter().map(Found::from).collect(), next),
+        left_out: found.left_out.into_iter().collect(),
+    }))
 }
 
 /// Records as they come (`text/event-stream`): events `record`; `missed` with how many, for a reader who falls behind;
