@@ -1,10 +1,14 @@
 //! What unit tests start from.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use aip_api::TrustDomain;
+use aip_api::attestation::{AttestationResult, Confirmation};
+use aip_api::evidence::{Assurance, Enforcement};
 use aip_api::resource::{MeshConfig, MeshMode};
+use aip_api::{Digest, TrustDomain};
 use aip_runtime::sealing::SealingKey;
+use aip_runtime::x509::PeerIdentity;
 
 use crate::ca::Ca;
 use crate::ca::material::Material;
@@ -52,5 +56,43 @@ pub(crate) async fn mesh_in(store: Store, mode: MeshMode) -> TestMesh {
     TestMesh {
         registry,
         ca: Arc::new(ca),
+    }
+}
+
+/// When no SVID of a test ends.
+const NOT_AFTER: u64 = u64::MAX / 2;
+
+/// A peer that showed this SVID.
+pub(crate) fn peer(agent: &str, serial: &str) -> PeerIdentity {
+    let id: aip_api::SpiffeId = format!("spiffe://aip.internal/agent/{agent}").parse().unwrap();
+    let digest = Digest::sha256(serial.as_bytes());
+    let result = AttestationResult {
+        iss: String::new(),
+        sub: id.clone(),
+        iat: 0,
+        exp: NOT_AFTER,
+        nonce: String::new(),
+        cnf: Confirmation { jkt: digest },
+        owner: String::new(),
+        labels: BTreeMap::new(),
+        capabilities: Vec::new(),
+        code: digest,
+        config: None,
+        sidecar: digest,
+        attestor: "files".into(),
+        assurance: Assurance::Declared,
+        enforcement: Enforcement::Cooperative,
+        generation: 1,
+    };
+    PeerIdentity {
+        id,
+        result: Arc::new(result),
+        result_jws: "".into(),
+        serial: serial.into(),
+        issuer: digest,
+        not_before: 0,
+        not_after: NOT_AFTER,
+        jkt: digest,
+        point: Arc::from([].as_slice()),
     }
 }

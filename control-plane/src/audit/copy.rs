@@ -101,24 +101,14 @@ fn disk(error: &LogError) -> Refusal {
 }
 
 impl Copy {
-    /// Opens the copy in `dir`, or makes it. `hear` is given the records of its open segment, some at a time.
+    /// Opens the copy in `dir`, or makes it; what that flushes is on disk then. Its open segment is to be read before it is
+    /// written to.
     ///
     /// # Errors
     /// The disk does not allow it, or what is there is not what was written.
-    pub fn open(dir: &Path, options: Options, hear: impl FnMut(Vec<Record>)) -> Result<Self, Refusal> {
+    pub fn open(dir: &Path, options: Options) -> Result<Unread, Refusal> {
         let (writer, _) = Writer::open(dir, options).map_err(|e| disk(&e))?;
-        let (segment, _) = writer.segment();
-        let compared = before(&writer, dir, segment).map_err(|e| disk(&e))?;
-        let mut copy = Self {
-            rows: Rows::begin(dir, segment).map_err(|e| disk(&e))?,
-            writer,
-            compared,
-            leaves: VecDeque::new(),
-            partial: Vec::new(),
-            options,
-        };
-        copy.reread(segment, hear).map_err(|e| disk(&e))?;
-        Ok(copy)
+        Ok(Unread { writer, options })
     }
 
     fn reread(&mut self, segment: u64, mut hear: impl FnMut(Vec<Record>)) -> Result<(), LogError> {
@@ -184,27 +174,9 @@ impl Copy {
         self.writer.bounded(options);
     }
 
-    /// Drops segments that the bounds ask for; answers how many bytes went.
-    ///
-    /// # Errors
-    /// The disk does not allow it.
-    pub fn sweep(&mut self, now_millis: u64) -> Result<u64, Refusal> {
-        let before = self.bytes();
-        let (open, _) = self.writer.segment();
-        // The times of records are their sidecar's word: as old as a file is what was received then.
-        let young = young(self.writer.dir(), open, now_millis, self.options.total_millis)?;
-        let sizes = Options {
-            total_millis: u64::MAX,
-            ..self.options
-        };
-        for (sent, bounds) in [(open, sizes), (young, self.options)] {
-            self.writer.bounded(bounds);
-            let dropped = self.writer.sweep(sent, now_millis).map_err(|e| disk(&e))?;
-            if let Some(dropped) = dropped {
-                remove_rows(self.writer.dir(), dropped.through);
-            }
-        }
-        Ok(before.saturating_sub(self.bytes()))
+    /// Drops segments that the bounds ask for.
+    fn sweep(&mut self, now_millis: u64) -> Result<(), Refusal> {
+        sweep(&mut self.writer, self.options, now_millis)
     }
 
     /// What is gone by now.
@@ -212,8 +184,16 @@ impl Copy {
     /// # Errors
     /// The disk does not allow it.
     pub fn gone(&self) -> Result<Option<Gone>, Refusal> {
-        let manifest = Manifest::read(self.writer.dir()).map_err(|e| disk(&e))?;
-        Ok(Gone::of(&manifest))
+        gone(&self.writer)
+    }
+
+    /// Lets go of what is too old or too much, also of what another log needs the room of.
+    ///
+    /// # Errors
+    /// The disk does not allow it.
+    pub fn give_way(&mut self, options: Options, now_millis: u64) -> Result<(), Refusal> {
+        self.bounded(options);
+        self.sweep(now_millis)
     }
 
     /// Takes a chunk that begins where [`Self::place`] says. `covered`: sizes of which checkpoints speak, from
@@ -313,12 +293,20 @@ impl Copy {
         Ok(at)
     }
 
-    /// Closes the segment: when this returns, it is on disk, with the newest checkpoint that it reaches. Nothing where it is
-    /// empty.
+    /// Closes the segment, and lets go of what is too old or too much: when this returns, the segment is on disk, with the
+    /// newest checkpoint that it reaches.
     ///
     /// # Errors
     /// The disk does not allow it.
-    pub fn close(&mut self, checkpoint: Option<&TakenRow>) -> Result<(), Refusal> {
+    pub fn close(&mut self, checkpoint: Option<&TakenRow>, now_millis: u64) -> Result<(), Refusal> {
+        // Before as well: bounds that a person has narrowed since let go first of what is past them.
+        self.sweep(now_millis)?;
+        self.rotate(checkpoint)?;
+        self.sweep(now_millis)
+    }
+
+    /// Nothing where the segment is empty.
+    fn rotate(&mut self, checkpoint: Option<&TakenRow>) -> Result<(), Refusal> {
         let failed = |e: LogError| disk(&e);
         if self.writer.segment().1 == 0 {
             return Ok(());
@@ -353,16 +341,78 @@ impl Copy {
     }
 }
 
+/// A copy whose open segment has not been read yet: all that retention needs.
+#[derive(Debug)]
+pub struct Unread {
+    writer: Writer,
+    options: Options,
+}
+
+impl Unread {
+    /// Reads the open segment. `hear` is given its records, some at a time.
+    ///
+    /// # Errors
+    /// The disk does not allow it, or what is there is not what was written.
+    pub fn read(self, hear: impl FnMut(Vec<Record>)) -> Result<Copy, Refusal> {
+        let Self { writer, options } = self;
+        let (segment, _) = writer.segment();
+        let compared = before(&writer, segment).map_err(|e| disk(&e))?;
+        let mut copy = Copy {
+            rows: Rows::begin(writer.dir(), segment).map_err(|e| disk(&e))?,
+            writer,
+            compared,
+            leaves: VecDeque::new(),
+            partial: Vec::new(),
+            options,
+        };
+        copy.reread(segment, hear).map_err(|e| disk(&e))?;
+        Ok(copy)
+    }
+
+    /// Lets go of what is too old or too much; answers what it counts from then on of what its agent may keep, and what is
+    /// gone.
+    ///
+    /// # Errors
+    /// The disk does not allow it.
+    pub fn sweep(mut self, now_millis: u64) -> Result<(u64, Option<Gone>), Refusal> {
+        sweep(&mut self.writer, self.options, now_millis)?;
+        Ok((self.writer.weight(), gone(&self.writer)?))
+    }
+}
+
+fn sweep(writer: &mut Writer, options: Options, now_millis: u64) -> Result<(), Refusal> {
+    let (open, _) = writer.segment();
+    // The times of records are their sidecar's word: as old as a file is what was received then.
+    let young = young(writer.dir(), open, now_millis, options.total_millis)?;
+    let sizes = Options {
+        total_millis: u64::MAX,
+        ..options
+    };
+    for (sent, bounds) in [(open, sizes), (young, options)] {
+        writer.bounded(bounds);
+        let dropped = writer.sweep(sent, now_millis).map_err(|e| disk(&e))?;
+        if let Some(dropped) = dropped {
+            remove_rows(writer.dir(), dropped.through);
+        }
+    }
+    Ok(())
+}
+
+fn gone(writer: &Writer) -> Result<Option<Gone>, Refusal> {
+    let manifest = Manifest::read(writer.dir()).map_err(|e| disk(&e))?;
+    Ok(Gone::of(&manifest))
+}
+
 /// The tree before a segment.
-fn before(writer: &Writer, dir: &Path, segment: u64) -> Result<Tree, LogError> {
-    let manifest = aip_audit::log::Manifest::read(dir)?;
+fn before(writer: &Writer, segment: u64) -> Result<Tree, LogError> {
+    let manifest = Manifest::read(writer.dir())?;
     let last = segment.checked_sub(1).and_then(|last| manifest.of(last));
     let tree = last.and_then(aip_audit::log::Closed::tree);
     match tree {
         Some(tree) => Ok(tree),
         None if segment == 0 => Ok(Tree::default()),
         None => Err(LogError::Damaged {
-            path: dir.to_owned(),
+            path: writer.dir().to_owned(),
             line: 0,
             seq: Some(writer.size()),
             why: "how the segment before it ended is not known".into(),

@@ -205,13 +205,8 @@ impl Audit {
             return self.say_gone(agent, log, Gone::of(&manifest)).await;
         }
         let (dir, options) = (dir.to_owned(), bounds);
-        let _turn = self.reading.take(agent.as_str()).await;
-        let left = tokio::task::spawn_blocking(move || -> Result<_, Refusal> {
-            let mut copy = Copy::open(&dir, options, drop)?;
-            copy.sweep(now)?;
-            Ok((copy.bytes(), copy.gone()?))
-        });
-        let (left, gone) = left
+        let swept = tokio::task::spawn_blocking(move || Copy::open(&dir, options)?.sweep(now));
+        let (left, gone) = swept
             .await
             .map_err(|e| Refusal::new(Reason::Internal, e.to_string()))??;
         self.used.set(agent, log, left);

@@ -2,7 +2,7 @@
 
 mod copies;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,8 +40,8 @@ pub struct Session {
     // Cancelled when a newer stream of the same process takes a log.
     cancel: CancellationToken,
     logs: HashMap<String, copies::Held>,
-    // Logs whose records were heard when their copy was opened: once on a stream is enough.
-    heard: HashSet<String>,
+    // How many records of each log, from the first, were heard on this stream: once is enough.
+    heard: HashMap<String, u64>,
     out: mpsc::Sender<Result<AuditResponse, Status>>,
     drain: DrainWatch,
     _place: Place,
@@ -77,7 +77,7 @@ impl Session {
             instance,
             cancel: CancellationToken::new(),
             logs: HashMap::new(),
-            heard: HashSet::new(),
+            heard: HashMap::new(),
             out,
             drain,
             _place: place,
@@ -148,8 +148,8 @@ impl Session {
     }
 
     fn refused(&self, log: &str, refusal: &Refusal) -> Result<(), Refusal> {
-        if refusal.reason == Reason::LogInUse {
-            // It will be free soon: a sidecar tries again with another stream.
+        // It is nothing of the log: a sidecar tries again with another stream.
+        if matches!(refusal.reason, Reason::LogInUse | Reason::Superseded | Reason::Draining) {
             return Err(refusal.clone());
         }
         let (agent, reason) = (&self.peer.id.agent, refusal.reason());

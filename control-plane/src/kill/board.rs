@@ -26,7 +26,8 @@ pub(super) use open::Open;
 /// Streams in all, and of one agent: as many as there are config streams.
 const MAX_STREAMS: usize = 20_000;
 const MAX_STREAMS_EACH: usize = 256;
-/// Streams for orders alone, in all: whoever was revoked has these, and takes none of the others.
+/// Streams for orders alone, in all: whoever was revoked has these, and takes none of the others. Of these, an agent has no
+/// more than are free: however many a few agents want, there is one for the next, and half of what is left.
 const MAX_ORDERS_STREAMS: usize = 2_000;
 /// A stream that broke off is waited for this long, in seconds: twice the longest pause between two tries of a sidecar. Whoever
 /// has not come back by then is named with its certain end, and not waited for.
@@ -150,29 +151,30 @@ impl Board {
     }
 
     /// Opens a stream; an older one of the same process ends. A process that presents the certificate of one that is
-    /// gone, or one that was renewed from it, is its successor: nothing is waited for from the dead one.
+    /// gone, or one that was renewed from it, is its successor: nothing is waited for from the dead one. Whoever comes for
+    /// orders alone and names a process that another SVID stands for has a row of its own beside that one's.
     ///
     /// # Errors
-    /// As many are open as may be, or whoever comes for orders alone names a process that another SVID stands for.
+    /// As many are open as may be.
     pub(super) fn open(self: &Arc<Self>, peer: &PeerIdentity, instance: &str, comes: Comes) -> Result<Open, Refusal> {
         let mut processes = self.lock();
         let agent = &peer.id.agent;
-        let key = (agent.clone(), instance.to_owned());
-        has_room(&processes, &key, comes.orders_only)?;
         let Comes { line, orders_only } = comes;
+        let mut key = (agent.clone(), instance.to_owned());
         if orders_only && processes.get(&key).is_some_and(|process| process.line != line) {
-            // An instance is a process's own word: nobody who was revoked speaks for one that was not.
-            let detail = "the instance is of a process that has another SVID";
-            return Err(Refusal::new(Reason::ProtocolViolation, detail));
+            // An instance is a process's own word: nobody who was revoked speaks for one that another SVID stands for. It may
+            // be that one, joined anew, and is told of orders all the same.
+            key.1 = format!("{instance}/{line}");
         }
-        processes.retain(|_, p| p.agent != *agent || p.stream.is_some() || p.line != line || p.instance == instance);
+        has_room(&processes, &key, orders_only)?;
+        processes.retain(|other, p| p.agent != *agent || p.stream.is_some() || p.line != line || *other == key);
         let id = {
             let mut next = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
             *next += 1;
             *next
         };
         let cancel = CancellationToken::new();
-        let new = || Process::new(agent.clone(), instance.to_owned());
+        let new = || Process::new(agent.clone(), key.1.clone());
         let process = processes.entry(key.clone()).or_insert_with(new);
         process.drained = false;
         process.serial.clone_from(&peer.serial);
@@ -239,15 +241,7 @@ impl Board {
             last_ms: None,
         };
         let processes = self.lock();
-        for (agent, not_after) in svids.agents() {
-            let mut own = processes.values().filter(|process| process.agent == *agent).peekable();
-            if not_after > now && (own.peek().is_none() || own.any(|process| process.drained)) {
-                progress.away.push(Away {
-                    agent: agent.to_string(),
-                    stopped_by: not_after,
-                });
-            }
-        }
+        progress.away.extend(away(&processes, &svids, now));
         for process in processes.values().filter(|process| !process.drained) {
             let sidecar = format!("{}/{}", process.agent, process.instance);
             if process.held >= Some(version) {
@@ -354,6 +348,21 @@ impl Board {
     }
 }
 
+/// The agents of which nothing is known to run, and which have an SVID that has not ended.
+fn away(processes: &Processes, svids: &Svids, now: u64) -> impl Iterator<Item = Away> {
+    let is_away = move |agent: &AgentName| {
+        let mut own = processes.values().filter(|process| process.agent == *agent).peekable();
+        own.peek().is_none() || own.any(|process| process.drained)
+    };
+    let agents = svids.agents();
+    agents
+        .filter(move |(agent, not_after)| *not_after > now && is_away(agent))
+        .map(|(agent, stopped_by)| Away {
+            agent: agent.to_string(),
+            stopped_by,
+        })
+}
+
 /// Whether one more stream of this kind may be open beside those of other processes.
 fn has_room(processes: &Processes, key: &(AgentName, String), orders_only: bool) -> Result<(), Refusal> {
     let most = if orders_only { MAX_ORDERS_STREAMS } else { MAX_STREAMS };
@@ -368,11 +377,14 @@ fn has_room(processes: &Processes, key: &(AgentName, String), orders_only: bool)
             own += usize::from(other.0 == key.0);
         }
     }
-    if total >= most || own >= MAX_STREAMS_EACH {
-        let detail = format!(
-            "{total} streams, {own} of {}; at most {most} and {MAX_STREAMS_EACH}",
-            key.0
-        );
+    let free = most.saturating_sub(total);
+    let each = if orders_only {
+        MAX_STREAMS_EACH.min(free)
+    } else {
+        MAX_STREAMS_EACH
+    };
+    if free == 0 || own >= each {
+        let detail = format!("{total} streams, {own} of {}; at most {most} and {each}", key.0);
         return Err(Refusal::new(Reason::SessionLimit, detail));
     }
     Ok(())

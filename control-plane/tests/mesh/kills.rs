@@ -95,6 +95,12 @@ impl Stream {
         let _ = self.send.send(KillRequest { message }).await;
     }
 
+    /// Beats, and hears what it is granted.
+    pub(crate) async fn beat(&mut self, sequence: u64, granted: u64) {
+        self.say(Message::Beat(Beat { sequence, granted })).await;
+        while !matches!(self.next().await.unwrap(), Answer::Heartbeat(_)) {}
+    }
+
     pub(crate) async fn ack(&self, set: &KillSet) {
         let ack = KillAck {
             term: set.term,
@@ -292,20 +298,9 @@ async fn a_fleet_enforces_and_who_is_gone_is_named_with_its_end() {
         let mut stream = Stream::open(&sidecar, &fresh(), None).await.unwrap();
         let (set, _) = stream.set().await;
         stream.ack(&set).await;
-        stream
-            .say(Message::Beat(Beat {
-                sequence: 1,
-                granted: 0,
-            }))
-            .await;
-        while !matches!(stream.next().await.unwrap(), Answer::Heartbeat(_)) {}
+        stream.beat(1, 0).await;
         // It says that it has it; until then it may go by what it had.
-        let has = Beat {
-            sequence: 2,
-            granted: 1,
-        };
-        stream.say(Message::Beat(has)).await;
-        while !matches!(stream.next().await.unwrap(), Answer::Heartbeat(_)) {}
+        stream.beat(2, 1).await;
         streams.push(stream);
     }
     let silent = streams.pop().unwrap();
@@ -328,24 +323,13 @@ async fn a_fleet_enforces_and_who_is_gone_is_named_with_its_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_restart_of_the_control_plane_what_may_still_run_is_known() {
-    let mut mesh = Mesh::dev().await;
+    let mesh = Mesh::dev().await;
     let sidecar = mesh.joined("planner").await;
     let mut stream = Stream::open(&sidecar, &fresh(), None).await.unwrap();
     let (set, _) = stream.set().await;
     stream.ack(&set).await;
-    stream
-        .say(Message::Beat(Beat {
-            sequence: 1,
-            granted: 0,
-        }))
-        .await;
-    while !matches!(stream.next().await.unwrap(), Answer::Heartbeat(_)) {}
-    let dir = mesh.dir.take();
-    let data = mesh.data.clone();
-    mesh.plane.kill().await;
-    let mut settings = crate::support::settings(&data);
-    settings.key_file = dir.as_ref().map(|dir| dir.path().join("sealing.key"));
-    let mesh = Mesh::start(settings).await;
+    stream.beat(1, 0).await;
+    let mesh = mesh.restarted().await;
     let answer = kill(&mesh, json!({"kind": "mesh"})).await;
     let shown = progress(&mesh, &answer, 0).await;
     let missing = &shown["missing"][0];

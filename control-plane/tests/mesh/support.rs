@@ -64,6 +64,17 @@ impl Mesh {
         }
     }
 
+    /// The same mesh, after its control plane was killed and started again.
+    pub async fn restarted(mut self) -> Self {
+        let dir = self.dir.take();
+        self.plane.kill().await;
+        let mut settings = settings(&self.data);
+        settings.key_file = dir.as_ref().map(|dir| dir.path().join("sealing.key"));
+        let mut mesh = Self::start(settings).await;
+        mesh.dir = dir;
+        mesh
+    }
+
     /// Registers an agent and makes a join token for it.
     pub async fn token(&self, agent: &str) -> String {
         self.admin.ok("POST", "/v1/agents", json!({"name": agent})).await;

@@ -22,11 +22,36 @@ fn log(records: usize, bytes: usize) -> (tempfile::TempDir, PathBuf) {
     (root, dir)
 }
 
+fn opened(dir: &Path, options: Options) -> Copy {
+    Copy::open(dir, options).unwrap().read(drop).unwrap()
+}
+
+/// A checkpoint that was taken; nobody looks at signatures here.
+fn checkpoint(log: &str, size: u64, root: Digest) -> TakenRow {
+    use base64::Engine as _;
+    let claims = aip_audit::Checkpoint {
+        v: 1,
+        log: log.to_owned(),
+        agent: "spiffe://aip.internal/agent/planner".parse().unwrap(),
+        size,
+        root,
+        at: size,
+        closing: aip_audit::Closing::Periodic,
+    };
+    let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(serde_json::to_vec(&claims).unwrap());
+    TakenRow {
+        log: log.to_owned(),
+        size,
+        statement: format!("e30.{claims}.e30"),
+        chain: vec!["AQ==".into()],
+    }
+}
+
 #[test]
 fn an_open_segment_is_read_in_parts() {
     let (_root, dir) = log(60, 100_000);
     let (mut heard, mut most) = (0, 0);
-    let copy = Copy::open(&dir, Options::default(), |records| {
+    let copy = Copy::open(&dir, Options::default()).unwrap().read(|records| {
         heard += records.len();
         most = most.max(records.len());
     });
@@ -36,31 +61,55 @@ fn an_open_segment_is_read_in_parts() {
 
 #[test]
 fn an_empty_segment_is_not_closed_and_costs_nothing_however_often_it_is_ended() {
-    use base64::Engine as _;
     let (_root, dir) = log(1, 10);
-    let mut copy = Copy::open(&dir, Options::default(), drop).unwrap();
-    let claims = aip_audit::Checkpoint {
-        v: 1,
-        log: copy.log().to_owned(),
-        agent: "spiffe://aip.internal/agent/planner".parse().unwrap(),
-        size: 1,
-        root: Digest::sha256(b""),
-        at: 1,
-        closing: aip_audit::Closing::Periodic,
-    };
-    let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(serde_json::to_vec(&claims).unwrap());
-    let row = TakenRow {
-        log: copy.log().to_owned(),
-        size: 1,
-        statement: format!("e30.{claims}.e30"),
-        chain: vec!["AQ==".into()],
-    };
-    copy.close(Some(&row)).unwrap();
+    let mut copy = opened(&dir, Options::default());
+    let row = checkpoint(copy.log(), 1, Digest::sha256(b""));
+    copy.close(Some(&row), 0).unwrap();
     assert_eq!(copy.place(), (1, 0));
     let held = || std::fs::metadata(dir.join("checkpoints.jsonl")).unwrap().len();
     let before = held();
     for _ in 0..10 {
-        copy.close(Some(&row)).unwrap();
+        copy.close(Some(&row), 0).unwrap();
     }
     assert_eq!((copy.place(), held()), ((1, 0), before));
+}
+
+/// Sends the copy one segment of one record, of a log that it has all of so far.
+fn send(copy: &mut Copy, log: &mut Writer) -> Result<(), Refusal> {
+    log.append(said(10), 1).unwrap();
+    let (segment, _) = log.segment();
+    let data = std::fs::read(segment_path(log.dir(), segment)).unwrap();
+    let (size, root) = (log.size(), log.tree().root());
+    log.rotate().unwrap();
+    let chunk = Chunk {
+        segment,
+        offset: 0,
+        data,
+        last: true,
+    };
+    copy.take(chunk, &[(size, root, 0)], size)?;
+    copy.close(Some(&checkpoint(copy.log(), size, root)), 1)
+}
+
+/// A person makes retention narrower than half of what is there: the next segment is taken, and what is past the new bounds
+/// goes. Were it closed first, it would be refused for good.
+#[test]
+fn bounds_that_were_narrowed_let_go_of_what_is_past_them_before_a_segment_is_closed() {
+    let (_root, dir) = log(0, 0);
+    let (mut sender, _) = Writer::open(&dir, Options::default()).unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let mut copy = opened(&root.path().join(sender.log()), Options::default());
+    for _ in 0..10 {
+        send(&mut copy, &mut sender).unwrap();
+    }
+    assert_eq!(copy.writer.kept_segments(), 0..=10);
+    let narrow = Options {
+        most_segments: 2,
+        ..Options::default()
+    };
+    for sent in 11..14 {
+        copy.bounded(narrow);
+        send(&mut copy, &mut sender).unwrap();
+        assert_eq!(copy.writer.kept_segments(), sent - 2..=sent);
+    }
 }

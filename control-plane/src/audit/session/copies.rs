@@ -10,7 +10,7 @@ use aip_audit::Record;
 use tokio::time::Instant;
 
 use super::{MAX_LOGS, Session, blocking};
-use crate::audit::copy::{Brought, Chunk, Copy};
+use crate::audit::copy::{Brought, Chunk, Copy, Unread};
 use crate::audit::ledger::LogRow;
 use crate::audit::statement::log_name;
 use crate::audit::{Claim, Writer, make};
@@ -40,6 +40,14 @@ struct Open {
     copy: Copy,
     used: Instant,
     _place: Place,
+}
+
+/// Those of these records that come after the first `heard`, which counts them, too, from then on.
+fn unheard(records: Vec<Record>, heard: &mut u64) -> Vec<(u64, Record)> {
+    let before = *heard;
+    *heard = records.last().map_or(before, |last| before.max(last.seq + 1));
+    let new = records.into_iter().filter(|record| record.seq >= before);
+    new.map(|record| (0, record)).collect()
 }
 
 impl Session {
@@ -114,20 +122,8 @@ impl Session {
         let Some(name) = self.logs.get(log).map(|held| held.name.clone()) else {
             return Ok(());
         };
-        let is_new = !self.heard.contains(log);
-        let audit = self.audit.clone();
-        let _turn = audit.reading.take(agent.as_str()).await;
-        let hears = audit.clone();
-        let opened = blocking(move || {
-            Copy::open(&dir, options, |records| {
-                if is_new {
-                    let records: Vec<(u64, Record)> = records.into_iter().map(|record| (0, record)).collect();
-                    hears.heard(&agent, &name, 0, records, true);
-                }
-            })
-        });
-        let copy = opened.await??;
-        self.heard.insert(log.to_owned());
+        let unread = blocking(move || Copy::open(&dir, options)).await??;
+        let copy = self.heard_anew(log, name, unread).await?;
         let Some(held) = self.logs.get_mut(log) else {
             return Ok(());
         };
@@ -138,6 +134,34 @@ impl Session {
             _place: place,
         });
         self.settle(log).await
+    }
+
+    /// Reads the open segment, and hears what was not heard on this stream before: also where it was read half-way then.
+    async fn heard_anew(&mut self, log: &str, name: Arc<str>, unread: Unread) -> Result<Copy, Refusal> {
+        let turn = self.turn().await?;
+        let (audit, agent) = (self.audit.clone(), self.peer.id.agent.clone());
+        let mut heard = self.heard.get(log).copied().unwrap_or_default();
+        let (read, heard) = blocking(move || {
+            let read = unread.read(|records| {
+                let new = unheard(records, &mut heard);
+                audit.heard(&agent, &name, 0, new, true);
+            });
+            drop(turn);
+            (read, heard)
+        })
+        .await?;
+        self.heard.insert(log.to_owned(), heard);
+        read
+    }
+
+    /// A turn of reading records: for that alone, since what waits for a disk would make other streams wait with it.
+    async fn turn(&mut self) -> Result<Place, Refusal> {
+        let (audit, agent) = (self.audit.clone(), self.peer.id.agent.clone());
+        tokio::select! {
+            turn = audit.reading.take(agent.as_str()) => turn.ok_or_else(|| Reason::Draining.into()),
+            () = self.cancel.cancelled() => Err(Reason::Superseded.into()),
+            () = self.drain.draining() => Err(Reason::Draining.into()),
+        }
     }
 
     /// A place for one more open copy.
@@ -218,43 +242,54 @@ impl Session {
         if self.audit.is_full(&agent) {
             self.make_room(&log).await?;
         }
-        let audit = self.audit.clone();
-        let _turn = audit.reading.take(agent.as_str()).await;
-        let Some(mut open) = self.logs.get_mut(&log).and_then(|held| held.open.take()) else {
+        self.take(&log, chunk, signed).await
+    }
+
+    /// Takes a chunk that begins where the open copy of its log ends.
+    async fn take(&mut self, log: &str, chunk: SegmentChunk, signed: u64) -> Result<(), Refusal> {
+        let Some(compared) = self.compared(log) else {
             return Ok(());
         };
-        let covered = self.audit.ledger.sizes(&log, open.copy.compared(), COVERED).await;
-        open.copy.bounded(self.audit.bounds(&agent, &log));
-        let (last, chunk) = (
-            chunk.last,
-            Chunk {
-                segment: chunk.segment,
-                offset: chunk.offset,
-                data: chunk.data,
-                last: chunk.last,
-            },
-        );
-        let (open, took) = blocking(move || {
-            let took = covered
-                .map_err(Refusal::from)
-                .and_then(|covered| open.copy.take(chunk, &covered, signed));
-            (open, took)
+        let covered = self.audit.ledger.sizes(log, compared, COVERED).await?;
+        let turn = self.turn().await?;
+        let Some(mut open) = self.logs.get_mut(log).and_then(|held| held.open.take()) else {
+            return Ok(());
+        };
+        open.copy.bounded(self.audit.bounds(&self.peer.id.agent, log));
+        let last = chunk.last;
+        let chunk = Chunk {
+            segment: chunk.segment,
+            offset: chunk.offset,
+            data: chunk.data,
+            last,
+        };
+        let (open, took, turn) = blocking(move || {
+            let took = open.copy.take(chunk, &covered, signed);
+            (open, took, turn)
         })
         .await?;
         let brought = match took {
             Ok(brought) => brought,
             Err(refusal) => {
-                self.keep_unless_empty(&log, open).await?;
-                return Err(self.found(&log, refusal).await);
+                drop(turn);
+                self.keep_unless_empty(log, open).await?;
+                return Err(self.found(log, refusal).await);
             }
         };
-        self.keep(&log, open);
-        self.brought(&log, brought);
-        self.settle(&log).await?;
+        self.keep(log, open);
+        self.brought(log, brought);
+        drop(turn);
+        self.settle(log).await?;
         if last {
-            self.close(&log).await?;
+            self.close(log).await?;
         }
         Ok(())
+    }
+
+    /// Records of the log up to the last checkpoint that its copy was compared with, where that is open.
+    fn compared(&self, log: &str) -> Option<u64> {
+        let open = self.logs.get(log)?.open.as_ref()?;
+        Some(open.copy.compared())
     }
 
     fn keep(&mut self, log: &str, open: Open) {
@@ -304,10 +339,9 @@ impl Session {
 
     async fn sweep(&mut self, name: &str, mut open: Open) -> Result<(), Refusal> {
         let agent = self.peer.id.agent.clone();
-        open.copy.bounded(self.audit.bounds(&agent, name));
-        let now = self.audit.clock.now() * 1_000;
+        let (bounds, now) = (self.audit.bounds(&agent, name), self.audit.clock.now() * 1_000);
         let (open, swept) = blocking(move || {
-            let swept = open.copy.sweep(now);
+            let swept = open.copy.give_way(bounds, now);
             (open, swept)
         })
         .await?;
@@ -329,6 +363,7 @@ impl Session {
         let Some(held) = self.logs.get(log) else { return };
         if let Some(open) = &held.open {
             self.audit.used.set(&agent, log, open.copy.bytes());
+            self.heard.insert(log.to_owned(), open.copy.size());
         }
         self.audit
             .heard(&agent, &held.name, brought.segment, brought.records, false);
@@ -348,10 +383,7 @@ impl Session {
         };
         let now = self.audit.clock.now() * 1_000;
         let (open, done) = blocking(move || {
-            // Before as well: bounds that a person has narrowed since let go first of what is past them.
-            let swept = open.copy.sweep(now);
-            let closed = swept.and_then(|_| open.copy.close(checkpoint.as_ref()));
-            let done = closed.and_then(|()| open.copy.sweep(now));
+            let done = open.copy.close(checkpoint.as_ref(), now);
             (open, done)
         })
         .await?;
@@ -362,3 +394,6 @@ impl Session {
         self.audit.say_gone(&self.peer.id.agent, log, gone?).await
     }
 }
+
+#[cfg(test)]
+mod tests;

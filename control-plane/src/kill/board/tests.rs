@@ -2,50 +2,11 @@
 
 use std::sync::Arc;
 
-use aip_api::Digest;
-use aip_api::attestation::{AttestationResult, Confirmation};
-use aip_api::evidence::{Assurance, Enforcement};
 use aip_api::resource::MeshMode;
 
 use super::*;
 use crate::kill::Publisher;
-use crate::testing::{TestMesh, mesh};
-
-const NOT_AFTER: u64 = u64::MAX / 2;
-
-fn peer(agent: &str, serial: &str) -> PeerIdentity {
-    let id: aip_api::SpiffeId = format!("spiffe://aip.internal/agent/{agent}").parse().unwrap();
-    let digest = Digest::sha256(serial.as_bytes());
-    let result = AttestationResult {
-        iss: String::new(),
-        sub: id.clone(),
-        iat: 0,
-        exp: NOT_AFTER,
-        nonce: String::new(),
-        cnf: Confirmation { jkt: digest },
-        owner: String::new(),
-        labels: BTreeMap::new(),
-        capabilities: Vec::new(),
-        code: digest,
-        config: None,
-        sidecar: digest,
-        attestor: "files".into(),
-        assurance: Assurance::Declared,
-        enforcement: Enforcement::Cooperative,
-        generation: 1,
-    };
-    PeerIdentity {
-        id,
-        result: Arc::new(result),
-        result_jws: "".into(),
-        serial: serial.into(),
-        issuer: digest,
-        not_before: 0,
-        not_after: NOT_AFTER,
-        jkt: digest,
-        point: Arc::from([].as_slice()),
-    }
-}
+use crate::testing::{TestMesh, mesh, peer};
 
 fn comes(line: &str, orders_only: bool) -> Comes {
     Comes {
@@ -80,6 +41,32 @@ async fn streams_for_orders_alone_take_no_places_from_the_others() {
     assert!(open("good", 1, false).is_ok());
 }
 
+/// Processes without end of a few agents that were revoked leave the others' streams to them.
+#[tokio::test]
+async fn few_agents_do_not_take_the_streams_for_orders_of_all() {
+    let (_mesh, board) = board().await;
+    let open = |agent: &str, n: usize| {
+        let (peer, line) = (peer(agent, &n.to_string()), n.to_string());
+        board.open(&peer, &format!("{agent}-{n}"), comes(&line, true))
+    };
+    let mut held = Vec::new();
+    let names: Vec<_> = (0..20).map(|n| format!("hostile-{n}")).collect();
+    for n in 0..MAX_STREAMS_EACH {
+        held.extend(names.iter().filter_map(|name| open(name, n).ok()));
+    }
+    let left = MAX_ORDERS_STREAMS - held.len();
+    assert!(left >= MAX_ORDERS_STREAMS / 21, "{left}");
+    for n in 0..left / 2 {
+        held.push(open("honest", n).unwrap());
+    }
+    assert_eq!(
+        open("hostile-0", MAX_STREAMS_EACH).unwrap_err().reason(),
+        "session_limit"
+    );
+    // One that comes back takes the place that it had.
+    assert!(open("honest", 0).is_ok());
+}
+
 #[tokio::test]
 async fn a_process_has_one_row_whatever_it_shows_and_another_keeps_its_own() {
     let (_mesh, board) = board().await;
@@ -90,9 +77,9 @@ async fn a_process_has_one_row_whatever_it_shows_and_another_keeps_its_own() {
     assert!(first.cancel.is_cancelled() && !other.cancel.is_cancelled());
     drop((first, other));
     assert_eq!(instances(&board), ["first", "other"]);
-    let thief = board.open(&peer("planner", "11"), "other", comes("1", true));
-    assert_eq!(thief.unwrap_err().reason(), "protocol_violation");
-    drop(same);
+    let thief = board.open(&peer("planner", "11"), "other", comes("1", true)).unwrap();
+    assert_eq!(instances(&board), ["first", "other", "other/1"]);
+    drop((same, thief));
     // Started anew with what it kept.
     let _again = board.open(&peer("planner", "12"), "again", comes("1", true)).unwrap();
     assert_eq!(instances(&board), ["again", "other"]);

@@ -96,6 +96,19 @@ impl Sidecar {
         self.trust = Some(state.shared());
     }
 
+    /// The same sidecar, of a control plane that listens elsewhere since.
+    pub fn at(&self, mesh: SocketAddr) -> Self {
+        Self { mesh, ..self.another() }
+    }
+
+    /// Whoever has what this sidecar's SVID is now: not what it renews to.
+    pub fn stolen(&self) -> Self {
+        let (svid, trust) = (SvidSource::default(), self.trust.clone().unwrap());
+        let bytes = self.svid.current().unwrap().to_bytes();
+        svid.set(Svid::from_bytes(&bytes, &trust.load()).unwrap()).unwrap();
+        Self { svid, ..self.another() }
+    }
+
     /// A connection that shows nothing.
     pub async fn unknown(&self, trust: &Trust) -> Channel {
         channel(self.mesh, control_plane_client(None, trust).unwrap())

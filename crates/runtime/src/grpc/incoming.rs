@@ -146,6 +146,8 @@ async fn ended(not_after: u64) {
 struct Agents {
     each: usize,
     all: usize,
+    /// An agent has no more than are free: however many a few agents want, there is one for the next, and half of what is left.
+    shares: bool,
     counts: Arc<Mutex<Counts>>,
 }
 
@@ -164,16 +166,21 @@ struct OfAgent {
 
 impl Agents {
     fn ordinary() -> Self {
-        Self::at_most(MAX_OF_AGENT, BOUNDS.connections)
+        Self {
+            each: MAX_OF_AGENT,
+            all: BOUNDS.connections,
+            shares: false,
+            counts: Arc::default(),
+        }
     }
 
     fn of_orders() -> Self {
-        Self::at_most(MAX_ORDERS_OF_AGENT, MAX_ORDERS)
-    }
-
-    fn at_most(each: usize, all: usize) -> Self {
-        let counts = Arc::default();
-        Self { each, all, counts }
+        Self {
+            each: MAX_ORDERS_OF_AGENT,
+            all: MAX_ORDERS,
+            shares: true,
+            counts: Arc::default(),
+        }
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
@@ -184,7 +191,9 @@ impl Agents {
     fn connect(&self, agent: &AgentName) -> Option<OfAgent> {
         let mut counts = self.counts();
         let own = counts.of.get(agent).copied().unwrap_or_default();
-        if own >= self.each || counts.all >= self.all {
+        let free = self.all.saturating_sub(counts.all);
+        let each = if self.shares { self.each.min(free) } else { self.each };
+        if free == 0 || own >= each {
             return None;
         }
         counts.all += 1;
@@ -270,5 +279,19 @@ mod tests {
         assert_eq!(open.len(), MAX_ORDERS);
         // The rest is for those whose SVID is good.
         const { assert!(MAX_ORDERS * 8 < BOUNDS.connections) };
+    }
+
+    #[test]
+    fn few_agents_that_were_revoked_do_not_take_the_connections_for_orders_of_all() {
+        let agents = Agents::of_orders();
+        let name = |n: usize| format!("a{n}").parse::<AgentName>().unwrap();
+        let mut open = Vec::new();
+        for _ in 0..MAX_ORDERS_OF_AGENT {
+            open.extend((0..20).filter_map(|n| agents.connect(&name(n))));
+        }
+        let left = MAX_ORDERS - open.len();
+        assert!(left >= MAX_ORDERS / 21, "{left}");
+        open.extend((0..left / 2).map(|_| agents.connect(&name(20)).unwrap()));
+        assert!(agents.connect(&name(0)).is_none());
     }
 }
