@@ -271,6 +271,12 @@ fn begin() {
     }
 }
 
+// What the tests of the mesh share, too.
+#[cfg(test)]
+#[allow(unreachable_pub)]
+#[path = "../../tests/src/alerted.rs"]
+mod alerted;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -280,23 +286,13 @@ mod tests {
         let page = aip_runtime::telemetry::init_metrics();
         describe();
         let page = page.render();
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/prometheus/alerts.yaml");
-        let alerts = std::fs::read_to_string(path).unwrap();
-        let name = |rest: &str| {
-            rest.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
-                .next()
-                .map(str::to_owned)
-        };
-        let asked = alerts.split("increase(").skip(1).filter_map(name);
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
         let ours = |name: &String| TABLE.iter().any(|(known, ..)| known == name);
-        let of = ["kill", "drift", "audit", "reputation"];
-        let asked: Vec<_> = asked
-            .filter(|name| ours(name) && of.iter().any(|of| name[4..].starts_with(of)))
-            .collect();
+        let asked = alerted::asked(root.as_ref(), &["kill", "drift", "audit", "reputation"]);
+        let asked: Vec<_> = asked.into_iter().filter(ours).collect();
         assert!(asked.len() > 5, "{asked:?}");
         for name in asked {
-            let there = |line: &str| line.starts_with(&format!("{name} ")) || line.starts_with(&format!("{name}{{"));
-            assert!(page.lines().any(there), "{name}:\n{page}");
+            assert!(alerted::is_on(&page, &name), "{name}:\n{page}");
         }
     }
 }

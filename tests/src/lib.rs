@@ -7,6 +7,7 @@
 //! | [`clients`] | the agents and clients of `tests/clients`, as their users run them |
 //! | [`collector`] | an OTLP receiver in this process |
 //! | [`agent`] | an HTTP agent in this process that shows exactly what reached it |
+//! | [`alerted`] | what alert rules ask the increase of |
 //! | [`http`] | HTTP through a sidecar, and raw bytes where a client library would be too polite |
 //! | [`pair`] | two sidecars with that agent behind both, for tests of what a request meets |
 //! | [`pki`] | a mesh's keys, and certificates with every fault |
@@ -20,6 +21,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 pub mod agent;
+pub mod alerted;
 pub mod clients;
 pub mod collector;
 pub mod http;

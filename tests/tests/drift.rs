@@ -338,6 +338,42 @@ async fn generation(mesh: &Mesh, name: &str) -> u64 {
     agent["resource"]["generation"].as_u64().unwrap()
 }
 
+/// As this sidecar is started again in another run, where the control plane listens now.
+async fn second_run(mesh: &Mesh, first: &Sidecar, name: &str) -> SidecarSpec {
+    let mut spec = in_run(&first.spec, "second-run");
+    spec.token = mesh.admin().token(name).await;
+    (spec.control_plane, spec.ports) = (mesh.control_plane.mesh, aip_tests::process::FREE);
+    spec
+}
+
+/// Lifts the store above the revision `highest` that sidecars have seen.
+async fn lifted(mesh: &Mesh, highest: u64) {
+    // It may have grown past what somebody has seen already, who is then let in at once.
+    let revision = mesh.admin().get("/v1/mesh").await["revision"].as_u64().unwrap();
+    let lift = json!({"above": highest.max(revision)});
+    mesh.admin().ok(Method::POST, "/v1/mesh/lift", Some(&lift)).await;
+}
+
+/// The drifts of these agents are reported, with the generations that they began, and whoever looks is told.
+async fn are_known_again(mesh: &Mesh, drifted: &[(&str, u64)]) {
+    for (name, raised) in drifted {
+        let drift = reported(mesh, name).await;
+        assert_eq!(
+            (&drift["generation"], &drift["paths"]),
+            (&json!(raised), &json!(["agent.txt"])),
+            "{drift}"
+        );
+        assert_eq!(generation(mesh, name).await, *raised, "{name}");
+    }
+    let revocations = mesh.admin().get("/v1/revocations").await.to_string();
+    let status = mesh.aip(&["status"]);
+    let said = String::from_utf8_lossy(&status.stdout);
+    for (name, _) in drifted {
+        assert!(revocations.contains(&format!("\"{name}\"")), "{revocations}");
+        assert!(said.contains(&format!("{name} drifted at")), "{said}");
+    }
+}
+
 /// A control plane that lost the drift hears of it from the sidecar that is suspended: the generation is raised, nothing is
 /// issued, and whoever looks is told.
 #[tokio::test(flavor = "multi_thread")]
@@ -364,12 +400,9 @@ async fn a_control_plane_that_is_restored_from_an_older_copy_hears_of_the_drift_
         .ok(Method::POST, "/v1/agents/again/revoke", Some(&json!({})))
         .await;
     callees[1].process.kill();
-    let mut spec = in_run(&callees[1].spec, "second-run");
-    spec.token = mesh.admin().token("again").await;
-    (spec.control_plane, spec.ports) = (mesh.control_plane.mesh, aip_tests::process::FREE);
     // With nothing of the first: it may have ended before it heard that what it kept is revoked.
     dirs[1] = mesh.dir("again-later");
-    callees[1] = Sidecar::start(spec, &dirs[1]).await;
+    callees[1] = Sidecar::start(second_run(&mesh, &callees[1], "again").await, &dirs[1]).await;
     for (dir, name) in dirs.iter().zip(["callee", "again"]) {
         edit(dir);
         reported(&mesh, name).await;
@@ -383,38 +416,11 @@ async fn a_control_plane_that_is_restored_from_an_older_copy_hears_of_the_drift_
     mesh.control_plane.kill();
     copy(&kept, &data);
     mesh.revive().await;
-    // It may have grown past what somebody has seen already, who is then let in at once.
-    let revision = mesh.admin().get("/v1/mesh").await["revision"].as_u64().unwrap();
-    let lift = json!({"above": highest.max(revision)});
-    mesh.admin().ok(Method::POST, "/v1/mesh/lift", Some(&lift)).await;
-
-    for (name, raised) in [("callee", 2), ("again", 3)] {
-        let drift = reported(&mesh, name).await;
-        assert_eq!(
-            (&drift["generation"], &drift["paths"]),
-            (&json!(raised), &json!(["agent.txt"])),
-            "{drift}"
-        );
-        assert_eq!(generation(&mesh, name).await, raised, "{name}");
-    }
-    let revocations = mesh.admin().get("/v1/revocations").await.to_string();
-    assert!(
-        revocations.contains("\"callee\"") && revocations.contains("\"again\""),
-        "{revocations}"
-    );
-    let status = mesh.aip(&["status"]);
-    let said = String::from_utf8_lossy(&status.stdout);
-    assert!(
-        said.contains("callee drifted at") && said.contains("again drifted at"),
-        "{said}"
-    );
+    lifted(&mesh, highest).await;
+    are_known_again(&mesh, &[("callee", 2), ("again", 3)]).await;
     // Nothing is issued: it waits for a person, and comes back by approval and restart as after any drift.
     callees[0].process.kill();
-    let mut spec = in_run(&callees[0].spec, "second-run");
-    spec.token = mesh.admin().token("callee").await;
-    spec.control_plane = mesh.control_plane.mesh;
-    spec.ports = aip_tests::process::FREE;
-    let back = Sidecar::start_unready(spec, &dirs[0]).await;
+    let back = Sidecar::start_unready(second_run(&mesh, &callees[0], "callee").await, &dirs[0]).await;
     wait::until("it is refused", async || {
         back.process.stderr().contains("agent_drifted").then_some(())
     })

@@ -5,9 +5,10 @@ use aip_api::wire::{Hello, Resource};
 use aip_runtime::signed;
 use aip_runtime::signing::Signer;
 use serde_json::json;
+use tonic::Status;
 
 use crate::support::sidecar::{held, hello, names, why};
-use crate::support::{Mesh, eventually};
+use crate::support::{Mesh, Sidecar, eventually};
 
 fn has(all: &[(Kind, String, u64)], kind: Kind, name: &str) -> bool {
     all.iter().any(|(k, n, _)| *k == kind && n == name)
@@ -255,6 +256,15 @@ async fn endpoints_live_as_long_as_their_stream_and_go_at_drain() {
     assert_eq!(stream.ended().await, "endpoint_refused");
 }
 
+/// Why a stream is refused to a sidecar that shows this as the newest that it has.
+async fn refused_to(sidecar: &Sidecar, newest: Resource) -> Status {
+    let hello = Hello {
+        newest: Some(newest),
+        ..hello()
+    };
+    sidecar.open(hello).await.map(drop).unwrap_err()
+}
+
 #[tokio::test]
 async fn a_restored_store_pushes_nothing_until_an_operator_lifts_it() {
     let mesh = Mesh::dev().await;
@@ -265,14 +275,7 @@ async fn a_restored_store_pushes_nothing_until_an_operator_lifts_it() {
     // As the store signed it after the copy was made.
     let config = mesh.plane.api.ca.signer(KeyPurpose::Config);
     let newest = signed::sign(&config, Kind::Agent, "planner", floor, false, b"{}".as_slice());
-    let shows = |newest: Resource| {
-        let hello = Hello {
-            newest: Some(newest),
-            ..hello()
-        };
-        sidecar.open(hello)
-    };
-    let refused = shows(newest.clone()).await.map(|_| ()).unwrap_err();
+    let refused = refused_to(&sidecar, newest.clone()).await;
     assert_eq!(why(&refused), "restored_store");
     assert!(
         refused.message().contains("/v1/mesh/lift {\"above\": 5000}"),
@@ -286,7 +289,7 @@ async fn a_restored_store_pushes_nothing_until_an_operator_lifts_it() {
     let mut raised = newest.clone();
     raised.revision = u64::MAX;
     for lie in [sign(&own), sign(&other), raised] {
-        let refused = shows(lie).await.map(|_| ()).unwrap_err();
+        let refused = refused_to(&sidecar, lie).await;
         assert_eq!(why(&refused), "protocol_violation");
         assert!(
             refused.message().contains("planner") && !refused.message().contains("lift"),

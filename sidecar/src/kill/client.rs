@@ -76,9 +76,13 @@ struct Session {
     beats: Beats,
     /// The beat that was granted the lease by which this process goes; 0: none yet.
     granted: u64,
-    /// Of a stream that was left for one of another kind. Closed, it would say that the process ends: it stays until the
-    /// other one has taken its place.
-    left: Option<mpsc::Sender<wire::KillRequest>>,
+    /// The stream that was left for one of another kind, until that has taken its place.
+    left: Option<NotEnded>,
+}
+
+/// A stream on which nothing more is said, and which is not ended: its end would say that the process has drained.
+struct NotEnded {
+    _sends: mpsc::Sender<wire::KillRequest>,
 }
 
 /// Keeps the stream up and the orders enforced, until the process has drained.
@@ -200,7 +204,7 @@ impl Session {
                 }
                 () = changed(&self.keeper, world) => { self.keeper.look_again(&self.client.proxy).await; }
                 () = self.shown.other_than(opened) => {
-                    self.left = Some(send);
+                    self.left = Some(NotEnded { _sends: send });
                     return Err(StreamEnd::ShowsOther);
                 }
                 gone = drained.changed() => if gone.is_err() { break },
@@ -234,6 +238,7 @@ impl Session {
             tokio::select! {
                 answers = &mut opening => {
                     let answers = answers.map_err(|_| StreamEnd::Silent)??;
+                    // Whose place it takes is ended by the control plane, and says nothing by that.
                     self.left = None;
                     return Ok((send, answers));
                 }

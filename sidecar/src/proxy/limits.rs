@@ -1,6 +1,5 @@
 //! Every bound of the data path, with the reason for its number.
 
-use std::num::NonZeroU32;
 use std::time::Duration;
 
 use aip_runtime::door::Bounds;
@@ -18,11 +17,6 @@ pub const STRANGER_SECRET: Duration = Duration::from_secs(10);
 /// Connections to the outbound port that are not the agent's and are told so, which takes up to two seconds each; more
 /// are closed without a word. Told at all, since a client that is not tries again without end.
 pub const MAX_REFUSED_CONNECTIONS: usize = 64;
-/// Of those, how many a second are in the log: a process that is refused without end fills no disk.
-pub const REFUSED_LINES: NonZeroU32 = match NonZeroU32::new(10) {
-    Some(lines) => lines,
-    None => NonZeroU32::MIN,
-};
 /// Connections from one source, known peers included. Generous, since a whole cluster's sidecars may come from one
 /// address; three quarters are the most that one source can take from all others.
 pub const MAX_SOURCE_CONNECTIONS: usize = 3_072;

@@ -10,7 +10,6 @@ use aip_policy::Direction;
 use aip_runtime::door;
 use aip_runtime::drain::DrainWatch;
 use aip_runtime::sockets;
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
@@ -25,7 +24,7 @@ use super::cork::Corked;
 use super::io::{Speaks, sniff};
 use super::limits::{
     HEADER_READ_TIMEOUT, MAX_HTTP1_BUFFER, MAX_OUTBOUND_CONNECTIONS, MAX_REFUSED_CONNECTIONS, REFUSED_BODY_WAIT,
-    REFUSED_HEAD_BYTES, REFUSED_LINES, STRANGER_FIRST_BYTE, STRANGER_SECRET,
+    REFUSED_HEAD_BYTES, STRANGER_FIRST_BYTE, STRANGER_SECRET,
 };
 use super::recorded::Recorded;
 use super::strangers::{Stranger, Strangers};
@@ -37,7 +36,6 @@ use crate::request::{From, Via, accept, pipeline};
 pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, drain: DrainWatch) {
     let connections = Arc::new(Semaphore::new(MAX_OUTBOUND_CONNECTIONS));
     let refusals = Arc::new(Semaphore::new(MAX_REFUSED_CONNECTIONS));
-    let lines = Arc::new(RateLimiter::direct(Quota::per_second(REFUSED_LINES)));
     let strangers = Strangers::default();
     let mut drain = Some(drain);
     loop {
@@ -59,14 +57,14 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, drain: Drain
             }
         };
         let (proxy, drain) = (proxy.clone(), drain.clone());
-        let (refusals, lines) = (refusals.clone(), lines.clone());
+        let refusals = refusals.clone();
         // Where there is no secret to show, everybody who comes so far is let in.
         let stranger = proxy.settings.proxy_secret.is_some().then(|| strangers.enter());
         let workers = proxy.settings.workers.clone();
         workers.serve(tcp, async move |tcp| {
             if let Err(refusal) = is_our_agent(&proxy, &tcp).await {
                 let decision = DecisionId::fresh();
-                refused(&proxy, &tcp, refusal, &decision, &lines);
+                refused(&proxy, &tcp, refusal, &decision);
                 // The places are the agent's: a stranger has none while he is told.
                 drop((permit, drain));
                 if let Ok(_refused) = refusals.try_acquire() {
@@ -128,13 +126,11 @@ async fn is_our_agent(proxy: &Proxy, tcp: &TcpStream) -> Result<(), Refusal> {
 }
 
 /// Takes note of a connection that is not the agent's.
-fn refused(proxy: &Proxy, tcp: &TcpStream, refusal: Refusal, decision: &DecisionId, lines: &DefaultDirectRateLimiter) {
+fn refused(proxy: &Proxy, tcp: &TcpStream, refusal: Refusal, decision: &DecisionId) {
     let from = || tcp.peer_addr().map(|from| from.ip().to_string()).unwrap_or_default();
     metrics::refused(Direction::Outbound, refusal);
     proxy.settings.audit.stranger(refusal.reason(), from);
-    if lines.check().is_ok() {
-        tracing::warn!(%decision, reason = refusal.reason(), from = from(), "a connection that is not the agent's was refused");
-    }
+    tracing::warn!(%decision, reason = refusal.reason(), from = from(), "a connection that is not the agent's was refused");
 }
 
 /// Answers whatever the client says with a whole response: clients try again without end when a connection is closed

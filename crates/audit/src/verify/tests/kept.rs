@@ -126,17 +126,23 @@ fn a_sidecars_word_excuses_its_own_log_and_not_the_control_planes_copy() {
         "{:#?}",
         report.faults
     );
-    let taken = Retired {
-        v: 1,
-        iss: "aip.internal".into(),
-        log: mesh.planner.writer.log().into(),
-        agent: id("planner"),
-        records: report.logs.iter().map(|log| log.dropped).max().unwrap(),
-        until: 1_000_100,
-        at: 1_000_200,
-    };
+    let dropped = report.logs.iter().map(|log| log.dropped).max();
+    let taken = retired(mesh.planner.writer.log(), dropped.unwrap());
     fs::write(dir.join(crate::log::RETIRED_FILE), sign("control plane", &taken)).unwrap();
     assert_eq!(kinds(home.path()), []);
+}
+
+/// The control plane's word that retention took so many records.
+fn retired(log: &str, records: u64) -> Retired {
+    Retired {
+        v: 1,
+        iss: "aip.internal".into(),
+        log: log.into(),
+        agent: id("planner"),
+        records,
+        until: 1_000_100,
+        at: 1_000_200,
+    }
 }
 
 pub(super) fn copy(from: &Path, to: &Path) {
