@@ -7,6 +7,8 @@
 mod agent;
 #[path = "data_path/client.rs"]
 mod client;
+#[path = "data_path/kinds.rs"]
+mod kinds;
 #[path = "data_path/mesh.rs"]
 mod mesh;
 #[path = "data_path/orders.rs"]
@@ -18,6 +20,8 @@ mod pki;
 mod allow;
 #[path = "data_path/audit.rs"]
 mod audit;
+#[path = "data_path/bodies.rs"]
+mod bodies;
 #[path = "data_path/calls.rs"]
 mod calls;
 #[path = "data_path/connect.rs"]

@@ -2,6 +2,7 @@
 //!
 //! What is hop-by-hop, and what is the mesh's own, is taken off here: later phases see what one end says to the other.
 
+mod charset;
 pub(crate) mod content;
 pub(crate) mod headers;
 pub(crate) mod held;

@@ -82,6 +82,11 @@ impl Agent {
         seen.remove(0)
     }
 
+    /// Of all that it has seen.
+    pub fn forget(&self) {
+        self.shared.seen.lock().unwrap().clear();
+    }
+
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
     }
@@ -159,6 +164,10 @@ fn plain(path: &str, shared: &Arc<Shared>, body: Bytes) -> Response<Body> {
             });
             let response = Response::builder().header("content-type", "text/event-stream");
             response.body(StreamBody::new(events).boxed_unsync()).unwrap()
+        }
+        "/endless" => {
+            let endless = stream::repeat_with(|| Ok(Frame::data(Bytes::from_static(&[b'x'; 16 * 1024]))));
+            Response::new(StreamBody::new(endless).boxed_unsync())
         }
         "/slow" => Response::new(full("at last")),
         "/trailers" => {

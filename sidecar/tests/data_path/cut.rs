@@ -1,7 +1,9 @@
 //! Open requests are decided again when the world changes; and a drain lets them finish.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use aip_api::resource::EgressRule;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::BodyExt as _;
@@ -11,6 +13,7 @@ use tokio::net::TcpStream;
 
 use crate::agent::Agent;
 use crate::client::{begin, get, raw_on, send};
+use crate::kinds::{AT_THE_CALLEE, Open, echo, requests};
 use crate::mesh::{DEADLINE, Pair, World, until};
 
 /// An event stream of which the first event has come.
@@ -55,6 +58,58 @@ async fn a_stream_that_policy_would_refuse_now_is_cut_and_others_go_on() {
         .push(|world| world.policies = vec![("baseline".into(), denying("events"))]);
     is_cut(response).await;
     assert_eq!(pair.callee.line().await["end"], "policy_denied");
+}
+
+/// A pair of which the caller may speak to an outside host, and that.
+async fn with_outside(agent: &Agent) -> (Pair, SocketAddr) {
+    let outside = echo().await;
+    let mut world = World::of(&["planner", "ledger"]);
+    world.mesh.egress.push(EgressRule {
+        host: "localhost".into(),
+        port: outside.port(),
+        allow_private: true,
+    });
+    (Pair::in_world(agent.address, world).await, outside)
+}
+
+/// Events, a WebSocket, a call inside a tunnel, gRPC, an upload, a download, and a tunnel to an outside host.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_stream_is_cut_by_a_policy_that_would_refuse_it_now() {
+    for at_the_caller in [true, false] {
+        let agent = Agent::start().await;
+        let (pair, outside) = with_outside(&agent).await;
+        let open = Open::all(&pair.caller, &pair.callee, &agent, outside).await;
+        let side = if at_the_caller { &pair.caller } else { &pair.callee };
+        side.push(|world| world.policies.clear());
+        open.end_cut(&agent, at_the_caller).await;
+        let cut = AT_THE_CALLEE + u64::from(at_the_caller);
+        let lines = side.lines(cut as usize).await;
+        assert!(lines.iter().all(|line| line["end"] == "policy_denied"), "{lines:?}");
+        until("nothing is left of them", async || {
+            let left = requests(&pair.caller) + requests(&pair.callee);
+            // The tunnel was dropped by now.
+            (left == 0).then_some(())
+        })
+        .await;
+        side.push(|world| world.policies = World::of(&[]).policies);
+        assert_eq!(send(pair.caller.outbound, get("/x")).await.status, StatusCode::OK);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_stream_goes_on_under_a_policy_that_allows_it_still() {
+    let agent = Agent::start().await;
+    let (pair, outside) = with_outside(&agent).await;
+    let mut open = Open::all(&pair.caller, &pair.callee, &agent, outside).await;
+    for side in [&pair.caller, &pair.callee] {
+        side.push(|world| world.policies = vec![("baseline".into(), denying("other"))]);
+        open.goes_on(&agent).await;
+    }
+    let answer = send(pair.caller.outbound, get("/other")).await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.reason().as_str()),
+        (403, "policy_denied")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

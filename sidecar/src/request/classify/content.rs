@@ -7,6 +7,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
+use super::charset::Charset;
 use super::headers;
 use super::held::Held;
 use super::json::{self, Unparsed};
@@ -130,12 +131,12 @@ fn declared(headers: &HeaderMap) -> Option<u64> {
 
 /// Why a body is not even looked at, by its head alone.
 fn unreadable(headers: &HeaderMap, declares_json: bool) -> Option<&'static str> {
-    let encoded = headers
-        .get(CONTENT_ENCODING)
-        .is_some_and(|e| !e.as_bytes().eq_ignore_ascii_case(b"identity"));
+    let encoded = headers::spelled(headers, &CONTENT_ENCODING).any(|e| !e.as_bytes().eq_ignore_ascii_case(b"identity"));
     // Whatever type it claims: an agent that decompresses may read JSON all the same.
     if encoded {
         Some("body_encoded")
+    } else if Charset::of(headers) == Charset::Other {
+        Some("body_charset")
     } else if is_stream_of_json(headers) {
         Some("body_streams")
     } else if declares_json && declared(headers).is_some_and(|size| size > MAX_HELD_BODY as u64) {
@@ -158,6 +159,7 @@ pub(crate) async fn read(arrived: &mut Arrived) -> Result<Read, Refused> {
     }
     let declares_json = headers.contains_key(CONTENT_TYPE) && may_be_json(headers);
     let unread = unreadable(headers, declares_json);
+    let ascii_only = Charset::of(headers) == Charset::Ascii;
     let Some(incoming) = arrived.body.as_mut().and_then(Body::take_stream) else {
         return Ok(Read::nothing());
     };
@@ -178,6 +180,9 @@ pub(crate) async fn read(arrived: &mut Arrived) -> Result<Read, Refused> {
     };
     let bytes = whole.bytes.clone();
     arrived.body = Some(Body::with_trailers(whole.bytes, whole.trailers));
+    if ascii_only && !bytes.is_ascii() {
+        return Ok(Read::unread("body_charset", Some(held)));
+    }
     match json::parse(&bytes, Some(&mut held)) {
         Ok(parsed) => Ok(Read {
             content: Content::Json(parsed),

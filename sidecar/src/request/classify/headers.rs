@@ -80,6 +80,16 @@ fn folds_to(name: &[u8], known: &[u8]) -> bool {
     name.len() >= known.len() && name.iter().zip(known).all(|(b, k)| fold(b) == *k)
 }
 
+/// Every value of `name`, however that is spelled.
+pub(super) fn spelled<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h HeaderValue> {
+    let own = name.as_str().as_bytes();
+    let alike = move |other: &HeaderName| other.as_str().len() == own.len() && folds_to(other.as_str().as_bytes(), own);
+    headers
+        .iter()
+        .filter(move |(other, _)| alike(other))
+        .map(|(_, value)| value)
+}
+
 /// Whether the name is the mesh's, however it is spelled: servers fold `_` to `-` (CGI, WSGI).
 pub(crate) fn is_ours(name: &HeaderName) -> bool {
     let bytes = name.as_str().as_bytes();
