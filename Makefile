@@ -38,10 +38,11 @@ demo-stay: build ## the same, and the mesh stays up to be played with
 test: build clients promtool ## every test
 	$(CARGO) test --workspace --no-fail-fast
 
-soak: build ## processes killed at 300 random moments, and at each point; a million records asked for over the admin API
+soak: build ## processes killed at 300 random moments, and at each point; a million records asked for over the admin API; 10,000 idle streams
 	AIP_CRASH_POINTS=all $(CARGO) test -p aip-tests --test crash -- --skip random --nocapture
 	AIP_CRASHES=300 $(CARGO) test -p aip-tests --test crash random -- --nocapture
 	$(CARGO) test -p aip-control-plane --test mesh a_million_records -- --ignored --nocapture
+	$(CARGO) test -p aip-tests --test streams ten_thousand -- --ignored --nocapture
 
 clients: ## the real agents and clients that the tests drive (Python, Node, curl)
 	sh tests/clients/setup.sh

@@ -9,6 +9,7 @@
 //! | `/forged` | headers that no agent may set |
 //! | `/slow` | begins when the test calls [`Agent::heard`] |
 //! | `/fail` | 500 |
+//! | `/endless` | bytes without end |
 //! | `/early` | answers without reading the body |
 //! | `/upgrade` | switches protocols where asked to, and then echoes bytes |
 //! | anything else | 200 and the body as it came |
@@ -151,6 +152,11 @@ impl Agent {
         self.record(&request, body.clone(), trailers);
         match path.as_str() {
             "/events" => self.events(query["stream"].clone(), query["steps"].parse().unwrap()),
+            "/endless" => {
+                let bytes = || Ok(Frame::data(Bytes::from_static(&[b'x'; 16 * 1024])));
+                let body = StreamBody::new(futures_util::stream::repeat_with(bytes));
+                Response::new(body.boxed_unsync())
+            }
             "/slow" => {
                 self.until_heard(&query["stream"], 1).await;
                 Response::new(full("at last"))

@@ -8,11 +8,13 @@
 //! | [`collector`] | an OTLP receiver in this process |
 //! | [`agent`] | an HTTP agent in this process that shows exactly what reached it |
 //! | [`alerted`] | what alert rules ask the increase of |
+//! | [`hello`] | a ClientHello and its records, in which every part can be wrong |
 //! | [`http`] | HTTP through a sidecar, and raw bytes where a client library would be too polite |
 //! | [`pair`] | two sidecars with that agent behind both, for tests of what a request meets |
 //! | [`pki`] | a mesh's keys, and certificates with every fault |
 //! | [`root`] | what only root can test |
 //! | [`scripted`] | a control plane that pushes what a test tells it to |
+//! | [`sealed`] | records of our own after a handshake |
 //! | [`trail`] | the audit logs of a sidecar |
 //! | [`wire`] | TLS as a stranger would speak it to a sidecar's port |
 //!
@@ -24,12 +26,14 @@ pub mod agent;
 pub mod alerted;
 pub mod clients;
 pub mod collector;
+pub mod hello;
 pub mod http;
 pub mod pair;
 pub mod pki;
 pub mod process;
 pub mod root;
 pub mod scripted;
+pub mod sealed;
 pub mod trail;
 pub mod wait;
 pub mod wire;

@@ -93,6 +93,13 @@ impl Process {
         Pid::from_child(&self.child)
     }
 
+    /// Bytes of memory that it has.
+    pub fn resident(&self) -> u64 {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid().as_raw_nonzero())).unwrap();
+        let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
+        pages * 4096
+    }
+
     /// What it wrote to standard output so far.
     pub fn stdout(&self) -> String {
         read(&self.out)
