@@ -16,6 +16,9 @@ import time
 STEP_DEADLINE = 20.0
 STEP_POLL = 0.005
 
+# What the agents on web frameworks serve.
+PAGE = b"0123456789" * 1000
+
 
 def seen(what, **more):
     """Records that a call reached this agent."""
@@ -56,3 +59,10 @@ def port():
     """Where to serve: the argument --port N, else PORT."""
     args = sys.argv[1:]
     return int(args[args.index("--port") + 1] if "--port" in args else os.environ["PORT"])
+
+
+def page_file():
+    """A file that holds PAGE, for servers that know ranges of files only: in the directory that the agent was given."""
+    path = pathlib.Path("page.txt").resolve()
+    path.write_bytes(PAGE)
+    return path

@@ -78,6 +78,10 @@ async fn python() {
         let command = clients().script("http_client.py", &[URL, client]);
         assert_eq!(form_of(command).await, Form::Absolute, "{client}");
     }
+    for client in ["requests", "httpx", "httpx-async", "aiohttp"] {
+        let command = clients().script("web_client.py", &["http://client.aip.internal", client]);
+        assert_eq!(form_of(command).await, Form::Absolute, "{client} in a session");
+    }
     let sdks = [
         ("a2a_client.py", "http://client.aip.internal"),
         ("mcp_client.py", "http://client.aip.internal/mcp"),
@@ -95,6 +99,10 @@ async fn python() {
 async fn node() {
     for (client, form) in [("fetch", Form::Connect), ("http", Form::Absolute)] {
         let command = clients().script("http_client.mjs", &[URL, client]);
+        assert_eq!(form_of(command).await, form, "{client}");
+    }
+    for (client, form) in [("undici", Form::Absolute), ("axios", Form::Absolute)] {
+        let command = clients().script("web_client.mjs", &["http://client.aip.internal", client]);
         assert_eq!(form_of(command).await, form, "{client}");
     }
     let sdk = clients().script("mcp_client.mjs", &["http://client.aip.internal/mcp"]);

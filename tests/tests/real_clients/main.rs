@@ -8,6 +8,8 @@ mod a2a;
 mod mcp;
 mod plain;
 mod rpc;
+mod team;
+mod web;
 
 use std::process::Command;
 
@@ -98,6 +100,9 @@ static MCP: Callee = Callee::new("mcp", || clients().script("mcp_server.py", &[]
 static EVERYTHING: Callee = Callee::new("everything", || clients().everything());
 static GRPC: Callee = Callee::new("grpc", || clients().script("grpc_server.py", &[]));
 static WS: Callee = Callee::new("ws", || clients().script("ws_server.py", &[]));
+static FASTAPI: Callee = Callee::new("fastapi", || clients().script("web_fastapi.py", &[]));
+static EXPRESS: Callee = Callee::new("express", || clients().script("web_express.mjs", &[]));
+static AIOHTTP: Callee = Callee::new("aiohttp", || clients().script("web_aiohttp.py", &[]));
 static HTTP: Callee = Callee::new("http", || clients().script("http_server.py", &[]));
 
 /// Waits until both sidecars have written down all that they did: a record of one turn must not count for the next.

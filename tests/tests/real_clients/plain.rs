@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::HTTP;
 
-fn curl(args: &[&str]) -> Command {
+pub(super) fn curl(args: &[&str]) -> Command {
     let mut command = Command::new("curl");
     command.args(["-sS", "-N", "--max-time", "30"]).args(args);
     command
