@@ -60,6 +60,9 @@ pub(crate) struct State {
     pub(crate) issues_nothing: bool,
     /// Roots that are handed out beside the mesh's own.
     pub(crate) more_roots: Vec<Vec<u8>>,
+    /// The answering ends of the Kill streams.
+    pub(crate) kill_streams: Vec<mpsc::Sender<Result<wire::KillResponse, tonic::Status>>>,
+    pub(crate) kill_acks: Vec<wire::KillAck>,
 }
 
 /// The control plane.
@@ -93,6 +96,8 @@ impl Scripted {
             leaves: BTreeMap::new(),
             issues_nothing: false,
             more_roots: Vec::new(),
+            kill_streams: Vec::new(),
+            kill_acks: Vec::new(),
         };
         let scripted = Self {
             state: Arc::new(Mutex::new(state)),

@@ -6,7 +6,7 @@ use aip_api::kill::{Heartbeat, KillSet, Lease};
 use aip_api::resource::KeyPurpose;
 use aip_api::wire::kill_request::Message;
 use aip_api::wire::kill_response::Message as Answer;
-use aip_api::wire::{KillRequest, KillResponse};
+use aip_api::wire::{KillAck, KillRequest, KillResponse};
 use aip_runtime::grpc::kill_server::{Kill, KillServer};
 use aip_runtime::kill::{sign_heartbeat, sign_set};
 use tokio::sync::mpsc;
@@ -21,6 +21,21 @@ pub(super) fn server(scripted: Scripted) -> KillServer<Scripted> {
 }
 
 impl Scripted {
+    /// Says this on every Kill stream, whatever it is.
+    pub async fn say_of_kills(&self, answer: Answer) {
+        let streams = self.lock().kill_streams.clone();
+        for stream in streams {
+            let message = Some(answer.clone());
+            // One that has ended takes nothing.
+            let _ = stream.send(Ok(KillResponse { message })).await;
+        }
+    }
+
+    /// Every acknowledgement of a kill set, in order.
+    pub fn kill_acks(&self) -> Vec<KillAck> {
+        self.lock().kill_acks.clone()
+    }
+
     fn answer(&self, instance: &mut String, message: Message) -> Option<Answer> {
         let state = self.lock();
         let signer = state.pki.keys.iter().find(|(purpose, ..)| *purpose == KeyPurpose::Kill);
@@ -45,7 +60,11 @@ impl Scripted {
                 };
                 Answer::Heartbeat(sign_heartbeat(signer, serde_json::to_vec(&heartbeat).unwrap()))
             }
-            Message::Ack(_) => return None,
+            Message::Ack(ack) => {
+                drop(state);
+                self.lock().kill_acks.push(ack);
+                return None;
+            }
         })
     }
 }
@@ -57,6 +76,7 @@ impl Kill for Scripted {
     async fn stream(&self, request: Request<Streaming<KillRequest>>) -> Result<Response<Self::StreamStream>, Status> {
         let (out, answers) = mpsc::channel(QUEUE);
         let (scripted, mut requests) = (self.clone(), request.into_inner());
+        self.lock().kill_streams.push(out.clone());
         tokio::spawn(async move {
             let mut instance = String::new();
             while let Some(Ok(KillRequest { message: Some(message) })) = requests.next().await {
