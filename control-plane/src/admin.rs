@@ -153,7 +153,7 @@ pub fn router(api: Arc<Api>, ready: Readiness, metrics: Metrics, port: Port) -> 
         .merge(aip_runtime::admin::probes(ready))
         .merge(aip_runtime::admin::metrics(metrics))
         .fallback(answer::not_found)
-        .method_not_allowed_fallback(answer::not_found)
+        .method_not_allowed_fallback(answer::not_allowed)
         .layer(from_fn(move |request, next| guard::check(port, request, next)))
         .layer(CatchPanicLayer::custom(answer::panicked))
 }

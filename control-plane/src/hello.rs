@@ -1,9 +1,10 @@
 //! How a sidecar's stream begins, whichever it is: with a Hello, in time, from a process that names itself as all do.
 
+use std::error::Error as _;
 use std::time::Duration;
 
 use aip_api::AgentName;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use crate::quota::Quota;
 use crate::rate::{Rate, Rates};
@@ -72,6 +73,18 @@ pub(crate) fn instance(text: &str) -> Result<(), Refusal> {
         Some(_) => Ok(()),
         None => Err(Reason::InstanceInvalid.into()),
     }
+}
+
+/// How a stream ended that could not be read on: by what the sidecar sent, which is no message or too long a one, or by the
+/// sidecar or the network, which took it away.
+pub(crate) fn unread(status: &Status) -> Result<(), Refusal> {
+    let ours = aip_runtime::grpc::reason(status) == Some(Reason::ProtocolViolation.row().reason);
+    // What the network did has its error behind it; what can't be decoded has none.
+    let undecoded = matches!(status.code(), Code::Internal | Code::OutOfRange) && status.source().is_none();
+    if ours || undecoded {
+        return Err(Refusal::new(Reason::ProtocolViolation, status.message()));
+    }
+    Ok(())
 }
 
 /// What a stream that is not opened is told; `which` is its name, for the log.

@@ -136,6 +136,7 @@ reasons! {
     AuditCopyFailed "audit_copy_failed" 500 Internal Server YES "The control plane's copy of the audit log can't be written or read."
     SearchTooLarge "search_too_large" 422 InvalidArgument Caller NO "The search would look through more records than one may: ask for one agent, or for a shorter time up to now."
     NotFound "not_found" 404 NotFound Caller NO "No such thing."
+    MethodNotAllowed "method_not_allowed" 405 Unimplemented Caller NO "The path does not take this method; `Allow` names those that it takes."
     Conflict "conflict" 409 Aborted Caller YES "It was changed meanwhile, or is not at the expected revision."
     Invalid "invalid" 422 InvalidArgument Caller NO "The document has mistakes; all are listed."
     Malformed "malformed" 400 InvalidArgument Caller NO "The request can't be read."

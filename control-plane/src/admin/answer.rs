@@ -59,12 +59,22 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// No such route, or not with this method.
+/// No such path.
 pub(super) async fn not_found(request: Request) -> ApiError {
     let path: String = request.uri().path().chars().take(200).collect();
     ApiError(Refusal::new(
         Reason::NotFound,
         format!("{} {path} does not exist; see /openapi.json", request.method()),
+    ))
+}
+
+/// There is such a path, and not with this method; the router says in `Allow` with which.
+pub(super) async fn not_allowed(request: Request) -> ApiError {
+    let path: String = request.uri().path().chars().take(200).collect();
+    let method: String = request.method().as_str().chars().take(20).collect();
+    ApiError(Refusal::new(
+        Reason::MethodNotAllowed,
+        format!("{path} does not take {method}; see /openapi.json"),
     ))
 }
 
@@ -146,6 +156,7 @@ impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
 #[into_params(parameter_in = Query)]
 pub struct PageQuery {
     /// Rows to answer: 1 to 500, 100 if absent.
+    #[param(minimum = 1, maximum = 500)]
     pub limit: Option<usize>,
     /// `next` of the page before.
     pub cursor: Option<String>,

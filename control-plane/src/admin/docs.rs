@@ -1,5 +1,6 @@
 //! `/openapi.json`: generated from the handlers, compared with `docs/openapi.json` by a test.
 
+use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
 use axum::http::header;
@@ -7,7 +8,7 @@ use axum::response::IntoResponse;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::response::{Response, ResponseBuilder};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{Content, Ref, RefOr};
+use utoipa::openapi::{Content, Ref, RefOr, Required, Schema};
 use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 
@@ -52,18 +53,37 @@ fn refused() -> Response {
         .build()
 }
 
+/// The documents without a field that must be there: an empty body is an empty one of them.
+fn all_optional(document: &utoipa::openapi::OpenApi) -> BTreeSet<String> {
+    let schemas = document.components.iter().flat_map(|components| &components.schemas);
+    let empty = schemas.filter(|(_, schema)| match schema {
+        RefOr::T(Schema::Object(object)) => object.required.is_empty() && !object.properties.is_empty(),
+        _ => false,
+    });
+    empty.map(|(name, _)| format!("#/components/schemas/{name}")).collect()
+}
+
 /// The document, as it is served.
 pub fn openapi() -> String {
     let all = OpenApiRouter::with_openapi(Description::openapi())
         .merge(routes::all())
         .merge(routes::open());
     let mut document = all.into_openapi();
+    let optional = all_optional(&document);
     for item in document.paths.paths.values_mut() {
         let methods = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
         let operations = methods.into_iter().filter_map(Option::as_mut);
         operations.for_each(|operation: &mut Operation| {
             let answers = &mut operation.responses.responses;
             answers.insert("default".into(), RefOr::T(refused()));
+            if let Some(RefOr::T(body)) = &mut operation.request_body {
+                let of = body.content.values().find_map(|content| match content {
+                    RefOr::T(content) => content.schema.as_ref(),
+                    RefOr::Ref(_) => None,
+                });
+                let may_be_absent = matches!(of, Some(RefOr::Ref(schema)) if optional.contains(&schema.ref_location));
+                body.required = Some(if may_be_absent { Required::False } else { Required::True });
+            }
         });
     }
     let mut text = document.to_pretty_json().unwrap_or_default();

@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 #[derive(ToSchema)]
 pub(super) struct Agent {
     /// A DNS label: 1 to 63 of a-z, 0-9, `-`.
+    #[schema(pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
     name: String,
     /// Who answers for it.
     #[schema(required = false)]
@@ -47,10 +48,10 @@ pub(super) struct Agent {
 #[derive(ToSchema)]
 pub(super) struct Lease {
     /// 5 to 86,400.
-    #[schema(required = false)]
+    #[schema(required = false, minimum = 5, maximum = 86_400)]
     seconds: u64,
     /// `continue` (until the SVID ends) or `deny`.
-    #[schema(required = false)]
+    #[schema(required = false, pattern = "^(continue|deny)$")]
     on_lost: String,
 }
 
@@ -88,23 +89,25 @@ pub(super) enum Host {
 #[derive(ToSchema)]
 pub(super) struct Traffic {
     /// The agent's name, or `default`.
+    #[schema(pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
     agent: String,
     /// From the end of the request's body to the response's first header: 1 to 3,600,000.
-    #[schema(required = false)]
+    #[schema(required = false, minimum = 1, maximum = 3_600_000)]
     response_timeout_ms: u64,
     /// Silence in the middle of a body after which the stream is cut: 1 to 86,400,000.
-    #[schema(required = false)]
+    #[schema(required = false, minimum = 1, maximum = 86_400_000)]
     idle_timeout_ms: u64,
     /// Requests in flight to the agent: 1 to 100,000.
-    #[schema(required = false)]
+    #[schema(required = false, minimum = 1, maximum = 100_000)]
     max_concurrency: u32,
     /// How many of them may be one peer's; absent: half of them.
+    #[schema(minimum = 1, maximum = 100_000)]
     peer_max_concurrency: Option<u32>,
     /// Requests a second from one peer: 1 to 1,000,000.
-    #[schema(required = false)]
+    #[schema(required = false, minimum = 1, maximum = 1_000_000)]
     peer_rate_per_second: u32,
     /// How many of them may come at once: 1 to 1,000,000.
-    #[schema(required = false)]
+    #[schema(required = false, minimum = 1, maximum = 1_000_000)]
     peer_burst: u32,
 }
 
@@ -112,6 +115,7 @@ pub(super) struct Traffic {
 #[derive(ToSchema)]
 pub(super) struct Policy {
     /// 1 to 63 of a-z, 0-9, `-`, a letter first; the package is `aip.policy.<name>` with `_` for `-`.
+    #[schema(pattern = "^[a-z][a-z0-9-]{0,62}$")]
     name: String,
     /// The module's text.
     rego: String,
@@ -140,18 +144,24 @@ pub(super) enum Attach {
 #[derive(ToSchema)]
 pub(super) struct Measurement {
     /// The agent that may run this.
+    #[schema(pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
     agent: String,
     /// What measured it: `files`, `process`.
     attestor: String,
     /// Merkle digest of the declared files; 64 hex digits, as all digests.
+    #[schema(pattern = "^[0-9a-f]{64}$")]
     code: String,
     /// Digest of the declared configuration; absent: any.
+    #[schema(pattern = "^[0-9a-f]{64}$")]
     config: Option<String>,
     /// Digest of the executable; absent: any.
+    #[schema(pattern = "^[0-9a-f]{64}$")]
     executable: Option<String>,
     /// Digest of the command line; absent: any.
+    #[schema(pattern = "^[0-9a-f]{64}$")]
     argv: Option<String>,
     /// Digest of the sidecar's executable; absent: any.
+    #[schema(pattern = "^[0-9a-f]{64}$")]
     sidecar: Option<String>,
     /// The control plane's: what is sent is not taken.
     #[schema(required = false)]
@@ -167,6 +177,7 @@ pub(super) struct MeshConfig {
     /// Never changes.
     trust_domain: String,
     /// `dev` or `prod`; never changes.
+    #[schema(pattern = "^(dev|prod)$")]
     mode: String,
     #[schema(required = false)]
     require: Require,
@@ -174,7 +185,7 @@ pub(super) struct MeshConfig {
     #[schema(required = false)]
     egress: Vec<EgressRule>,
     /// Lifetime of an SVID: 60 to 86,400.
-    #[schema(required = false)]
+    #[schema(required = false, minimum = 60, maximum = 86_400)]
     svid_ttl_seconds: u64,
     #[schema(required = false)]
     audit: AuditConfig,
@@ -211,10 +222,10 @@ pub(super) struct Webhook {
 #[derive(ToSchema)]
 pub(super) struct AuditConfig {
     /// `buffered`, `grouped` or `required`: what an agent waits for.
-    #[schema(required = false)]
+    #[schema(required = false, pattern = "^(buffered|grouped|required)$")]
     durability: String,
     /// Milliseconds that a written record may wait for the disk: 10 to 10,000.
-    #[schema(required = false)]
+    #[schema(required = false, minimum = 10, maximum = 10_000)]
     flush_ms: u64,
     #[schema(required = false)]
     retention: Retention,
@@ -226,7 +237,7 @@ pub(super) struct AuditConfig {
 #[derive(ToSchema)]
 pub(super) struct Retention {
     /// 1 to 3,650.
-    #[schema(required = false)]
+    #[schema(required = false, minimum = 1, maximum = 3_650)]
     days: u32,
     /// Of one agent's segments: 16 MiB to 1 TiB.
     #[schema(required = false)]
@@ -243,13 +254,13 @@ pub(super) struct ReputationSettings {
     #[schema(required = false)]
     prior: f64,
     /// How many observations weigh as much as the prior: 1 to 10,000.
-    #[schema(required = false)]
+    #[schema(required = false, minimum = 1, maximum = 10_000)]
     evidence: u32,
     /// Days after which evidence counts half: 1 to 730.
-    #[schema(required = false)]
+    #[schema(required = false, minimum = 1, maximum = 730)]
     half_life_days: u32,
     /// Days after which a slash counts half: 1 to 730.
-    #[schema(required = false)]
+    #[schema(required = false, minimum = 1, maximum = 730)]
     slash_half_life_days: u32,
     /// Points that a report takes off: `critical`, `high`, `medium`, `low`.
     #[schema(required = false)]
@@ -267,7 +278,7 @@ pub(super) struct ReputationSettings {
     #[schema(required = false)]
     reporter_cap: u32,
     /// Milliseconds within which an answer is in time: 1 to 3,600,000.
-    #[schema(required = false)]
+    #[schema(required = false, minimum = 1, maximum = 3_600_000)]
     responsive_ms: u64,
 }
 
@@ -314,10 +325,10 @@ pub(super) struct Slash {
 #[derive(ToSchema)]
 pub(super) struct Require {
     /// `declared`, `observed` or `hardware`.
-    #[schema(required = false)]
+    #[schema(required = false, pattern = "^(declared|observed|hardware)$")]
     assurance: String,
     /// `cooperative` or `captured`.
-    #[schema(required = false)]
+    #[schema(required = false, pattern = "^(cooperative|captured)$")]
     enforcement: String,
 }
 

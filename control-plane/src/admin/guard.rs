@@ -71,6 +71,11 @@ fn allowed(loopback: bool, headers: &HeaderMap, uri: &Uri) -> Result<(), Refusal
         let detail = format!("{shown:?} is not this API: use 127.0.0.1, [::1] or localhost");
         return Err(Refusal::new(Reason::HostRefused, detail));
     }
+    // A browser says where a page that asks comes from, also where it sends no Origin; `none` is a person's own doing.
+    let mut sites = headers.get_all("sec-fetch-site").iter();
+    if !sites.all(|site| site == "same-origin" || site == "none") {
+        return Err(Reason::OriginRefused.into());
+    }
     let mut origins = headers.get_all(header::ORIGIN).iter();
     let own = |origin: &str| {
         let authority = origin

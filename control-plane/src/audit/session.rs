@@ -22,6 +22,7 @@ use super::Audit;
 use super::ledger::Finding;
 use super::statement;
 use crate::config::admitted;
+use crate::hello;
 use crate::quota::Place;
 use crate::refusal::{Reason, Refusal};
 
@@ -100,14 +101,14 @@ impl Session {
         }
     }
 
-    async fn serve(&mut self, hello: AuditHello, inbound: &mut Streaming<AuditRequest>) -> Result<(), Refusal> {
-        if hello.logs.len() > MAX_LOGS {
+    async fn serve(&mut self, greeting: AuditHello, inbound: &mut Streaming<AuditRequest>) -> Result<(), Refusal> {
+        if greeting.logs.len() > MAX_LOGS {
             return Err(Refusal::new(
                 Reason::AuditLogLimit,
                 format!("a stream has at most {MAX_LOGS} logs"),
             ));
         }
-        for held in hello.logs {
+        for held in greeting.logs {
             let opened = self.open(&held).await;
             self.resume(&held.log, 0, opened)?;
             // Of one that is here as a whole nothing may ever come: whoever looks after retention may have it.
@@ -126,7 +127,11 @@ impl Session {
                 () = self.cancel.cancelled() => return Err(Reason::Superseded.into()),
                 () = self.drain.draining() => return Err(Reason::Draining.into()),
             };
-            let Ok(Some(request)) = message else { return Ok(()) };
+            let request = match message {
+                Ok(Some(request)) => request,
+                Ok(None) => return Ok(()),
+                Err(status) => return hello::unread(&status),
+            };
             // A sidecar that is not to be heard any more ends here, not at its next stream.
             admitted(&self.audit.world, &self.peer, self.audit.clock.now())?;
             match request.message {

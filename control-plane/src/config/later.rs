@@ -8,11 +8,11 @@ use std::task::{Context, Poll};
 use aip_runtime::grpc;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use tonic::Code;
 use tonic::server::NamedService;
-use tonic::{Code, Status};
 use tower::Service;
 
-use crate::refusal::{Reason, Refusal};
+use crate::refusal::Reason;
 
 /// Largest message after the first: a thousand names, or the rejections of one push. Sidecars cut what they say for people to
 /// fit in it.
@@ -119,14 +119,6 @@ where
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
-}
-
-/// How a stream ended that could not be read on: by us where a message was too long, else by the sidecar, or the network.
-pub(super) fn ended(status: &Status) -> Result<(), Refusal> {
-    if grpc::reason(status) == Some(Reason::ProtocolViolation.row().reason) {
-        return Err(Refusal::new(Reason::ProtocolViolation, status.message()));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

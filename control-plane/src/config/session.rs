@@ -14,12 +14,12 @@ use tokio::sync::{broadcast, mpsc};
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
-use super::later;
 use super::leases::Leases;
 use super::sessions::{Nack, Session};
 use super::view::{Push, View};
 use super::world::{News, World};
 use crate::clock::Clock;
+use crate::hello;
 use crate::rate::{Bucket, Rate, Rates};
 use crate::refusal::{Reason, Refusal};
 
@@ -159,7 +159,7 @@ impl Task {
                         }
                         return Ok(());
                     }
-                    Err(status) => return later::ended(&status),
+                    Err(status) => return hello::unread(&status),
                 },
                 news = self.news.recv() => self.hear(news)?,
                 () = tokio::time::sleep_until(deadline.min(self.ends)) => self.overdue(deadline)?,

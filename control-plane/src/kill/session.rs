@@ -18,6 +18,7 @@ use super::board::Open;
 use super::publish::Published;
 use super::service::{Causes, KillService};
 use crate::config::admitted;
+use crate::hello;
 use crate::rate::{Bucket, Rate};
 use crate::refusal::{Reason, Refusal};
 use crate::registry::kills::{GrantedLease, Shown};
@@ -157,7 +158,7 @@ impl Task {
                             None => Ok(()),
                         };
                     }
-                    Err(_) => return Ok(()),
+                    Err(status) => return hello::unread(&status),
                 },
                 changed = self.published.changed() => changed.map_err(|_| Reason::Draining)?,
                 _ = look.tick() => self.admitted()?,

@@ -47,14 +47,16 @@ async fn list(State(api): State<Arc<Api>>, Params(query): Params<PageQuery>) -> 
 #[serde(deny_unknown_fields)]
 struct Wanted {
     /// Whose: 1 to 64 of a-z, 0-9, `.`, `_`, `-`, `@`.
+    #[schema(pattern = "^[a-z0-9._@-]{1,64}$")]
     sub: String,
     /// What it may.
     role: Role,
     /// 60 to 7,776,000; 28,800 if absent.
+    #[schema(minimum = 60, maximum = 7_776_000)]
     ttl_seconds: Option<u64>,
     /// SHA-256 of the secret that the person made (64 hex digits, hashed as text): the token is handed out for the
     /// secret alone. Required in a `prod` mesh; absent in a `dev` one, the token is in the answer.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, pattern = "^[0-9a-f]{64}$")]
     claim: Option<Digest>,
     /// The point of a P-256 key, uncompressed, in base64 (65 bytes): reports under this token are taken where they are signed
     /// by it, and no others. Absent: reports are authenticated by the token alone.
@@ -108,6 +110,7 @@ async fn issue(State(api): State<Arc<Api>>, caller: Caller, Body(wanted): Body<W
 #[serde(deny_unknown_fields)]
 struct Secret {
     /// The secret whose digest the token was issued for: 64 hex digits.
+    #[schema(pattern = "^[0-9A-Fa-f]{64}$")]
     secret: String,
 }
 

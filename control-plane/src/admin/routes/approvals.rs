@@ -87,6 +87,7 @@ struct Before {
     /// Entries of revisions before this one; the newest if absent.
     before: Option<u64>,
     /// 1 to 500, 100 if absent.
+    #[param(minimum = 1, maximum = 500)]
     limit: Option<usize>,
 }
 

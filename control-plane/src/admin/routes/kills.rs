@@ -66,12 +66,13 @@ struct Stop {
     #[schema(value_type = documents::Scope)]
     scope: Scope,
     /// `pause` or `kill`.
-    #[schema(value_type = String)]
+    #[schema(value_type = String, pattern = "^(pause|kill)$")]
     mode: Mode,
     /// Why: callers see it; not blank, at most 500 bytes.
+    #[schema(min_length = 1, max_length = 500)]
     reason: String,
     /// How long, of a pause: 1 to 604,800; absent: until it is resumed.
-    #[schema(required = false)]
+    #[schema(required = false, minimum = 1, maximum = 604_800)]
     seconds: Option<u64>,
 }
 
@@ -176,7 +177,8 @@ struct Which {
     term: Option<u64>,
     /// The set's epoch; absent: the one in force.
     epoch: Option<u64>,
-    /// Milliseconds to wait until nobody is missing: at most 60,000.
+    /// Milliseconds to wait until nobody is missing: at most 55,000.
+    #[param(maximum = 55_000)]
     wait_ms: Option<u64>,
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use aip_api::resource::{Kind, Measurement};
 use aip_api::{AgentName, Digest};
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -14,7 +14,7 @@ use utoipa_axum::routes;
 
 use super::page;
 use crate::admin::Api;
-use crate::admin::answer::{Answer, Body, Changed, Page, PageQuery, Params};
+use crate::admin::answer::{Answer, Body, Changed, Page, PageQuery, Params, Parts};
 use crate::admin::auth::Caller;
 use crate::admin::documents;
 use crate::refusal::{Reason, Refusal};
@@ -29,12 +29,16 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
 }
 
 #[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct Which {
     /// `pending` or `approved`; `approved` if absent.
+    #[param(pattern = "^(pending|approved)$")]
     state: Option<String>,
     /// Of this agent only.
+    #[param(pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
     agent: Option<String>,
+    #[param(minimum = 1, maximum = 500)]
     limit: Option<usize>,
     cursor: Option<String>,
 }
@@ -174,7 +178,11 @@ fn name((agent, print): (String, String)) -> Result<(AgentName, Digest), Refusal
 #[utoipa::path(post, path = "/v1/measurements/{agent}/{fingerprint}/approve", tag = "measurements",
     params(("agent" = String, Path), ("fingerprint" = String, Path)),
     responses((status = 200, body = Changed), (status = 202, body = Changed)))]
-async fn approve(State(api): State<Arc<Api>>, caller: Caller, Path(path): Path<(String, String)>) -> Answer<Response> {
+async fn approve(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Parts(path): Parts<(String, String)>,
+) -> Answer<Response> {
     let (agent, print) = name(path)?;
     let measurement = api.registry.approvable(&agent, &print).await?;
     let outcome = api.registry.approve_measurement(&caller.sub, measurement).await?;
@@ -188,7 +196,7 @@ async fn approve(State(api): State<Arc<Api>>, caller: Caller, Path(path): Path<(
 async fn remove(
     State(api): State<Arc<Api>>,
     caller: Caller,
-    Path(path): Path<(String, String)>,
+    Parts(path): Parts<(String, String)>,
 ) -> Answer<Json<Changed>> {
     let (agent, print) = name(path)?;
     let actor = Actor::admin(&caller.sub);

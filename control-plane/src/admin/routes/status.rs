@@ -111,6 +111,7 @@ async fn status(State(api): State<Arc<Api>>) -> Answer<Json<Status>> {
 #[into_params(parameter_in = Query)]
 struct Wait {
     /// Wait so many milliseconds for all to acknowledge; at most 55,000, 0 if absent.
+    #[param(maximum = 55_000)]
     wait_ms: Option<u64>,
 }
 

@@ -78,9 +78,10 @@ async fn list(State(api): State<Arc<Api>>, Params(query): Params<PageQuery>) -> 
 #[serde(deny_unknown_fields)]
 struct TokenWanted {
     /// Whom it lets in.
-    #[schema(value_type = String)]
+    #[schema(value_type = String, pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
     agent: AgentName,
     /// 1 to 86,400; 600 if absent.
+    #[schema(minimum = 1, maximum = 86_400)]
     ttl_seconds: Option<u64>,
 }
 

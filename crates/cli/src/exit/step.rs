@@ -179,6 +179,7 @@ const STEPS: &[(&str, &str)] = &[
         "not_found",
         "check the name: the `list` verb beside this one shows what exists",
     ),
+    ("method_not_allowed", SAID),
     ("conflict", "read it again, and repeat the change on what is there now"),
     ("invalid", SAID),
     ("malformed", SAID),

@@ -43,7 +43,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
 #[into_params(parameter_in = Query)]
 struct Query {
     /// Recorded by this agent's sidecars.
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<String>, pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
     agent: Option<AgentName>,
     /// Decisions with this verdict.
     verdict: Option<String>,
@@ -60,6 +60,7 @@ struct Query {
     /// This decision, and the end that belongs to it.
     decision: Option<String>,
     /// Rows to answer: 1 to 500, 100 if absent.
+    #[param(minimum = 1, maximum = 500)]
     limit: Option<usize>,
     /// `next` of the page before.
     cursor: Option<String>,
