@@ -107,6 +107,11 @@ impl Hello {
     pub fn records(&self) -> Vec<u8> {
         records(content::HANDSHAKE, &self.message(), MAX_RECORD)
     }
+
+    /// The message, of a body with something after its end.
+    pub fn trailed(&self, by: &[u8]) -> Vec<u8> {
+        handshake(1, &[&self.body(), by].concat())
+    }
 }
 
 /// Bytes of a record at most (RFC 8446 section 5.1).

@@ -152,6 +152,26 @@ pub async fn say(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     answer
 }
 
+/// Says all of it, however much of it is still taken, and nothing after it; returns what came back until the end, which a
+/// reset is, too.
+pub async fn exchange(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let (mut read, mut write) = TcpStream::connect(address).await.unwrap().into_split();
+    let mut answer = Vec::new();
+    let both = async {
+        let _ = tokio::join!(
+            async {
+                write.write_all(bytes).await?;
+                write.shutdown().await
+            },
+            read.read_to_end(&mut answer)
+        );
+    };
+    tokio::time::timeout(DEADLINE, both)
+        .await
+        .expect("the port closes in time");
+    answer
+}
+
 /// The ClientHello of a client that knows nothing newer than TLS 1.2 (RFC 5246): it has no supported_versions.
 pub fn tls12_hello() -> Vec<u8> {
     let mut body = vec![3, 3];

@@ -54,11 +54,8 @@ fn nested(levels: usize, open: &str, close: &str) -> String {
     with_arguments(&format!("{{\"a\":{}1{}}}", open.repeat(levels), close.repeat(levels)))
 }
 
-/// Keys, texts, depths and numbers that parsers differ on.
+/// Keys and texts that parsers differ on.
 fn ambiguous() -> Vec<Case> {
-    // The body, its params, its arguments and one more are around it.
-    let around = 4;
-    let digits = "1".repeat(1_000_000);
     vec![
         typed(
             "a key that stands twice",
@@ -110,6 +107,14 @@ fn ambiguous() -> Vec<Case> {
             b"{\"a\":\"\xff\"}",
             Unread("body_not_json"),
         ),
+    ]
+}
+
+/// Depths.
+fn deep() -> Vec<Case> {
+    // The body, its params, its arguments and one more are around it.
+    let around = 4;
+    vec![
         typed("10,000 lists", JSON, nested(10_000, "[", "]"), Invalid),
         typed("10,000 objects", JSON, nested(10_000, "{\"a\":", "}"), Invalid),
         typed("10,000 lists that never end", JSON, "[".repeat(10_000), Invalid),
@@ -125,6 +130,13 @@ fn ambiguous() -> Vec<Case> {
             nested(MAX_JSON_DEPTH - around, "[", "]"),
             Passes,
         ),
+    ]
+}
+
+/// Numbers and sizes.
+fn large() -> Vec<Case> {
+    let digits = "1".repeat(1_000_000);
+    vec![
         typed(
             "an integer of a megabyte",
             JSON,
@@ -212,6 +224,13 @@ fn labelled() -> Vec<Case> {
             HARM,
             charset,
         ),
+    ]
+}
+
+/// Bytes that say more than their type does, and types that say nothing.
+fn unlabelled() -> Vec<Case> {
+    let charset = Unread("body_charset");
+    vec![
         typed("UTF-16 under no name", JSON, wide(HARM, false), Invalid),
         typed(
             "UTF-16 as text",
@@ -300,7 +319,7 @@ fn packed() -> Vec<Case> {
 }
 
 fn cases() -> Vec<Case> {
-    [ambiguous(), labelled(), packed()].concat()
+    [ambiguous(), deep(), large(), labelled(), unlabelled(), packed()].concat()
 }
 
 fn request(uri: &str, (_, headers, body, _): &Case) -> Request<Full<Bytes>> {

@@ -139,6 +139,7 @@ async fn a_sidecar_ends_what_is_no_data_after_a_handshake() {
     let mut sidecar: Sidecar = scripted.sidecar("callee", agent.address, dir.path()).await;
     let port = Port {
         address: sidecar.inbound,
+        page: sidecar.admin,
         good: Some(scripted.with_pki(|pki| pki.leaf(&LeafSpec::good("caller")))),
     };
     port.serves("its start").await;
@@ -155,6 +156,7 @@ async fn a_control_plane_ends_what_is_no_data_after_a_handshake() {
     let mut mesh = Mesh::start().await;
     let port = Port {
         address: mesh.control_plane.mesh,
+        page: mesh.admin().address,
         good: None,
     };
     port.serves("its start").await;
