@@ -65,8 +65,8 @@ pub fn router(config: Arc<Config>, mesh: Mesh, svid: SvidSource, proxy: Arc<Prox
         .layer(from_fn(local_only))
 }
 
-/// A page in a browser on this machine must not read this: its requests carry an `Origin`, or a `Host` that only
-/// resolves to loopback.
+/// A page in a browser on this machine must not read this: its requests carry an `Origin`, a `Host` that only resolves to
+/// loopback, or a `Sec-Fetch-Site` that names another site (as those for scripts and images do).
 async fn local_only(request: Request, next: Next) -> Response {
     let headers = request.headers();
     let host = headers
@@ -75,7 +75,10 @@ async fn local_only(request: Request, next: Next) -> Response {
         .unwrap_or_default();
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
     let local = matches!(name, "localhost" | "127.0.0.1" | "[::1]");
-    if !local || headers.contains_key(header::ORIGIN) {
+    let foreign = headers
+        .get("sec-fetch-site")
+        .is_some_and(|site| !matches!(site.as_bytes(), b"none" | b"same-origin"));
+    if !local || foreign || headers.contains_key(header::ORIGIN) {
         return (
             StatusCode::FORBIDDEN,
             "address this port as localhost, and not from a web page\n",

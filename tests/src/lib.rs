@@ -9,6 +9,8 @@
 //! | [`agent`] | an HTTP agent in this process that shows exactly what reached it |
 //! | [`alerted`] | what alert rules ask the increase of |
 //! | [`hello`] | a ClientHello and its records, in which every part can be wrong |
+//! | [`frames`] | HTTP/2 frame by frame, where a client library would be too polite |
+//! | [`hostile`] | an agent that answers with any bytes |
 //! | [`http`] | HTTP through a sidecar, and raw bytes where a client library would be too polite |
 //! | [`pair`] | two sidecars with that agent behind both, for tests of what a request meets |
 //! | [`pki`] | a mesh's keys, and certificates with every fault |
@@ -26,7 +28,9 @@ pub mod agent;
 pub mod alerted;
 pub mod clients;
 pub mod collector;
+pub mod frames;
 pub mod hello;
+pub mod hostile;
 pub mod http;
 pub mod pair;
 pub mod pki;

@@ -8,7 +8,9 @@ use aip_api::resource::{Agent as Registered, EgressRule, MeshConfig, MeshMode};
 use tempfile::TempDir;
 
 use crate::agent::Agent;
+use crate::frames::Raw;
 use crate::http::{self, Answer};
+use crate::pki::LeafSpec;
 use crate::process::{Records, Sidecar, pairs};
 use crate::scripted::{Scripted, baseline};
 use crate::wait;
@@ -33,6 +35,13 @@ rules contains {"rule": "no_denied_call", "verdict": "deny", "reason": "a test d
 	input.protocol.method == "denied"
 }
 "#;
+
+/// Where somebody speaks HTTP/2 to the pair: as the caller's own agent, or as a peer with the caller's certificate.
+#[derive(Debug, Clone, Copy)]
+pub enum Port {
+    Outbound,
+    Inbound,
+}
 
 /// The pair.
 pub struct Pair {
@@ -117,6 +126,30 @@ impl Pair {
     /// Bytes on the caller's outbound port; what came back until `enough`.
     pub async fn raw(&self, bytes: &str, enough: impl Fn(&[u8]) -> bool) -> String {
         http::raw(self.caller.outbound, bytes.as_bytes(), enough).await
+    }
+
+    /// A connection on which a test writes frames of its own.
+    pub async fn frames(&self, port: Port, settings: &[(u16, u32)]) -> Raw {
+        self.unbegun(port).await.begin(settings).await
+    }
+
+    /// As [`Self::frames`], before its first byte.
+    pub async fn unbegun(&self, port: Port) -> Raw {
+        match port {
+            Port::Outbound => Raw::plain(self.caller.outbound).await,
+            Port::Inbound => {
+                let leaf = self.scripted.with_pki(|pki| pki.leaf(&LeafSpec::good("caller")));
+                Raw::mutual(self.callee.inbound, &leaf).await
+            }
+        }
+    }
+
+    /// The sidecar whose port it is.
+    pub fn behind(&self, port: Port) -> &Sidecar {
+        match port {
+            Port::Outbound => &self.caller,
+            Port::Inbound => &self.callee,
+        }
     }
 
     /// A GET through the mesh.

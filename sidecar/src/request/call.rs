@@ -14,14 +14,14 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderValue, Request, Response, Uri, Version};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
 use super::Arrived;
 use super::body::Body;
-use super::classify::Classified;
+use super::classify::{Classified, headers};
 use super::limit::Limits;
 use super::refusal::{Refusal, Refused};
 use super::route::Route;
@@ -206,6 +206,17 @@ fn frame(request: &mut Request<Body>) {
     if unknown && !request.headers().contains_key(CONTENT_LENGTH) {
         let chunked = HeaderValue::from_static("chunked");
         request.headers_mut().insert(TRANSFER_ENCODING, chunked);
+    }
+}
+
+/// An answer of HTTP/1.1 as it goes on: how it was framed is taken off, and nobody's connection is switched who did not ask.
+fn unframed(mut response: Response<Incoming>, asked: bool) -> Result<Response<Incoming>, Refused> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS && !asked {
+        return Err(Refusal::ConnectionBroken.because("the answer switches protocols, and nobody asked for that"));
+    }
+    match headers::end_framing(response.headers_mut()) {
+        true => Ok(response),
+        false => Err(Refusal::ConnectionBroken.because("the answer has a transfer coding that is not `chunked`")),
     }
 }
 

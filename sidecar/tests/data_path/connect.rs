@@ -245,6 +245,37 @@ async fn what_is_not_listed_or_not_public_is_not_reached() {
     }
 }
 
+/// Where metadata services are, in the spellings that resolvers take, though each is listed as it is written.
+const METADATA: [&str; 9] = [
+    "169.254.169.254",
+    "169.254.169.254.",
+    "[::ffff:169.254.169.254]",
+    "[::ffff:a9fe:a9fe]",
+    "[64:ff9b::a9fe:a9fe]",
+    "[fd00:ec2::254]",
+    "2852039166",
+    "0xa9fea9fe",
+    "0251.0376.0251.0376",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metadata_is_not_reached_by_any_spelling() {
+    let agent = Agent::start().await;
+    let mut world = World::of(&["planner", "ledger"]);
+    let bare = |host: &str| host.trim_matches(['[', ']']).trim_end_matches('.').to_owned();
+    world.mesh.egress = METADATA.iter().map(|host| listed(&bare(host), 80, true)).collect();
+    let pair = Pair::in_world(agent.address, world).await;
+    for host in METADATA {
+        let plain = format!("GET http://{host}/latest HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        let answer = raw(pair.caller.outbound, plain.as_bytes(), "").await;
+        assert!(answer.contains("egress_address_forbidden"), "{host}: {answer}");
+        // Inside a tunnel the same, once it is known what is spoken there.
+        let tunnel = format!("CONNECT {host}:80 HTTP/1.1\r\nhost: {host}:80\r\n\r\n{plain}");
+        let answer = raw(pair.caller.outbound, tunnel.as_bytes(), "").await;
+        assert!(answer.contains("egress_address_forbidden"), "{host}: {answer}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn policy_decides_on_outside_hosts_by_name_and_port() {
     let (agent, outside) = (Agent::start().await, outside().await);

@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue, Uri, Version};
 
 use aip_api::resource::{AgentProtocol, HostHeader};
 
-use super::{Begun, absolute, frame, onwards, path_and_query, switch, text};
+use super::{Begun, absolute, frame, onwards, path_and_query, switch, text, unframed};
 use crate::proxy::agent::AgentPool;
 use crate::request::Arrived;
 use crate::request::classify::{Classified, HOP};
@@ -71,7 +71,7 @@ pub(super) async fn to_agent(arrived: &mut Arrived, classified: &Classified, car
         return Ok((response, None, None));
     }
     let (response, returning) = AgentPool::send_http1(&proxy, request).await?;
-    Ok((response, Some(returning), None))
+    Ok((unframed(response, classified.upgrade.is_some())?, Some(returning), None))
 }
 
 /// Whether an `Origin` is this authority's, in either scheme.

@@ -5,7 +5,7 @@ use http::{Uri, Version};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
-use super::{Begun, frame, onwards, path_and_query, switch, text};
+use super::{Begun, frame, onwards, path_and_query, switch, text, unframed};
 use crate::proxy::egress;
 use crate::proxy::limits::MAX_HTTP1_BUFFER;
 use crate::proxy::recorded::Recorded;
@@ -39,5 +39,5 @@ pub(super) async fn to_outside(
         None => frame(&mut request),
     }
     let response = sender.send_request(request).await.map_err(broken)?;
-    Ok((response, None, None))
+    Ok((unframed(response, classified.upgrade.is_some())?, None, None))
 }

@@ -161,9 +161,27 @@ pub(crate) fn one_length(headers: &mut HeaderMap) -> bool {
     same
 }
 
-/// A transfer coding other than chunked: the parser undoes chunks only, so the rest would lose its name on the way.
+/// A transfer coding other than chunked, or chunked once more (RFC 9112 section 6.1): the parser undoes chunks only, and
+/// once, so the rest would lose its name on the way.
 pub(crate) fn foreign_coding(headers: &HeaderMap) -> Option<&str> {
-    tokens(headers, &TRANSFER_ENCODING).find(|coding| !coding.eq_ignore_ascii_case("chunked"))
+    let mut chunked = false;
+    tokens(headers, &TRANSFER_ENCODING)
+        .find(|coding| !coding.eq_ignore_ascii_case("chunked") || std::mem::replace(&mut chunked, true))
+}
+
+/// Takes off how an answer of HTTP/1.1 was framed; beside chunks, its length says nothing (RFC 9112 section 6.3). `false`
+/// where it has another transfer coding, or one that can't be read: the parser took such a body as it came.
+pub(crate) fn end_framing(headers: &mut HeaderMap) -> bool {
+    let Some(first) = headers.get(TRANSFER_ENCODING) else {
+        return true;
+    };
+    let once = headers.get_all(TRANSFER_ENCODING).iter().count() == 1;
+    let chunked = first
+        .to_str()
+        .is_ok_and(|coding| coding.trim().eq_ignore_ascii_case("chunked"));
+    headers.remove(TRANSFER_ENCODING);
+    headers.remove(CONTENT_LENGTH);
+    once && chunked
 }
 
 /// What `Upgrade` asks for, where `Connection` says that it counts.
@@ -333,6 +351,27 @@ mod tests {
             ("content-length", "4")
         ])));
         assert!(one_length(&mut map(&[("content-length", "3")])) && one_length(&mut map(&[])));
+    }
+
+    #[test]
+    fn bodies_are_in_chunks_once_or_not_at_all() {
+        let coded = |lines: &[&str]| map(&lines.iter().map(|l| ("transfer-encoding", *l)).collect::<Vec<_>>());
+        for good in [&[][..], &["chunked"], &["Chunked"]] {
+            assert_eq!(foreign_coding(&coded(good)), None, "{good:?}");
+            assert!(end_framing(&mut coded(good)), "{good:?}");
+        }
+        for bad in [
+            &["gzip, chunked"][..],
+            &["chunked, chunked"],
+            &["chunked", "chunked"],
+            &["identity"],
+        ] {
+            assert!(foreign_coding(&coded(bad)).is_some(), "{bad:?}");
+            assert!(!end_framing(&mut coded(bad)), "{bad:?}");
+        }
+        let mut both = map(&[("content-length", "3"), ("transfer-encoding", "chunked"), ("x", "1")]);
+        assert!(end_framing(&mut both));
+        assert_eq!(both, map(&[("x", "1")]));
     }
 
     #[test]

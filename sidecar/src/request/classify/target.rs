@@ -55,10 +55,10 @@ pub(crate) fn of_authority(proxy: &Proxy, authority: &str) -> Result<Target, Ref
     if let Some(agent) = trust_domain.agent_of_host(host) {
         return Ok(Target::Agent(agent));
     }
-    if trust_domain.owns_host(host) {
+    let outside = host.trim_end_matches('.').to_ascii_lowercase();
+    if trust_domain.owns_host(host) || trust_domain.owns_host(&outside) {
         return Err(Refusal::UnknownAgent.because(format!("{host} is not <agent>.{trust_domain}")));
     }
-    let outside = host.trim_end_matches('.').to_ascii_lowercase();
     let port = port.unwrap_or(80);
     // What the mesh lists as outside is outside: no agent takes it over.
     if crate::proxy::egress::listed(&snapshot.mesh, &outside, port).is_none()
