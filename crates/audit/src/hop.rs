@@ -81,7 +81,7 @@ pub fn compare(caller: &Told, callee: &Told) -> Vec<Difference> {
     // An answer may come before the request is read, and then a part of the request is lost on the way; a response that
     // both ends saw complete is whole.
     let answered = caller.is_whole() && callee.is_whole();
-    let upgraded = callee.said.is_switch();
+    let upgraded = caller.said.is_switch() && callee.said.is_switch();
     let ways = [
         (
             (caller.request, callee.request, false),
@@ -121,7 +121,7 @@ pub fn unproven(caller: &Told, callee: &Told) -> bool {
 }
 
 /// What both ends can know of the call: one that did not look into the body names no call and no tool.
-fn same_call(caller: &Said, callee: &Said) -> Vec<Difference> {
+pub(crate) fn same_call(caller: &Said, callee: &Said) -> Vec<Difference> {
     let both = |a: Mark, b: Mark| a.is_there() && b.is_there() && a != b;
     let protocol = caller.protocol == callee.protocol;
     let differs = [
@@ -129,6 +129,28 @@ fn same_call(caller: &Said, callee: &Said) -> Vec<Difference> {
         (caller.path != callee.path, Difference::Path),
         (protocol && both(caller.call, callee.call), Difference::Call),
         (protocol && both(caller.tool, callee.tool), Difference::Tool),
+    ];
+    differs
+        .into_iter()
+        .filter_map(|(is, what)| is.then_some(what))
+        .collect()
+}
+
+/// Compares what a caller recorded with a refusal that the callee's sidecar recorded without the hop, and with the status and
+/// the bytes of its answer where that is there.
+pub(crate) fn compare_refused(caller: &Told, refusal: &Said, answer: Option<(u16, u64)>) -> Vec<Difference> {
+    let passed_on = caller.ending != Ending::Cut && caller.status != 0;
+    let response = caller.response;
+    // A switch comes as CONNECT, which is read as the GET that it stands for after the first refusals.
+    let method = caller.said.method != refusal.method && !caller.said.is_switch();
+    let status = answer.is_some_and(|(status, _)| passed_on && status != caller.status);
+    let bytes =
+        answer.is_some_and(|(_, sent)| response.bytes > sent || (response.digest.is_some() && response.bytes != sent));
+    let differs = [
+        (method, Difference::Method),
+        (caller.said.path != refusal.path, Difference::Path),
+        (status, Difference::Status),
+        (bytes, Difference::ResponseBytes),
     ];
     differs
         .into_iter()
@@ -148,7 +170,7 @@ fn same_status(caller: &Told, callee: &Told) -> bool {
     }
     let switched = SWITCHED.contains(&caller.status) && SWITCHED.contains(&callee.status);
     let success = callee.status == NOT_SWITCHED && (200..300).contains(&caller.status);
-    callee.said.is_switch() && (switched || success)
+    caller.said.is_switch() && callee.said.is_switch() && (switched || success)
 }
 
 /// Who has digested something has the salt.

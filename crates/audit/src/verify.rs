@@ -153,9 +153,10 @@ impl Report {
     /// could not write some, no copy has more, and the control plane signed which there are.
     pub fn is_whole(&self) -> bool {
         let signed = self.ledger.as_ref().is_some_and(|ledger| ledger.heads > 0);
+        let ended = self.hops.cut == 0 && self.hops.dropped == 0 && self.hops.no_log == 0;
         let written = self.hops.lost == 0 && self.logs.iter().all(|log| log.gaps == 0);
         let behind = self.copies.iter().any(|copy| copy.ahead > 0);
-        signed && written && !behind && self.hops.no_log == 0 && self.unread.is_empty()
+        signed && ended && written && !behind && self.unread.is_empty()
     }
 }
 

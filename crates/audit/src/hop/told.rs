@@ -128,6 +128,11 @@ impl Said {
         }
     }
 
+    /// It was gRPC.
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.protocol == Mark::of("grpc")
+    }
+
     /// The connection was to switch to another protocol: sidecars switch to WebSocket and to nothing else.
     pub(super) fn is_switch(&self) -> bool {
         self.protocol == Mark::of("websocket")

@@ -5,6 +5,8 @@
 //! by which a second use of its id is found.
 
 mod calls;
+mod counted;
+mod left;
 mod lost;
 mod reach;
 
@@ -14,24 +16,18 @@ use std::path::{Path, PathBuf};
 use aip_api::id::{DecisionId, HopId};
 use serde::{Deserialize, Serialize};
 
-use super::LogReport;
-use super::fault::{At, Found, Kind, moment, named};
-use super::walk::UNSIGNED_MILLIS;
-use crate::hop::{self, Difference, Ending, Said, Told, Verdict};
+use super::fault::{At, Found, Kind, named};
+use crate::hop::{self, Said, Told, Verdict};
 use crate::log::segment_path;
 use crate::record::{Decision, Direction, End};
-use calls::{Call, Calls, Key};
+use calls::{Calls, Key};
+use counted::Counted;
 use lost::Lost;
 pub(super) use reach::SKEW_MILLIS;
-use reach::{Other, Reach, Skew};
+use reach::Skew;
 
 /// Of a replayed hop, which the callee's sidecar refuses, this is the reason.
 const REPLAYED: &str = "hop_replayed";
-/// The status of a refusal that sidecars only count: too many requests.
-const TOO_MANY: u16 = 429;
-/// Statuses that a connection's own code gives before the sidecar hears of a request: what is no HTTP, and headers that
-/// are too large.
-const BEFORE: [u16; 2] = [400, 431];
 
 /// How the hops came out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +78,8 @@ struct Side {
     other: Option<DecisionId>,
     /// The verdict that it was told of, where it was.
     told: Option<Verdict>,
+    /// That its log lacks its end is said already, for the log.
+    named: bool,
 }
 
 /// A hop at one or both ends.
@@ -91,11 +89,28 @@ struct Ends {
     callee: Option<Box<Side>>,
 }
 
+impl Ends {
+    /// The end at which a request goes that way.
+    const fn of(&mut self, direction: Direction) -> &mut Option<Box<Side>> {
+        match direction {
+            Direction::Outbound => &mut self.caller,
+            Direction::Inbound => &mut self.callee,
+        }
+    }
+}
+
 /// A refusal of a callee's sidecar that belongs to no hop of its log.
 #[derive(Debug, Clone, Copy)]
 struct Refusal {
     caller: u32,
-    status: Option<u16>,
+    place: Place,
+    said: Said,
+    /// The status and the bytes of its answer.
+    end: Option<(u16, u64)>,
+    /// As of a hop's end.
+    named: bool,
+    /// It is what one hop came to: one request is decided once.
+    used: bool,
 }
 
 /// The hops of all logs.
@@ -114,8 +129,11 @@ pub(super) struct Pairing {
     /// By the callee's agent: an id is of one log.
     refusals: HashMap<(u32, DecisionId), Refusal>,
     /// Of callees: refusals that they only counted.
-    counted: HashMap<u32, u64>,
+    counted: Counted,
     gaps: Lost,
+    /// Of logs that went on after crashes: up to which record each crash may have cut something, and up to when what it cut
+    /// was certainly still alive.
+    crashes: HashMap<u32, Vec<(u64, u64)>>,
     skew: Skew,
     out: Hops,
 }
@@ -139,11 +157,31 @@ impl Pairing {
         number
     }
 
-    /// Refusals that a sidecar counted without a record each.
-    pub(super) fn counted(&mut self, agent: &str, count: u64) {
+    /// Refusals that a sidecar counted without a record each, in what it wrote at `made`.
+    pub(super) fn counted(&mut self, agent: &str, made: u64, count: u64) {
         let agent = self.number(agent);
-        let counted = self.counted.entry(agent).or_default();
-        *counted = counted.saturating_add(count);
+        self.counted.add(agent, made, count);
+    }
+
+    /// What the checkpoints of the log that is being read say of crashes.
+    pub(super) fn crashes(&mut self, crashes: Vec<(u64, u64)>) {
+        let log = self.logs.len() as u32 - 1;
+        self.crashes.insert(log, crashes);
+    }
+
+    /// It is said of the log that is being read that it lacks this end.
+    pub(super) fn unended(&mut self, id: DecisionId) {
+        if let Some((key, direction)) = self.under_way.get(&id) {
+            let side = self
+                .hops
+                .get_mut(key)
+                .and_then(|ends| ends.of(*direction).as_deref_mut());
+            if let Some(side) = side {
+                side.named = true;
+            }
+        } else if let Some(refusal) = self.own.and_then(|own| self.refusals.get_mut(&(own, id))) {
+            refusal.named = true;
+        }
     }
 
     /// Records that a sidecar could not write, after what it wrote at `from` and before `until`; where it wrote nothing before in
@@ -166,11 +204,18 @@ impl Pairing {
         };
         let (agent, peer) = (self.number(own), self.number(peer));
         self.own = Some(agent);
-        let Some(hop) = decision.hop.filter(|_| decision.reason != REPLAYED) else {
-            if decision.direction == Direction::Inbound {
+        let said = Said::of(decision);
+        let replayed = said.refused && decision.reason == REPLAYED;
+        let Some(hop) = decision.hop.filter(|_| !replayed) else {
+            // Whoever lets something through knows its hop: such a record stands for no refusal.
+            if decision.direction == Direction::Inbound && said.refused {
                 let refusal = Refusal {
                     caller: peer,
-                    status: None,
+                    place,
+                    said,
+                    end: None,
+                    named: false,
+                    used: false,
                 };
                 self.refusals.insert((agent, decision.id), refusal);
             }
@@ -182,10 +227,11 @@ impl Pairing {
             peer,
             agent,
             place,
-            said: Said::of(decision),
+            said,
             end: None,
             other: None,
             told: None,
+            named: false,
         };
         let (caller, callee) = match decision.direction {
             Direction::Outbound => (agent, peer),
@@ -195,12 +241,7 @@ impl Pairing {
         if let Some(before) = self.used(key, &side) {
             return self.add(found, Kind::HopReused, &side, before);
         }
-        let ends = self.hops.entry(key).or_default();
-        let end = match decision.direction {
-            Direction::Outbound => &mut ends.caller,
-            Direction::Inbound => &mut ends.callee,
-        };
-        *end = Some(Box::new(side));
+        *self.hops.entry(key).or_default().of(decision.direction) = Some(Box::new(side));
         self.under_way.insert(decision.id, (key, decision.direction));
     }
 
@@ -230,34 +271,45 @@ impl Pairing {
 
     pub(super) fn end(&mut self, at: u64, end: &End, found: &mut Found) {
         let Some((key, direction)) = self.under_way.remove(&end.id) else {
-            let refusal = self.own.and_then(|own| self.refusals.get_mut(&(own, end.id)));
-            if let Some(refusal) = refusal {
-                refusal.status = Some(end.status);
-            }
-            return;
+            return self.refusal_ended(end, found);
         };
         let Some(ends) = self.hops.get_mut(&key) else { return };
-        let side = match direction {
-            Direction::Outbound => ends.caller.as_deref_mut(),
-            Direction::Inbound => ends.callee.as_deref_mut(),
-        };
         let mut contradicts = None;
-        if let Some(side) = side {
+        if let Some(side) = ends.of(direction).as_deref_mut() {
             side.at = at;
             side.end = Some(side.said.ended(end));
             let (other, verdict) = end.told();
             side.other = other;
-            side.told = Some(verdict).filter(|v| !v.is_empty()).map(Verdict::of);
-            contradicts = side.said.contradicts(end).then_some(*side);
+            // A decision without its verdict is none that a sidecar tells of.
+            side.told = (!end.other.is_empty()).then(|| Verdict::of(verdict));
+            contradicts = side.said.contradicts(end).then_some(side.place);
         }
-        if let Some(side) = contradicts {
-            let detail = format!(
-                "hop {}: it was refused; its end has status {}, {} bytes that went on and {} that came from the agent",
-                key.hop, end.status, end.request_out.bytes, end.response_in.bytes
-            );
-            self.add(found, Kind::ContradictsItself, &side, detail);
+        if let Some(place) = contradicts {
+            self.contradicts(place, end, found);
         }
         self.settle(key, found);
+    }
+
+    /// How a refusal ended that belongs to no hop.
+    fn refusal_ended(&mut self, end: &End, found: &mut Found) {
+        let refusal = self.own.and_then(|own| self.refusals.get_mut(&(own, end.id)));
+        let Some(refusal) = refusal.filter(|refusal| refusal.end.is_none()) else {
+            return;
+        };
+        refusal.end = Some((end.status, end.response_out.bytes));
+        let place = refusal.place;
+        if refusal.said.contradicts(end) {
+            self.contradicts(place, end, found);
+        }
+    }
+
+    fn contradicts(&self, place: Place, end: &End, found: &mut Found) {
+        let hop = end.hop.map_or_else(|| "no hop".to_owned(), |hop| format!("hop {hop}"));
+        let detail = format!(
+            "{hop}: it was refused; its end has status {}, {} bytes that went on and {} that came from the agent",
+            end.status, end.request_out.bytes, end.response_in.bytes
+        );
+        self.add_at(found, Kind::ContradictsItself, (end.id, place), detail);
     }
 
     /// Holds the two ends against each other, where both are there.
@@ -279,24 +331,11 @@ impl Pairing {
         let before = found.count();
         self.out.both += 1;
         let ((caller, from), (callee, to)) = (caller, callee);
-        let theirs = format!(
-            "the callee's is record {} (line {}) of {}",
-            callee.place.seq, callee.place.line, self.logs[callee.place.log as usize].0
-        );
-        if caller.said.refused {
-            let detail = format!("hop {hop}: decided as {}; {theirs}", callee.id);
-            self.add(found, Kind::WentOnAfterRefusal, &caller, detail);
-        }
-        if let Some(other) = caller.other.filter(|other| *other != callee.id) {
+        let theirs = self.decisions(hop, &caller, &callee, found);
+        if callee.said.refused && caller.told.is_none() && from.is_whole() && from.status < 400 {
             let detail = format!(
-                "hop {hop}: the caller heard of {other}; the callee recorded {}",
-                callee.id
+                "hop {hop}: the caller was answered and heard of no decision; the callee recorded a denial; {theirs}"
             );
-            self.add(found, Kind::OtherDecision, &caller, detail);
-        }
-        if let Some(told) = caller.told.filter(|told| *told != callee.said.verdict) {
-            let (told, recorded) = (told.means(), callee.said.verdict.means());
-            let detail = format!("hop {hop}: the caller heard {told}; the callee recorded {recorded}; {theirs}");
             self.add(found, Kind::OtherDecision, &caller, detail);
         }
         for difference in hop::compare(&from, &to) {
@@ -319,171 +358,41 @@ impl Pairing {
         }
     }
 
-    /// Says what became of the hops of which not everything was there. `newest`: when the last thing happened that
-    /// somebody signed.
-    pub(super) fn close(mut self, logs: &[LogReport], newest: u64, found: &mut Found) -> Hops {
-        let mut hops: Vec<_> = std::mem::take(&mut self.hops).into_iter().collect();
-        // Faults come in the order of hops, which is that of time.
-        hops.sort_unstable_by_key(|(key, _)| *key);
-        let reach = Reach::of(logs, newest, &self.numbers);
-        for (key, ends) in hops {
-            let hop = key.hop;
-            match (ends.caller, ends.callee) {
-                (Some(caller), Some(callee)) => self.half(hop, &caller, &callee, &reach, logs, found),
-                (Some(caller), None) => self.only_caller(hop, &caller, &reach, found),
-                (None, Some(callee)) => match self.calls.elsewhere(key) {
-                    Some(call) => self.elsewhere(hop, &callee, call, found),
-                    None => self.alone(hop, &callee, Kind::MissingAtCaller, &reach, found),
-                },
-                (None, None) => {}
-            }
-        }
-        self.out
-    }
-
-    /// A callee recorded a hop that its caller's log says was a call of another agent.
-    fn elsewhere(&self, hop: HopId, callee: &Side, call: Call, found: &mut Found) {
-        let [caller, other] = [callee.peer, call.callee].map(|agent| named(&self.names[agent as usize]));
-        let detail = format!(
-            "hop {hop}: record {} of {} says that {caller} called {other} with it",
-            call.seq, self.logs[call.log as usize].0
+    /// Holds what both decided against each other, however it ended; where the callee's record is.
+    fn decisions(&self, hop: HopId, caller: &Side, callee: &Side, found: &mut Found) -> String {
+        let theirs = format!(
+            "the callee's is record {} (line {}) of {}",
+            callee.place.seq, callee.place.line, self.logs[callee.place.log as usize].0
         );
-        self.add(found, Kind::OtherCallee, callee, detail);
-    }
-
-    /// Both ends decided, and not both ended.
-    fn half(&mut self, hop: HopId, caller: &Side, callee: &Side, reach: &Reach, logs: &[LogReport], found: &mut Found) {
-        let (without, with) = match (caller.end, callee.end) {
-            (None, Some(_)) => (caller, Some(callee)),
-            (Some(_), None) => (callee, Some(caller)),
-            _ => (callee, None),
-        };
         if caller.said.refused {
-            let detail = format!("hop {hop}: decided at the callee as {}", callee.id);
+            let detail = format!("hop {hop}: decided as {}; {theirs}", callee.id);
             self.add(found, Kind::WentOnAfterRefusal, caller, detail);
         }
-        let ended = with.filter(|with| with.said.direction == Direction::Outbound);
-        let whole = ended.is_some_and(|with| with.end.is_some_and(|end| end.is_whole()));
-        // Before the caller's sidecar sees the last byte of an answer, the callee's has written down its end; of one that was
-        // cut off, it hears soon.
-        let soon = if whole { 0 } else { UNSIGNED_MILLIS };
-        let apart = self.skew.between(caller.agent, callee.agent);
-        let log = &logs[without.place.log as usize];
-        let over = without.place.seq < log.recovered;
-        let signed = log.signed_at.unwrap_or(0);
-        let missed = |with: &&Side| match over {
-            true => whole,
-            false => with.at.saturating_add(apart).saturating_add(soon) <= signed,
-        };
-        if log.closed {
-            // What a log that was closed lacks is said once, for the log.
-            self.out.cut += 1;
-        } else if let Some(with) = ended.filter(missed) {
-            let detail = format!("hop {hop}: it ended at the caller's sidecar, by its record {}", with.id);
-            self.add(found, Kind::EndMissing, without, detail);
-        } else if over {
-            self.out.cut += 1;
-        } else if whole && with.is_some_and(|with| reach.is_late(with.at)) {
+        if let Some(other) = caller.other.filter(|other| *other != callee.id) {
             let detail = format!(
-                "hop {hop}: its end is not in a log that is signed up to {}",
-                moment(signed)
+                "hop {hop}: the caller heard of {other}; the callee recorded {}",
+                callee.id
             );
-            self.add(found, Kind::Late, without, detail);
-        } else {
-            self.out.pending += 1;
+            self.add(found, Kind::OtherDecision, caller, detail);
         }
-    }
-
-    /// The callee's sidecar has no record of the hop: it refused it before it was one, or nobody answered.
-    fn only_caller(&mut self, hop: HopId, caller: &Side, reach: &Reach, found: &mut Found) {
-        let Some(end) = caller.end.filter(|end| answered(caller, end)) else {
-            self.out.one_end += 1;
-            return;
-        };
-        let refusal = caller
-            .other
-            .and_then(|id| self.refusals.get(&(caller.peer, id)))
-            .copied();
-        if let Some(refusal) = refusal.filter(|refusal| refusal.caller == caller.agent) {
-            let passed_on = end.ending != Ending::Cut && end.status != 0;
-            match refusal.status.filter(|status| passed_on && *status != end.status) {
-                Some(status) => {
-                    let means = Difference::Status.means();
-                    let detail = format!("hop {hop}: {means} (status); status {} and {status}", end.status);
-                    self.add(found, Kind::EndsDiffer, caller, detail);
-                }
-                None => self.out.one_end += 1,
-            }
-            return;
+        if let Some(told) = caller.told.filter(|told| *told != callee.said.verdict) {
+            let (told, recorded) = (told.means(), callee.said.verdict.means());
+            let detail = format!("hop {hop}: the caller heard {told}; the callee recorded {recorded}; {theirs}");
+            self.add(found, Kind::OtherDecision, caller, detail);
         }
-        self.alone(hop, caller, Kind::MissingAtCallee, reach, found);
-    }
-
-    fn alone(&mut self, hop: HopId, only: &Side, kind: Kind, reach: &Reach, found: &mut Found) {
-        let pair = match kind {
-            Kind::MissingAtCallee => (only.agent, only.peer),
-            _ => (only.peer, only.agent),
-        };
-        let apart = self.skew.between(pair.0, pair.1);
-        let peer = named(&self.names[only.peer as usize]);
-        match reach.other(only.peer, only.at, apart) {
-            Other::NoLog => self.out.no_log += 1,
-            Other::Pending => self.out.pending += 1,
-            Other::Dropped => self.out.dropped += 1,
-            Other::Late(signed) => {
-                let detail = format!(
-                    "hop {hop}: the logs of {peer} are signed up to {}, and others' up to {}",
-                    moment(signed),
-                    moment(reach.newest())
-                );
-                self.add(found, Kind::Late, only, detail);
-            }
-            Other::Passed(signed) => {
-                if kind == Kind::MissingAtCallee && self.was_counted(only) {
-                    self.out.one_end += 1;
-                    return;
-                }
-                if self.gaps.excuses(only.peer, only.at, apart) {
-                    self.out.lost += 1;
-                    return;
-                }
-                let signed = moment(signed);
-                let detail =
-                    format!("hop {hop}: no record of it in the logs of {peer}, which are signed up to {signed}");
-                self.add(found, kind, only, detail);
-            }
-        }
-    }
-
-    /// The callee's sidecar refused so many that it only counted them, by its own signed word: each count excuses one.
-    fn was_counted(&mut self, caller: &Side) -> bool {
-        let refused = caller
-            .end
-            .is_some_and(|end| end.status == TOO_MANY || end.response.bytes == 0);
-        let left = self.counted.get_mut(&caller.peer).filter(|left| refused && **left > 0);
-        left.is_some_and(|left| {
-            *left -= 1;
-            true
-        })
+        theirs
     }
 
     fn add(&self, found: &mut Found, kind: Kind, side: &Side, detail: String) {
-        let (id, (log, dir)) = (side.id.to_string(), &self.logs[side.place.log as usize]);
-        let path = segment_path(dir, side.place.segment);
-        let at = At::file(log, &path)
-            .line(side.place.line)
-            .seq(side.place.seq)
-            .decision(Some(&id));
+        self.add_at(found, kind, (side.id, side.place), detail);
+    }
+
+    fn add_at(&self, found: &mut Found, kind: Kind, (id, place): (DecisionId, Place), detail: String) {
+        let (id, (log, dir)) = (id.to_string(), &self.logs[place.log as usize]);
+        let path = segment_path(dir, place.segment);
+        let at = At::file(log, &path).line(place.line).seq(place.seq).decision(Some(&id));
         found.add(kind, at, detail);
     }
-}
-
-/// The callee's sidecar answered, by what the caller's recorded: it named its decision, or something came that only it can
-/// have sent.
-fn answered(caller: &Side, end: &Told) -> bool {
-    let came = end.response.bytes > 0 && !(end.ending == Ending::Complete && BEFORE.contains(&end.status));
-    let own = end.status >= 400 && (end.blamed || end.ending == Ending::Cut);
-    !caller.said.refused && (caller.other.is_some() || (came && !own))
 }
 
 #[cfg(test)]

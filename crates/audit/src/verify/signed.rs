@@ -12,6 +12,9 @@ use super::{Keys, Source};
 use crate::checkpoint::{Checkpoint, Closing};
 use crate::log::{Kept, RETIRED_FILE, each_checkpoint};
 
+/// Checkpoints before one after a crash that are looked through: only one whose clock stepped has any that cover more.
+const MAX_BEFORE_CRASH: usize = 64;
+
 /// The checkpoints of a log whose signatures hold, of all its copies.
 #[derive(Debug, Default)]
 pub(super) struct Signed {
@@ -22,6 +25,10 @@ pub(super) struct Signed {
     pub(super) recoveries: u64,
     /// Records at the last checkpoint that was made after a crash.
     pub(super) recovered: u64,
+    /// By the records at it: when each checkpoint was made that says that the log went on after a crash.
+    crashed: BTreeMap<u64, u64>,
+    /// By the time of every other checkpoint: the records at it.
+    alive: BTreeMap<u64, u64>,
     /// Records at the checkpoint that ended the log in order.
     closed_at: Option<u64>,
     /// Of each directory, the records that the control plane's retention took there, by its signed word, and until when.
@@ -102,6 +109,17 @@ impl Signed {
         at.max(from).min(to)
     }
 
+    /// Of each crash: up to which record it may have cut something, and when the last checkpoint before it was made. What comes
+    /// after it in time and covers no more records is not of the life that it ended.
+    pub(super) fn crashes(&self) -> Vec<(u64, u64)> {
+        let alive = |records: u64, at: u64| {
+            let mut before = self.alive.range(..at).rev().take(MAX_BEFORE_CRASH);
+            before.find(|(_, size)| **size <= records).map_or(0, |(at, _)| *at)
+        };
+        let crashed = self.crashed.iter();
+        crashed.map(|(records, at)| (*records, alive(*records, *at))).collect()
+    }
+
     /// What retention took of the log in this directory.
     pub(super) fn retired(&self, dir: &Path) -> Option<(u64, u64)> {
         self.retired.get(dir).copied()
@@ -168,9 +186,15 @@ impl Signed {
             Closing::Recovery => {
                 self.recoveries += 1;
                 self.recovered = self.recovered.max(claims.size);
+                let crashed = self.crashed.entry(claims.size).or_insert(claims.at);
+                *crashed = claims.at.min(*crashed);
             }
             Closing::Close => self.closed_at = self.closed_at.max(Some(claims.size)),
             Closing::Periodic => {}
+        }
+        if claims.closing != Closing::Recovery {
+            let alive = self.alive.entry(claims.at).or_insert(claims.size);
+            *alive = claims.size.min(*alive);
         }
         self.agent.get_or_insert_with(|| claims.agent.clone());
         let (root, time) = self.roots.entry(claims.size).or_insert((claims.root, claims.at));

@@ -14,6 +14,7 @@ use crate::record::{Decision, Direction, End, Event, Party, Passed, sample};
 mod broken;
 mod copies;
 mod ends;
+mod hidden;
 mod hops;
 mod kept;
 mod others;

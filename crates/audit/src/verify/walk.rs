@@ -402,7 +402,10 @@ impl Walk<'_> {
                 None => own = own.max(Some((said.end(), self.signed.time(*seq, said.until)))),
             }
         }
-        own
+        // What went is older than what is left, whatever it says.
+        let left = self.report.first_at;
+        let left = left.map_or(u64::MAX, |at| self.signed.time(self.report.dropped, at));
+        own.map(|(records, until)| (records, until.min(left)))
     }
 
     /// Whether the segment is as its manifest says.

@@ -125,6 +125,13 @@ fn intact(report: &Report) {
         let hops = counted(report.hops.no_log, "hop");
         output::line(format!("  of {hops} the other end's log is not here"));
     }
+    let lacking = [
+        (report.hops.cut, "one end does not say how it ended, as after a crash"),
+        (report.hops.dropped, "a quota took what one end recorded"),
+    ];
+    for (hops, lacks) in lacking.into_iter().filter(|(hops, _)| *hops > 0) {
+        output::line(format!("  of {} {lacks}", counted(hops, "hop")));
+    }
     for path in &report.unread {
         output::line(format!("  not read: {}", one_line(path)));
     }

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
+use super::super::LogReport;
 use super::super::walk::UNSIGNED_MILLIS;
-use super::LogReport;
 
 /// Added to how far the clocks of two agents were seen to differ, in milliseconds: a record is written a moment after it
 /// happened.
@@ -11,7 +11,7 @@ const MARGIN_MILLIS: u64 = 2_000;
 /// How far two clocks may differ, in milliseconds: what the mesh tolerates in signatures. Further apart is no excuse.
 pub(in super::super) const SKEW_MILLIS: u64 = 300_000;
 /// How long the other end's record may be on its way, in milliseconds: until then it is pending, and then a fault.
-const WINDOW_MILLIS: u64 = UNSIGNED_MILLIS + SKEW_MILLIS;
+pub(super) const WINDOW_MILLIS: u64 = UNSIGNED_MILLIS + SKEW_MILLIS;
 
 /// How far the clocks of two agents were seen to differ, by the times of hops that both recorded.
 #[derive(Debug, Default)]

@@ -108,6 +108,7 @@ fn a_refusal_that_the_callee_hides_is_missed_and_one_that_it_recorded_is_not() {
     let refused = |_: &mut Decision, end: &mut End| {
         end.status = 403;
         (end.request_out, end.response_in) = (Passed::default(), Passed { bytes: 5, digest: None });
+        hears_a_denial(end);
     };
     mesh.planner
         .recorded(hop, Direction::Outbound, &callee, refusal, refused);
@@ -118,8 +119,10 @@ fn a_refusal_that_the_callee_hides_is_missed_and_one_that_it_recorded_is_not() {
     // Before it knew of a hop, the callee's sidecar refused and recorded it, as another outcome than the caller's.
     let mut told = decision(hop, Direction::Inbound, &callee, &caller);
     (told.id, told.hop, told.reason) = (refusal, None, "killed".into());
+    told.verdict = "deny".into();
     let mut end = mesh.researcher.end_of(&told);
     end.status = 503;
+    (end.request_out, end.response_in) = (Passed::default(), Passed::default());
     let now = mesh.researcher.now;
     let mut append = |event| mesh.researcher.writer.append(event, now).unwrap();
     append(Event::Decision(Box::new(told.clone())));
@@ -136,13 +139,14 @@ fn a_refusal_that_was_only_counted_is_excused_as_often_as_it_was_counted() {
         let refused = |_: &mut Decision, end: &mut End| {
             end.status = 429;
             (end.request_out, end.response_in) = (Passed::default(), Passed { bytes: 5, digest: None });
+            hears_a_denial(end);
         };
         let hop = HopId::fresh();
         mesh.planner
             .recorded(hop, Direction::Outbound, &callee, DecisionId::fresh(), refused);
     }
     mesh.planner.checkpoint();
-    mesh.researcher.now += 600_000;
+    mesh.researcher.now += 30_000;
     let now = mesh.researcher.now;
     let counted = crate::record::Strangers {
         reason: "rate_limited".into(),
@@ -150,6 +154,7 @@ fn a_refusal_that_was_only_counted_is_excused_as_often_as_it_was_counted() {
         sample: String::new(),
     };
     mesh.researcher.writer.append(Event::Strangers(counted), now).unwrap();
+    mesh.researcher.now += 570_000;
     mesh.researcher.checkpoint();
     assert_eq!(mesh.kinds(), [Kind::MissingAtCallee]);
 }

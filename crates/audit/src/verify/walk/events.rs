@@ -85,7 +85,7 @@ impl Walk<'_> {
                     .as_ref()
                     .filter(|_| strangers.reason == COUNTED && record.seq < signed)
                 {
-                    self.pairing.counted(agent, strangers.count);
+                    self.pairing.counted(agent, made, strangers.count);
                 }
             }
         }
@@ -128,12 +128,13 @@ impl Walk<'_> {
             return;
         }
         left.sort_unstable();
-        for (seq, id) in left {
+        for (seq, decision) in left {
             let segment = self.begins.iter().rev().find(|(begin, _)| *begin <= seq);
             let file = segment.map_or_else(|| segment_path(self.dir, 0), |(_, path)| path.clone());
-            let id = id.to_string();
+            let id = decision.to_string();
             let at = At::file("", &file).seq(seq).decision(Some(&id));
             self.fault(Kind::EndMissing, at, "the log was closed without its end");
+            self.pairing.unended(decision);
         }
     }
 
@@ -150,6 +151,7 @@ impl Walk<'_> {
 
     pub(super) fn close(mut self) -> (LogReport, Option<Tail>) {
         self.report.records = self.next;
+        self.pairing.crashes(self.signed.crashes());
         self.unended();
         let file = self
             .begins
