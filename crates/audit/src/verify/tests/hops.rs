@@ -194,6 +194,7 @@ fn a_hop_that_is_used_again_after_both_ends_were_read_is_found() {
     (replayed.reason, replayed.verdict) = ("hop_replayed".into(), "deny".into());
     let mut end = mesh.researcher.end_of(&replayed);
     end.status = 409;
+    (end.request_out, end.response_in) = (Passed::default(), Passed::default());
     let now = mesh.researcher.now;
     for event in [Event::Decision(Box::new(replayed)), Event::End(Box::new(end))] {
         mesh.researcher.writer.append(event, now).unwrap();

@@ -90,6 +90,7 @@ fn a_refusal_that_a_third_agent_recorded_is_not_the_callees() {
     (made_up.id, made_up.hop, made_up.reason) = (refusal, None, "killed".into());
     let mut end = third.end_of(&made_up);
     end.status = 403;
+    (end.request_out, end.response_in) = (Passed::default(), Passed::default());
     for event in [Event::Decision(Box::new(made_up)), Event::End(Box::new(end))] {
         third.writer.append(event, third.now).unwrap();
     }
