@@ -54,6 +54,7 @@ command -v flock >/dev/null && flock 9
 need curl curl
 need openssl openssl
 need python3 python3
+need ip iproute2
 need npm npm
 need javac default-jdk-headless
 

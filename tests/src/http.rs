@@ -1,6 +1,7 @@
 //! HTTP through a sidecar, and to admin APIs.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
@@ -69,6 +70,18 @@ where
 /// # Errors
 /// The connection was refused or broke.
 pub async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Result<Answer, String> {
+    send_within(DEADLINE, address, request).await
+}
+
+/// As [`send`], of what may take longer.
+///
+/// # Errors
+/// The connection was refused or broke.
+pub async fn send_within(
+    deadline: Duration,
+    address: SocketAddr,
+    request: Request<Full<Bytes>>,
+) -> Result<Answer, String> {
     let exchange = async {
         let tcp = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tcp))
@@ -78,7 +91,7 @@ pub async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Result<
         let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
         Ok(collect(response).await)
     };
-    tokio::time::timeout(DEADLINE, exchange)
+    tokio::time::timeout(deadline, exchange)
         .await
         .map_err(|_| "no answer in time".to_owned())?
 }

@@ -12,6 +12,7 @@
 //! | [`frames`] | HTTP/2 frame by frame, where a client library would be too polite |
 //! | [`hostile`] | an agent that answers with any bytes |
 //! | [`http`] | HTTP through a sidecar, and raw bytes where a client library would be too polite |
+//! | [`network`] | hosts of their own, and links between them that can be slowed and cut |
 //! | [`pair`] | two sidecars with that agent behind both, for tests of what a request meets |
 //! | [`pki`] | a mesh's keys, and certificates with every fault |
 //! | [`root`] | what only root can test |
@@ -32,6 +33,7 @@ pub mod frames;
 pub mod hello;
 pub mod hostile;
 pub mod http;
+pub mod network;
 pub mod pair;
 pub mod pki;
 pub mod process;

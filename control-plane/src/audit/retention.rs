@@ -141,7 +141,7 @@ impl Audit {
     /// Lets go of checkpoints that are older than records are kept.
     async fn forget(&self) {
         let kept = u64::from(self.settings().retention.days) * DAY;
-        let until = (self.clock.now() * 1_000).saturating_sub(kept);
+        let until = (self.clock.steady() * 1_000).saturating_sub(kept);
         for _ in 0..MAX_FORGETS {
             match self.ledger.forget(until).await {
                 Ok(true) => {}
@@ -190,7 +190,7 @@ impl Audit {
         let Ok(_claim) = self.claim(log, writer).await else {
             return Ok(());
         };
-        let (bounds, now) = (self.bounds(agent, log), self.clock.now() * 1_000);
+        let (bounds, now) = (self.bounds(agent, log), self.clock.steady() * 1_000);
         let (bytes, written) = weigh(dir);
         let written = written.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
         let age = written.map_or(0, |at| now.saturating_sub(at.as_millis() as u64));

@@ -108,6 +108,7 @@ pub struct Board {
     processes: Mutex<Processes>,
     streams: Mutex<u64>,
     changed: watch::Sender<()>,
+    /// Asked for [`Clock::steady`]: nobody has stopped because a clock was set ahead.
     clock: Clock,
 }
 
@@ -119,6 +120,8 @@ impl Board {
     /// The store fails.
     pub async fn restore(registry: &Registry) -> Result<Arc<Self>, Refusal> {
         let mut processes = BTreeMap::new();
+        // Asked first, before anybody can have set the clock.
+        let began = registry.clock.steady();
         let svids = Svids::read(registry).await?;
         for granted in registry.granted_leases().await? {
             let line = granted.line.unwrap_or_else(|| granted.serial.clone());
@@ -133,7 +136,7 @@ impl Board {
                 grants: Grants::noted(&granted.leases, boottime()),
                 noted: granted.leases,
                 drained: granted.drained,
-                left: registry.clock.now(),
+                left: began,
                 ..Process::new(granted.agent.clone(), granted.instance.clone())
             };
             processes.insert((granted.agent, granted.instance), process);
@@ -209,7 +212,7 @@ impl Board {
         // Read first: whoever comes meanwhile stands on the board before anything is noted of it.
         let granted = registry.granted_leases().await?;
         let svids = Svids::read(registry).await?;
-        let now = self.clock.now();
+        let now = self.clock.steady();
         let mut processes = self.lock();
         processes.retain(|_, process| process.stream.is_some() || process.not_after(&svids) > now);
         let granted = granted.into_iter().map(|g| (g.agent, g.instance));
@@ -226,7 +229,7 @@ impl Board {
         published: &Published,
     ) -> Result<Progress, Refusal> {
         let (svids, drifted) = (Svids::read(registry).await?, registry.drifted_lines().await?);
-        let (now, asked) = (self.clock.now(), boottime());
+        let (now, asked) = (self.clock.steady(), boottime());
         let committed = published.committed.filter(|_| published.set.version() == version);
         let mut progress = Progress {
             term: version.0,
@@ -281,7 +284,7 @@ impl Board {
     /// The store fails.
     pub async fn standing(&self, registry: &Registry) -> Result<Vec<Standing>, Refusal> {
         let svids = Svids::read(registry).await?;
-        let (now, asked) = (self.clock.now(), boottime());
+        let (now, asked) = (self.clock.steady(), boottime());
         let processes = self.lock();
         let standing = processes.values().map(|process| {
             let (runs_until, stopped_how) = process.grants.stopped_by(asked, process.not_after(&svids), now);
@@ -330,7 +333,7 @@ impl Board {
 
     /// Whether a process that may say so soon has not enforced it.
     fn is_awaited(&self, version: (u64, u64), svids: &Svids, drifted: &Drifted) -> bool {
-        let (now, asked) = (self.clock.now(), boottime());
+        let (now, asked) = (self.clock.steady(), boottime());
         self.lock().values().any(|process| {
             let (at, _) = process.grants.stopped_by(asked, process.not_after(svids), now);
             let may_run = process.stream.is_some() || at >= now;

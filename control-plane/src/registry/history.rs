@@ -77,7 +77,7 @@ impl Registry {
     /// The store fails.
     pub async fn sweep_history(&self) -> Result<usize, Refusal> {
         let days = u64::from(self.mesh_config().await?.value.audit.retention.days) + MARGIN_DAYS;
-        let before = self.clock.now().saturating_sub(days * DAY);
+        let before = self.clock.steady().saturating_sub(days * DAY);
         // Keys begin with the time.
         let rows = self.all::<String>(keys::FORMER_UNTIL, PAGE).await?;
         let over = rows

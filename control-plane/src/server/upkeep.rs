@@ -17,7 +17,7 @@ const SWEEP: Duration = Duration::from_secs(60);
 
 /// Runs until the task is dropped.
 pub(super) async fn upkeep(registry: Registry, ca: Arc<Ca>, board: Arc<Board>) {
-    let mut renewed = aip_runtime::unix_now();
+    let mut served = Served::now();
     let mut reviewed = Reviewed::default();
     let mut tick = tokio::time::interval(SWEEP);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -58,13 +58,35 @@ pub(super) async fn upkeep(registry: Registry, ca: Arc<Ca>, board: Arc<Board>) {
                 );
             }
         }
-        let now = aip_runtime::unix_now();
-        if now.saturating_sub(renewed) >= SERVER_SECONDS / 2 {
+        if served.is_due(&Served::now()) {
             match ca.renew_server() {
-                Ok(()) => renewed = now,
+                Ok(()) => served = Served::now(),
                 Err(error) => tracing::error!(%error, "our certificate was not renewed; trying again"),
             }
         }
+    }
+}
+
+/// When our certificate was made: by the clock that stands in it, and by one that nobody sets.
+struct Served {
+    clock: u64,
+    boottime: Duration,
+}
+
+impl Served {
+    fn now() -> Self {
+        Self {
+            clock: aip_runtime::unix_now(),
+            boottime: aip_runtime::boottime(),
+        }
+    }
+
+    /// At half of its life, by either; and at once where it begins in a time to come, since the clock was set back.
+    fn is_due(&self, now: &Self) -> bool {
+        let half = Duration::from_secs(SERVER_SECONDS / 2);
+        now.clock < self.clock
+            || now.clock - self.clock >= half.as_secs()
+            || now.boottime.saturating_sub(self.boottime) >= half
     }
 }
 
@@ -90,5 +112,26 @@ impl Reviewed {
                 "reputations were not looked at; trying again"
             ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_certificate_is_renewed_at_half_of_its_life_and_when_the_clock_was_set_back() {
+        let at = |clock: u64, passed: u64| Served {
+            clock,
+            boottime: Duration::from_secs(passed),
+        };
+        let (half, day) = (SERVER_SECONDS / 2, 86_400);
+        let made = at(1_000_000, 500);
+        assert!(!made.is_due(&at(1_000_060, 560)));
+        assert!(made.is_due(&at(1_000_000 + half, 500 + half)));
+        assert!(made.is_due(&at(1_000_000 + day, 560)), "the clock was set ahead");
+        assert!(made.is_due(&at(1_000_000, 500 + half)), "it stood still");
+        // Made while it was a day ahead: peers take it for one of tomorrow.
+        assert!(at(1_000_000 + day, 500).is_due(&at(1_000_060, 560)));
     }
 }

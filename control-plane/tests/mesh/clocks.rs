@@ -5,8 +5,9 @@ use aip_api::wire::issue_request::Credential;
 use aip_api::wire::{IssueRequest, audit_response};
 use aip_audit::Closing;
 use aip_runtime::svid::PendingKey;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::kills::{Stream, fresh};
 use crate::support::audit::{Audit, Log, sign as checkpoint};
 use crate::support::sidecar::{evidence, hello, sign, why};
 use crate::support::{Mesh, Sidecar};
@@ -97,4 +98,36 @@ async fn a_control_plane_that_is_a_day_ahead_serves_nobody_by_svids_that_it_take
         "{reason}: {}",
         refused.message()
     );
+}
+
+/// What an order says of who has not heard it, and the SVIDs that are known of.
+async fn told(mesh: &Mesh, order: &Value) -> (Value, Value) {
+    let (term, epoch) = (&order["term"], &order["epoch"]);
+    let path = format!("/v1/kills/progress?term={term}&epoch={epoch}&wait_ms=0");
+    let shown = mesh.admin.get(&path).await;
+    let svids = mesh.admin.get("/v1/agents/planner/svids").await;
+    (
+        json!([shown["missing"], shown["vanished"], shown["away"]]),
+        svids["items"].clone(),
+    )
+}
+
+#[tokio::test]
+async fn a_clock_that_is_a_day_ahead_stops_and_forgets_nobody() {
+    let mesh = Mesh::dev().await;
+    let sidecar = mesh.joined("planner").await;
+    let stream = Stream::open(&sidecar, &fresh(), None).await.unwrap();
+    let _cut_off = stream.broken();
+    let scope = json!({"kind": "agent", "agent": "planner"});
+    let order = json!({"scope": scope, "mode": "kill", "reason": "a test"});
+    let order = mesh.admin.ok("POST", "/v1/kills", order).await;
+    mesh.plane.clock.step(DAY);
+    mesh.plane.registry.sweep().await.unwrap();
+    let ahead = told(&mesh, &order).await;
+    mesh.plane.clock.step(0);
+    let right = told(&mesh, &order).await;
+    for (unheard, svids) in [ahead, right] {
+        assert!(unheard.to_string().contains("planner"), "it may serve still: {unheard}");
+        assert_eq!(svids.as_array().map(Vec::len), Some(1), "its SVID is known of: {svids}");
+    }
 }

@@ -1,9 +1,10 @@
 //! Keeps an SVID current: the first one from the vault or by joining, then a renewal at half of its life.
 
+mod lapse;
 mod waiting;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use aip_api::Digest;
 use aip_api::token::JoinToken;
@@ -31,8 +32,6 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// not renew together.
 const RENEW_AT: f64 = 0.5;
 const SPREAD: f64 = 0.1;
-/// Between two looks at the clock, of whether the SVID has expired.
-const EXPIRY_LOOK: Duration = Duration::from_secs(1);
 
 /// Gets and keeps the SVID of one sidecar.
 pub struct Keeper {
@@ -346,41 +345,18 @@ impl Keeper {
                 serial = said.serial,
                 "the control plane has revoked this SVID; nothing is served until a new join token gets another"
             );
-            if let Some(Err(error)) = self.vault.as_ref().map(Vault::forget) {
-                tracing::error!(reason = "identity_not_forgotten", %error, "the revoked SVID lies on in the runtime directory");
-            }
-            self.svid.hand_over(self.revoked.given_up());
-            self.ready.set("identity", false);
-            metrics::gauge!("aip_svid_not_after_seconds").set(0.0);
+            self.give_up(&self.svid);
         }
     }
 
-    /// Takes away an SVID that expires: nothing goes in or out without one, to agents or to outside hosts.
-    async fn clear_expired(&self) {
-        let mut changed = self.svid.subscribe();
-        loop {
-            let left = self.svid.current().map(|svid| {
-                let ends = UNIX_EPOCH + Duration::from_secs(svid.identity.not_after);
-                ends.duration_since(SystemTime::now()).unwrap_or_default()
-            });
-            match left {
-                Some(Duration::ZERO) => {
-                    tracing::error!(
-                        reason = "svid_expired",
-                        "the SVID has expired; nothing is served until it is renewed"
-                    );
-                    self.svid.clear();
-                    self.ready.set("identity", false);
-                }
-                // The clock may be set, and timers count nothing while a machine sleeps: it is looked at again.
-                Some(left) => tokio::time::sleep(left.min(EXPIRY_LOOK)).await,
-                None => {
-                    if changed.changed().await.is_err() {
-                        return;
-                    }
-                }
-            }
+    /// Presents it from now on to nobody, but to be told of orders to stop.
+    fn give_up(&self, revoked: &SvidSource) {
+        if let Some(Err(error)) = self.vault.as_ref().map(Vault::forget) {
+            tracing::error!(reason = "identity_not_forgotten", %error, "the revoked SVID lies on in the runtime directory");
         }
+        revoked.hand_over(self.revoked.given_up());
+        self.ready.set("identity", false);
+        metrics::gauge!("aip_svid_not_after_seconds").set(0.0);
     }
 
     async fn renew_forever(&self) {

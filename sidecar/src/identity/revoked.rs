@@ -45,6 +45,11 @@ impl Revoked {
         self.said.send_replace(Some(said));
     }
 
+    /// Whether it was said of this serial number last.
+    pub fn is_said_of(&self, serial: &str) -> bool {
+        self.said.borrow().as_ref().is_some_and(|said| said.serial == serial)
+    }
+
     /// The SVID that was given up, for who asks for orders to stop and for nobody else.
     pub fn given_up(&self) -> &SvidSource {
         &self.given_up

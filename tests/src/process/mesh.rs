@@ -34,8 +34,7 @@ impl ControlPlane {
 
     /// Starts it on `<dir>/data`.
     pub async fn start(dir: &Path, flags: &[&str]) -> Self {
-        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        Self::start_at(dir, any, any, flags).await
+        Self::start_at(dir, ANY, ANY, flags).await
     }
 
     async fn start_at(dir: &Path, mesh: SocketAddr, admin: SocketAddr, flags: &[&str]) -> Self {
@@ -120,6 +119,9 @@ impl ControlPlane {
     }
 }
 
+/// A free port on loopback.
+const ANY: SocketAddr = FREE[0];
+
 /// Flags of every control plane that the tests start.
 pub const DEV: &[&str] = &["--mode", "dev", "--log-format", "json"];
 
@@ -134,13 +136,18 @@ pub struct Mesh {
 impl Mesh {
     /// A dev mesh with the default policy.
     pub async fn start() -> Self {
+        Self::start_at(ANY).await
+    }
+
+    /// As [`Self::start`], whose sidecars reach it here.
+    pub async fn start_at(mesh: SocketAddr) -> Self {
         let dir = tempfile::Builder::new().prefix("aip-test-").tempdir().unwrap();
         let path = dir.path().to_owned();
         let home = path.join("control-plane");
         std::fs::create_dir_all(&home).unwrap();
         sweep_after_us(&path);
         Self {
-            control_plane: ControlPlane::start(&home, DEV).await,
+            control_plane: ControlPlane::start_at(&home, mesh, ANY, DEV).await,
             dir: Mutex::new(Some(dir)),
             path,
         }
