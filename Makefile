@@ -8,6 +8,7 @@ PEERS := $(TARGET)/peers
 # Pinned: what passes today passes tomorrow.
 CARGO_DENY := 0.20.2
 CARGO_MACHETE := 0.9.2
+CARGO_FUZZ := 0.13.2
 ENVOY := 1.40.0
 
 # Benchmarks: `release` is what ships, built by `make release`; `quick` links in a minute and knows no profile of traffic.
@@ -15,7 +16,11 @@ BENCH_PROFILE ?= release
 BENCH_BIN := $(TARGET)/$(if $(filter release,$(BENCH_PROFILE)),dist,$(BENCH_PROFILE))
 BENCH_FLAGS ?=
 
-.PHONY: help build release demo demo-stay test soak clients promtool lint fmt doc proto tools bench bench-check bench-modes bench-kill bench-build bench-peers
+# Fuzzing: for how long each decoder is tried, and which (all).
+FUZZ_SECONDS ?= 30
+FUZZ_TARGETS ?= $(patsubst fuzz/fuzz_targets/%.rs,%,$(wildcard fuzz/fuzz_targets/*.rs))
+
+.PHONY: help build release demo demo-stay test soak fuzz clients promtool lint fmt doc proto tools bench bench-check bench-modes bench-kill bench-build bench-peers
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -44,6 +49,21 @@ soak: build ## processes killed at 300 random moments, and at each point; a mill
 	$(CARGO) test -p aip-control-plane --test mesh a_million_records -- --ignored --nocapture
 	$(CARGO) test -p aip-tests --test streams ten_thousand -- --ignored --nocapture
 
+# An input that takes longer, or more memory, than these bounds is a finding, too.
+# cargo-fuzz asks rustc for flags of nightly. No sanitizer: all of our code is safe Rust, which it would find nothing in, and
+# without it three times as many inputs are tried. What is fuzzed is built as what ships is, `--cfg fuzzing` aside.
+FUZZ := PATH="$(abspath $(TOOLS))/bin:$$PATH" CARGO_TARGET_DIR="$(abspath $(TARGET))/fuzz" RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
+FUZZ_BUILD := --sanitizer none --no-cfg-fuzzing
+FUZZ_BOUNDS := -max_len=8192 -timeout=20 -rss_limit_mb=1024 -print_final_stats=1
+
+fuzz: $(TOOLS)/.cargo-fuzz-$(CARGO_FUZZ) ## each decoder of what a peer sends, for FUZZ_SECONDS
+	$(FUZZ) build $(FUZZ_BUILD)
+	@set -e; for target in $(FUZZ_TARGETS); do \
+		mkdir -p $(TARGET)/fuzz/corpus/$$target; \
+		$(FUZZ) run $(FUZZ_BUILD) $$target $(abspath $(TARGET))/fuzz/corpus/$$target fuzz/corpus/$$target -- \
+			$(FUZZ_BOUNDS) -max_total_time=$(FUZZ_SECONDS); \
+	done
+
 clients: ## the real agents and clients that the tests drive (Python, Node, curl)
 	sh tests/clients/setup.sh
 
@@ -52,6 +72,7 @@ promtool: ## what tests the alert rules
 
 lint: tools ## format, clippy, dependencies, documentation
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --workspace --no-deps --document-private-items
 	PATH="$(abspath $(TOOLS))/bin:$$PATH" $(CARGO) deny --all-features check --hide-inclusion-graph bans licenses sources
@@ -59,6 +80,7 @@ lint: tools ## format, clippy, dependencies, documentation
 
 fmt: ## format everything
 	$(CARGO) fmt --all
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml
 
 doc: ## the code's documentation, into target/doc
 	$(CARGO) doc --workspace --no-deps
@@ -108,6 +130,11 @@ INSTALL := CARGO_TARGET_DIR=$(TOOLS)/build CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV
 
 $(TOOLS)/.cargo-deny-$(CARGO_DENY):
 	$(INSTALL) cargo-deny@$(CARGO_DENY)
+	touch $@
+
+$(TOOLS)/.cargo-fuzz-$(CARGO_FUZZ):
+	$(INSTALL) cargo-fuzz@$(CARGO_FUZZ)
+	rm -rf $(TOOLS)/build
 	touch $@
 
 $(TOOLS)/.cargo-machete-$(CARGO_MACHETE): | $(TOOLS)/.cargo-deny-$(CARGO_DENY)

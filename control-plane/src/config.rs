@@ -17,4 +17,4 @@ pub mod world;
 
 pub(crate) use service::ASKED;
 pub use service::{ConfigService, Limits};
-pub(crate) use session::admitted;
+pub(crate) use session::{admitted, held, names};

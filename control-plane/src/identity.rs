@@ -6,7 +6,7 @@
 
 mod credential;
 mod drift;
-mod evidence;
+pub(crate) mod evidence;
 mod issue;
 pub mod nonces;
 mod places;

@@ -14,6 +14,7 @@
 //! | [`audit`] | what sidecars recorded: checkpoints, segments, both ends of each hop |
 //! | [`kill`] | gRPC `Kill`: orders to stop, who enforced them, and who can be counted on when |
 //! | [`admin`] | REST under `/v1`: roles, approvals, policies, status, watch |
+//! | [`reading`] | what sidecars say, read as the streams read it, without a stream |
 //! | [`refusal`] | every refusal with its reason and status |
 //! | [`metrics`], [`clock`], `hello`, `quota`, `rate` | what is measured; the time; how a stream begins; places, and rates, that are shared fairly |
 //!
@@ -31,6 +32,7 @@ pub mod kill;
 pub mod metrics;
 mod quota;
 mod rate;
+pub mod reading;
 pub mod refusal;
 pub mod registry;
 pub mod reputation;

@@ -26,6 +26,7 @@
 //! | [`kill`] | orders to stop: taken, enforced, kept |
 //! | [`proxy`] | what both listeners share, and the accept loops |
 //! | [`request`] | the phases |
+//! | [`reading`] | what is read of a request, without a request |
 //! | [`audit`] | what is recorded of requests, so that every later change shows |
 //! | [`metrics`] | every metric's name, kind and meaning |
 //! | [`wellknown`] | what the sidecar answers for its agent |
@@ -44,6 +45,7 @@ pub mod kill;
 pub mod mesh;
 pub mod metrics;
 pub mod proxy;
+pub mod reading;
 pub mod request;
 pub mod snapshot;
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use aip_api::resource::KeyPurpose;
 use aip_runtime::jws;
+use aip_runtime::signing::Signer;
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, header};
@@ -101,17 +102,25 @@ fn issuer(ca: &Ca) -> String {
 /// # Errors
 /// Not of ours, expired, revoked, or not known.
 pub async fn verify(registry: &Registry, ca: &Ca, token: &str) -> Result<Caller, Refusal> {
+    let claims = claims(token, &ca.signer(KeyPurpose::Admin), &issuer(ca))?;
+    still_good(registry, &claims.jti, claims.exp).await
+}
+
+/// What a token says, if `signer` signed it for us as `issuer`. Whether it is still good is another question.
+///
+/// # Errors
+/// Too long, not of ours, or for somebody else.
+pub fn claims(token: &str, signer: &Signer, issuer: &str) -> Result<Claims, Refusal> {
     let invalid = |why: &str| Refusal::new(Reason::AdminTokenInvalid, why.to_owned());
     if token.len() > MAX_TOKEN_BYTES {
         return Err(invalid("too long"));
     }
-    let signer = ca.signer(KeyPurpose::Admin);
     let key_of = |kid: &str| (kid == signer.kid()).then(|| signer.public_key());
     let claims: Claims = jws::verify_eddsa(token, TYP, key_of).map_err(|e| invalid(&e.to_string()))?;
-    if claims.aud != AUDIENCE || claims.iss != issuer(ca) {
+    if claims.aud != AUDIENCE || claims.iss != issuer {
         return Err(invalid("made for another audience or by another issuer"));
     }
-    still_good(registry, &claims.jti, claims.exp).await
+    Ok(claims)
 }
 
 /// The caller of the token `jti`, which was verified before, if it has neither expired nor been revoked since.

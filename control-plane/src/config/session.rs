@@ -86,7 +86,7 @@ impl State {
 }
 
 /// Reads a Hello's list of what is held.
-pub(super) fn held(hello: &Hello) -> Result<HashMap<ResourceId, u64>, Refusal> {
+pub(crate) fn held(hello: &Hello) -> Result<HashMap<ResourceId, u64>, Refusal> {
     let violation = |what: &str| Refusal::new(Reason::ProtocolViolation, what.to_owned());
     if hello.held.len() > MAX_HELD {
         return Err(violation("too many resources are held"));
@@ -325,7 +325,8 @@ impl Task {
     }
 }
 
-fn names(subscribe: Subscribe) -> Result<(Kind, Vec<AgentName>), Refusal> {
+/// Reads what a subscription names.
+pub(crate) fn names(subscribe: Subscribe) -> Result<(Kind, Vec<AgentName>), Refusal> {
     let violation = |what: String| Refusal::new(Reason::ProtocolViolation, what);
     let kind = Kind::from_wire(subscribe.kind)
         .filter(|k| {

@@ -18,7 +18,7 @@ const MAX_ARGUMENTS: usize = 1_024;
 const MAX_ARGV_BYTES: usize = 64 * 1024;
 
 /// Refuses by size, before anything is parsed.
-pub(super) fn check_size(token: &str) -> Result<(), Refusal> {
+pub(crate) fn check_size(token: &str) -> Result<(), Refusal> {
     if token.len() > MAX_EVIDENCE_BYTES {
         let detail = format!(
             "{} bytes; at most {MAX_EVIDENCE_BYTES}: declare fewer files",
@@ -31,7 +31,7 @@ pub(super) fn check_size(token: &str) -> Result<(), Refusal> {
 
 /// The nonce that evidence says it answers: nobody's word as yet, and what is looked at before the signature and thousands of
 /// digests are.
-pub(super) fn nonce(token: &str) -> Result<Vec<u8>, Refusal> {
+pub(crate) fn nonce(token: &str) -> Result<Vec<u8>, Refusal> {
     #[derive(Deserialize)]
     struct Stated {
         nonce: String,
@@ -48,7 +48,7 @@ pub(super) fn nonce(token: &str) -> Result<Vec<u8>, Refusal> {
 }
 
 /// Verifies evidence for `agent` and `key`. The nonce is the caller's to take, before.
-pub(super) fn verify(token: &str, agent: &AgentName, key: &CsrKey, now: u64) -> Result<Evidence, Refusal> {
+pub(crate) fn verify(token: &str, agent: &AgentName, key: &CsrKey, now: u64) -> Result<Evidence, Refusal> {
     let malformed = |detail: String| Refusal::new(Reason::EvidenceMalformed, detail);
     let evidence: Evidence = jws::verify_es256(token, EVIDENCE_TYP, &key.point).map_err(|e| match e {
         JwsError::BadSignature => Refusal::new(Reason::EvidenceOtherKey, "the CSR's key did not sign the evidence"),

@@ -12,6 +12,7 @@ pub(crate) mod path;
 pub(crate) mod protocol;
 mod target;
 
+pub(crate) use target::authority;
 pub(crate) use target::of_authority as target_of;
 
 use std::net::SocketAddr;
@@ -208,8 +209,8 @@ fn check_head(arrived: &mut Arrived, pair: &Pair, end: &End) -> Result<(), Refus
     let ambiguous_allowed = destination.is_some_and(|agent| agent.allow_ambiguous_paths);
     let http1 = destination.is_some_and(|agent| agent.protocol == AgentProtocol::Http1);
     let head = &mut arrived.head;
-    if !head.uri.path().starts_with('/') && head.method != Method::OPTIONS {
-        return Err(Refusal::UnsupportedTarget.because("`*` is for OPTIONS"));
+    if !path::is_target(&head.method, head.uri.path()) {
+        return Err(Refusal::UnsupportedTarget.because("it has no path, and is not the `*` of OPTIONS"));
     }
     if http1 && content::is_grpc(&head.headers) {
         return Err(Refusal::InvalidContent.because("this agent speaks HTTP/1.1, and gRPC is HTTP/2"));

@@ -62,14 +62,11 @@ pub(super) fn recover(dir: &Path, log: &str, step: Step) -> Result<Found, LogErr
     let (last, closed) = signed(dir, log)?;
     let signed = last.map_or(0, |(size, _)| size);
     let begins = manifest.begins();
-    for number in segments(dir)?.into_iter().filter(|n| *n < begins) {
-        // A quota took it, and the process died before the file was gone.
-        let path = segment_path(dir, number);
-        step("log:leftover_removing");
-        fs::remove_file(&path).map_err(|e| LogError::io(&path, e))?;
-        step("log:leftover_removed");
+    if begins > 0 && manifest.of(begins - 1).is_none() {
+        let why = "how the last segment that was dropped had ended is not known";
+        return Err(LogError::damaged(&Manifest::path(dir), 0, None, why));
     }
-    let present = segments(dir)?;
+    let (leftover, present): (Vec<u64>, Vec<u64>) = segments(dir)?.into_iter().partition(|n| *n < begins);
     whole(dir, &manifest, &present)?;
     // Whoever signs on vouches for what was signed before: from the last checkpoint on, everything is read again.
     let known = manifest
@@ -106,6 +103,8 @@ pub(super) fn recover(dir: &Path, log: &str, step: Step) -> Result<Found, LogErr
         let why = format!("it ends here, but {signed} records were signed");
         return Err(LogError::damaged(&path, 0, Some(place.tree.size()), why));
     }
+    // Last: nothing is removed from a log that is damaged.
+    leftover.into_iter().try_for_each(|number| remove(dir, number, step))?;
     recovered.records = place.tree.size();
     recovered.signed = signed;
     recovered.clean = closed && signed == recovered.records;
@@ -115,6 +114,15 @@ pub(super) fn recover(dir: &Path, log: &str, step: Step) -> Result<Found, LogErr
         tree: place.tree,
         recovered,
     })
+}
+
+/// Removes a segment that a quota took; the process died before the file was gone.
+fn remove(dir: &Path, number: u64, step: Step) -> Result<(), LogError> {
+    let path = segment_path(dir, number);
+    step("log:leftover_removing");
+    fs::remove_file(&path).map_err(|e| LogError::io(&path, e))?;
+    step("log:leftover_removed");
+    Ok(())
 }
 
 /// Records that the last kept checkpoint covers, with their root.

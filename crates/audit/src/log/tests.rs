@@ -322,3 +322,24 @@ proptest! {
         }
     }
 }
+
+/// The manifest is not signed: what it says is gone counts where it fits what is there.
+#[test]
+fn a_manifest_that_says_more_is_gone_than_it_knows_of_takes_nothing_away() {
+    let (_home, dir) = home();
+    let (mut writer, _) = Writer::open(&dir, Options::default()).unwrap();
+    for n in 0..3 {
+        writer.append(event(n), n).unwrap();
+    }
+    sign(&mut writer, Closing::Close);
+    drop(writer);
+    let segment = fs::read(segment_path(&dir, 0)).unwrap();
+    fs::write(
+        Manifest::path(&dir),
+        "{\"dropped\":{\"through\":0,\"at\":1,\"quota\":\"size\"}}\n",
+    )
+    .unwrap();
+    let refused = Writer::open(&dir, Options::default()).unwrap_err();
+    assert_eq!(refused.reason(), "audit_log_damaged");
+    assert_eq!(fs::read(segment_path(&dir, 0)).unwrap(), segment);
+}

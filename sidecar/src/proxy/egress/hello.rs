@@ -47,8 +47,9 @@ pub(crate) async fn read<IO: AsyncRead + Unpin>(
     Ok((seen.freeze(), name))
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Parsed {
+/// What the bytes so far say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Parsed {
     Done(Option<String>),
     More,
     Malformed,
@@ -71,39 +72,40 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The handshake bytes of the records so far; `None` for a record that is no handshake.
-fn handshake(mut bytes: &[u8]) -> Option<Vec<u8>> {
+/// The handshake bytes of the records up to the first that is none, and whether there is one: a client that goes on with an
+/// earlier session sends its first request at once (RFC 8446 section 2.3).
+fn handshake(mut bytes: &[u8]) -> (Vec<u8>, bool) {
     let mut out = Vec::new();
     while let [kind, major, _, high, low, rest @ ..] = bytes {
         // Handshake, SSL 3 or later on the record layer.
         if *kind != 22 || *major != 3 {
-            return None;
+            return (out, true);
         }
         let length = usize::from(*high) << 8 | usize::from(*low);
         let here = length.min(rest.len());
         out.extend_from_slice(&rest[..here]);
         bytes = &rest[here..];
     }
-    Some(out)
+    (out, false)
 }
 
-fn server_name(bytes: &[u8]) -> Parsed {
-    let Some(message) = handshake(bytes) else {
-        return Parsed::Malformed;
-    };
+/// The server name, in lower case, as soon as the whole ClientHello is there.
+pub(crate) fn server_name(bytes: &[u8]) -> Parsed {
+    let (message, followed) = handshake(bytes);
     // A client's first message is a ClientHello.
     if message.first().is_some_and(|kind| *kind != 1) {
         return Parsed::Malformed;
     }
+    let incomplete = if followed { Parsed::Malformed } else { Parsed::More };
     let [_, a, b, c, body @ ..] = message.as_slice() else {
-        return Parsed::More;
+        return incomplete;
     };
     let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
     if length > MAX_CLIENT_HELLO {
         return Parsed::Malformed;
     }
     match body.get(..length) {
-        None => Parsed::More,
+        None => incomplete,
         Some(body) => name_in(body).map_or(Parsed::Malformed, Parsed::Done),
     }
 }
@@ -187,6 +189,18 @@ mod tests {
             );
         }
         assert_eq!(server_name(&records(&message(&[]), 100)), Parsed::Done(None));
+    }
+
+    /// Early data, and what clients send for the sake of old middleboxes (RFC 8446 appendix D.4).
+    #[test]
+    fn a_client_may_go_on_behind_its_hello_and_not_within_it() {
+        let hello = records(&message(&[sni("a.com")]), 100);
+        let more = [20, 3, 3, 0, 1, 1, 23, 3, 3, 0, 1, 7];
+        let name = Some("a.com".to_owned());
+        assert_eq!(server_name(&[&hello[..], &more].concat()), Parsed::Done(name));
+        let begun = &records(&message(&[sni("a.com")]), 4)[..9];
+        assert_eq!(server_name(&[begun, &more].concat()), Parsed::Malformed);
+        assert_eq!(server_name(&more), Parsed::Malformed);
     }
 
     #[test]

@@ -214,7 +214,7 @@ const BLANKS: [&[u8]; 10] = [
 /// Whether the body begins as JSON does for lenient readers: with a byte order mark, or the zero bytes of UTF-16 and
 /// UTF-32 before a brace, a bracket or a blank (RFC 4627 section 3); with blanks that are none of JSON's, a comment, or
 /// `)]}'`, with which servers keep scripts from reading theirs. A beginning that is cut short counts.
-fn may_begin_json(data: &[u8]) -> bool {
+pub(crate) fn may_begin_json(data: &[u8]) -> bool {
     const MARKS: [&[u8]; 7] = [
         b"\xef\xbb\xbf",
         b"\xfe\xff",

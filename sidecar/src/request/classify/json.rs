@@ -249,13 +249,14 @@ impl<'de> Visitor<'de> for Strict<'_, '_> {
     }
 }
 
-/// `key` with its case folded as widely as any reader folds it: through upper case, since `ſ` has no other lower case and
-/// becomes `S`; and `İ` without the dot that it would keep (Java's `equalsIgnoreCase`).
+/// `key` with its case folded as widely as any reader folds it, to lower or to upper case: `ſ` becomes `s` and `ẞ` becomes
+/// `ss`; and `İ` loses the dot that lower case would leave beside it (Java's `equalsIgnoreCase`).
 pub(super) fn fold(key: &str) -> String {
     if key.is_ascii() {
         return key.to_ascii_lowercase();
     }
-    key.replace('\u{130}', "i").to_uppercase().to_lowercase()
+    let folded = key.to_lowercase().to_uppercase().to_lowercase();
+    folded.replace("i\u{307}", "i")
 }
 
 /// Keys of one object that case folding changes, folded. The others are their own folds, and stand in the object.
@@ -292,6 +293,8 @@ mod tests {
             (r#"{"x":{"Ä":1,"ä":2}}"#, "stands twice"),
             (r#"{"params":1,"paramſ":2}"#, "stands twice"),
             (r#"{"argumentſ":1,"arguments":2}"#, "stands twice"),
+            ("{\"\u{130}d\":1,\"i\u{307}d\":2}", "stands twice"),
+            (r#"{"ẞ":1,"ß":2}"#, "stands twice"),
             (r#"{"a":"\ud800"}"#, "hex escape"),
             (r#"{"a":"\udc00x"}"#, "surrogate"),
             (r#"{"a":1} x"#, "trailing"),
@@ -309,6 +312,15 @@ mod tests {
             parse(b"\xef\xbb\xbf{}", None).is_err(),
             "a byte order mark (RFC 8259 section 8.1)"
         );
+    }
+
+    #[test]
+    fn what_is_one_letter_in_either_case_is_one_letter() {
+        for c in ('\0'..=char::MAX).map(String::from) {
+            for other in [c.to_lowercase(), c.to_uppercase()] {
+                assert_eq!(fold(&other), fold(&c), "{c:?}");
+            }
+        }
     }
 
     /// `ſ` and `K`, and whatever else some reader takes for a letter of a key.

@@ -1,5 +1,7 @@
 //! Paths that everybody resolves alike. What policy saw must be what the agent serves.
 
+use http::Method;
+
 /// Why a path is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Ambiguous {
@@ -19,6 +21,12 @@ pub(crate) enum Ambiguous {
     BadEncoding,
     #[error("it is not UTF-8 once decoded")]
     NotUtf8,
+}
+
+/// Whether a request of this method can have this target: a path, or the `*` of OPTIONS. An authority alone, which has no path
+/// that policy could read, is CONNECT's (RFC 9112 section 3.2).
+pub(crate) fn is_target(method: &Method, path: &str) -> bool {
+    path.starts_with('/') || path == "*" && *method == Method::OPTIONS
 }
 
 /// Checks a path, without its query.
@@ -168,6 +176,21 @@ mod tests {
             "*",
         ] {
             assert_eq!(check(path), Ok(()), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_target_has_a_path_or_is_the_asterisk_of_options() {
+        let path = |target: &str| target.parse::<http::Uri>().unwrap().path().to_owned();
+        for (method, target, allowed) in [
+            (Method::GET, "/a", true),
+            (Method::GET, "http://a.aip.internal", true),
+            (Method::OPTIONS, "*", true),
+            (Method::GET, "*", false),
+            (Method::GET, "a.aip.internal:80", false),
+            (Method::OPTIONS, "a.aip.internal:80", false),
+        ] {
+            assert_eq!(is_target(&method, &path(target)), allowed, "{method} {target}");
         }
     }
 

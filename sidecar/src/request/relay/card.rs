@@ -1,6 +1,8 @@
 //! A2A agent cards: an unsigned one that points at the agent's own address is rewritten to the mesh's, at the callee. A
 //! signed one passes as it is; what it advertises leads to its agent where the registry lists it among its `aliases`.
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::response::Parts;
@@ -33,18 +35,18 @@ pub(crate) struct Addresses {
 
 impl Addresses {
     pub(crate) fn of(proxy: &Proxy) -> Self {
-        let agent = proxy.settings.agent;
+        Self::new(proxy.settings.agent, proxy.mesh.snapshot().id.authority())
+    }
+
+    /// Those of an agent that serves at `agent` and is `mesh` to its peers.
+    pub(crate) fn new(agent: SocketAddr, mesh: String) -> Self {
         let port = agent.port();
         let mut own: Vec<String> = ["127.0.0.1", "localhost", "0.0.0.0", "[::1]", "[::]"]
             .iter()
             .map(|host| format!("{host}:{port}"))
             .collect();
         own.push(agent.to_string());
-        Self {
-            own,
-            mesh: proxy.mesh.snapshot().id.authority(),
-            port,
-        }
+        Self { own, mesh, port }
     }
 
     /// `url` with the mesh's address, where it is the agent's own; also `host:port` alone, as gRPC interfaces have it.
@@ -125,16 +127,20 @@ async fn gather<B: HttpBody<Data = Bytes> + Unpin>(incoming: &mut B) -> (Bytes, 
 
 /// At the callee: the card with the mesh's addresses, unless it is signed; and as it came, where it was rewritten.
 pub(crate) async fn rewrite(addresses: &Addresses, head: &mut Parts, incoming: Incoming) -> (Body, Option<Bytes>) {
-    let (bytes, mut card) = match read(incoming).await {
+    let (bytes, card) = match read(incoming).await {
         Read::Card(bytes, card) => (bytes, card),
         Read::Other(body) => return (body, None),
     };
-    if is_signed(&card) || !rewrite_urls(addresses, &mut card) {
+    let Some(rewritten) = rewritten(addresses, card) else {
         return (Body::whole(bytes), None);
-    }
-    let rewritten = Bytes::from(card.to_string());
+    };
     head.headers.insert(CONTENT_LENGTH, rewritten.len().into());
     (Body::whole(rewritten), Some(bytes))
+}
+
+/// The card with the mesh's addresses, where it is not signed and has one of the agent's own.
+pub(crate) fn rewritten(addresses: &Addresses, mut card: Value) -> Option<Bytes> {
+    (!is_signed(&card) && rewrite_urls(addresses, &mut card)).then(|| Bytes::from(card.to_string()))
 }
 
 /// Rewrites every `url` in it; whether there was one.
