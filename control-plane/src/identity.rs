@@ -2,12 +2,14 @@
 //! credential for the name *and* an approved measurement of the facts.
 //!
 //! The order of one `Issue`: a place ([`places`]), bounds ([`service`]), credential ([`credential`]), CSR, evidence and nonce
-//! ([`evidence`], [`nonces`]), measurement, and one transaction that spends the token and records the SVID ([`issue`]).
+//! ([`evidence`], [`nonces`]), measurement, and one transaction that spends the token and records the SVID ([`issue`]),
+//! in the line that it goes on ([`line`]).
 
 mod credential;
 mod drift;
 pub(crate) mod evidence;
 mod issue;
+mod line;
 pub mod nonces;
 mod places;
 mod service;

@@ -22,6 +22,7 @@ mod names;
 pub mod policies;
 pub mod proposals;
 pub mod records;
+pub mod restored;
 pub mod settings;
 pub mod sweep;
 pub mod tokens;

@@ -108,6 +108,7 @@ pub async fn run(config: Config, supervisor: Supervisor) -> anyhow::Result<()> {
         .of_user(shared.config.access.agent_uid)
         .serving(shared.config.serves)
         .unless(shared.alarm.suspension().clone())
+        .saying(shared.revoked.clone())
         .stopped_by(keeper_of_orders.gate())
         .reserving([shared.config.control_plane, addresses.admin, addresses.probes]);
     let proxy = shared.proxy(&mesh, settings);

@@ -54,6 +54,7 @@ use zeroize::Zeroizing;
 
 use crate::audit::Audit;
 use crate::drift::Suspension;
+use crate::identity::revoked::Revoked;
 use crate::kill::Gate;
 use crate::mesh::Mesh;
 use crate::request::refusal::Cut;
@@ -85,6 +86,8 @@ pub struct ProxySettings {
     pub reserved: Vec<SocketAddr>,
     /// Whether anything is served at all.
     pub suspension: Suspension,
+    /// Where it is said that the SVID was revoked, as is pushed.
+    pub revoked: Revoked,
 }
 
 impl ProxySettings {
@@ -105,12 +108,19 @@ impl ProxySettings {
             kill: Gate::default(),
             reserved: Vec::new(),
             suspension: Suspension::default(),
+            revoked: Revoked::default(),
         }
     }
 
     /// Serves nothing while this is on.
     pub fn unless(mut self, suspension: Suspension) -> Self {
         self.suspension = suspension;
+        self
+    }
+
+    /// Says there what is pushed of its own SVID.
+    pub fn saying(mut self, revoked: Revoked) -> Self {
+        self.revoked = revoked;
         self
     }
 

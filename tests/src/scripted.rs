@@ -58,6 +58,7 @@ pub(crate) struct State {
     pub(crate) leaves: BTreeMap<String, LeafSpec>,
     /// Nobody gets an SVID any more.
     pub(crate) issues_nothing: bool,
+    pub(crate) refuses: Option<&'static str>,
     /// Roots that are handed out beside the mesh's own.
     pub(crate) more_roots: Vec<Vec<u8>>,
     /// The answering ends of the Kill streams.
@@ -95,6 +96,7 @@ impl Scripted {
             issued: Vec::new(),
             leaves: BTreeMap::new(),
             issues_nothing: false,
+            refuses: None,
             more_roots: Vec::new(),
             kill_streams: Vec::new(),
             kill_acks: Vec::new(),
@@ -314,6 +316,11 @@ impl Scripted {
     /// From now on, nobody gets an SVID.
     pub fn issue_nothing(&self) {
         self.lock().issues_nothing = true;
+    }
+
+    /// From now on, nobody gets an SVID, for this reason.
+    pub fn refuse(&self, reason: &'static str) {
+        self.lock().refuses = Some(reason);
     }
 
     /// Hands out this root, too.

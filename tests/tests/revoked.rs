@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use aip_tests::agent::Agent;
+use aip_tests::pki::LeafSpec;
 use aip_tests::process::{Mesh, Sidecar, fails};
+use aip_tests::scripted::Scripted;
 use aip_tests::wait;
 use http::Method;
 use serde_json::{Value, json};
@@ -88,4 +90,28 @@ async fn who_was_away_hears_of_its_revocation_when_it_is_back() {
     let (spec, dir) = (sidecar.spec.clone(), sidecar.dir.clone());
     let back = Sidecar::start_unready(spec, &dir).await;
     serves_nothing(&back, &url).await;
+}
+
+/// Its streams may go on under the SVID before: a renewal is a word of the control plane like any other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_refused_a_renewal_because_its_svid_is_revoked_gives_it_up() {
+    let (scripted, dir) = (Scripted::start(), tempfile::TempDir::new().unwrap());
+    let agent = Agent::start();
+    // Past the half of its life: a renewal is due at once.
+    scripted.issue_as(LeafSpec {
+        from: -1_000,
+        until: 800,
+        ..LeafSpec::good("renews")
+    });
+    let sidecar = scripted.sidecar("renews", agent.address, dir.path()).await;
+    scripted.refuse("generation_mismatch");
+    wait::until("a renewal was refused for another reason", async || {
+        let said = sidecar.process.stderr();
+        said.contains("generation_mismatch").then_some(())
+    })
+    .await;
+    assert!(sidecar.dir.join("run/identity.sealed").exists());
+    scripted.refuse("svid_revoked");
+    serves_nothing(&sidecar, "http://other.aip.internal/x").await;
+    assert!(!sidecar.dir.join("run/identity.sealed").exists());
 }

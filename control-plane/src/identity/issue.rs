@@ -6,6 +6,7 @@ use aip_api::resource::{Agent, Kind, Measurement, MeshMode, Resource as _};
 use aip_runtime::x509::CsrKey;
 
 use super::credential::Credential;
+use super::line::Place;
 use crate::ca::Ca;
 use crate::ca::leaf::IssuedSvid;
 use crate::refusal::{Reason, Refusal};
@@ -51,16 +52,18 @@ pub(super) async fn issue(
     // The token first: a key that it does not answer costs no signature.
     let draft = credential.spend(draft, key.jkt, now)?;
     let issued = ca.issue(&agent.value, key, evidence, ttl)?;
-    let line = match credential {
-        Credential::Svid(peer) => registry.line_of(&evidence.agent, &peer.serial).await?,
-        Credential::Token { .. } => issued.serial.clone(),
+    let draft = draft.detail(format!("serial {} by {}", issued.serial, credential.word()));
+    let (place, draft) = match credential {
+        Credential::Svid(peer) => Place::after(registry, draft, peer, &issued, key.jkt).await?,
+        Credential::Token { .. } => (Place::first(&issued), draft),
     };
     let record = SvidRecord {
-        line: Some(line),
+        line: Some(place.line),
+        nth: place.nth,
+        shared_until: place.shared_until,
         ..record(&issued, &agent, evidence, credential.word(), now)
     };
     let draft = draft
-        .detail(format!("serial {} by {}", issued.serial, credential.word()))
         .put(keys::svid(&evidence.agent, &issued.serial), &record, Expect::Absent)
         // A revocation or a withdrawn approval in this very moment wins.
         .check(
@@ -90,6 +93,9 @@ fn record(
         credential: credential.to_owned(),
         run: evidence.run.clone(),
         line: None,
+        nth: 0,
+        renewed: None,
+        shared_until: None,
     }
 }
 

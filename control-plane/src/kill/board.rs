@@ -1,8 +1,10 @@
 //! Who has taken which kill set, who was heard of last, and when.
 
 mod open;
+mod places;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,20 +17,17 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::grants::Grants;
-use super::line::Svids;
+use super::line::{Spoken, Svids};
 use super::publish::Published;
 use super::shown::{Away, Enforced, Missing, Progress, Standing};
 use crate::clock::Clock;
-use crate::refusal::{Reason, Refusal};
-use crate::registry::Registry;
+use crate::refusal::Refusal;
+use crate::registry::records::SvidRecord;
+use crate::registry::restored::ended_by;
+use crate::registry::{Registry, keys};
 pub(super) use open::Open;
+use places::{give_way, has_room, row};
 
-/// Streams in all, and of one agent: as many as there are config streams.
-const MAX_STREAMS: usize = 20_000;
-const MAX_STREAMS_EACH: usize = 256;
-/// Streams for orders alone, in all: whoever was revoked has these, and takes none of the others. Of these, an agent has no
-/// more than are free: however many a few agents want, there is one for the next, and half of what is left.
-const MAX_ORDERS_STREAMS: usize = 2_000;
 /// A stream that broke off is waited for this long, in seconds: twice the longest pause between two tries of a sidecar. Whoever
 /// has not come back by then is named with its certain end, and not waited for.
 const BACK_SECONDS: u64 = 10;
@@ -57,8 +56,8 @@ enum Reach {
 /// How a process comes to its stream.
 #[derive(Debug, Clone)]
 pub(super) struct Comes {
-    /// The line of SVIDs that the one it shows is of.
-    pub(super) line: String,
+    /// For whom it speaks by the SVID that it shows.
+    pub(super) spoken: Spoken,
     /// Its SVID may be revoked, and the stream is for orders alone.
     pub(super) orders_only: bool,
 }
@@ -83,6 +82,11 @@ struct Process {
     serial: String,
     /// The line of SVIDs that this serial is of: it renews without a word to its stream.
     line: String,
+    /// How many of it were issued before this serial.
+    nth: u64,
+    /// It came as one that stands in the place of those of its line that are gone, and not as one of whom nothing is known but that
+    /// it hears of orders.
+    succeeds: bool,
     not_after: u64,
     stream: Option<Stream>,
     acks: VecDeque<Acked>,
@@ -110,6 +114,10 @@ pub struct Board {
     changed: watch::Sender<()>,
     /// Asked for [`Clock::steady`]: nobody has stopped because a clock was set ahead.
     clock: Clock,
+    /// When this process began, Unix seconds.
+    began: u64,
+    /// It saw since that the store was restored from a copy.
+    restored: AtomicBool,
 }
 
 impl Board {
@@ -129,8 +137,11 @@ impl Board {
             let latest = || svids.agents().find(|(agent, _)| **agent == granted.agent);
             let own = svids.end_of(&granted.agent, &line);
             let not_after = own.or_else(|| latest().map(|(_, end)| end)).unwrap_or_default();
+            let held = registry.record::<SvidRecord>(keys::svid(&granted.agent, &granted.serial));
             let process = Process {
                 line,
+                nth: held.await?.map(|held| held.value.nth).unwrap_or_default(),
+                succeeds: true,
                 serial: granted.serial,
                 not_after,
                 grants: Grants::noted(&granted.leases, boottime()),
@@ -146,6 +157,8 @@ impl Board {
             streams: Mutex::new(0),
             changed: watch::Sender::new(()),
             clock: registry.clock.clone(),
+            began: registry.clock.now(),
+            restored: AtomicBool::new(false),
         }))
     }
 
@@ -154,23 +167,30 @@ impl Board {
     }
 
     /// Opens a stream; an older one of the same process ends. A process that presents the certificate of one that is
-    /// gone, or one that was renewed from it, is its successor: nothing is waited for from the dead one. Whoever comes for
-    /// orders alone and names a process that another SVID stands for has a row of its own beside that one's.
+    /// gone, or one that was renewed from it, is its successor: nothing is waited for from the dead one. Whoever names a
+    /// process that another SVID stands for has a row of its own beside that one's: it may be that process, joined anew, and it
+    /// may be another that wants to be taken for it.
     ///
     /// # Errors
     /// As many are open as may be.
     pub(super) fn open(self: &Arc<Self>, peer: &PeerIdentity, instance: &str, comes: Comes) -> Result<Open, Refusal> {
         let mut processes = self.lock();
         let agent = &peer.id.agent;
-        let Comes { line, orders_only } = comes;
-        let mut key = (agent.clone(), instance.to_owned());
-        if orders_only && processes.get(&key).is_some_and(|process| process.line != line) {
-            // An instance is a process's own word: nobody who was revoked speaks for one that another SVID stands for. It may
-            // be that one, joined anew, and is told of orders all the same.
-            key.1 = format!("{instance}/{line}");
+        let key = row(&processes, peer, instance, &comes.spoken);
+        let Comes { spoken, orders_only } = comes;
+        if orders_only {
+            give_way(&mut processes, &key, &spoken.line, self.clock.now());
         }
         has_room(&processes, &key, orders_only)?;
-        processes.retain(|other, p| p.agent != *agent || p.stream.is_some() || p.line != line || *other == key);
+        let is_succeeded = |p: &Process| {
+            let is_gone = p.agent == *agent && p.line == spoken.line && p.stream.is_none();
+            is_gone && (spoken.succeeds || !p.succeeds)
+        };
+        // Of a name that is free again nothing is left.
+        processes.retain(|other, p| match *other == key {
+            true => p.line == spoken.line,
+            false => !is_succeeded(p),
+        });
         let id = {
             let mut next = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
             *next += 1;
@@ -181,7 +201,9 @@ impl Board {
         let process = processes.entry(key.clone()).or_insert_with(new);
         process.drained = false;
         process.serial.clone_from(&peer.serial);
-        process.line.clone_from(&line);
+        process.line.clone_from(&spoken.line);
+        process.nth = spoken.nth;
+        process.succeeds |= spoken.succeeds;
         process.not_after = process.not_after.max(peer.not_after);
         let stream = Stream {
             id,
@@ -198,7 +220,7 @@ impl Board {
             board: self.clone(),
             process: key,
             id,
-            line,
+            line: spoken.line,
             cancel,
             orders_only,
         })
@@ -239,6 +261,7 @@ impl Board {
             vanished: Vec::new(),
             drifted: Vec::new(),
             away: Vec::new(),
+            unknown_until: self.unknown_until(registry).await?.filter(|until| *until > now),
             p50_ms: None,
             p99_ms: None,
             last_ms: None,
@@ -276,6 +299,29 @@ impl Board {
             });
         }
         Ok(progress.timed())
+    }
+
+    /// A sidecar has shown what the store would know if it were none that was restored from a copy.
+    pub fn saw_restored(&self) {
+        self.restored.store(true, Ordering::Relaxed);
+    }
+
+    /// Until when processes may run of which the store does not know.
+    async fn unknown_until(&self, registry: &Registry) -> Result<Option<u64>, Refusal> {
+        let seen = self.restored.load(Ordering::Relaxed).then(|| ended_by(self.began));
+        Ok(registry.unknown_until().await?.max(seen))
+    }
+
+    /// Notes in the store what was seen, for the process after this one. Not at once: a change would raise the revision, and
+    /// by that sidecars tell, when they greet, how far behind the store is.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn note_restored(&self, registry: &Registry) -> Result<(), Refusal> {
+        match self.restored.load(Ordering::Relaxed) {
+            true => registry.note_restored(self.began).await,
+            false => Ok(()),
+        }
     }
 
     /// Every sidecar that may run.
@@ -366,33 +412,6 @@ fn away(processes: &Processes, svids: &Svids, now: u64) -> impl Iterator<Item = 
         })
 }
 
-/// Whether one more stream of this kind may be open beside those of other processes.
-fn has_room(processes: &Processes, key: &(AgentName, String), orders_only: bool) -> Result<(), Refusal> {
-    let most = if orders_only { MAX_ORDERS_STREAMS } else { MAX_STREAMS };
-    let (mut total, mut own) = (0, 0);
-    for (other, process) in processes.iter().filter(|(other, _)| *other != key) {
-        if process
-            .stream
-            .as_ref()
-            .is_some_and(|stream| stream.orders_only == orders_only)
-        {
-            total += 1;
-            own += usize::from(other.0 == key.0);
-        }
-    }
-    let free = most.saturating_sub(total);
-    let each = if orders_only {
-        MAX_STREAMS_EACH.min(free)
-    } else {
-        MAX_STREAMS_EACH
-    };
-    if free == 0 || own >= each {
-        let detail = format!("{total} streams, {own} of {}; at most {most} and {each}", key.0);
-        return Err(Refusal::new(Reason::SessionLimit, detail));
-    }
-    Ok(())
-}
-
 impl Process {
     fn new(agent: AgentName, instance: String) -> Self {
         Self {
@@ -400,6 +419,8 @@ impl Process {
             instance,
             serial: String::new(),
             line: String::new(),
+            nth: 0,
+            succeeds: false,
             not_after: 0,
             stream: None,
             acks: VecDeque::new(),

@@ -39,8 +39,26 @@ impl Svids {
     }
 }
 
-/// The line for which whoever shows this SVID speaks. A line goes on where one SVID of it alone was revoked, as one that was
-/// stolen is: who shows that one is no longer who has the good one, and speaks for itself.
+/// For whom a process speaks by the SVID that it shows.
+#[derive(Debug, Clone)]
+pub(super) struct Spoken {
+    /// The line of SVIDs whose process it is.
+    pub(super) line: String,
+    /// How many SVIDs of that line were issued before the one that it shows.
+    pub(super) nth: u64,
+    /// Under another name, it stands in the place of those of its line that are gone.
+    pub(super) succeeds: bool,
+    /// The store has heard of the SVID.
+    pub(super) known: bool,
+}
+
+/// For whom the process speaks that shows this SVID. A line goes on where one SVID of it was revoked, as one that was stolen is:
+/// who shows that one, after a later one was issued, is no longer who has the line, and speaks for itself. Whoever has the last
+/// one goes on to speak for the line; what is said of earlier ones has no part in it.
+///
+/// A process that is started again has the SVID that the one before it kept, and stands in its place. One that was revoked
+/// is not kept, but where the agent drifted, to hear of orders: so nobody else who shows a revoked one is a process started
+/// again.
 ///
 /// # Errors
 /// The store fails.
@@ -48,19 +66,46 @@ pub(super) async fn spoken_for(
     registry: &Registry,
     trust: &TrustState,
     peer: &PeerIdentity,
-) -> Result<String, Refusal> {
-    let line = registry.line_of(&peer.id.agent, &peer.serial).await?;
-    if trust.revoked(peer).is_none() {
-        return Ok(line);
-    }
-    let (agent, now) = (&peer.id.agent, registry.clock.now());
-    let snapshot = registry.store.snapshot(&keys::svid(agent, "")).await?;
-    for entry in &snapshot.entries {
-        let svid: SvidRecord = decode(entry)?.value;
-        let is_good = svid.not_after > now && !trust.has_revoked(agent, (&svid.issuer, &svid.serial), svid.generation);
-        if is_good && svid.line.as_ref().unwrap_or(&svid.serial) == &line {
-            return Ok(format!("revoked:{}", peer.serial));
+) -> Result<Spoken, Refusal> {
+    let (agent, serial) = (&peer.id.agent, &peer.serial);
+    let held = registry.record::<SvidRecord>(keys::svid(agent, serial)).await?;
+    let revoked = trust.revoked(peer);
+    let Some(svid) = held.map(|held| held.value) else {
+        return Ok(Spoken {
+            line: serial.clone(),
+            nth: 0,
+            succeeds: revoked.is_none(),
+            known: false,
+        });
+    };
+    let line = svid.line.unwrap_or_else(|| serial.clone());
+    let is_last = svid.renewed.is_none();
+    let is_shared = svid.shared_until.is_some_and(|until| until > registry.clock.now());
+    let succeeds = is_last && !is_shared && may_start_again(registry, agent, &line, revoked).await?;
+    Ok(Spoken {
+        line: match revoked {
+            Some(_) if !is_last => format!("revoked:{serial}"),
+            _ => line,
+        },
+        nth: svid.nth,
+        succeeds,
+        known: true,
+    })
+}
+
+/// Whether a process of this line that ended left the SVID to the next.
+async fn may_start_again(
+    registry: &Registry,
+    agent: &AgentName,
+    line: &str,
+    revoked: Option<&'static str>,
+) -> Result<bool, Refusal> {
+    match revoked {
+        None => Ok(true),
+        Some("revoked_generation") => {
+            let drifted = registry.drifted_lines().await?;
+            Ok(drifted.get(agent).is_some_and(|lines| lines.contains(line)))
         }
+        Some(_) => Ok(false),
     }
-    Ok(line)
 }

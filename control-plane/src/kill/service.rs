@@ -120,10 +120,11 @@ impl KillService {
         };
         let hello = causes.hellos.first(&peer.id.agent, &mut inbound, hello).await?;
         hello::instance(&hello.instance)?;
-        let comes = Comes {
-            line: line::spoken_for(&self.registry, &self.trust.load(), &peer).await?,
-            orders_only,
-        };
+        let spoken = line::spoken_for(&self.registry, &self.trust.load(), &peer).await?;
+        if !spoken.known {
+            self.board.saw_restored();
+        }
+        let comes = Comes { spoken, orders_only };
         let open = self.board.open(&peer, &hello.instance, comes)?;
         tracing::info!(agent = %peer.id.agent, instance = hello.instance, orders_only, "kill stream opened");
         let age = STREAM_AGE.min(Duration::from_secs(peer.not_after.saturating_sub(now)));

@@ -316,7 +316,7 @@ impl Task {
             // On disk before it is granted: after a restart we must know what may still run.
             let granted = GrantedLease {
                 agent: self.peer.id.agent.clone(),
-                instance: self.instance.clone(),
+                instance: self.open.name().to_owned(),
                 serial: self.peer.serial.clone(),
                 line: Some(self.open.line.clone()),
                 leases: leases.clone(),

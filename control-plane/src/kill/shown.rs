@@ -80,6 +80,9 @@ pub struct Progress {
     pub drifted: Vec<Missing>,
     /// Agents of which nothing is known to run. Nobody waits for them.
     pub away: Vec<Away>,
+    /// Unix seconds until which sidecars may serve of which nothing is known at all, since the store was restored from a copy; absent
+    /// where it was not, and once that is over. Nobody waits for them.
+    pub unknown_until: Option<u64>,
     /// Half of the acknowledgements came within so many milliseconds of the commit.
     pub p50_ms: Option<f64>,
     /// 99 of 100 did.

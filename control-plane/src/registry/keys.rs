@@ -48,6 +48,9 @@ pub const ENDED_ORDERS: &str = "kill/ended/";
 /// All leases that were granted.
 pub const GRANTED_LEASES: &str = "kill/granted/";
 
+/// That the store was restored from a copy.
+pub const RESTORED: &str = "restored";
+
 /// All aliases, and whose each is.
 pub const ALIASES: &str = "alias/";
 /// All agents of a `prod` mesh that were removed and were more than a name, as they come back.

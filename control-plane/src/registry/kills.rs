@@ -230,6 +230,7 @@ impl Registry {
                 next.orders.len()
             ));
             let draft = draft.put(keys::issued_set(&digest), &IssuedSet { term, epoch }, Expect::Any);
+            let draft = super::restored::restored(draft, now);
             with_set(draft, &next, Expect::At(current.revision))?.commit().await?;
             Ok(Shown {
                 unknown: true,

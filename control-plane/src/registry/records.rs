@@ -110,6 +110,26 @@ pub struct SvidRecord {
     /// one line.
     #[serde(default)]
     pub line: Option<String>,
+    /// How many of its line were issued before it.
+    #[serde(default)]
+    pub nth: u64,
+    /// What it was renewed to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewed: Option<Renewed>,
+    /// Unix seconds until which a process may run that had this line before an SVID of it was renewed twice, by two keys, and has
+    /// another line since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_until: Option<u64>,
+}
+
+/// How an SVID was renewed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Renewed {
+    /// Digest of the key: only to it is the next one of its line issued again, as after an answer that got lost.
+    #[schema(value_type = String)]
+    pub jkt: Digest,
+    /// How often.
+    pub times: u64,
 }
 
 /// An admin token, without the token.

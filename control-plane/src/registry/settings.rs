@@ -92,6 +92,7 @@ impl Registry {
                 expect,
             }
         });
+        let draft = super::restored::restored(draft, self.clock.now());
         Ok(draft.ops(again).at_least(above + 1))
     }
 }

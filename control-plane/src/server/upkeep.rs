@@ -34,6 +34,7 @@ pub(super) async fn upkeep(registry: Registry, ca: Arc<Ca>, board: Arc<Board>) {
             );
         }
         let swept = async {
+            board.note_restored(&registry).await?;
             registry.sweep_kills().await?;
             registry.forget_granted(&board.forget_ended(&registry).await?).await
         };

@@ -16,6 +16,7 @@ mod endings;
 mod forged;
 mod identity;
 mod kills;
+mod lines;
 mod matrix;
 mod orders;
 mod policies;

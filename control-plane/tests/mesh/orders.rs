@@ -21,15 +21,15 @@ use crate::support::sidecar::{self, Sidecar, hello, why};
 use crate::support::{Mesh, eventually};
 
 /// Longer than a sidecar that lost its stream takes to come back.
-const LONG_GONE: u64 = 60;
+pub(crate) const LONG_GONE: u64 = 60;
 
-async fn revoke(mesh: &Mesh, agent: &str) {
+pub(crate) async fn revoke(mesh: &Mesh, agent: &str) {
     let path = format!("/v1/agents/{agent}/revoke");
     mesh.admin.ok("POST", &path, json!({})).await;
 }
 
 /// Whether the mesh port lets it in as any: the refusal may come while it connects, or with the first answer.
-async fn is_refused(sidecar: &Sidecar) -> bool {
+pub(crate) async fn is_refused(sidecar: &Sidecar) -> bool {
     let Ok(channel) = sidecar.connected().await else {
         return true;
     };
@@ -39,20 +39,20 @@ async fn is_refused(sidecar: &Sidecar) -> bool {
 }
 
 /// Its stream for orders alone.
-async fn orders(sidecar: &Sidecar, instance: &str) -> Result<Stream, Status> {
+pub(crate) async fn orders(sidecar: &Sidecar, instance: &str) -> Result<Stream, Status> {
     let channel = sidecar.connected_for_orders().await.unwrap();
     Stream::open_on(channel, sidecar, instance, None).await
 }
 
 /// An ordinary stream that has acknowledged what is in force.
-async fn running(sidecar: &Sidecar, instance: &str) -> Stream {
+pub(crate) async fn running(sidecar: &Sidecar, instance: &str) -> Stream {
     let mut stream = Stream::open(sidecar, instance, None).await.unwrap();
     let (set, _) = stream.set().await;
     stream.ack(&set).await;
     stream
 }
 
-async fn noticed_cut(mesh: &Mesh, cut: usize) {
+pub(crate) async fn noticed_cut(mesh: &Mesh, cut: usize) {
     eventually("the ends of the streams to be noticed", async || {
         let all = mesh.admin.get("/v1/kills/sidecars").await;
         let all = all["items"].as_array().unwrap().clone();
@@ -62,7 +62,7 @@ async fn noticed_cut(mesh: &Mesh, cut: usize) {
     .await;
 }
 
-fn instances(all: &Value) -> Vec<String> {
+pub(crate) fn instances(all: &Value) -> Vec<String> {
     let names = all.as_array().unwrap().iter();
     let names = names.map(|one| one["sidecar"].as_str().unwrap().split_once('/').unwrap().1.to_owned());
     let mut names: Vec<_> = names.collect();

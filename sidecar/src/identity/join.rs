@@ -169,7 +169,8 @@ impl Joiner {
         key: &PendingKey,
         measured: &Measurement,
     ) -> Result<Joined, JoinError> {
-        let channel = self.channel(tls::pinned_client(token.root)?).await;
+        let tls = tls::pinned_client(token.root)?;
+        let channel = self.channel(tls, &tls::Heard::default()).await;
         let channel = channel.map_err(|error| match error {
             // The token names one root for good: another mesh's token never comes to fit this one.
             JoinError::Handshake {
@@ -187,7 +188,8 @@ impl Joiner {
         if all { Ok(joined) } else { Err(JoinError::WrongRoot) }
     }
 
-    /// Renews with the current SVID. It authenticates the connection and replaces no evidence.
+    /// Renews with the current SVID. It authenticates the connection and replaces no evidence. How the control plane refuses it in
+    /// the handshake is noted in `heard`.
     ///
     /// # Errors
     /// As [`JoinError`] lists.
@@ -197,21 +199,29 @@ impl Joiner {
         trust: &Trust,
         key: &PendingKey,
         measured: &Measurement,
+        heard: &tls::Heard,
     ) -> Result<Joined, JoinError> {
-        let channel = self.channel(tls::control_plane_client(Some(slot), trust)?).await?;
+        let tls = tls::control_plane_client(Some(slot), trust)?;
+        let channel = self.channel(tls, heard).await?;
         self.issue(channel, Credential::CurrentSvid(wire::CurrentSvid {}), key, measured)
             .await
     }
 
-    async fn channel(&self, tls: Arc<tls::ClientConfig>) -> Result<tonic::transport::Channel, JoinError> {
+    async fn channel(
+        &self,
+        tls: Arc<tls::ClientConfig>,
+        heard: &tls::Heard,
+    ) -> Result<tonic::transport::Channel, JoinError> {
         let address = self.control_plane;
-        grpc::channel(address, tls).await.map_err(|error| match error {
-            ChannelError::Tls(source) => JoinError::Handshake { address, source },
-            ChannelError::Unreachable(_) => JoinError::Unreachable {
-                address,
-                why: error.to_string(),
-            },
-        })
+        grpc::channel_hearing(address, tls, heard)
+            .await
+            .map_err(|error| match error {
+                ChannelError::Tls(source) => JoinError::Handshake { address, source },
+                ChannelError::Unreachable(_) => JoinError::Unreachable {
+                    address,
+                    why: error.to_string(),
+                },
+            })
     }
 
     async fn issue(

@@ -1,6 +1,7 @@
 //! Keeps an SVID current: the first one from the vault or by joining, then a renewal at half of its life.
 
 mod lapse;
+mod renewing;
 mod waiting;
 
 use std::sync::Arc;
@@ -8,12 +9,11 @@ use std::time::Duration;
 
 use aip_api::Digest;
 use aip_api::token::JoinToken;
-use aip_runtime::backoff::{Backoff, jitter};
+use aip_runtime::backoff::Backoff;
 use aip_runtime::ready::Readiness;
 use aip_runtime::svid::{PendingKey, Svid, SvidSource};
+use aip_runtime::tls;
 use aip_runtime::trust::Trust;
-use aip_runtime::unix_now;
-use ring::rand::SystemRandom;
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
@@ -28,10 +28,6 @@ use waiting::measured;
 
 /// First and last bound of the wait between attempts to get an SVID.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-/// Renewal begins at this part of the SVID's life, give or take [`SPREAD`], so that a fleet that joined together does
-/// not renew together.
-const RENEW_AT: f64 = 0.5;
-const SPREAD: f64 = 0.1;
 
 /// Gets and keeps the SVID of one sidecar.
 pub struct Keeper {
@@ -281,7 +277,11 @@ impl Keeper {
         let key = PendingKey::generate()?;
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
-            match self.joiner.with_svid(&slot, &self.trust, &key, measured).await {
+            match self
+                .joiner
+                .with_svid(&slot, &self.trust, &key, measured, &tls::Heard::default())
+                .await
+            {
                 Ok(joined) => {
                     return self
                         .adopt(joined, measured.fingerprint(&self.config.name))
@@ -357,79 +357,6 @@ impl Keeper {
         revoked.hand_over(self.revoked.given_up());
         self.ready.set("identity", false);
         metrics::gauge!("aip_svid_not_after_seconds").set(0.0);
-    }
-
-    async fn renew_forever(&self) {
-        let random = SystemRandom::new();
-        loop {
-            let mut not_after = 0;
-            if let Some(current) = self.svid.current() {
-                not_after = current.identity.not_after;
-                let life = not_after.saturating_sub(current.identity.not_before) as f64;
-                let part = RENEW_AT - SPREAD + 2.0 * SPREAD * jitter(&random);
-                let due = current.identity.not_before + (life * part) as u64;
-                tokio::select! {
-                    () = tokio::time::sleep(Duration::from_secs(due.saturating_sub(unix_now()))) => {}
-                    () = self.svid.gone() => not_after = 0,
-                }
-            }
-            self.renew_until_done(not_after).await;
-        }
-    }
-
-    async fn renew_until_done(&self, not_after: u64) {
-        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
-        loop {
-            match self.renew().await {
-                Ok(origin) => {
-                    let _ = self.origins.send(origin).await;
-                    return;
-                }
-                Err(error) => {
-                    tracing::warn!(reason = error.reason(), %error, "the SVID was not renewed");
-                    metrics::counter!("aip_svid_renewal_failures_total").increment(1);
-                }
-            }
-            let left = not_after.saturating_sub(unix_now());
-            let wait = backoff.next();
-            tokio::time::sleep(if left == 0 {
-                wait
-            } else {
-                wait.min(Duration::from_secs(left))
-            })
-            .await;
-        }
-    }
-
-    async fn renew(&self) -> Result<Origin, JoinError> {
-        let measured = measured(&self.config.measured).await?;
-        if !self.alarm.fits(&measured) {
-            // Also where no notice of it came. Nothing is asked for what was not approved.
-            let alarm = self.alarm.clone();
-            // By itself: this task ends with the suspension, and the marker must still be written.
-            tokio::spawn(async move { alarm.raise(Vec::new()).await });
-            return std::future::pending().await;
-        }
-        let key = PendingKey::generate()?;
-        let joined = match self
-            .joiner
-            .with_svid(self.svid.slot(), &self.trust, &key, &measured)
-            .await
-        {
-            // An expired SVID proves nothing; an unspent token still does.
-            Err(error) if !error.retryable() && self.expired() => {
-                let token = join_token(&self.config).map_err(|_| error)?;
-                self.joiner.with_token(&token, &key, &measured).await?
-            }
-            other => other?,
-        };
-        Ok(self.adopt(joined, measured.fingerprint(&self.config.name))?)
-    }
-
-    fn expired(&self) -> bool {
-        self.svid
-            .current()
-            .is_none_or(|svid| svid.identity.not_after <= unix_now())
     }
 }
 

@@ -203,17 +203,24 @@ impl Session {
                     next = tokio::time::Instant::now() + interval(self.keeper.granted());
                 }
                 () = changed(&self.keeper, world) => { self.keeper.look_again(&self.client.proxy).await; }
-                () = self.shown.other_than(opened) => {
-                    self.left = Some(NotEnded { _sends: send });
-                    return Err(StreamEnd::ShowsOther);
-                }
+                () = self.shown.other_than(opened) => match opened {
+                    // Let back in: with what it heard of orders by it is no more, and who has that is another process from now on.
+                    As::OrdersOnly => break,
+                    As::Sidecar => {
+                        self.left = Some(NotEnded { _sends: send });
+                        return Err(StreamEnd::ShowsOther);
+                    }
+                },
                 gone = drained.changed() => if gone.is_err() { break },
             }
         }
-        // The process has drained: a stream that is closed, and not cut, says so.
+        // It has drained: a stream that is closed, and not cut, says so.
         drop(send);
-        while answers.message().await?.is_some() {}
-        Ok(())
+        let closed = async {
+            while answers.message().await?.is_some() {}
+            Ok(())
+        };
+        tokio::time::timeout(OPEN, closed).await.unwrap_or(Ok(()))
     }
 
     /// A stream that is up, with its hello and first beat said.

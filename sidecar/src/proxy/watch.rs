@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::Proxy;
 use super::limits::{IDLE_TICK, SWEEP};
+use crate::identity::revoked::Said;
 use crate::request::refusal::Cut;
 use crate::request::told;
 
@@ -60,6 +61,12 @@ async fn recheck(proxy: &Arc<Proxy>) {
     let own = proxy.svid.current();
     let trust = proxy.trust.load_full();
     let ours = own.as_ref().map(|svid| trust.revoked(&svid.identity));
+    if let (Some(svid), Some(Some(reason))) = (&own, ours) {
+        // The streams may be open under the SVID before this one, and go on.
+        let serial = svid.identity.serial.clone();
+        let reason = reason.to_owned();
+        proxy.settings.revoked.say(Said { serial, reason });
+    }
     proxy.live.each(|live| match (ours, trust.revoked(&live.peer)) {
         (None, _) => live.cut(live.without_ours()),
         (Some(Some(reason)), _) | (_, Some(reason)) => live.cut(Cut::of_revocation(reason)),

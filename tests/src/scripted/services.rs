@@ -58,6 +58,13 @@ impl Identity for Scripted {
         if state.issues_nothing {
             return Err(Status::unavailable("a test wants it so"));
         }
+        if let Some(reason) = state.refuses {
+            let mut refused = Status::permission_denied("a test wants it so");
+            refused
+                .metadata_mut()
+                .insert(aip_runtime::grpc::REASON, reason.parse().unwrap());
+            return Err(refused);
+        }
         state.issued.push((request.agent.clone(), request.evidence));
         let spec = state
             .leaves

@@ -4,3 +4,4 @@
 
 mod port;
 mod reach;
+mod renewed;

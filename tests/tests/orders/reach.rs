@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 const NOT_ALL: i32 = 7;
 
 /// Whether a process runs; one that has ended and was not waited for does not.
-fn runs(pid: u64) -> bool {
+pub(super) fn runs(pid: u64) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
     state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
@@ -29,7 +29,7 @@ async fn drift_reported(mesh: &Mesh, name: &str) {
 }
 
 /// An agent behind `aip run`, with a file that is measured, and its process.
-async fn supervised(mesh: &Mesh, name: &str) -> (RunAgent, u64) {
+pub(super) async fn supervised(mesh: &Mesh, name: &str) -> (RunAgent, u64) {
     let mut program = Command::new("sh");
     program
         .arg("-c")
@@ -41,12 +41,12 @@ async fn supervised(mesh: &Mesh, name: &str) -> (RunAgent, u64) {
     (agent, pid)
 }
 
-fn said(output: &Output) -> String {
+pub(super) fn said(output: &Output) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     format!("{}{}", text(&output.stdout), text(&output.stderr))
 }
 
-async fn ends(agent: &RunAgent, pid: u64) {
+pub(super) async fn ends(agent: &RunAgent, pid: u64) {
     let what = format!("the process of {} is ended", agent.name);
     wait::until_ok(&what, async || match runs(pid) {
         true => Err(agent.process.stderr()),

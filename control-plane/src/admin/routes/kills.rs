@@ -202,6 +202,9 @@ async fn progress(State(api): State<Arc<Api>>, caller: Caller, Params(which): Pa
     if ms > 0 && place.is_none() {
         return Err(Refusal::new(Reason::Overloaded, "too many wait; ask without waiting, or again").into());
     }
+    if !api.sessions.ahead_of(api.world.revision()).is_empty() {
+        api.kills.board.saw_restored();
+    }
     let wait = Duration::from_millis(ms);
     let progress = api
         .kills

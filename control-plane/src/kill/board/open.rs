@@ -31,6 +31,11 @@ pub(in crate::kill) struct Open {
 }
 
 impl Open {
+    /// Under which name its process stands on the board: its instance, but where another process has that.
+    pub(in crate::kill) fn name(&self) -> &str {
+        &self.process.1
+    }
+
     /// It beats, and says to which beat it was granted what it goes by: the leases that must be noted before it is granted
     /// this one, unless they are already.
     pub(in crate::kill) fn to_note(&self, granted: u64, lease: Lease) -> Option<Vec<Lease>> {

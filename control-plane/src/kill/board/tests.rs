@@ -4,15 +4,31 @@ use std::sync::Arc;
 
 use aip_api::resource::MeshMode;
 
+use super::places::{MAX_ORDERS_STREAMS, MAX_ORDERS_STREAMS_LINE, MAX_STREAMS_EACH};
 use super::*;
 use crate::kill::Publisher;
 use crate::testing::{TestMesh, mesh, peer};
 
 fn comes(line: &str, orders_only: bool) -> Comes {
-    Comes {
+    let spoken = Spoken {
         line: line.into(),
-        orders_only,
-    }
+        nth: 0,
+        succeeds: true,
+        known: true,
+    };
+    Comes { spoken, orders_only }
+}
+
+/// As one that stands in nobody's place.
+fn beside(mut comes: Comes) -> Comes {
+    comes.spoken.succeeds = false;
+    comes
+}
+
+/// With an SVID before which so many of its line were issued.
+fn nth(nth: u64, mut comes: Comes) -> Comes {
+    comes.spoken.nth = nth;
+    comes
 }
 
 async fn board() -> (TestMesh, Arc<Board>) {
@@ -107,4 +123,84 @@ async fn who_drifted_is_waited_for_while_it_hears_and_named_apart_when_it_does_n
     let at = |after: u64| (standing("one", now + after), standing("two", now + after));
     assert_eq!(at(0), (Reach::Soon, Reach::Soon), "it may be back as soon as the other");
     assert_eq!(at(BACK_SECONDS + 1), (Reach::Drifted, Reach::Vanished));
+}
+
+#[tokio::test]
+async fn nobody_takes_the_row_of_another_process_whatever_it_shows() {
+    let (_mesh, board) = board().await;
+    let real = nth(1, comes("1", false));
+    drop(board.open(&peer("planner", "2"), "real", real).unwrap());
+    for (what, serial, comes, row) in [
+        ("a sibling", "9", comes("9", false), "real/9"),
+        ("an earlier SVID of its line", "1", comes("1", false), "real/1"),
+        (
+            "one that was revoked after it was renewed",
+            "1",
+            comes("revoked:1", true),
+            "real/revoked:1",
+        ),
+    ] {
+        let other = board.open(&peer("planner", serial), "real", beside(comes)).unwrap();
+        assert_eq!(
+            (other.name(), instances(&board).contains(&"real".into())),
+            (row, true),
+            "{what}"
+        );
+        let lease = Lease {
+            seconds: 5,
+            on_lost: aip_api::kill::OnLost::Deny,
+        };
+        other.beats(1, lease);
+        other.holds((1, 9));
+        let held = board.lock()[&("planner".parse().unwrap(), "real".to_owned())].held;
+        assert_eq!(held, None, "{what}");
+    }
+    // The process itself, after it renewed, and as what it is when it is revoked.
+    for comes in [nth(2, comes("1", false)), beside(nth(2, comes("1", true)))] {
+        let back = board.open(&peer("planner", "3"), "real", comes).unwrap();
+        assert_eq!(back.name(), "real");
+    }
+    // It says that it ends: then its name is free.
+    let last = board
+        .open(&peer("planner", "3"), "real", nth(2, comes("1", true)))
+        .unwrap();
+    last.drained();
+    drop(last);
+    let next = board.open(&peer("planner", "20"), "real", comes("20", false)).unwrap();
+    assert_eq!(next.name(), "real");
+}
+
+#[tokio::test]
+async fn only_a_process_that_was_started_again_takes_the_place_of_the_one_before() {
+    let (_mesh, board) = board().await;
+    let open = |instance: &str, comes: Comes| board.open(&peer("planner", "1"), instance, comes).unwrap();
+    drop(open("real", comes("1", false)));
+    // Whoever has a copy of what was revoked, under as many names as it likes.
+    for n in 0..20 {
+        drop(open(&format!("copy-{n}"), beside(comes("1", true))));
+    }
+    assert_eq!(instances(&board), ["copy-19", "real"], "and they do not pile up");
+    drop(open("again", comes("1", false)));
+    assert_eq!(instances(&board), ["again"]);
+}
+
+#[tokio::test]
+async fn one_revoked_svid_takes_few_streams_for_orders_and_none_from_other_processes() {
+    let (_mesh, board) = board().await;
+    let open = |instance: &str, line: &str| {
+        let peer = peer("planner", line);
+        board.open(&peer, instance, beside(comes(line, true))).unwrap()
+    };
+    let real = open("real", "2");
+    let copies: Vec<_> = (0..2 * MAX_STREAMS_EACH)
+        .map(|n| open(&format!("copy-{n}"), "1"))
+        .collect();
+    let ended = copies.iter().filter(|copy| copy.cancel.is_cancelled()).count();
+    assert_eq!(ended, copies.len() - MAX_ORDERS_STREAMS_LINE, "the oldest ended");
+    assert!(!real.cancel.is_cancelled());
+    let again = open("real", "2");
+    assert_eq!(again.name(), "real");
+    // Whoever shares the line with the copies is heard, too.
+    let own = open("own", "1");
+    assert!(!own.cancel.is_cancelled() && copies.last().is_some_and(|copy| !copy.cancel.is_cancelled()));
 }

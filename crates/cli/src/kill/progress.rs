@@ -16,7 +16,7 @@ const MARGIN: Duration = Duration::from_secs(5);
 const LONGEST_POLL: Duration = Duration::from_secs(50);
 
 /// Waits for a set (that of `answer`, or the one in force) and says where it stands; ends with 7 where somebody who may run has
-/// not enforced it. Who vanished is not waited for, and may run until its certain end all the same; of who drifted and is out of
+/// not enforced it, or where a restored control plane can't know. Who vanished is not waited for, and may run until its certain end all the same; of who drifted and is out of
 /// reach, the agent's process may.
 pub(super) async fn show(
     globals: &Globals,
@@ -25,7 +25,7 @@ pub(super) async fn show(
     wait: Duration,
 ) -> Result<Option<Exit>, Failure> {
     let progress = output::waiting("every sidecar enforces it", read(admin, &answer, wait)).await?;
-    let may_run = still_may_run(&progress);
+    let is_certain = is_certain(&progress);
     if globals.json() {
         let mut all = answer;
         all["progress"] = progress;
@@ -33,7 +33,12 @@ pub(super) async fn show(
     } else {
         print(&progress);
     }
-    Ok((may_run > 0).then_some(Exit::TimedOut))
+    Ok((!is_certain).then_some(Exit::TimedOut))
+}
+
+/// Whether all that may run has enforced it, as far as the control plane can know who runs.
+fn is_certain(progress: &Value) -> bool {
+    still_may_run(progress) == 0 && !progress["unknown_until"].is_u64()
 }
 
 /// Sidecars that have not enforced the set and may run, whether they are waited for or not.
@@ -74,6 +79,9 @@ fn print(progress: &Value) {
         counted(sum("streams_cut"), "stream"),
         counted(sum("connections_cut"), "connection"),
     ));
+    if let Some(until) = progress["unknown_until"].as_u64() {
+        output::line(unknown(until));
+    }
     for agent in list("away") {
         output::line(format!(
             "no sidecar of {} is known to run; one started out of reach serves until {} at the latest",
@@ -128,6 +136,14 @@ fn drifted(sidecar: &Value) -> String {
     format!("{name}, drifted and out of reach: it serves nothing; its agent's process may run on")
 }
 
+/// Those that a restored store has forgotten.
+fn unknown(until: u64) -> String {
+    let until = timestamp(until);
+    format!(
+        "the control plane was restored from a copy: sidecars that it does not know may serve until {until}, and are not waited for"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,6 +153,16 @@ mod tests {
         let progress = json!({ "missing": [], "vanished": [{ "sidecar": "a/1" }], "drifted": [{ "sidecar": "b/1" }] });
         assert_eq!(still_may_run(&progress), 2);
         assert_eq!(still_may_run(&json!({ "missing": [], "vanished": [] })), 0);
+        let empty = json!({ "missing": [], "vanished": [], "unknown_until": null });
+        assert!(is_certain(&empty) && !is_certain(&progress));
+        // Nobody is named, and nobody knows.
+        let restored = json!({ "missing": [], "vanished": [], "unknown_until": 60 });
+        assert!(!is_certain(&restored));
+        assert!(
+            unknown(60).contains("may serve until 1970-01-01T00:01:00Z"),
+            "{}",
+            unknown(60)
+        );
         assert!(drifted(&progress["drifted"][0]).starts_with("b/1, drifted and out of reach: it serves nothing;"));
     }
 

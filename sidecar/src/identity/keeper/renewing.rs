@@ -1,0 +1,111 @@
+//! From one SVID to the next, at half of its life.
+
+use std::time::Duration;
+
+use aip_runtime::backoff::{Backoff, jitter};
+use aip_runtime::svid::PendingKey;
+use aip_runtime::{tls, unix_now};
+use ring::rand::SystemRandom;
+
+use super::waiting::measured;
+use super::{Keeper, RETRY, join_token};
+use crate::identity::revoked::{Said, means_revoked};
+use crate::identity::{JoinError, Joined, Measurement};
+use crate::mesh::world::Origin;
+
+/// Renewal begins at this part of the SVID's life, give or take [`SPREAD`], so that a fleet that joined together does
+/// not renew together.
+const RENEW_AT: f64 = 0.5;
+const SPREAD: f64 = 0.1;
+
+impl Keeper {
+    pub(super) async fn renew_forever(&self) {
+        let random = SystemRandom::new();
+        loop {
+            let mut not_after = 0;
+            if let Some(current) = self.svid.current() {
+                not_after = current.identity.not_after;
+                let life = not_after.saturating_sub(current.identity.not_before) as f64;
+                let part = RENEW_AT - SPREAD + 2.0 * SPREAD * jitter(&random);
+                let due = current.identity.not_before + (life * part) as u64;
+                tokio::select! {
+                    () = tokio::time::sleep(Duration::from_secs(due.saturating_sub(unix_now()))) => {}
+                    () = self.svid.gone() => not_after = 0,
+                }
+            }
+            self.renew_until_done(not_after).await;
+        }
+    }
+
+    async fn renew_until_done(&self, not_after: u64) {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut key = None;
+        loop {
+            match self.renew(&mut key).await {
+                Ok(origin) => {
+                    let _ = self.origins.send(origin).await;
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(reason = error.reason(), %error, "the SVID was not renewed");
+                    metrics::counter!("aip_svid_renewal_failures_total").increment(1);
+                }
+            }
+            let left = not_after.saturating_sub(unix_now());
+            let wait = backoff.next();
+            tokio::time::sleep(if left == 0 {
+                wait
+            } else {
+                wait.min(Duration::from_secs(left))
+            })
+            .await;
+        }
+    }
+
+    /// Renews, with the key of the attempts before where there were any: who asks again after an answer that got lost is the same
+    /// process by that.
+    async fn renew(&self, key: &mut Option<PendingKey>) -> Result<Origin, JoinError> {
+        let measured = measured(&self.config.measured).await?;
+        if !self.alarm.fits(&measured) {
+            // Also where no notice of it came. Nothing is asked for what was not approved.
+            let alarm = self.alarm.clone();
+            // By itself: this task ends with the suspension, and the marker must still be written.
+            tokio::spawn(async move { alarm.raise(Vec::new()).await });
+            return std::future::pending().await;
+        }
+        let key = match key {
+            Some(key) => key,
+            None => key.insert(PendingKey::generate()?),
+        };
+        let joined = match self.renewed(key, &measured).await {
+            // An expired SVID proves nothing; an unspent token still does.
+            Err(error) if !error.retryable() && self.expired() => {
+                let token = join_token(&self.config).map_err(|_| error)?;
+                self.joiner.with_token(&token, key, &measured).await?
+            }
+            other => other?,
+        };
+        Ok(self.adopt(joined, measured.fingerprint(&self.config.name))?)
+    }
+
+    /// Shows the SVID for the next. One that is refused as revoked is given up.
+    async fn renewed(&self, key: &PendingKey, measured: &Measurement) -> Result<Joined, JoinError> {
+        let (shown, heard) = (self.svid.current(), tls::Heard::default());
+        let (slot, trust) = (self.svid.slot(), &self.trust);
+        let renewed = self.joiner.with_svid(slot, trust, key, measured, &heard).await;
+        if let (Some(shown), Err(error)) = (shown, &renewed) {
+            let reason = heard.revocation().unwrap_or(error.reason());
+            if means_revoked(reason) {
+                let (serial, reason) = (shown.identity.serial.clone(), reason.to_owned());
+                self.revoked.say(Said { serial, reason });
+            }
+        }
+        renewed
+    }
+
+    fn expired(&self) -> bool {
+        self.svid
+            .current()
+            .is_none_or(|svid| svid.identity.not_after <= unix_now())
+    }
+}
