@@ -253,6 +253,10 @@ fn end<E: std::fmt::Display>(slot: usize, original: &Program, result: Result<Val
             .map_or("", |builtin| builtin.name.as_str())
     };
     let value = result.map_err(|error| stop(Trouble::Error(describe(name(), &error.to_string()))))?;
+    // A product of products takes as long as its numbers have digits, within one call.
+    if !bounds::is_plain_number(&value) {
+        return Err(stop(Trouble::Error(describe(name(), "overflows"))));
+    }
     charge(
         |run| &mut run.produced,
         bounds::shallow_size(&value),

@@ -13,6 +13,7 @@ use serde_json::json;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 mod admission_gate;
+mod authors;
 mod engine_semantics;
 mod limits;
 
