@@ -43,11 +43,12 @@ demo-stay: build ## the same, and the mesh stays up to be played with
 test: build clients promtool ## every test
 	$(CARGO) test --workspace --no-fail-fast
 
-soak: build ## processes killed at 300 random moments, and at each point; a million records asked for over the admin API; 10,000 idle streams
+soak: build ## processes killed at 300 random moments, and at each point; a million records asked for over the admin API; 10,000 idle streams; 2 GiB each way
 	AIP_CRASH_POINTS=all $(CARGO) test -p aip-tests --test crash -- --skip random --nocapture
 	AIP_CRASHES=300 $(CARGO) test -p aip-tests --test crash random -- --nocapture
 	$(CARGO) test -p aip-control-plane --test mesh a_million_records -- --ignored --nocapture
 	$(CARGO) test -p aip-tests --test streams ten_thousand -- --ignored --nocapture
+	$(CARGO) test -p aip-tests --test real_clients two_gibibytes -- --ignored --nocapture
 
 # An input that takes longer, or more memory, than these bounds is a finding, too.
 # cargo-fuzz asks rustc for flags of nightly. No sanitizer: all of our code is safe Rust, which it would find nothing in, and

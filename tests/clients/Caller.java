@@ -2,6 +2,7 @@
 import com.sun.net.httpserver.HttpServer;
 import java.net.*;
 import java.net.http.*;
+import java.nio.file.*;
 
 public class Caller {
     // What a program adds where its sidecar asks for the secret: AIP_URL holds it.
@@ -20,6 +21,22 @@ public class Caller {
         return builder.build().send(request, HttpResponse.BodyHandlers.discarding()).statusCode();
     }
 
+    // The lines of a stream, each marked as it comes: the agent goes on only then (witness.py).
+    static String stream(URI url, boolean secret) throws Exception {
+        var builder = HttpClient.newBuilder();
+        if (secret) builder.authenticator(SECRET);
+        var request = HttpRequest.newBuilder(url.resolve("/events?stream=java&steps=3")).build();
+        var response = builder.build().send(request, HttpResponse.BodyHandlers.ofLines());
+        var said = new StringBuilder(response.version() + " " + response.statusCode());
+        for (var lines = response.body().iterator(); lines.hasNext();) {
+            String[] words = lines.next().split(" ");
+            if (words.length < 3) continue;
+            Files.createFile(Path.of(System.getenv("STEPS"), "java." + words[2]));
+            said.append(" ").append(words[2]);
+        }
+        return said.toString();
+    }
+
     static int connection(URI url, boolean secret) throws Exception {
         var connection = (HttpURLConnection) url.toURL().openConnection();
         if (secret) connection.setAuthenticator(SECRET);
@@ -35,7 +52,8 @@ public class Caller {
             String said;
             try {
                 boolean secret = how.endsWith("/secret");
-                said = "" + (how.startsWith("/client") ? client(url, secret) : connection(url, secret));
+                if (how.startsWith("/stream")) said = stream(url, secret);
+                else said = "" + (how.startsWith("/client") ? client(url, secret) : connection(url, secret));
             } catch (Exception e) {
                 said = e.toString();
             }

@@ -1,6 +1,8 @@
 """A gRPC server with all four kinds of calls, on bytes: no generated code, so no protoc.
 
 Unary echoes; Download answers with N messages in lockstep; Upload joins what it is sent; Chat echoes each message.
+Metadata answers with what it was sent; Wait answers never. A caller who goes is
+written down.
 """
 
 import asyncio
@@ -18,6 +20,22 @@ async def unary(request, context):
     return b"echo: " + request
 
 
+async def metadata(request, context):
+    sent = [(k, v) for k, v in context.invocation_metadata() if k.startswith("x-")]
+    await context.send_initial_metadata(sent)
+    context.set_trailing_metadata(sent)
+    return request
+
+
+async def wait(request, context):
+    seen("Wait", seconds=round(context.time_remaining() or 0))
+    try:
+        await asyncio.sleep(600)
+    except asyncio.CancelledError:
+        seen("Gone")
+        raise
+
+
 async def forbidden(request, context):
     seen("Forbidden")
     return b"did it"
@@ -31,9 +49,13 @@ async def fail(request, context):
 async def download(request, context):
     stream, steps = request.decode().split()
     seen("Download", stream=stream)
-    for step in range(1, int(steps) + 1):
-        yield f"step {step}".encode()
-        await until_heard(stream, step)
+    try:
+        for step in range(1, int(steps) + 1):
+            yield f"step {step}".encode()
+            await until_heard(stream, step)
+    except asyncio.CancelledError:
+        seen("Gone")
+        raise
 
 
 async def upload(requests, context):
@@ -48,9 +70,12 @@ async def chat(requests, context):
 
 
 async def main():
-    server = grpc.aio.server()
+    # Room for one message of 16 MiB; the default is 4.
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", 17 << 20)])
     kinds = {
         "Unary": grpc.unary_unary_rpc_method_handler(unary),
+        "Metadata": grpc.unary_unary_rpc_method_handler(metadata),
+        "Wait": grpc.unary_unary_rpc_method_handler(wait),
         "Forbidden": grpc.unary_unary_rpc_method_handler(forbidden),
         "Fail": grpc.unary_unary_rpc_method_handler(fail),
         "Download": grpc.unary_stream_rpc_method_handler(download),

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use aip_tests::agent::Agent;
+use aip_tests::clients::clients;
 use aip_tests::http;
 use aip_tests::process::{Mesh, RunAgent, pairs};
 use aip_tests::root::needs_root;
@@ -62,4 +63,15 @@ async fn java_shows_the_secret_by_an_authenticator() {
         assert_eq!(call(&caller, how).await, "407", "{how}");
         assert_eq!(call(&caller, &format!("{how}/secret")).await, "200", "{how}");
     }
+}
+
+/// The client prefers HTTP/2, and speaks HTTP/1.1 where it has a proxy: nothing of an upgrade reaches the agent.
+#[tokio::test(flavor = "multi_thread")]
+async fn java_reads_a_stream_line_by_line() {
+    let mesh = Mesh::start().await;
+    let callee = RunAgent::start(&mesh, "callee", &clients().script("http_server.py", &[]), &[]).await;
+    let (_dir, java) = program();
+    let caller = RunAgent::start(&mesh, "caller", &java, &[]).await;
+    assert_eq!(call(&caller, "/stream/secret").await, "HTTP_1_1 200 1 2 3");
+    assert_eq!(callee.seen().len(), 1);
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -72,6 +72,11 @@ impl RunAgent {
             .as_str()
             .and_then(|a| a.parse().ok())
             .unwrap_or_else(|| panic!("{field} in {}", self.state))
+    }
+
+    /// The directory that the agent runs in.
+    pub fn directory(&self) -> &Path {
+        self.seen.parent().unwrap()
     }
 
     /// Where its sidecar takes the agent's calls.

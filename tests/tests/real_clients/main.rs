@@ -9,6 +9,7 @@ mod mcp;
 mod plain;
 mod rpc;
 mod team;
+mod transfers;
 mod web;
 
 use std::process::Command;

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::HTTP;
+use super::{EXPRESS, FASTAPI, HTTP, Turn};
 
 pub(super) fn curl(args: &[&str]) -> Command {
     let mut command = Command::new("curl");
@@ -51,6 +51,82 @@ async fn curl_denied_with_a_useful_answer() {
         "the answer names its record"
     );
     assert_eq!(turn.seen(), Vec::<Value>::new());
+}
+
+/// What `curl` writes of each transfer.
+async fn written(turn: &Turn, format: &str, args: &[&str]) -> Vec<String> {
+    let mut command = curl(&["-o", "/dev/null", "-w", &format!("{format}\n")]);
+    command.args(args);
+    let ran = turn.run(command).await;
+    assert!(ran.success, "{ran:?}");
+    ran.stdout.lines().map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn curl_keeps_its_connection_in_either_form() {
+    let turn = FASTAPI.turn().await;
+    let (one, two) = ("http://fastapi.aip.internal/page", "http://fastapi.aip.internal/echo");
+    let format = "%{http_code} %{http_version} %{num_connects}";
+    for how in ["--http1.1", "--proxytunnel"] {
+        let got = written(&turn, format, &[how, one, "-o", "/dev/null", two]).await;
+        assert_eq!(got, ["200 1.1 1", "200 1.1 0"], "{how}");
+    }
+    turn.allowed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn curl_speaks_http_2_with_prior_knowledge() {
+    let turn = FASTAPI.turn().await;
+    let url = "http://fastapi.aip.internal/page";
+    let tunnel = ["--http2-prior-knowledge", "--proxytunnel"];
+    let format = "%{http_code} %{http_version} %{size_download}";
+    let got = written(&turn, format, &[&tunnel[..], &[url]].concat()).await;
+    assert_eq!(got, ["200 2 10000"]);
+    turn.allowed().await;
+    let url = "http://fastapi.aip.internal/forbidden";
+    let got = written(&turn, "%{http_code} %{http_version}", &[&tunnel[..], &[url]].concat()).await;
+    assert_eq!(got, ["403 2"]);
+    turn.denied("no_forbidden_path").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn curl_is_told_to_continue_or_keeps_its_body() {
+    let turn = FASTAPI.turn().await;
+    let body = "x".repeat(100_000);
+    // curl gives up waiting for the word after a second by itself: here it does not.
+    let expects = ["-H", "Expect: 100-continue", "--expect100-timeout", "60", "-X", "PUT"];
+    let kind = ["-H", "Content-Type: application/octet-stream", "-d", &body];
+    let format = "%{http_code} %{size_upload}";
+    let send = async |path: &str| {
+        let url = format!("http://fastapi.aip.internal/{path}");
+        written(&turn, format, &[&expects[..], &kind, &[&*url]].concat()).await
+    };
+    assert_eq!(send("sink").await, ["200 100000"]);
+    turn.allowed().await;
+    assert_eq!(send("forbidden").await, ["403 0"], "not a byte of what is refused");
+    turn.denied("no_forbidden_path").await;
+}
+
+/// The bytes and the length of a compressed answer are the agent's own; who asks for it reads it.
+#[tokio::test(flavor = "multi_thread")]
+async fn compressed_answers_arrive_untouched() {
+    let turn = EXPRESS.turn().await;
+    for coding in ["gzip", "br"] {
+        let url = format!("http://express.aip.internal/{coding}");
+        let mut shell = Command::new("sh");
+        let script = r#"curl -sS --max-time 30 -D - -o "$1.body" "$2"; sha256sum < "$1.body"; rm "$1.body"
+            curl -sS --max-time 30 --compressed "$2" | wc -c"#;
+        shell.args(["-c", script, "sh", coding, &url]);
+        shell.current_dir(turn.callee.directory());
+        let ran = turn.run(shell).await;
+        let said = ran.stdout.to_lowercase();
+        let header = |name: &str| said.lines().find_map(|line| line.strip_prefix(&format!("{name}: ")));
+        assert_eq!(header("content-encoding"), Some(coding), "{ran:?}");
+        let digest = header("x-sha256").unwrap();
+        assert!(said.contains(&format!("{digest}  -")), "{ran:?}");
+        assert!(said.trim_end().ends_with("10000"), "{ran:?}");
+    }
+    turn.allowed().await;
 }
 
 async fn plain(script: &str, client: &str) {
