@@ -69,12 +69,12 @@ pub struct Host {
     name: String,
     /// By which the others know it.
     pub address: Ipv4Addr,
-    jobs: mpsc::UnboundedSender<Job>,
+    jobs: mpsc::Sender<Job>,
 }
 
 impl Host {
     fn start(name: &str, address: Ipv4Addr) -> Self {
-        let (jobs, mut todo) = mpsc::unbounded_channel::<Job>();
+        let (jobs, mut todo) = mpsc::channel::<Job>(1);
         let namespace = File::open(format!("/run/netns/{name}")).unwrap();
         let serve = move || {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
@@ -104,7 +104,7 @@ impl Host {
                 let _ = done.send(job().await);
             })
         });
-        self.jobs.send(job).unwrap();
+        assert!(self.jobs.send(job).await.is_ok(), "{} has ended", self.name);
         result
             .await
             .unwrap_or_else(|_| panic!("what ran on {} failed", self.name))

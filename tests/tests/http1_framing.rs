@@ -309,7 +309,8 @@ async fn what_follows_a_refusal_is_decided_for_itself() {
         .collect();
     assert_eq!(statuses, ["403", "200", "403", "400", "200"], "{answer}");
     assert!(pair.agent.seen("denied").is_empty() && pair.agent.seen("/behind-the-last").is_empty());
-    (pair.agent.only("/allowed-1"), pair.agent.only("/allowed-2"));
+    pair.agent.only("/allowed-1");
+    pair.agent.only("/allowed-2");
 }
 
 /// Whoever hangs up, or stops to speak, in the middle of a request: nothing of it stays.

@@ -142,7 +142,7 @@ async fn who_reads_no_answers_is_not_listened_to_without_end() {
         let before = pair.behind(port).process.resident();
         assert!(raw.send(&[frames::PREFACE, &frames::settings(&[])].concat()).await);
         let taken = raw.flood(TIMES, |_| bytes.clone()).await;
-        assert!(taken < TIMES, "{port:?}: all of {} MiB", TIMES * bytes.len() >> 20);
+        assert!(taken < TIMES, "{port:?}: all of {} MiB", (TIMES * bytes.len()) >> 20);
         let grown = pair.behind(port).process.resident().saturating_sub(before);
         assert!(grown < ROOM, "{port:?}: {} MiB", grown >> 20);
     };

@@ -354,7 +354,7 @@ fn a_search_ends_at_its_bounds() {
     let logs = logs(dir.path(), 200, 4_096);
     let all = Filter::default();
     // The open segments have no rows yet, and are not counted.
-    let closed: u64 = logs.iter().map(|log| closed(log)).sum();
+    let closed: u64 = logs.iter().map(closed).sum();
     let few = Bounds {
         rows: closed - 1,
         ..bounds(500, None)
