@@ -3,7 +3,7 @@
 //!
 //! The order of one `Issue`: a place ([`places`]), bounds ([`service`]), credential ([`credential`]), CSR, evidence and nonce
 //! ([`evidence`], [`nonces`]), measurement, and one transaction that spends the token and records the SVID ([`issue`]),
-//! in the line that it goes on ([`line`]).
+//! in the line that it goes on ([`mod@line`]).
 
 mod credential;
 mod drift;
