@@ -24,13 +24,14 @@ async fn revoke_one(mesh: &Mesh, sidecar: &Sidecar) {
     eventually("it to be refused", async || is_refused(sidecar).await.then_some(())).await;
 }
 
-/// It runs, and is gone before it can say that it ends: its connection is a task of a runtime that is no more.
+/// It runs, and is gone before it can say that it ends: its connection is a task of a runtime that is no more, and which had no
+/// thread that could still poll it.
 async fn cut_off(mesh: &Mesh, sidecar: &Sidecar, instance: &str) {
     let (sidecar, instance) = (sidecar.another(), instance.to_owned());
     let gone = tokio::task::spawn_blocking(move || {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let stream = runtime.block_on(running(&sidecar, &instance));
-        runtime.shutdown_background();
+        drop(runtime);
         drop(stream);
     });
     gone.await.unwrap();
