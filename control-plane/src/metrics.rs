@@ -259,6 +259,9 @@ fn begin() {
         let begin = |reason: &&'static str| counter!(name, "reason" => *reason).increment(0);
         reasons.iter().for_each(begin);
     }
+    for result in ["sent", "failed"] {
+        counter!("aip_kill_webhooks_total", "result" => result).increment(0);
+    }
     for result in ["agreed", "differs", "cut"] {
         counter!("aip_audit_hops_total", "result" => result).increment(0);
     }

@@ -237,9 +237,13 @@ pub fn describe() {
 }
 
 /// Counters without labels that alerts ask the increase of.
-const ALERTED: [&str; 2] = ["aip_drifts_total", "aip_drift_report_failures_total"];
+const ALERTED: [&str; 3] = [
+    "aip_drifts_total",
+    "aip_drift_report_failures_total",
+    "aip_audit_thread_failures_total",
+];
 /// The same by reason.
-const ALERTED_BY_REASON: [(&str, &[&str]); 3] = [
+const ALERTED_BY_REASON: [(&str, &[&str]); 4] = [
     (
         "aip_kill_sets_rejected_total",
         &[
@@ -251,6 +255,19 @@ const ALERTED_BY_REASON: [(&str, &[&str]); 3] = [
             "stale",
             "fork",
             "not_persisted",
+        ],
+    ),
+    (
+        "aip_kill_heartbeats_ignored_total",
+        &[
+            "oversized",
+            "unknown_key",
+            "bad_signature",
+            "malformed",
+            "other_mesh",
+            "heartbeat_other_instance",
+            "heartbeat_not_asked",
+            "heartbeat_other_set",
         ],
     ),
     ("aip_audit_lost_total", &["disk_full", "quota", "share", "io"]),
