@@ -128,7 +128,7 @@ impl Board {
     /// The store fails.
     pub async fn restore(registry: &Registry) -> Result<Arc<Self>, Refusal> {
         let mut processes = BTreeMap::new();
-        // Asked first, before anybody can have set the clock.
+        // Read once, and first: what is reckoned from it agrees, and nobody can have set the clock meanwhile.
         let began = registry.clock.steady();
         let svids = Svids::read(registry).await?;
         for granted in registry.granted_leases().await? {
@@ -157,7 +157,7 @@ impl Board {
             streams: Mutex::new(0),
             changed: watch::Sender::new(()),
             clock: registry.clock.clone(),
-            began: registry.clock.now(),
+            began,
             restored: AtomicBool::new(false),
         }))
     }
