@@ -29,7 +29,10 @@ async fn revoke_one(mesh: &Mesh, sidecar: &Sidecar) {
 async fn cut_off(mesh: &Mesh, sidecar: &Sidecar, instance: &str) {
     let (sidecar, instance) = (sidecar.another(), instance.to_owned());
     let gone = tokio::task::spawn_blocking(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         let stream = runtime.block_on(running(&sidecar, &instance));
         drop(runtime);
         drop(stream);
