@@ -43,7 +43,8 @@ demo-stay: build ## the same, and the mesh stays up to be played with
 test: build clients promtool ## every test
 	$(CARGO) test --workspace --no-fail-fast
 
-soak: build ## processes killed at 300 random moments, and at each point; a million records asked for over the admin API; 10,000 idle streams; 2 GiB each way
+soak: build ## partitions and restarts of a fleet of 50, twenty times; processes killed at 300 random moments, and at each point; a million records asked for over the admin API; 10,000 idle streams; 2 GiB each way
+	AIP_SEED=$$(date +%s) AIP_FLEET_RUNS=20 $(CARGO) test -p aip-tests --test fleet -- --nocapture
 	AIP_CRASH_POINTS=all $(CARGO) test -p aip-tests --test crash -- --skip random --nocapture
 	AIP_CRASHES=300 $(CARGO) test -p aip-tests --test crash random -- --nocapture
 	$(CARGO) test -p aip-control-plane --test mesh a_million_records -- --ignored --nocapture

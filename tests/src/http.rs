@@ -49,19 +49,23 @@ where
     B: hyper::body::Body,
     B::Error: std::fmt::Debug,
 {
+    whole(response).await.expect("a whole body")
+}
+
+async fn whole<B>(response: Response<B>) -> Result<Answer, String>
+where
+    B: hyper::body::Body,
+    B::Error: std::fmt::Debug,
+{
     let (head, body) = response.into_parts();
-    let collected = body
-        .collect()
-        .await
-        .map_err(|e| format!("{e:?}"))
-        .expect("a whole body");
+    let collected = body.collect().await.map_err(|e| format!("{e:?}"))?;
     let trailers = collected.trailers().cloned();
-    Answer {
+    Ok(Answer {
         status: head.status,
         headers: head.headers,
         body: collected.to_bytes(),
         trailers,
-    }
+    })
 }
 
 /// Sends one HTTP/1.1 request on a connection of its own. The URI goes on the wire as it is: absolute-form for a
@@ -89,7 +93,7 @@ pub async fn send_within(
             .map_err(|e| e.to_string())?;
         tokio::spawn(connection);
         let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
-        Ok(collect(response).await)
+        whole(response).await
     };
     tokio::time::timeout(deadline, exchange)
         .await

@@ -15,9 +15,11 @@
 //! | [`network`] | hosts of their own, and links between them that can be slowed and cut |
 //! | [`pair`] | two sidecars with that agent behind both, for tests of what a request meets |
 //! | [`pki`] | a mesh's keys, and certificates with every fault |
+//! | [`relay`] | a way for connections between two processes, which can be slowed, held up and cut |
 //! | [`root`] | what only root can test |
 //! | [`scripted`] | a control plane that pushes what a test tells it to |
 //! | [`sealed`] | records of our own after a handshake |
+//! | [`seeded`] | random numbers that can be had again |
 //! | [`trail`] | the audit logs of a sidecar |
 //! | [`wire`] | TLS as a stranger would speak it to a sidecar's port |
 //!
@@ -37,9 +39,11 @@ pub mod network;
 pub mod pair;
 pub mod pki;
 pub mod process;
+pub mod relay;
 pub mod root;
 pub mod scripted;
 pub mod sealed;
+pub mod seeded;
 pub mod trail;
 pub mod wait;
 pub mod wire;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use aip_audit::log::{Reader, name_of};
+use aip_audit::log::{Reader, name_of, segment_path, segments};
 use aip_audit::record::{Decision, End, Event};
 use aip_audit::verify::Report;
 use http::Request;
@@ -24,6 +24,18 @@ pub fn logs(audit: &Path) -> Vec<PathBuf> {
         .collect();
     found.sort();
     found
+}
+
+/// The segments of a log that are not in its copy below `copies` as they are here.
+pub fn lacking(log: &Path, copies: &Path) -> Vec<PathBuf> {
+    let copy = copies.join(log.file_name().unwrap());
+    let mut all: Vec<_> = segments(log).unwrap();
+    // One that a quota took meanwhile is there, or it would not have gone.
+    all.retain(|number| {
+        std::fs::read(segment_path(log, *number))
+            .is_ok_and(|ours| std::fs::read(segment_path(&copy, *number)).unwrap_or_default() != ours)
+    });
+    all.iter().map(|number| segment_path(log, *number)).collect()
 }
 
 /// All that was recorded.

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use aip_audit::log::{segment_path, segments};
 use aip_audit::verify::Kind;
 use aip_tests::agent::Agent;
 use aip_tests::process::{ControlPlane, DEV, Mesh, Process, Sidecar};
@@ -112,7 +111,7 @@ async fn come_up(mesh: &Mesh, [caller, callee]: [&Path; 2], point: &str) {
         }
         let logs = trail::logs(&audit);
         logs.into_iter()
-            .flat_map(|log| lacking(&log, &copies.join(agent)))
+            .flat_map(|log| trail::lacking(&log, &copies.join(agent)))
             .collect()
     };
     wait::until_within(COMES_UP, &format!("the logs come up after {point}"), async || {
@@ -120,16 +119,4 @@ async fn come_up(mesh: &Mesh, [caller, callee]: [&Path; 2], point: &str) {
         both.is_empty().then_some(())
     })
     .await;
-}
-
-/// The segments of a log that are not in its copy as they are here.
-fn lacking(log: &Path, copies: &Path) -> Vec<PathBuf> {
-    let copy = copies.join(log.file_name().unwrap());
-    let mut all: Vec<_> = segments(log).unwrap();
-    // One that a quota took meanwhile is there, or it would not have gone.
-    all.retain(|number| {
-        std::fs::read(segment_path(log, *number))
-            .is_ok_and(|ours| std::fs::read(segment_path(&copy, *number)).unwrap_or_default() != ours)
-    });
-    all.iter().map(|number| segment_path(log, *number)).collect()
 }

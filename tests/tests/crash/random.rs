@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use aip_tests::agent::Agent;
 use aip_tests::process::{Mesh, Sidecar};
+use aip_tests::seeded::{Seeded, number, seed};
 use aip_tests::{trail, wait};
 use http::Method;
 use serde_json::json;
@@ -21,24 +22,6 @@ const URL: &str = "http://callee.aip.internal/work";
 /// Longest time under load before a process is killed, in microseconds.
 const LONGEST: u64 = 30_000;
 
-/// A generator whose whole state is its seed: a run can be had again.
-struct Seeded(u64);
-
-impl Seeded {
-    fn next(&mut self, below: u64) -> u64 {
-        // SplitMix64 (Steele, Lea, Flood 2014).
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % below
-    }
-}
-
-fn variable(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
 async fn reaches(caller: &Sidecar) {
     wait::until_ok("a call gets through", async || {
         let answer = caller.get(URL).await;
@@ -49,10 +32,9 @@ async fn reaches(caller: &Sidecar) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_mesh_survives_kills_at_random_moments() {
-    let seed = variable("AIP_SEED").unwrap_or_else(|| u64::from(std::process::id()));
-    let crashes = variable("AIP_CRASHES").map_or(CRASHES, |n| usize::try_from(n).unwrap());
-    eprintln!("AIP_SEED={seed}");
-    let mut random = Seeded(seed);
+    let seed = seed(std::process::id().into());
+    let crashes = number("AIP_CRASHES").map_or(CRASHES, |n| usize::try_from(n).unwrap());
+    let mut random = Seeded::new(seed);
     let mut mesh = Mesh::start().await;
     let agent = Agent::start();
     let mut sidecars = [
@@ -77,8 +59,8 @@ async fn the_mesh_survives_kills_at_random_moments() {
             let answer = admin.attempt(Method::POST, "/v1/agents", Some(&agent)).await;
             answer.is_ok_and(|answer| answer.status == 201).then_some(name)
         });
-        tokio::time::sleep(Duration::from_micros(random.next(LONGEST))).await;
-        match random.next(3) {
+        tokio::time::sleep(Duration::from_micros(random.below(LONGEST))).await;
+        match random.below(3) {
             0 => {
                 mesh.control_plane.kill();
                 registered.extend(change.await.unwrap());
