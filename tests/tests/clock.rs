@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use aip_tests::agent::Agent;
-use aip_tests::process::{ControlPlane, DEV, Mesh, Sidecar};
+use aip_tests::process::{ControlPlane, DEV, Mesh, RunAgent, Sidecar};
 use aip_tests::wait;
 use http::Method;
 use serde_json::{Value, json};
@@ -67,6 +67,14 @@ async fn status_is(caller: &Sidecar, what: &str, expected: impl Fn(u16) -> bool)
     .await;
 }
 
+/// Has the control plane go by this clock.
+async fn goes_by(mesh: &mut Mesh, clock: &Clock) {
+    let plane = &mut mesh.control_plane;
+    plane.kill();
+    let command = ControlPlane::command(&ControlPlane::data(&plane.dir), plane.mesh, plane.admin.address, DEV);
+    plane.revive_as(&clock.on(command)).await;
+}
+
 /// A policy that both sidecars hold.
 async fn changes_arrive(mesh: &Mesh, name: &str) {
     let rego = format!(
@@ -118,10 +126,7 @@ async fn a_control_plane_whose_clock_is_ahead_calls_nobody_stopped_who_runs() {
     let mut mesh = Mesh::start().await;
     let agent = Agent::start();
     let clock = Clock::right(&mesh.dir("clock"));
-    let plane = &mut mesh.control_plane;
-    plane.kill();
-    let command = ControlPlane::command(&ControlPlane::data(&plane.dir), plane.mesh, plane.admin.address, DEV);
-    plane.revive_as(&clock.on(command)).await;
+    goes_by(&mut mesh, &clock).await;
     let caller = mesh.sidecar("caller", agent.address).await;
     let callee = mesh.sidecar("callee", agent.address).await;
     status_is(&caller, "a call gets through", |status| status == 200).await;
@@ -147,4 +152,56 @@ async fn a_control_plane_whose_clock_is_ahead_calls_nobody_stopped_who_runs() {
         (unheard(&mesh, &order).await == json!([[], [], []])).then_some(())
     })
     .await;
+}
+
+/// Answers whatever it is asked.
+const ANSWERS: &str = r"
+import http.server, os
+class Agent(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header('content-length', '0')
+        self.end_headers()
+http.server.ThreadingHTTPServer(('127.0.0.1', int(os.environ['PORT'])), Agent).serve_forever()
+";
+
+/// As after a night in which the machine slept: the clock is right, and every SVID has ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_slept_for_longer_than_its_svid_lives_comes_back_with_another_join_token() {
+    let mut mesh = Mesh::start().await;
+    let agent = Agent::start();
+    let clock = Clock::right(&mesh.dir("clock"));
+    goes_by(&mut mesh, &clock).await;
+    let mut program = clock.on(Command::new("python3"));
+    program.args(["-c", ANSWERS]);
+    let callee = RunAgent::start(&mesh, "callee", &program, &[]).await;
+    let (mut spec, dir) = (
+        mesh.spec(json!({"name": "caller"}), agent.address).await,
+        mesh.dir("caller"),
+    );
+    let token = dir.join("token");
+    fs::write(&token, &spec.token).unwrap();
+    spec.flags = vec!["--join-token-file".into(), token.to_str().unwrap().into()];
+    let command = clock.on(Sidecar::command(&spec, &dir));
+    let caller = Sidecar::start_as(spec, &dir, &command).await;
+    status_is(&caller, "a call gets through", |status| status == 200).await;
+
+    clock.off_by(2 * HOUR);
+    wait::until("a sidecar that nobody supervises says what it needs", async || {
+        let said = caller.process.stderr();
+        (said.contains("aip token create caller") && said.contains(token.to_str().unwrap())).then_some(())
+    })
+    .await;
+    wait::until("the supervisor has given the other one a token", async || {
+        callee.process.stderr().contains("has another join token").then_some(())
+    })
+    .await;
+    let refused = caller.get(URL).await;
+    assert_eq!(refused.status.as_u16(), 503, "{}", refused.text());
+    fs::write(&token, mesh.admin().token("caller").await).unwrap();
+    status_is(&caller, "both are back, and nothing was started again", |status| {
+        status == 200
+    })
+    .await;
+    assert_eq!(callee.process.stderr().matches("has another join token").count(), 1);
 }

@@ -126,6 +126,29 @@ impl Read {
         for drifted in &self.drifted {
             output::line(format!("  {}", drift::line(drifted)));
         }
+        for line in self.over(unix_now()) {
+            output::line(format!("  {line}"));
+        }
+    }
+
+    /// Agents none of whose sidecars is here, and whose SVIDs have ended: nothing but a join token brings one back.
+    fn over(&self, now: u64) -> Vec<String> {
+        let is_over = |name: &Value| {
+            let mut own = self.sidecars.iter().filter(|s| s["agent"] == *name).peekable();
+            own.peek().is_some()
+                && own.all(|s| !is_connected(s) && s["ended"] != true && expires(s).is_some_and(|at| at <= now))
+        };
+        let names = self.agents.iter().map(|agent| &inner(agent)["name"]);
+        names
+            .filter(|name| is_over(name))
+            .map(|name| {
+                let name = cell(name);
+                format!(
+                    "{name}: its SVID has ended; `aip run` gets it another by itself, and any other sidecar takes a new join token: \
+                     aip token create {name}"
+                )
+            })
+            .collect()
     }
 
     /// The row of one sidecar; of an agent that drifted, no identity counts.
@@ -211,6 +234,12 @@ impl Read {
     }
 }
 
+/// When its SVID ends, Unix seconds.
+fn expires(sidecar: &Value) -> Option<u64> {
+    let attested = sidecar["identity"]["not_after"].as_u64();
+    attested.or_else(|| sidecar["not_after"].as_u64())
+}
+
 fn is_connected(sidecar: &Value) -> bool {
     sidecar["connected"] == true
 }
@@ -244,10 +273,7 @@ fn row(agent: &Value, sidecar: &Value) -> [String; 8] {
         .filter(|(_, last)| !last.is_empty())
         .map_or(instance.as_str(), |(_, last)| last)
         .to_owned();
-    let expires = sidecar["identity"]["not_after"]
-        .as_u64()
-        .or_else(|| sidecar["not_after"].as_u64());
-    let identity = match expires.map(|at| at.checked_sub(unix_now())) {
+    let identity = match expires(sidecar).map(|at| at.checked_sub(unix_now())) {
         Some(Some(left)) => format!("{} left", span(left)),
         Some(None) => "expired".into(),
         None => "-".into(),
@@ -331,5 +357,35 @@ mod tests {
         assert_eq!(running(&all), "2 sidecars connected, 1 out of reach, 2 ended");
         assert_eq!(running(&all[..1]), "1 sidecar connected");
         assert_eq!(running(&[]), "0 sidecars connected");
+    }
+    #[test]
+    fn an_agent_whose_svid_has_ended_is_said_with_what_brings_it_back() {
+        let read = |sidecars: Value| Read {
+            mesh: Value::Null,
+            status: Value::Null,
+            sidecars: sidecars.as_array().cloned().unwrap_or_default(),
+            agents: vec![
+                json!({ "resource": { "name": "planner" } }),
+                json!({ "resource": { "name": "writer" } }),
+            ],
+            drifted: Vec::new(),
+            kills: Vec::new(),
+        };
+        let sidecar = |connected: bool, ended: bool, at: u64| json!({ "agent": "planner", "connected": connected, "ended": ended, "not_after": at });
+        let none = [
+            json!([]),
+            json!([sidecar(true, false, 10)]),
+            json!([sidecar(false, true, 10)]),
+            json!([sidecar(false, false, 11)]),
+            json!([sidecar(false, false, 10), sidecar(true, false, 20)]),
+        ];
+        for sidecars in none {
+            assert_eq!(read(sidecars.clone()).over(10), [""; 0], "{sidecars}");
+        }
+        let said = read(json!([sidecar(false, false, 10)])).over(10);
+        assert!(
+            matches!(&said[..], [one] if one.ends_with("aip token create planner")),
+            "{said:?}"
+        );
     }
 }

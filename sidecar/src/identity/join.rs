@@ -26,6 +26,9 @@ use crate::mesh::world::Origin;
 /// Reasons of a control plane by which a person's approval is waited for.
 const WAITS: [&str; 2] = ["measurement_pending", "agent_drifted"];
 
+/// Reasons of a control plane by which a join token is worth nothing, or nothing any more.
+const TOKEN_SPENT: [&str; 4] = ["token_other_key", "token_reused", "token_expired", "token_unknown"];
+
 /// Why an SVID was not issued.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
@@ -93,6 +96,19 @@ pub enum JoinError {
         /// For whom a token is needed.
         agent: AgentName,
     },
+    /// The SVID has ended, and nothing is at hand that another could be had for.
+    #[error(
+        "the SVID of {agent} has ended, and another one takes a join token that was not used: `aip token create {agent}` makes \
+         one, {place} ({source})"
+    )]
+    Ended {
+        /// Whose.
+        agent: AgentName,
+        /// Where the token is to be put.
+        place: String,
+        /// What became of the token that is there.
+        source: Box<Self>,
+    },
     /// The root that the token names is not the one that answered.
     #[error("the control plane's root is not the one that the join token names: another mesh, or somebody in between")]
     WrongRoot,
@@ -113,6 +129,7 @@ impl JoinError {
             Self::TokenFile { .. } => "token_file_unreadable",
             Self::WrongRoot => "wrong_root",
             Self::Drifted { .. } => "drifted",
+            Self::Ended { .. } => "svid_expired",
             Self::Marker(_) => "drift_marker",
         }
     }
@@ -120,6 +137,15 @@ impl JoinError {
     /// Whether a person must approve what was measured, before the same attempt can succeed.
     pub fn waits_for_approval(&self) -> bool {
         matches!(self, Self::Refused { reason, .. } if WAITS.contains(&reason.as_str()))
+    }
+
+    /// Whether another join token is what is missing.
+    pub fn needs_token(&self) -> bool {
+        match self {
+            Self::Refused { reason, .. } => TOKEN_SPENT.contains(&reason.as_str()),
+            Self::NoCredential(_) | Self::TokenFile { .. } => true,
+            _ => false,
+        }
     }
 
     /// Whether the same attempt may succeed later.
@@ -133,6 +159,7 @@ impl JoinError {
             | Self::TokenFile { .. }
             | Self::WrongRoot
             | Self::Drifted { .. }
+            | Self::Ended { .. }
             | Self::Marker(_) => false,
         }
     }

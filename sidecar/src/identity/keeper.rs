@@ -227,7 +227,13 @@ impl Keeper {
                         .map_err(JoinError::from);
                 }
                 Err(error) if error.retryable() => self.retry_later(&error, &mut backoff, measured).await,
-                Err(error) => return Err(error),
+                Err(error) => {
+                    // Whoever starts this sidecar again may have one by then.
+                    if error.needs_token() {
+                        self.supervisor.needs_token(Some(&token.id_text()));
+                    }
+                    return Err(error);
+                }
             }
         }
     }

@@ -4,7 +4,8 @@
 //! is gone, and on it the sidecar says what is to become of the agent, one JSON object a line:
 //! `{"agent":"stop","order":"<id>","reason":"…"}` or `{"agent":"run"}`. What was said last counts; a sidecar that was
 //! restarted says it again. Before it has an SVID it says `{"waits":"<fingerprint>"}` of the measurement that a person must
-//! approve, and that again where another one came to lie there.
+//! approve, and that again where another one came to lie there. Where it needs a join token that was not used, it says
+//! `{"token":"<id of the one it has>"}`, with no id where it has none.
 //!
 //! A supervisor that does not read holds nobody up: what it could not be told is said again at the next beat.
 
@@ -63,6 +64,16 @@ impl Supervisor {
         }
         if let Err(error) = self.say(&json!({ "waits": measurement })) {
             tracing::warn!(%error, "the supervisor can't be told what waits for approval");
+        }
+    }
+
+    /// Says that another join token is needed than this one.
+    pub(crate) fn needs_token(&self, used: Option<&str>) {
+        if !self.listens {
+            return;
+        }
+        if let Err(error) = self.say(&json!({ "token": used.unwrap_or_default() })) {
+            tracing::warn!(%error, "the supervisor can't be asked for a join token");
         }
     }
 

@@ -1,5 +1,5 @@
 //! What the sidecar asks of the supervisor: to end the agent's processes, or to let them run; and what it waits for until it
-//! may. One JSON object a line, on the socket that is its standard input.
+//! may, or that it needs a join token. One JSON object a line, on the socket that is its standard input.
 
 use aip_api::Digest;
 use serde::Deserialize;
@@ -33,6 +33,16 @@ pub(super) fn waits(line: &str) -> Option<Digest> {
     serde_json::from_str::<Waits>(line).ok().map(|said| said.waits)
 }
 
+/// The id of the join token that is worth nothing any more, where a line says that another one is needed; empty where there is
+/// none.
+pub(super) fn needs_token(line: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Needs {
+        token: String,
+    }
+    serde_json::from_str::<Needs>(line).ok().map(|said| said.token)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,5 +57,8 @@ mod tests {
         let line = format!("{{\"waits\":\"{print}\"}}");
         assert_eq!((read(&line), waits(&line)), (None, Some(print)));
         assert_eq!(waits(r#"{"agent":"run"}"#), None);
+        let line = r#"{"token":"x"}"#;
+        assert_eq!((read(line), needs_token(line)), (None, Some("x".into())));
+        assert_eq!(needs_token(r#"{"agent":"run"}"#), None);
     }
 }

@@ -4,6 +4,7 @@ mod running;
 
 use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt as _;
+use std::pin::Pin;
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use aip_runtime::backoff::Backoff;
 use rustix::process::Signal;
 use tokio::time::Instant;
 
-use super::admit::{Admitted, admit};
+use super::admit::{Admitted, admit, admit_again};
 use super::orders::{self, Wish};
 use super::plan::Plan;
 use super::sidecar::{self, Ports};
@@ -50,6 +51,7 @@ pub(super) async fn supervise(globals: &Globals, run: &Run, plan: Plan, signals:
         sidecar,
         started: Instant::now(),
         ports,
+        secret,
         command: None,
         guard: None,
         descendants,
@@ -57,11 +59,11 @@ pub(super) async fn supervise(globals: &Globals, run: &Run, plan: Plan, signals:
     };
     state.update(|s| running.describe(s));
     let begun = tokio::select! {
-        begun = Box::pin(begin(run, &plan, &secret, &mut running, &mut state)) => begun,
+        begun = Box::pin(begin(run, &plan, &mut running, &mut state)) => begun,
         signal = signals.next() => Ok(Some(interrupted(signal))),
     };
     let ended = match begun {
-        Ok(None) => Box::pin(keep(run, &plan, &admitted, &secret, &mut running, &mut state, signals)).await,
+        Ok(None) => Box::pin(keep(globals, run, &plan, &admitted, &mut running, &mut state, signals)).await,
         Ok(Some(code)) => Ok(code),
         Err(failure) => Err(failure),
     };
@@ -103,13 +105,7 @@ async fn stop_asked(sidecar: &mut Child) -> Wish {
 }
 
 /// Waits for the sidecar, starts the command and waits until it serves; `Some` where the command ended already.
-async fn begin(
-    run: &Run,
-    plan: &Plan,
-    secret: &str,
-    running: &mut Running,
-    state: &mut StateFile,
-) -> Result<Option<u8>, Failure> {
+async fn begin(run: &Run, plan: &Plan, running: &mut Running, state: &mut StateFile) -> Result<Option<u8>, Failure> {
     let probes = running.ports.probes;
     let ready = wait::for_sidecar(run, plan, &mut running.sidecar, probes, state);
     // Of an agent that is stopped, its sidecar has said so before it was ready.
@@ -119,10 +115,10 @@ async fn begin(
         stopped = orders::read(&line).or(stopped);
     }
     if let Some(wish @ Wish::Stop { .. }) = stopped {
-        running.obey(run, plan, secret, state, wish).await?;
+        running.obey(run, plan, state, wish).await?;
         return Ok(None);
     }
-    running.launch(run, plan, secret, state)?;
+    running.launch(run, plan, state)?;
     let Some(agent) = plan.agent else {
         calls_only(run, plan);
         return Ok(None);
@@ -139,7 +135,7 @@ async fn begin(
     let waited = match waited {
         Ok(waited) => waited,
         Err(wish) => {
-            running.obey(run, plan, secret, state, wish).await?;
+            running.obey(run, plan, state, wish).await?;
             return Ok(None);
         }
     };
@@ -202,19 +198,18 @@ async fn listens(plan: &Plan) {
 
 /// Until the command ends or a signal comes. A sidecar that dies is started again, on the same ports.
 async fn keep(
+    globals: &Globals,
     run: &Run,
     plan: &Plan,
     admitted: &Admitted,
-    secret: &str,
     running: &mut Running,
     state: &mut StateFile,
     signals: &mut Signals,
 ) -> Result<u8, Failure> {
     let mut backoff = Backoff::new(RESTART.0, RESTART.1);
     let (mut drifted, mut told) = (Box::pin(drifted(run, plan)), false);
-    let caught =
-        |e: std::io::Error| Failure::new(Exit::Failed, "the end of children can't be heard of").why(e.to_string());
-    let mut children = Children::catch().map_err(caught)?;
+    let mut children = Children::catch().map_err(unheard)?;
+    let mut token = no_token();
     loop {
         let launching = state.state.phase == Phase::Launching;
         tokio::select! {
@@ -240,13 +235,16 @@ async fn keep(
                 state.update(|s| s.phase = Phase::Drifted);
                 continue;
             }
+            () = &mut token => { token = no_token(); continue; }
             event = running.sidecar.next() => match event? {
                 Event::Ended(status) => {
                     note(format!("aip: the sidecar of {} ended ({status}); starting it again", run.name));
                 }
                 Event::Said(line) => {
-                    if let Some(wish) = orders::read(&line) {
-                        running.obey(run, plan, secret, state, wish).await?;
+                    if let Some(used) = orders::needs_token(&line) {
+                        token = Box::pin(admit_again(globals, run, plan, used));
+                    } else if let Some(wish) = orders::read(&line) {
+                        running.obey(run, plan, state, wish).await?;
                     }
                     continue;
                 }
@@ -256,6 +254,15 @@ async fn keep(
             return Ok(code);
         }
     }
+}
+
+/// No join token is looked for.
+fn no_token<'a>() -> Pin<Box<dyn Future<Output = ()> + 'a>> {
+    Box::pin(std::future::pending())
+}
+
+fn unheard(error: std::io::Error) -> Failure {
+    Failure::new(Exit::Failed, "the end of children can't be heard of").why(error.to_string())
 }
 
 /// Starts another sidecar in place of the one that has ended; `Some`: a signal came first.

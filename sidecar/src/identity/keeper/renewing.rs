@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use aip_api::token::JoinToken;
 use aip_runtime::backoff::{Backoff, jitter};
 use aip_runtime::svid::PendingKey;
 use aip_runtime::{tls, unix_now};
 use ring::rand::SystemRandom;
 
 use super::waiting::measured;
-use super::{Keeper, RETRY, join_token};
+use super::{Keeper, RETRY, TOKEN_VARIABLE, join_token};
 use crate::identity::revoked::{Said, means_revoked};
 use crate::identity::{JoinError, Joined, Measurement};
 use crate::mesh::world::Origin;
@@ -79,13 +80,42 @@ impl Keeper {
         };
         let joined = match self.renewed(key, &measured).await {
             // An expired SVID proves nothing; an unspent token still does.
-            Err(error) if !error.retryable() && self.expired() => {
-                let token = join_token(&self.config).map_err(|_| error)?;
-                self.joiner.with_token(&token, key, &measured).await?
-            }
+            Err(error) if !error.retryable() && self.expired() => self.joined_anew(key, &measured).await?,
             other => other?,
         };
         Ok(self.adopt(joined, measured.fingerprint(&self.config.name))?)
+    }
+
+    /// Joins again, with the token that is there by now.
+    async fn joined_anew(&self, key: &PendingKey, measured: &Measurement) -> Result<Joined, JoinError> {
+        let token = join_token(&self.config);
+        let used = token.as_ref().ok().map(JoinToken::id_text);
+        let joined = match token {
+            Ok(token) => self.joiner.with_token(&token, key, measured).await,
+            Err(error) => Err(error),
+        };
+        joined.map_err(|error| match error.needs_token() {
+            true => self.ended(used.as_deref(), error),
+            false => error,
+        })
+    }
+
+    /// Nothing but another join token helps, and whoever can give one is asked for it. Not where the SVID was revoked: then a
+    /// person decides.
+    fn ended(&self, used: Option<&str>, source: JoinError) -> JoinError {
+        if self.revoked.given_up().current().is_some() {
+            return source;
+        }
+        self.supervisor.needs_token(used);
+        let place = match &self.config.join_token_file {
+            Some(path) => format!("for {}, which is read again at each try", path.display()),
+            None => format!("for {TOKEN_VARIABLE}, with which this sidecar is then started again"),
+        };
+        JoinError::Ended {
+            agent: self.config.name.clone(),
+            place,
+            source: Box::new(source),
+        }
     }
 
     /// Shows the SVID for the next. One that is refused as revoked is given up.

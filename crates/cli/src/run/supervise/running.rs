@@ -28,6 +28,8 @@ pub(super) struct Running {
     pub(super) sidecar: Child,
     pub(super) started: Instant,
     pub(super) ports: Ports,
+    /// What the command shows at its sidecar's outbound port.
+    pub(super) secret: String,
     pub(super) command: Option<Child>,
     /// After the command: it must outlive it.
     pub(super) guard: Option<Guard>,
@@ -46,14 +48,8 @@ impl Running {
     }
 
     /// Starts the command under its guard.
-    pub(super) fn launch(
-        &mut self,
-        run: &Run,
-        plan: &Plan,
-        secret: &str,
-        state: &mut StateFile,
-    ) -> Result<(), Failure> {
-        let child = self.command.insert(launch(run, plan, self.ports, secret)?);
+    pub(super) fn launch(&mut self, run: &Run, plan: &Plan, state: &mut StateFile) -> Result<(), Failure> {
+        let child = self.command.insert(launch(run, plan, self.ports, &self.secret)?);
         if let Some(guard) = &mut self.guard {
             guard.watch(child)?;
         }
@@ -72,7 +68,6 @@ impl Running {
         &mut self,
         run: &Run,
         plan: &Plan,
-        secret: &str,
         state: &mut StateFile,
         wish: Wish,
     ) -> Result<(), Failure> {
@@ -108,7 +103,7 @@ impl Running {
             Wish::Run if stopped => {
                 note(format!("aip: {} was resumed; starting it again", run.name));
                 self.unfinished = false;
-                self.launch(run, plan, secret, state)?;
+                self.launch(run, plan, state)?;
             }
             Wish::Run | Wish::Stop { .. } => {}
         }
