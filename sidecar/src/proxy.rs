@@ -12,6 +12,7 @@
 //! | [`workers`] | the threads that serve connections |
 //! | `watch` | looks at both again when the world changes |
 //! | `pair` | both ends of a hop as policy sees them, and the policies between them |
+//! | `stalled` | ends what carries a body to a reader that takes nothing |
 //! | `cork`, `recorded` | gathers what a connection writes; and has it recorded before it goes out |
 //! | `peers`, `agent` | pooled connections to peers' sidecars and to the agent |
 //! | `http2` | HTTP/2 as both listeners serve it |
@@ -35,6 +36,7 @@ mod outbound;
 pub(crate) mod pair;
 pub(crate) mod peers;
 pub(crate) mod recorded;
+pub(crate) mod stalled;
 mod strangers;
 pub(crate) mod streams;
 mod tunnel;

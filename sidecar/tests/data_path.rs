@@ -56,6 +56,8 @@ mod rewrite;
 mod stopped;
 #[path = "data_path/stream.rs"]
 mod stream;
+#[path = "data_path/unread.rs"]
+mod unread;
 #[path = "data_path/upgrade.rs"]
 mod upgrade;
 #[path = "data_path/world.rs"]

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use aip_api::resource::Traffic;
 use aip_tests::frames::{
     self, CONTINUATION, DATA, END_HEADERS, ENHANCE_YOUR_CALM, Fate, HEADERS, PING, REFUSED_STREAM, RST_STREAM, Raw,
     SETTINGS, WHOLE, frame, request,
@@ -210,4 +211,44 @@ async fn streams_past_the_limit_are_refused_and_their_places_given_back() {
         assert_eq!(refused, Fate::Reset(REFUSED_STREAM), "{port:?}");
     }
     assert!(pair().await.agent.seen("/never-ends").is_empty());
+}
+
+/// Bytes of an answer for a client that takes none: what the library holds of each, and no place after the idle time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_opens_no_window_keeps_its_places_for_the_idle_time_only() {
+    const WAITING: usize = 4;
+    let pair = Pair::start().await;
+    let mut traffic = Traffic::defaults();
+    (traffic.agent, traffic.idle_timeout_ms) = ("callee".into(), 1_000);
+    (traffic.max_concurrency, traffic.peer_max_concurrency) = (8, Some(4));
+    let revision = pair.scripted.put(&traffic);
+    wait::until("the callee has its limits", async || {
+        (pair.callee.snapshot().await["revision"].as_u64() >= Some(revision)).then_some(())
+    })
+    .await;
+    let mut raw = pair.frames(Port::Inbound, &[(4, 0)]).await;
+    // More than the library holds of an answer.
+    let body = vec![b'x'; 16_000];
+    for n in 0..WAITING {
+        assert!(
+            raw.send(&frame(HEADERS, END_HEADERS, stream(n), &request("POST", "/unread")))
+                .await
+        );
+        for last in 0..30 {
+            let flags = if last == 29 { frames::END_STREAM } else { 0 };
+            assert!(raw.send(&frame(DATA, flags, stream(n), &body)).await);
+        }
+    }
+    wait::until("all are with the agent", async || {
+        (pair.agent.seen("/unread").len() == WAITING).then_some(())
+    })
+    .await;
+    for n in 0..WAITING {
+        let fate = raw.until(stream(n)).await;
+        assert!(matches!(fate, Fate::Reset(_)), "{fate:?}");
+    }
+    is_at_rest(&pair, Port::Inbound).await;
+    let cut = pair.callee.metric("aip_streams_cut_total", &["idle"]).await;
+    assert_eq!(cut, WAITING as f64);
+    assert_eq!(pair.get("/after-windows").await.status, 200);
 }

@@ -15,6 +15,7 @@ use super::limits::{
     AGENT_IDLE, CONNECT_TIMEOUT, CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_HTTP1_BUFFER, MAX_IDLE_AGENT, STREAM_WINDOW,
 };
 use super::recorded::Recorded;
+use super::stalled::UntilGivenUp;
 use super::{Proxy, workers};
 use crate::audit::Audit;
 use crate::request::body::Body;
@@ -164,7 +165,7 @@ impl AgentPool {
         let (sender, connection) = handshake.await.map_err(|e| self.unreachable(e))?;
         tokio::spawn(async move {
             // What went wrong is told to the request on it.
-            let _ = connection.with_upgrades().await;
+            let _ = UntilGivenUp::new(connection.with_upgrades()).await;
         });
         Ok(sender)
     }

@@ -8,9 +8,10 @@ use super::limits::{
     CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_LOCAL_RESETS, MAX_PENDING_RESETS, MAX_SEND_BUFFER, MAX_STREAMS,
     STREAM_WINDOW,
 };
+use super::stalled::UntilGivenUp;
 
 /// Starts a task for each stream. On the heap before it is a task: one is moved several times until it runs, and again
-/// when it is over, and the HTTP library's have room for what only the connection's own needs.
+/// when it is over, and the HTTP library's have room for what only the connection's own needs. It ends with what it carries.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tasks;
 
@@ -19,7 +20,7 @@ where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, future: F) {
-        tokio::spawn(Box::pin(future));
+        tokio::spawn(UntilGivenUp::going_on(future));
     }
 }
 

@@ -27,6 +27,7 @@ use super::limits::{
     REFUSED_HEAD_BYTES, STRANGER_FIRST_BYTE, STRANGER_SECRET,
 };
 use super::recorded::Recorded;
+use super::stalled::UntilGivenUp;
 use super::strangers::{Stranger, Strangers};
 use super::{Proxy, http2, metrics, tunnel};
 use crate::request::body::Body;
@@ -192,10 +193,12 @@ where
                 .max_buf_size(MAX_HTTP1_BUFFER)
                 .serve_connection(TokioIo::new(Corked::new(Recorded::new(stream, &audit))), service)
                 .with_upgrades();
-            tokio::pin!(serving);
+            let mut serving = UntilGivenUp::new(serving);
             tokio::select! {
-                _ = serving.as_mut() => return,
-                () = draining(drain) => serving.as_mut().graceful_shutdown(),
+                _ = &mut serving => return,
+                () = draining(drain) => if let Some(serving) = serving.inner() {
+                    serving.graceful_shutdown();
+                }
             }
             let _ = serving.await;
         }

@@ -12,7 +12,8 @@ use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
 use super::connections::Live;
-use crate::audit::digest::{Salt, Seed};
+use super::stalled::{Sending, UnderWay};
+use crate::audit::digest::{Salt, Seed, Way};
 use crate::kill::lease::Lease;
 use crate::request::refusal::Cut;
 use crate::request::told::Decided;
@@ -36,6 +37,9 @@ pub(crate) struct Exchange {
     pub(crate) is_no_grpc: AtomicBool,
     request: AtomicWaker,
     response: AtomicWaker,
+    /// Its bodies as they are under way, whether or not they are asked for more.
+    request_sending: OnceLock<Arc<Sending>>,
+    response_sending: OnceLock<Arc<Sending>>,
     /// The salt of its digests; none where nothing is recorded.
     salt: Option<OnceLock<Salt>>,
     /// Which hop it is, once that is known.
@@ -64,6 +68,8 @@ impl Exchange {
             is_no_grpc: AtomicBool::new(false),
             request: AtomicWaker::new(),
             response: AtomicWaker::new(),
+            request_sending: OnceLock::new(),
+            response_sending: OnceLock::new(),
             salt: recorded.then(OnceLock::new),
             hop: OnceLock::new(),
             request_in: OnceLock::new(),
@@ -142,6 +148,30 @@ impl Exchange {
         }
         self.request.wake();
         self.response.wake();
+        self.give_up();
+    }
+
+    /// What is under way of it waits for no reader any longer.
+    pub(crate) fn give_up(&self) {
+        let sending = [&self.request_sending, &self.response_sending];
+        sending
+            .into_iter()
+            .filter_map(OnceLock::get)
+            .for_each(|sending| sending.give_up());
+    }
+
+    /// One of its bodies is under way from now on.
+    pub(crate) fn sends(&self, way: Way) -> UnderWay {
+        let sending = match way {
+            Way::Request => &self.request_sending,
+            Way::Response => &self.response_sending,
+        };
+        let under_way = UnderWay::new(sending.get_or_init(Arc::default).clone());
+        // Set first: a cut in this moment is seen here, or gives it up.
+        if self.is_cut().is_some() {
+            self.give_up();
+        }
+        under_way
     }
 
     pub(crate) fn is_cut(&self) -> Option<Cut> {

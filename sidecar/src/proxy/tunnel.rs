@@ -17,6 +17,7 @@ use super::egress::{self, hello};
 use super::io::{Prefixed, Speaks, sniff};
 use super::limits::TUNNEL_FIRST_BYTE;
 use super::pair::{Other, Pairs};
+use super::stalled::OpenEnd;
 use super::{Proxy, outbound};
 use crate::request::body::Body;
 use crate::request::classify::content::Kept;
@@ -44,8 +45,9 @@ pub(super) async fn connect(proxy: Arc<Proxy>, via: Arc<Via>, request: Request<I
         Ok(asked) => asked,
         Err(refused) => return refuse(proxy, via, head, refused).await,
     };
-    let drain = via.drain.clone();
+    let (drain, opened) = (via.drain.clone(), OpenEnd::here());
     tokio::spawn(async move {
+        let _opened = opened;
         let Ok(upgraded) = upgrade.await else { return };
         let Ok((speaks, inner)) = sniff(TokioIo::new(upgraded), TUNNEL_FIRST_BYTE).await else {
             return;

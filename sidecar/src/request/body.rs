@@ -19,6 +19,7 @@ use crate::audit::digest::{Tally, Way};
 use crate::proxy::agent::Returning;
 use crate::proxy::gate::Permit;
 use crate::proxy::peers::Flight;
+use crate::proxy::stalled::UnderWay;
 use crate::proxy::streams::Exchange;
 
 /// Why a body ended before its end.
@@ -43,6 +44,8 @@ pub(crate) enum BodyError {
 pub(crate) struct Body {
     source: Source,
     watched: Option<Watched>,
+    /// So that it ends when it is cut, whether or not it is asked for more.
+    under_way: Option<UnderWay>,
     /// What it begins with is yet to be looked at.
     grpc: bool,
     /// Its last frame, while the record of its end is brought to disk.
@@ -116,6 +119,7 @@ impl Body {
         Self {
             source,
             watched: None,
+            under_way: None,
             grpc: false,
             last: None,
         }
@@ -202,6 +206,7 @@ impl Body {
     pub(crate) fn of_request(mut self, exchange: Arc<Exchange>) -> Self {
         if !matches!(self.source, Source::Empty) {
             let tally = exchange.seed().map(|seed| Box::new(Tally::new(seed, Way::Request)));
+            self.under_way = Some(exchange.sends(Way::Request));
             self.watched = Some(Watched::Request(exchange, tally));
         }
         self
@@ -209,6 +214,12 @@ impl Body {
 
     /// As a response's body: counted, ended when the exchange is cut, and at its end everything is given back.
     pub(crate) fn of_response(mut self, exchange: Arc<Exchange>, tail: Tail) -> Self {
+        if !matches!(self.source, Source::Empty) {
+            let under_way = exchange.sends(Way::Response);
+            // Made in the future that sends it, which may never ask for the first of it.
+            under_way.is_carried();
+            self.under_way = Some(under_way);
+        }
         self.watched = Some(Watched::Response(exchange, Box::new(tail)));
         self.ended();
         self
@@ -411,6 +422,9 @@ impl HttpBody for Body {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(under_way) = &self.under_way {
+            under_way.is_carried();
+        }
         if let Poll::Ready(cut) = self.cut(cx) {
             return Poll::Ready(Some(Err(BodyError::Cut(cut))));
         }

@@ -406,6 +406,10 @@ impl Drop for Record {
         if let Some(trace) = self.open_trace {
             self.proxy.traces.leave(trace);
         }
+        if !self.completed && !self.audit.over {
+            // Who takes no more of the answer is not heard any further.
+            self.exchange.give_up();
+        }
         let load = |bytes: &std::sync::atomic::AtomicU64| bytes.load(Ordering::Relaxed);
         let (received, sent) = (load(&self.exchange.received), load(&self.exchange.sent));
         self.audit_end();

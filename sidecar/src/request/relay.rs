@@ -21,6 +21,7 @@ use crate::audit::digest::{Tally, Way};
 use crate::proxy::agent::Returning;
 use crate::proxy::gate::Permit;
 use crate::proxy::peers::Flight;
+use crate::proxy::stalled::OpenEnd;
 use endpoint::EndpointEvent;
 pub(crate) use splice::splice;
 
@@ -219,11 +220,18 @@ impl Relayed {
             };
             return response.map(|()| self.body.of_response(exchange, tail));
         };
-        let held = (self.flight, self.permit);
+        let held = (self.flight, self.permit, switched.drain, OpenEnd::here());
         tokio::spawn(async move {
-            let _held = (held, switched.drain);
-            // The caller's end is there when the head has gone out.
-            if let (Ok(caller), Ok(callee)) = (switched.caller.await, switched.callee.await) {
+            let _held = held;
+            let exchange = record.exchange.clone();
+            let both = async { Ok::<_, hyper::Error>((switched.caller.await?, switched.callee.await?)) };
+            let both = tokio::select! {
+                biased;
+                // The caller's end is there when the head has gone out, which may be never.
+                _ = exchange.ended() => return,
+                both = both => both,
+            };
+            if let Ok((caller, callee)) = both {
                 splice(TokioIo::new(caller), TokioIo::new(callee), record).await;
             }
         });

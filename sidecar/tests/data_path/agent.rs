@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -40,6 +40,8 @@ struct Shared {
     address: SocketAddr,
     seen: Mutex<Vec<Seen>>,
     connections: AtomicUsize,
+    /// Of `/endless`.
+    frames: AtomicU64,
     /// What `/events` and `/slow` wait for.
     go: Semaphore,
 }
@@ -54,6 +56,7 @@ impl Agent {
             address,
             seen: Mutex::default(),
             connections: AtomicUsize::new(0),
+            frames: AtomicU64::new(0),
             go: Semaphore::new(0),
         });
         let serving = shared.clone();
@@ -85,6 +88,11 @@ impl Agent {
     /// Of all that it has seen.
     pub fn forget(&self) {
         self.shared.seen.lock().unwrap().clear();
+    }
+
+    /// How many frames of `/endless` went out.
+    pub fn frames(&self) -> u64 {
+        self.shared.frames.load(Ordering::SeqCst)
     }
 
     pub fn connections(&self) -> usize {
@@ -165,9 +173,18 @@ fn plain(path: &str, shared: &Arc<Shared>, body: Bytes) -> Response<Body> {
             let response = Response::builder().header("content-type", "text/event-stream");
             response.body(StreamBody::new(events).boxed_unsync()).unwrap()
         }
-        "/endless" => {
-            let endless = stream::repeat_with(|| Ok(Frame::data(Bytes::from_static(&[b'x'; 16 * 1024]))));
-            Response::new(StreamBody::new(endless).boxed_unsync())
+        "/endless" | "/endless-events" => {
+            let shared = shared.clone();
+            let endless = stream::repeat_with(move || {
+                shared.frames.fetch_add(1, Ordering::SeqCst);
+                Ok(Frame::data(Bytes::from_static(&[b'x'; 16 * 1024])))
+            });
+            let mut response = Response::new(StreamBody::new(endless).boxed_unsync());
+            if path == "/endless-events" {
+                let events = "text/event-stream".parse().unwrap();
+                response.headers_mut().insert("content-type", events);
+            }
+            response
         }
         "/slow" => Response::new(full("at last")),
         "/trailers" => {

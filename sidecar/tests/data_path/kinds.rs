@@ -52,7 +52,7 @@ fn connect_to(authority: &str) -> String {
 }
 
 /// A ClientHello with this server name.
-fn hello(name: &str) -> Vec<u8> {
+pub fn hello(name: &str) -> Vec<u8> {
     let u16b = |n: usize| (n as u16).to_be_bytes();
     let entry = [&[0][..], &u16b(name.len()), name.as_bytes()].concat();
     let list = [&u16b(entry.len())[..], &entry].concat();

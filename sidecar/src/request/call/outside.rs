@@ -9,6 +9,7 @@ use super::{Begun, frame, onwards, path_and_query, switch, text, unframed};
 use crate::proxy::egress;
 use crate::proxy::limits::MAX_HTTP1_BUFFER;
 use crate::proxy::recorded::Recorded;
+use crate::proxy::stalled::UntilGivenUp;
 use crate::request::Arrived;
 use crate::request::classify::Classified;
 use crate::request::refusal::{Refusal, Refused};
@@ -27,7 +28,7 @@ pub(super) async fn to_outside(
         .handshake(TokioIo::new(Recorded::new(tcp, &arrived.proxy.settings.audit)));
     let (mut sender, connection) = handshake.await.map_err(broken)?;
     tokio::spawn(async move {
-        let _ = connection.with_upgrades().await;
+        let _ = UntilGivenUp::new(connection.with_upgrades()).await;
     });
     let path = path_and_query(&arrived.head);
     let authority = text(classified.authority.as_str());

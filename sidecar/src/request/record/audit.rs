@@ -34,7 +34,7 @@ pub(super) struct Audited {
     settles: Option<Wait>,
     /// The decision let it go on.
     went_out: bool,
-    over: bool,
+    pub(super) over: bool,
     /// The body of the response did not come to its end because of whoever sent it.
     broke: bool,
     /// The request's body, where it was read and never sent on.
