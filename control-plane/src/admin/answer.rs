@@ -12,8 +12,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 pub(super) use self::body::BODY_DEADLINE;
@@ -95,6 +95,21 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
         Ok(Self(
             read.map_err(|e| Refusal::new(Reason::Malformed, e.body_text()))?.0,
         ))
+    }
+}
+
+/// The largest number that a query takes: more than a revision or a time ever is, and what the languages of most clients can hold.
+pub const MAX_NUMBER: u64 = i64::MAX.unsigned_abs();
+
+/// Reads a number of a query that is at most [`MAX_NUMBER`].
+///
+/// # Errors
+/// No number, or a larger one.
+pub fn number<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    let number = Option::<u64>::deserialize(from)?;
+    match number {
+        Some(number) if number > MAX_NUMBER => Err(D::Error::custom(format!("{number} is more than {MAX_NUMBER}"))),
+        fits => Ok(fits),
     }
 }
 

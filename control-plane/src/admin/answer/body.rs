@@ -51,6 +51,10 @@ fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let read = serde_path_to_error::deserialize(&mut json);
     let error = match read {
+        // What has fields would also be read from a list of their values, by place.
+        Ok(_) if bytes.trim_ascii_start().first() != Some(&b'{') => {
+            return Err(Refusal::new(Reason::Malformed, "the body: it is not a JSON object"));
+        }
         Ok(document) => match json.end() {
             Ok(()) => return Ok(document),
             Err(error) => return Err(Refusal::new(Reason::Malformed, format!("the body: {error}"))),
@@ -177,6 +181,21 @@ mod tests {
         }
         let twice = r#"{"trust_domain": "a.b", "trust_domain": "c.d", "mode": "dev"}"#;
         assert!(read::<MeshConfig>(twice.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_list_is_no_document_also_where_its_values_would_fit() {
+        #[derive(Debug, Deserialize)]
+        struct Both {
+            serial: Option<String>,
+            reason: Option<String>,
+        }
+        let read = |text: &str| read::<Both>(text.as_bytes());
+        let both = read("\n {\"serial\": \"1f\"}").unwrap();
+        assert_eq!((both.serial.as_deref(), both.reason), (Some("1f"), None));
+        for text in ["[null, null]", " [\"1f\", \"why\"]"] {
+            assert_eq!(read(text).unwrap_err().reason(), "malformed", "{text}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use utoipa_axum::routes;
 
 use super::page;
 use crate::admin::Api;
-use crate::admin::answer::{Answer, Changed, Name, Page, PageQuery, Params};
+use crate::admin::answer::{Answer, Changed, Name, Page, PageQuery, Params, number};
 use crate::admin::auth::Caller;
 use crate::refusal::{Reason, Refusal};
 use crate::registry::records::{AuditEntry, Proposal};
@@ -85,6 +85,8 @@ async fn refuse(State(api): State<Arc<Api>>, caller: Caller, Name(id): Name<Stri
 #[into_params(parameter_in = Query)]
 struct Before {
     /// Entries of revisions before this one; the newest if absent.
+    #[serde(default, deserialize_with = "number")]
+    #[param(maximum = 9_223_372_036_854_775_807_i64)]
     before: Option<u64>,
     /// 1 to 500, 100 if absent.
     #[param(minimum = 1, maximum = 500)]

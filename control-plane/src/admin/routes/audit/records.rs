@@ -19,7 +19,7 @@ use utoipa_axum::routes;
 
 use super::page_of;
 use crate::admin::Api;
-use crate::admin::answer::{Answer, Page, PageQuery, Params, cursor};
+use crate::admin::answer::{Answer, Page, PageQuery, Params, cursor, number};
 use crate::admin::auth::{self, Caller};
 use crate::audit::feed::{Missed, Seen, Watcher};
 use crate::quota::Place;
@@ -50,8 +50,12 @@ struct Query {
     /// Decisions about calls of this tool.
     tool: Option<String>,
     /// Unix milliseconds: this one and later ones.
+    #[serde(default, deserialize_with = "number")]
+    #[param(maximum = 9_223_372_036_854_775_807_i64)]
     since: Option<u64>,
     /// Unix milliseconds: before this one.
+    #[serde(default, deserialize_with = "number")]
+    #[param(maximum = 9_223_372_036_854_775_807_i64)]
     until: Option<u64>,
     /// Of this hop.
     hop: Option<String>,
