@@ -52,6 +52,13 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Streams on one connection: a Config, a Kill and an Audit stream, and Identity calls beside them.
 const MAX_STREAMS: u32 = 8;
+/// Streams of a connection that a peer may open and reset before we have looked at them (CVE-2023-44487, rapid reset).
+const MAX_PENDING_RESETS: usize = 20;
+/// Streams that we may have reset because of a peer's errors before its connection is closed (CVE-2025-8671): where nobody says how
+/// many, the library counts none.
+const MAX_LOCAL_RESETS: usize = 256;
+/// Bytes of a head: of what sidecars say in one, generously.
+const MAX_HEADER_LIST: u32 = 16 * 1024;
 /// How long a request may take until its answer begins: evidence of 3 MiB on a bad line.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
 /// HTTP/2 windows: evidence of 3 MiB comes in some round trips, and what one connection makes us hold unread is little beside
@@ -308,6 +315,9 @@ async fn mesh_port(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .max_concurrent_streams(MAX_STREAMS)
+        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
+        .http2_max_local_error_reset_streams(Some(MAX_LOCAL_RESETS))
+        .http2_max_header_list_size(MAX_HEADER_LIST)
         .timeout(REQUEST_DEADLINE)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

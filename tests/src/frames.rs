@@ -171,8 +171,17 @@ impl Raw {
 
     /// To a sidecar's inbound port, past mutual TLS.
     pub async fn mutual(address: SocketAddr, leaf: &Leaf) -> Self {
+        Self::encrypted(address, Some(leaf)).await
+    }
+
+    /// To the control plane's port, past TLS, as somebody whom it does not know.
+    pub async fn stranger(address: SocketAddr) -> Self {
+        Self::encrypted(address, None).await
+    }
+
+    async fn encrypted(address: SocketAddr, leaf: Option<&Leaf>) -> Self {
         let tcp = TcpStream::connect(address).await.unwrap();
-        let tls = TlsConnector::from(wire::client(Some(leaf), &[b"h2"]));
+        let tls = TlsConnector::from(wire::client(leaf, &[b"h2"]));
         let name = ServerName::try_from("aip.invalid").unwrap();
         Self::over(tls.connect(name, tcp).await.unwrap())
     }
