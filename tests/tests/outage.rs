@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use aip_tests::agent::Agent;
-use aip_tests::process::{Mesh, Records, Sidecar, pairs};
+use aip_tests::process::{ControlPlane, DEV, Mesh, Process, Records, Sidecar, pairs};
 use aip_tests::wait;
 use http::Method;
 use serde_json::json;
@@ -126,6 +126,55 @@ async fn a_stream_outlives_the_control_plane() {
     let of_stream = |Records(all): Records| Records(all.into_iter().filter(|r| r.path() == "/events").collect());
     wait::until_ok("both ends recorded it", async || {
         pairs(&of_stream(caller.records()), &of_stream(callee.records()))
+    })
+    .await;
+}
+
+/// What listens in place of the control plane is another mesh's: nothing of it is taken, by who runs or by who starts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_plane_with_another_root_is_nobodys() {
+    let mut mesh = Mesh::start().await;
+    let agent = Agent::start();
+    let caller = mesh.sidecar("caller", agent.address).await;
+    let mut callee = mesh.sidecar("callee", agent.address).await;
+    reaches(&caller).await;
+    let spec = mesh.spec(json!({"name": "late"}), agent.address).await;
+    let (late, revision) = (mesh.dir("late"), caller.snapshot().await["revision"].clone());
+
+    mesh.control_plane.kill();
+    let other = mesh.dir("another");
+    let any = "127.0.0.1:0".parse().unwrap();
+    let command = ControlPlane::command(&ControlPlane::data(&other), mesh.control_plane.mesh, any, DEV);
+    let impostor = ControlPlane::begin(&other, &command);
+    wait::until("it listens", async || {
+        ControlPlane::data(&other).join("run.json").exists().then_some(())
+    })
+    .await;
+    callee.restart().await;
+    let joins = Sidecar::command(&spec, &late);
+    let joining = Process::start("late", &joins, &late);
+    for (process, who) in [(&caller.process, "runs"), (&callee.process, "starts again")] {
+        wait::until(&format!("who {who} says that it is not its own"), async || {
+            process.stderr().contains("unknown_issuer").then_some(())
+        })
+        .await;
+    }
+    wait::until("who joins says so, too", async || {
+        joining.stderr().contains("wrong_root").then_some(())
+    })
+    .await;
+    assert_eq!(caller.get(URL).await.status, 200, "traffic goes on");
+    assert_eq!(caller.snapshot().await["revision"], revision);
+    drop(impostor);
+
+    mesh.revive().await;
+    let rego = "package aip.policy.extra\n\nrules contains {\"rule\": \"no_blocked\", \"verdict\": \"deny\", \"reason\": \"blocked\"} if input.request.path == [\"blocked\"]\n";
+    mesh.admin()
+        .apply(&json!({"name": "extra", "rego": rego, "attach": "mesh"}))
+        .await;
+    wait::until("changes of its own arrive", async || {
+        let answer = caller.get("http://callee.aip.internal/blocked").await;
+        (answer.status == 403).then_some(())
     })
     .await;
 }

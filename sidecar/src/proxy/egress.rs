@@ -55,13 +55,8 @@ pub(crate) async fn connect(
     let rule = rule.ok_or_else(|| Refusal::EgressNotListed.because(format!("{host}:{port}")))?;
     let addresses = resolve(host, port).await?;
     let own = |address: &SocketAddr| is_the_meshes_own(proxy, snapshot, address);
-    for address in &addresses {
-        if address::is_never_reached(address.ip())
-            || own(address)
-            || (address::is_private(address.ip()) && !rule.allow_private)
-        {
-            return Err(Refusal::EgressAddress.because(format!("{host} is {}", address.ip())));
-        }
+    if let Some(address) = forbidden(&addresses, rule.allow_private, own) {
+        return Err(Refusal::EgressAddress.because(format!("{host} is {}", address.ip())));
     }
     let mut last = "no address".to_owned();
     for address in addresses.into_iter().take(MAX_ATTEMPTS) {
@@ -77,6 +72,15 @@ pub(crate) async fn connect(
     }
     metrics::dialled("egress", "failed");
     Err(Refusal::EgressUnreachable.because(last))
+}
+
+/// The first that is not to be reached. One is enough: whoever answers with a good and a bad one lets chance, or who listens,
+/// choose.
+fn forbidden(addresses: &[SocketAddr], allow_private: bool, own: impl Fn(&SocketAddr) -> bool) -> Option<&SocketAddr> {
+    addresses.iter().find(|address| {
+        let ip = address.ip();
+        address::is_never_reached(ip) || own(address) || (address::is_private(ip) && !allow_private)
+    })
 }
 
 async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Refused> {
@@ -133,6 +137,25 @@ mod tests {
         assert!(is_of_this_machine([127, 0, 0, 1].into()));
         // Documentation (RFC 5737): nobody's.
         assert!(!is_of_this_machine([192, 0, 2, 1].into()));
+    }
+
+    #[test]
+    fn one_bad_address_among_good_ones_forbids_the_name() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let (public, private, metadata) = (at("8.8.8.8:443"), at("10.0.0.1:443"), at("169.254.169.254:443"));
+        let ours = at("9.9.9.9:15006");
+        let bad = |addresses: &[SocketAddr], allow_private| {
+            forbidden(addresses, allow_private, |address| *address == ours).copied()
+        };
+        assert_eq!(bad(&[public], false), None);
+        assert_eq!(bad(&[public, private], false), Some(private));
+        assert_eq!(bad(&[public, private], true), None);
+        for forbids in [metadata, ours] {
+            for allow_private in [false, true] {
+                assert_eq!(bad(&[public, forbids], allow_private), Some(forbids));
+                assert_eq!(bad(&[forbids, public], allow_private), Some(forbids));
+            }
+        }
     }
 
     #[test]
