@@ -170,6 +170,6 @@ mod tests {
             size_of::<F>()
         }
         let (all, phases) = (size(handle), size_of_phases(phases));
-        assert!(all <= 2 * 1024 && phases <= 3 * 1024, "{all} and {phases} bytes");
+        assert!(all <= 2_048 && phases <= 3_200, "{all} and {phases} bytes");
     }
 }
