@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use aip_api::resource::{KeyPurpose, Retention};
 use aip_api::{AgentName, SpiffeId};
 use aip_audit::checkpoint::{RETIRED_TYP, Retired};
-use aip_audit::index::Log;
+use aip_audit::index::{Log, ROW_BYTES};
 use aip_audit::log::{Options, RETIRED_FILE, SEGMENT_BYTES, SEGMENT_MILLIS};
 use aip_runtime::{fault, files, jws};
 use base64::Engine as _;
@@ -65,19 +65,28 @@ pub(super) fn copies(dir: &Path, of: Option<&AgentName>) -> Vec<Log> {
     logs
 }
 
-/// Bytes that a log's segments count, and when the last of them was written.
-fn weigh(dir: &Path) -> (u64, Option<SystemTime>) {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let segments = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("segment-"));
-    segments
-        .filter_map(|entry| entry.metadata().ok())
-        .fold((0, None), |(bytes, newest), file| {
-            let counts = match file.len() {
-                0 => 0,
-                length => length.max(LEAST_SEGMENT),
-            };
-            (bytes + counts, newest.max(file.modified().ok()))
-        })
+/// Bytes that a log's segments count with the rows beside them, and when the last of them was written. Rows that are missing
+/// count when they have been made again.
+pub(super) fn weigh(dir: &Path) -> (u64, Option<SystemTime>) {
+    let (mut counts, mut newest) = (HashMap::<String, (u64, u64)>::new(), None);
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let (name, Ok(file)) = (entry.file_name(), entry.metadata()) else {
+            continue;
+        };
+        let name = name.to_string_lossy();
+        let number = |begins, ends| Some(name.strip_prefix(begins)?.strip_suffix(ends)?.to_owned());
+        if let Some(number) = number("segment-", ".jsonl") {
+            counts.entry(number).or_default().0 = file.len();
+            newest = newest.max(file.modified().ok());
+        } else if let Some(number) = number("index-", ".bin") {
+            counts.entry(number).or_default().1 = file.len();
+        }
+    }
+    let counted = counts.values().map(|(records, rows)| match records {
+        0 => 0,
+        records => (records + rows).max(LEAST_SEGMENT),
+    });
+    (counted.sum(), newest)
 }
 
 impl Used {
@@ -125,6 +134,7 @@ impl Audit {
             segment_bytes: SEGMENT_BYTES.min(retention.bytes / 4),
             total_bytes: retention.bytes.saturating_sub(self.used.others(agent, log)),
             least_bytes: LEAST_SEGMENT,
+            record_bytes: ROW_BYTES as u64,
             most_segments: most_segments(&retention),
             total_millis: u64::from(retention.days) * DAY,
             segment_millis: SEGMENT_MILLIS,
@@ -192,6 +202,8 @@ impl Audit {
         };
         let (bounds, now) = (self.bounds(agent, log), self.clock.steady() * 1_000);
         let (bytes, written) = weigh(dir);
+        // Rows that were missing may have been made again since it was last said.
+        self.used.set(agent, log, bytes);
         let written = written.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
         let age = written.map_or(0, |at| now.saturating_sub(at.as_millis() as u64));
         if age > bounds.total_millis {

@@ -105,6 +105,9 @@ pub struct Options {
     pub total_bytes: u64,
     /// What a segment counts at least of `total_bytes`: in a copy somebody else decides when one is closed, and each costs files.
     pub least_bytes: u64,
+    /// What a record counts of `total_bytes` beside its line: in a copy, its row of the index, of which the smallest records have as
+    /// many as others.
+    pub record_bytes: u64,
     /// Closed segments at most; the oldest may be dropped beyond it.
     pub most_segments: u64,
     /// Closed segments whose last record is older than this may be dropped, in milliseconds.
@@ -120,6 +123,7 @@ impl Default for Options {
             segment_millis: SEGMENT_MILLIS,
             total_bytes: TOTAL_BYTES,
             least_bytes: 0,
+            record_bytes: 0,
             most_segments: u64::MAX,
             total_millis: TOTAL_MILLIS,
             step: |_| (),

@@ -2,6 +2,7 @@ use aip_audit::log::fresh_name;
 use aip_audit::record::{Event, Strangers};
 
 use super::*;
+use crate::audit::retention::weigh;
 
 fn said(bytes: usize) -> Event {
     Event::Strangers(Strangers {
@@ -74,9 +75,11 @@ fn an_empty_segment_is_not_closed_and_costs_nothing_however_often_it_is_ended() 
     assert_eq!((copy.place(), held()), ((1, 0), before));
 }
 
-/// Sends the copy one segment of one record, of a log that it has all of so far.
-fn send(copy: &mut Copy, log: &mut Writer) -> Result<(), Refusal> {
-    log.append(said(10), 1).unwrap();
+/// Sends the copy one segment of so many records, of a log that it has all of so far.
+fn send(copy: &mut Copy, log: &mut Writer, records: usize) -> Result<(), Refusal> {
+    for _ in 0..records {
+        log.append(said(10), 1).unwrap();
+    }
     let (segment, _) = log.segment();
     let data = std::fs::read(segment_path(log.dir(), segment)).unwrap();
     let (size, root) = (log.size(), log.tree().root());
@@ -100,7 +103,7 @@ fn bounds_that_were_narrowed_let_go_of_what_is_past_them_before_a_segment_is_clo
     let root = tempfile::tempdir().unwrap();
     let mut copy = opened(&root.path().join(sender.log()), Options::default());
     for _ in 0..10 {
-        send(&mut copy, &mut sender).unwrap();
+        send(&mut copy, &mut sender, 1).unwrap();
     }
     assert_eq!(copy.writer.kept_segments(), 0..=10);
     let narrow = Options {
@@ -109,7 +112,39 @@ fn bounds_that_were_narrowed_let_go_of_what_is_past_them_before_a_segment_is_clo
     };
     for sent in 11..14 {
         copy.bounded(narrow);
-        send(&mut copy, &mut sender).unwrap();
+        send(&mut copy, &mut sender, 1).unwrap();
         assert_eq!(copy.writer.kept_segments(), sent - 2..=sent);
     }
+}
+
+/// Bytes of the records of a copy and of their rows, as they lie on disk.
+fn on_disk(dir: &Path) -> u64 {
+    let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    let counts = |name: &str| name.starts_with("segment-") || name.starts_with("index-");
+    let counted = files.filter(|file| counts(&file.file_name().to_string_lossy()));
+    counted.map(|file| file.metadata().unwrap().len()).sum()
+}
+
+/// A sidecar that writes the smallest records there are has its agent's room on disk and no more: the rows count, and what
+/// is said of a copy that is open is what is found when its control plane starts again.
+#[test]
+fn small_records_take_no_more_room_than_large_ones() {
+    let (_root, dir) = log(0, 0);
+    let (mut sender, _) = Writer::open(&dir, Options::default()).unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let narrow = Options {
+        segment_bytes: 32 * 1024,
+        total_bytes: 512 * 1024,
+        least_bytes: LEAST_SEGMENT,
+        record_bytes: ROW_BYTES as u64,
+        ..Options::default()
+    };
+    let mut copy = opened(&root.path().join(sender.log()), narrow);
+    for _ in 0..40 {
+        send(&mut copy, &mut sender, 100).unwrap();
+        let (taken, counted) = (on_disk(&copy.dir()), copy.bytes());
+        assert!(taken <= counted && counted <= narrow.total_bytes, "{taken} {counted}");
+        assert_eq!(weigh(&copy.dir()).0, counted);
+    }
+    assert!(copy.gone().unwrap().is_some(), "the oldest went");
 }

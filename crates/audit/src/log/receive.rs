@@ -2,7 +2,7 @@
 
 use aip_api::Digest;
 
-use super::{LogError, Writer};
+use super::{Closed, LogError, Writer};
 use crate::merkle::{self, Tree};
 use crate::record::{Record, RecordError};
 
@@ -110,7 +110,9 @@ impl Writer {
         let (Some((_, first)), Some((_, last))) = (staged.records.first(), staged.records.last()) else {
             return Ok(());
         };
-        let held = self.weight();
+        // What its own records count beside their lines comes on top while it is open: a segment that its writer has closed by
+        // its bytes would else never fit in a quota of its size.
+        let held = self.weight_of_closed() + self.weighs(self.segment.bytes, 0);
         if held + staged.bytes.len() as u64 > self.options.total_bytes {
             return Err(LogError::Quota {
                 held,
@@ -128,17 +130,32 @@ impl Writer {
         Ok(())
     }
 
-    /// Bytes that a quota counts of the segments: of each at least so many, where the bounds say so.
+    /// Bytes that a quota counts of the segments: of each at least so many, and so many for each record, where the bounds say so.
     pub fn weight(&self) -> u64 {
-        let least = self.options.least_bytes;
-        if least == 0 {
+        if self.options.least_bytes == 0 && self.options.record_bytes == 0 {
             return self.bytes();
         }
         let open = self.segment.bytes + self.gathered.bytes();
+        self.weight_of_closed() + self.weighs(open, self.size() - self.open.first)
+    }
+
+    fn weight_of_closed(&self) -> u64 {
         let begins = self.manifest.begins();
         let there = self.manifest.closed.iter().filter(|c| c.segment >= begins);
-        let closed: u64 = there.map(|closed| closed.bytes.max(least)).sum();
-        closed + if open > 0 { open.max(least) } else { 0 }
+        there.map(|closed| self.weight_of(closed)).sum()
+    }
+
+    /// What a closed segment counts.
+    pub(super) fn weight_of(&self, closed: &Closed) -> u64 {
+        self.weighs(closed.bytes, closed.records)
+    }
+
+    /// What a segment counts that has so many bytes in so many records.
+    fn weighs(&self, bytes: u64, records: u64) -> u64 {
+        match bytes {
+            0 => 0,
+            bytes => (bytes + records * self.options.record_bytes).max(self.options.least_bytes),
+        }
     }
 
     /// Other bounds from now on.

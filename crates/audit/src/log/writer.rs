@@ -346,7 +346,7 @@ impl Writer {
             if closed.segment >= sent || closed.end() > self.signed || !(full || old) {
                 break;
             }
-            held -= closed.bytes.max(self.options.least_bytes);
+            held -= self.weight_of(closed);
             left -= 1;
             dropped = Some(Dropped {
                 through: closed.segment,

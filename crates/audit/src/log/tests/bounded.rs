@@ -196,3 +196,27 @@ fn a_copy_has_so_many_segments_at_most_and_a_small_one_counts_as_a_larger() {
     writer.append(event(1), 1).unwrap();
     assert_eq!(writer.weight() % 10_000, 0, "the open one counts, too");
 }
+
+/// A copy has a row of an index for each record, and the smallest records have as many as others.
+#[test]
+fn a_quota_counts_what_each_record_costs_beside_its_line() {
+    let (_home, dir) = home();
+    let counted = Options {
+        record_bytes: 1_000,
+        ..Options::default()
+    };
+    let (mut writer, _) = Writer::open(&dir, counted).unwrap();
+    (0..20).for_each(|_| add_segment(&mut writer));
+    writer.append(event(1), 1).unwrap();
+    assert_eq!(writer.weight(), writer.bytes() + 21_000);
+    drop(writer);
+    let quota = Options {
+        total_bytes: 15_000,
+        segment_bytes: 2_000,
+        ..counted
+    };
+    let (mut writer, _) = Writer::open(&dir, quota).unwrap();
+    assert_eq!(writer.sweep(u64::MAX, 1).unwrap().unwrap().quota, "size");
+    assert!(writer.weight() <= 13_000, "{}", writer.weight());
+    assert!(segments(&dir).unwrap().len() < 13, "rows of so many would not fit");
+}
