@@ -81,6 +81,16 @@ impl ControlPlane {
         }
     }
 
+    /// Copies its data to the directory `to`, as a backup would: it does not run meanwhile.
+    pub fn copy_to(&self, to: &Path) {
+        copied(&Self::data(&self.dir), to);
+    }
+
+    /// Puts a copy in the place of its data: it does not run meanwhile.
+    pub fn restore_from(&self, copy: &Path) {
+        copied(copy, &Self::data(&self.dir));
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.process.kill();
@@ -117,6 +127,13 @@ impl ControlPlane {
         .await?;
         Some(Self::of(process, dir, &run))
     }
+}
+
+/// Copies a directory into the place of another, with all that its files are.
+fn copied(from: &Path, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    let copied = Command::new("cp").arg("-a").args([from, to]).status();
+    assert!(copied.expect("cp runs").success());
 }
 
 /// A free port on loopback.

@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod restored;
+mod unheard;
+mod webhook;
+
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Command;
 
