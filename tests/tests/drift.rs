@@ -187,6 +187,42 @@ async fn a_sidecar_that_is_killed_while_it_suspends_itself_stays_suspended() {
     }
 }
 
+/// Approved and started again, it ends while it forgets why it was suspended: started once more with the token that it had, it
+/// serves, wherever that was, and is not taken for one that drifted anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sidecar_that_is_killed_while_it_is_let_back_in_serves_once_it_is_back() {
+    let mesh = Mesh::start().await;
+    let agent = Agent::start();
+    let caller = mesh.sidecar("caller", agent.address).await;
+    for step in ["removing", "removed", "forgotten"] {
+        let (point, name) = (format!("drift.json:{step}"), format!("callee-{step}"));
+        let spec = mesh.spec(json!({"name": name}), agent.address).await;
+        let dir = mesh.dir(&name);
+        let mut callee = Sidecar::start(in_run(&spec, "first-run"), &dir).await;
+        reaches(&caller, &name).await;
+        edit(&dir);
+        reported(&mesh, &name).await;
+        callee.process.kill();
+        approve_all(&mesh, &name).await;
+        let mut spec = in_run(&spec, "second-run");
+        spec.token = mesh.admin().token(&name).await;
+        let mut command = Sidecar::command(&spec, &dir);
+        command.env(FAULT, &point);
+        let mut back = Process::start(&name, &command, &dir);
+        let status = wait::until(&format!("it ends at {point}"), async || back.ended()).await;
+        assert_eq!(status.signal(), Some(9), "at {point}: {status}");
+        let marker = dir.join("data/drift.json");
+        assert_eq!(marker.exists(), step == "removing", "at {point}");
+
+        let _back = Sidecar::start(spec, &dir).await;
+        reaches(&caller, &name).await;
+        assert!(!marker.exists(), "after {point}");
+        assert_eq!(generation(&mesh, &name).await, 2, "one drift, after {point}");
+        let drift = reported(&mesh, &name).await;
+        assert!(drift["recovered_at"].is_u64(), "after {point}: {drift}");
+    }
+}
+
 /// Through a mapping that stays open, so that the kernel gives no notice of it.
 const WRITES_UNSEEN: &str = "import mmap, sys, time
 file = open(sys.argv[1], 'r+b')

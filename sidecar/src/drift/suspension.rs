@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use aip_api::Digest;
 use aip_api::evidence::MAX_DRIFTED_NAMED;
 use aip_api::resource::Measurement;
-use aip_runtime::files;
+use aip_runtime::{fault, files};
 use arc_swap::ArcSwapOption;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -187,10 +187,14 @@ impl Suspension {
     /// The disk; it stays suspended then.
     pub fn end(&self) -> io::Result<()> {
         if let Some(file) = &self.0.file {
+            let at = |step: &str| fault::point(|| format!("{MARKER}:{step}"));
+            at("removing");
             match std::fs::remove_file(file) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => std::fs::File::open(file.parent().unwrap_or(Path::new(".")))?.sync_all()?,
+                _ => at("removed"),
             }
+            std::fs::File::open(file.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+            at("forgotten");
         }
         self.0.marker.store(None);
         self.0.on.store(false, Ordering::Release);

@@ -8,6 +8,9 @@ mod audit;
 mod commits;
 mod control_plane;
 mod copy;
+mod decisions;
+mod kills;
+mod observed;
 mod random;
 mod sidecar;
 
