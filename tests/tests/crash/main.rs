@@ -10,7 +10,6 @@ mod control_plane;
 mod copy;
 mod decisions;
 mod kills;
-mod observed;
 mod random;
 mod sidecar;
 

@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use aip_tests::agent::{Agent, Seen};
-use aip_tests::process::{Mesh, free_port};
+use aip_tests::process::Mesh;
 use aip_tests::{http as wire, wait};
 use http::Method;
 use serde_json::{Value, json};
+use tokio::net::TcpSocket;
 
 use crate::kill;
 
@@ -129,7 +130,10 @@ async fn what_a_receiver_refuses_is_not_repeated_and_what_nobody_takes_is_given_
     kill(&mesh, "callee").await;
     count_is(&mesh, FAILED, 1).await;
     assert_eq!(receiver.seen("/early").len(), 1, "a refusal is final");
-    tell(&mesh, &format!("http://127.0.0.1:{}/", free_port())).await;
+    // A port that is taken, so that nobody comes to listen there, and at which nobody does.
+    let taken = TcpSocket::new_v4().unwrap();
+    taken.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    tell(&mesh, &format!("http://{}/", taken.local_addr().unwrap())).await;
     let second = kill(&mesh, "callee").await;
     // No order waits for it.
     let held = mesh.admin().get("/v1/kills").await;
@@ -139,8 +143,8 @@ async fn what_a_receiver_refuses_is_not_repeated_and_what_nobody_takes_is_given_
     assert_eq!((counted(&mesh, metric).await, counted(&mesh, SENT).await), (6, 0));
     tell(&mesh, &format!("http://{at}/hook")).await;
     let third = kill(&mesh, "callee").await;
-    let taken = come(&receiver, "/hook", 1).await;
-    verified(&taken[0], "kill.activated", third["order"].as_str().unwrap());
+    let told = come(&receiver, "/hook", 1).await;
+    verified(&told[0], "kill.activated", third["order"].as_str().unwrap());
     count_is(&mesh, SENT, 1).await;
     assert_eq!(receiver.seen("/early").len(), 1);
 }
