@@ -12,6 +12,7 @@
 //! | [`workers`] | the threads that serve connections |
 //! | `watch` | looks at both again when the world changes |
 //! | `pair` | both ends of a hop as policy sees them, and the policies between them |
+//! | `backlog` | what a peer has not taken of its answers |
 //! | `stalled` | ends what carries a body to a reader that takes nothing |
 //! | `cork`, `recorded` | gathers what a connection writes; and has it recorded before it goes out |
 //! | `peers`, `agent` | pooled connections to peers' sidecars and to the agent |
@@ -22,6 +23,7 @@
 pub mod access_log;
 pub(crate) mod agent;
 pub(crate) mod alias;
+pub(crate) mod backlog;
 pub mod connections;
 pub(crate) mod cork;
 pub(crate) mod egress;

@@ -34,6 +34,7 @@ use aip_policy::Direction;
 use aip_runtime::drain::DrainWatch;
 
 use crate::proxy::Proxy;
+use crate::proxy::backlog::Backlog;
 use crate::proxy::connections::Live;
 use crate::proxy::gate::{Gate, Share};
 use crate::proxy::hops::Seen;
@@ -64,6 +65,8 @@ pub(crate) struct Peer {
     /// What it has of what all peers share.
     pub(crate) share: Arc<Share>,
     pub(crate) seen: Arc<Seen>,
+    /// What it has not taken of its answers.
+    pub(crate) backlog: Arc<Backlog>,
 }
 
 /// Whom a request is for.

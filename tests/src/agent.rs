@@ -157,6 +157,7 @@ impl Agent {
                 let body = StreamBody::new(futures_util::stream::repeat_with(bytes));
                 Response::new(body.boxed_unsync())
             }
+            "/large" => Response::new(full(vec![b'x'; LARGE])),
             "/slow" => {
                 self.until_heard(&query["stream"], 1).await;
                 Response::new(full("at last"))
@@ -211,6 +212,9 @@ impl Agent {
         });
     }
 }
+
+/// Bytes of the answer to `/large`.
+pub const LARGE: usize = 120_000;
 
 fn full(body: impl Into<Bytes>) -> Body {
     Full::new(body.into()).boxed_unsync()

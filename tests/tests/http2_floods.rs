@@ -4,9 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use aip_api::resource::Traffic;
+use aip_tests::agent::LARGE;
 use aip_tests::frames::{
     self, CONTINUATION, DATA, END_HEADERS, ENHANCE_YOUR_CALM, Fate, HEADERS, PING, REFUSED_STREAM, RST_STREAM, Raw,
-    SETTINGS, WHOLE, frame, request,
+    SETTINGS, WHOLE, WINDOW_UPDATE, frame, request,
 };
 use aip_tests::pair::{Pair, Port};
 use aip_tests::wait;
@@ -213,19 +214,25 @@ async fn streams_past_the_limit_are_refused_and_their_places_given_back() {
     assert!(pair().await.agent.seen("/never-ends").is_empty());
 }
 
-/// Bytes of an answer for a client that takes none: what the library holds of each, and no place after the idle time.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_peer_that_opens_no_window_keeps_its_places_for_the_idle_time_only() {
-    const WAITING: usize = 4;
+/// A pair whose callee takes so many requests at once, of all and of one peer, and cuts them after this silence.
+async fn with_limits(all: u32, of_peer: u32, idle_ms: u64) -> Pair {
     let pair = Pair::start().await;
     let mut traffic = Traffic::defaults();
-    (traffic.agent, traffic.idle_timeout_ms) = ("callee".into(), 1_000);
-    (traffic.max_concurrency, traffic.peer_max_concurrency) = (8, Some(4));
+    (traffic.agent, traffic.idle_timeout_ms) = ("callee".into(), idle_ms);
+    (traffic.max_concurrency, traffic.peer_max_concurrency) = (all, Some(of_peer));
     let revision = pair.scripted.put(&traffic);
     wait::until("the callee has its limits", async || {
         (pair.callee.snapshot().await["revision"].as_u64() >= Some(revision)).then_some(())
     })
     .await;
+    pair
+}
+
+/// Bytes of an answer for a client that takes none: what the library holds of each, and no place after the idle time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_opens_no_window_keeps_its_places_for_the_idle_time_only() {
+    const WAITING: usize = 4;
+    let pair = with_limits(8, 4, 1_000).await;
     let mut raw = pair.frames(Port::Inbound, &[(4, 0)]).await;
     // More than the library holds of an answer.
     let body = vec![b'x'; 16_000];
@@ -251,4 +258,49 @@ async fn a_peer_that_opens_no_window_keeps_its_places_for_the_idle_time_only() {
     let cut = pair.callee.metric("aip_streams_cut_total", &["idle"]).await;
     assert_eq!(cut, WAITING as f64);
     assert_eq!(pair.get("/after-windows").await.status, 200);
+}
+
+/// Whole answers, of which nobody reads a byte, though every window is open: what the library holds of them is bounded over
+/// all of a peer's connections. The rest waits, and is cut after the idle time.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_peer_leaves_unread_on_all_its_connections_is_bounded() {
+    const EACH: usize = 400;
+    /// So few that none of them is silent for long before it is with the agent.
+    const AT_ONCE: usize = 50;
+    /// As docs/security.md has them.
+    const OF_PEER: usize = 64 << 20;
+    const MAX_WINDOW: u32 = (1 << 31) - 1;
+    let pair = with_limits(2_000, 2_000, 2_000).await;
+    let before = pair.callee.process.resident();
+    let mut open = [pair.unbegun(Port::Inbound).await, pair.unbegun(Port::Inbound).await];
+    for raw in &mut open {
+        let window = frame(WINDOW_UPDATE, 0, 0, &(MAX_WINDOW - 65_535).to_be_bytes());
+        let begun = [frames::PREFACE, &frames::settings(&[(4, MAX_WINDOW)]), &window].concat();
+        assert!(raw.send(&begun).await);
+    }
+    for n in (0..EACH).step_by(AT_ONCE) {
+        for raw in &mut open {
+            let ask = |n| frame(HEADERS, WHOLE, stream(n), &request("GET", "/large"));
+            let asked: Vec<u8> = (n..n + AT_ONCE).flat_map(ask).collect();
+            assert!(raw.send(&asked).await);
+        }
+        wait::until("all of them are with the agent", async || {
+            (pair.agent.seen("/large").len() == 2 * (n + AT_ONCE)).then_some(())
+        })
+        .await;
+    }
+    is_at_rest(&pair, Port::Inbound).await;
+    let cut = pair.callee.metric("aip_streams_cut_total", &["idle"]).await;
+    // Some is in the buffers of both connections' sockets, besides.
+    let fit = (OF_PEER + (16 << 20)) / LARGE;
+    assert!(cut >= (2 * EACH - fit) as f64, "{cut}");
+    assert_eq!(pair.get("/after-unread-answers").await.status, 200);
+    drop(open);
+    wait::until_ok("it is given back", async || {
+        match pair.callee.process.resident().saturating_sub(before) {
+            grown if grown < ROOM => Ok(()),
+            grown => Err(format!("{} MiB", grown >> 20)),
+        }
+    })
+    .await;
 }

@@ -9,6 +9,7 @@ use aip_api::resource::Traffic;
 use dashmap::DashMap;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
+use super::backlog::Unread;
 use super::limits::{MAX_CONNECTIONS_OF_PEER, SWEEP};
 
 /// One peer's rate.
@@ -85,6 +86,8 @@ pub(crate) struct Share {
     in_flight: AtomicU32,
     held: AtomicUsize,
     connections: AtomicUsize,
+    /// What it has not taken of its answers.
+    pub(crate) unread: Arc<Unread>,
 }
 
 /// One of a peer's connections, until it is dropped.

@@ -15,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 
+use super::backlog::Backlog;
 use super::connections::Connections;
 use super::cork::Corked;
 use super::limits::{INBOUND, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
@@ -80,6 +81,7 @@ where
     let from = From::Peer(Peer {
         live: live.clone(),
         gate: ArcSwap::new(gate),
+        backlog: Backlog::new(&share.unread),
         share,
         seen,
     });

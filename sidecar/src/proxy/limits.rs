@@ -49,6 +49,11 @@ pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// Bytes of an answer that wait, in each stream, for a client that does not read, whatever windows it grants: 64 MiB in
 /// all [`MAX_STREAMS`] of a connection, and some frames each, so that a stream that flows is not held up.
 pub const MAX_SEND_BUFFER: usize = 128 * 1024;
+/// Bytes of answers that a peer may leave unread, over all its connections, before further ones wait: what all streams of one
+/// connection may hold.
+pub const MAX_UNREAD_OF_PEER: usize = MAX_STREAMS as usize * MAX_SEND_BUFFER;
+/// Bytes of them that each of its connections may have in any case: two streams that flow, beside others that are not read.
+pub const MAX_UNREAD_OF_CONNECTION: usize = 2 * MAX_SEND_BUFFER;
 /// Streams that a peer may open and reset before we have looked at them (CVE-2023-44487, rapid reset).
 pub const MAX_PENDING_RESETS: usize = 20;
 /// Streams that we may have reset because of a peer's errors before its connection is closed.

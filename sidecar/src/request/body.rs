@@ -1,5 +1,7 @@
 //! Bodies on their way through: nothing is buffered, every frame goes on as it comes, and what passes is counted.
 
+mod tail;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,15 +14,13 @@ use hyper::body::Incoming;
 
 use super::classify::headers;
 use super::classify::held::Held;
-use super::record::{Record, Wait};
+use super::record::Wait;
 use super::refusal::Cut;
 use super::relay::endpoint::EndpointEvent;
 use crate::audit::digest::{Tally, Way};
-use crate::proxy::agent::Returning;
-use crate::proxy::gate::Permit;
-use crate::proxy::peers::Flight;
 use crate::proxy::stalled::UnderWay;
 use crate::proxy::streams::Exchange;
+pub(crate) use tail::{Tail, Waits};
 
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -93,21 +93,6 @@ enum Watched {
     Request(Arc<Exchange>, Option<Box<Tally>>),
     Response(Arc<Exchange>, Box<Tail>),
     Answer(Arc<Exchange>, Box<Tail>),
-}
-
-/// What a response holds until its end.
-#[derive(Debug)]
-pub(crate) struct Tail {
-    /// Written when the response is dropped.
-    pub(crate) record: Record,
-    /// The connection to the agent, given back at the end.
-    pub(crate) returning: Option<Returning>,
-    /// The stream on the connection to a peer.
-    pub(crate) flight: Option<Flight>,
-    /// The place among the requests that the agent works on.
-    pub(crate) permit: Option<Permit>,
-    /// What has passed of the response's body.
-    pub(crate) passed: Option<Tally>,
 }
 
 impl Body {
@@ -436,6 +421,9 @@ impl HttpBody for Body {
                 false => Some(Err(BodyError::Unrecorded)),
             });
         }
+        if let Some(Watched::Response(_, tail)) = &mut self.watched {
+            ready!(tail.poll_room(cx));
+        }
         let polled = self.source.poll(cx);
         self.waits(polled.is_pending());
         let mut frame = ready!(polled);
@@ -463,6 +451,9 @@ impl HttpBody for Body {
             Some(Err(_)) => self.broke(),
         }
         self.ended();
+        if let Some(Watched::Response(_, tail)) = &self.watched {
+            frame = frame.map(|frame| frame.map(|frame| tail.counted(frame)));
+        }
         match (&mut self.last, frame) {
             (Some(last), Some(Ok(frame))) => last.frame = Some(frame),
             (Some(_), None) => {}

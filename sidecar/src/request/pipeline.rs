@@ -90,6 +90,7 @@ pub(super) fn respond(mut record: Record, answer: Response<Bytes>) -> Response<B
             returning: None,
             flight: None,
             permit: None,
+            backlog: None,
             passed: exchange.seed().map(|seed| Tally::new(seed, Way::Response)),
         };
         body.of_answer(exchange, tail)

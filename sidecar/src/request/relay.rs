@@ -11,12 +11,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Ver
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
-use super::Arrived;
-use super::body::{Body, Tail};
+use super::body::{Body, Tail, Waits};
 use super::call::{Answer, Sent, once};
 use super::classify::{HOP, headers};
 use super::record::Record;
 use super::refusal::Refused;
+use super::{Arrived, From, Via};
 use crate::audit::digest::{Tally, Way};
 use crate::proxy::agent::Returning;
 use crate::proxy::gate::Permit;
@@ -39,6 +39,7 @@ pub(crate) struct Relayed {
     returning: Option<Returning>,
     flight: Option<Flight>,
     permit: Option<Permit>,
+    backlog: Option<Waits>,
     switched: Option<Switched>,
 }
 
@@ -66,6 +67,7 @@ pub(crate) async fn relay(arrived: &mut Arrived, answer: Answer) -> Result<Relay
                 returning: None,
                 flight: None,
                 permit: None,
+                backlog: backlog(&arrived.via),
                 switched: None,
             })
         }
@@ -116,7 +118,16 @@ async fn of_other(arrived: &mut Arrived, mut sent: Sent) -> Relayed {
         returning: sent.returning.filter(|_| switched.is_none()),
         flight: sent.flight,
         permit: sent.permit,
+        backlog: backlog(&arrived.via),
         switched,
+    }
+}
+
+/// Where what the caller does not read is counted: our own agent may leave unread what it likes.
+fn backlog(via: &Via) -> Option<Waits> {
+    match &via.from {
+        From::Peer(peer) => Some(Waits::on(peer.backlog.clone())),
+        From::Agent | From::Tunnel(_) => None,
     }
 }
 
@@ -216,6 +227,7 @@ impl Relayed {
                 returning: self.returning,
                 flight: self.flight,
                 permit: self.permit,
+                backlog: self.backlog,
                 passed: exchange.seed().map(|seed| Tally::new(seed, Way::Response)),
             };
             return response.map(|()| self.body.of_response(exchange, tail));
