@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use aip_tests::agent::Agent;
-use aip_tests::process::{ControlPlane, DEV, Mesh, RunAgent, Sidecar};
+use aip_tests::process::{ControlPlane, DEV, Mesh, Sidecar, SidecarSpec};
 use aip_tests::wait;
 use http::Method;
 use serde_json::{Value, json};
@@ -16,6 +16,12 @@ use serde_json::{Value, json};
 const URL: &str = "http://callee.aip.internal/work";
 const HOUR: i64 = 3_600;
 const DAY: i64 = 24 * HOUR;
+/// Seconds by which two clocks of a mesh may differ.
+const MAX_OFF: i64 = 300;
+/// Seconds for which a hop's id, which has its time, is good.
+const HOP_SECONDS: i64 = 600;
+/// Seconds after which records that wait for a checkpoint wait longer than any do: one is signed every 5 s.
+const LONGER: f64 = 8.0;
 
 /// The time of day of processes that are started with it.
 struct Clock {
@@ -65,14 +71,6 @@ async fn status_is(caller: &Sidecar, what: &str, expected: impl Fn(u16) -> bool)
         }
     })
     .await;
-}
-
-/// Has the control plane go by this clock.
-async fn goes_by(mesh: &mut Mesh, clock: &Clock) {
-    let plane = &mut mesh.control_plane;
-    plane.kill();
-    let command = ControlPlane::command(&ControlPlane::data(&plane.dir), plane.mesh, plane.admin.address, DEV);
-    plane.revive_as(&clock.on(command)).await;
 }
 
 /// A policy that both sidecars hold.
@@ -126,7 +124,10 @@ async fn a_control_plane_whose_clock_is_ahead_calls_nobody_stopped_who_runs() {
     let mut mesh = Mesh::start().await;
     let agent = Agent::start();
     let clock = Clock::right(&mesh.dir("clock"));
-    goes_by(&mut mesh, &clock).await;
+    let plane = &mut mesh.control_plane;
+    plane.kill();
+    let command = ControlPlane::command(&ControlPlane::data(&plane.dir), plane.mesh, plane.admin.address, DEV);
+    plane.revive_as(&clock.on(command)).await;
     let caller = mesh.sidecar("caller", agent.address).await;
     let callee = mesh.sidecar("callee", agent.address).await;
     status_is(&caller, "a call gets through", |status| status == 200).await;
@@ -154,54 +155,146 @@ async fn a_control_plane_whose_clock_is_ahead_calls_nobody_stopped_who_runs() {
     .await;
 }
 
-/// Answers whatever it is asked.
-const ANSWERS: &str = r"
-import http.server, os
-class Agent(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header('content-length', '0')
-        self.end_headers()
-http.server.ThreadingHTTPServer(('127.0.0.1', int(os.environ['PORT'])), Agent).serve_forever()
-";
+/// What a control plane counted of this metric with these labels.
+async fn counted(mesh: &Mesh, sample: &str) -> f64 {
+    let page = aip_tests::http::get(mesh.admin().address, "/metrics")
+        .await
+        .unwrap()
+        .text();
+    let mut lines = page.lines().filter_map(|line| line.strip_prefix(sample));
+    lines.next().map_or(0.0, |value| value.trim().parse().unwrap())
+}
 
-/// As after a night in which the machine slept: the clock is right, and every SVID has ended.
+/// Checkpoints that the control plane refused for their time.
+async fn refuses_checkpoints(mesh: &Mesh) {
+    let sample = "aip_audit_rejected_total{reason=\"checkpoint_time\"}";
+    wait::until("a checkpoint is refused for its time", async || {
+        (counted(mesh, sample).await > 0.5).then_some(())
+    })
+    .await;
+}
+
+/// Checkpoints of a sidecar go on: its records do not wait for one for long.
+async fn signs(sidecar: &Sidecar) {
+    wait::until("its records are signed, and taken", async || {
+        let unsigned = sidecar.metric("aip_audit_unsigned_records", &[]).await;
+        let unsent = sidecar.metric("aip_audit_unsent_bytes", &[]).await;
+        (unsigned < 0.5 && unsent < 0.5).then_some(())
+    })
+    .await;
+}
+
+/// A sidecar that comes while clocks differ is refused for that, and ends.
+async fn is_refused(late: &mut Sidecar) {
+    wait::until("it ends", async || late.process.ended()).await;
+    let said = late.process.stderr();
+    assert!(said.contains("evidence_stale"), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn who_slept_for_longer_than_its_svid_lives_comes_back_with_another_join_token() {
+async fn a_sidecar_whose_clock_is_behind_takes_and_signs_nothing_new_until_it_is_right() {
+    let mesh = Mesh::start().await;
+    let agent = Agent::start();
+    let clock = Clock::right(&mesh.dir("clock"));
+    let caller = mesh.sidecar("caller", agent.address).await;
+    let (spec, dir) = (
+        mesh.spec(json!({"name": "callee"}), agent.address).await,
+        mesh.dir("callee"),
+    );
+    let command = clock.on(Sidecar::command(&spec, &dir));
+    let callee = Sidecar::start_as(spec, &dir, &command).await;
+    status_is(&caller, "a call gets through", |status| status == 200).await;
+    clock.off_by(-DAY);
+    let newcomer = mesh.sidecar("newcomer", agent.address).await;
+    let not_yet = ["certificate_not_yet_valid"];
+    wait::until("a newer certificate is not yet valid to it", async || {
+        assert_ne!(newcomer.get(URL).await.status, 200);
+        let refused = callee.metric("aip_tls_handshake_failures_total", &not_yet).await;
+        (refused > 0.5).then_some(())
+    })
+    .await;
+    wait::until("its records wait for a checkpoint", async || {
+        assert_ne!(caller.get(URL).await.status, 200, "a hop of a day that has not come");
+        (callee.metric("aip_audit_unsigned_seconds", &[]).await > LONGER).then_some(())
+    })
+    .await;
+    clock.off_by(0);
+    status_is(&caller, "it serves again", |status| status == 200).await;
+    status_is(&newcomer, "it takes the newer one", |status| status == 200).await;
+    signs(&callee).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_sidecar_signs_whose_clock_is_minutes_ahead_is_refused_until_it_is_right() {
+    let mesh = Mesh::start().await;
+    let agent = Agent::start();
+    let clock = Clock::right(&mesh.dir("clock"));
+    let caller = mesh.sidecar("caller", agent.address).await;
+    let start = async |spec: &SidecarSpec| {
+        let dir = mesh.dir(&spec.name);
+        let command = clock.on(Sidecar::command(spec, &dir));
+        Sidecar::start_as(spec.clone(), &dir, &command).await
+    };
+    let _callee = start(&mesh.spec(json!({"name": "callee"}), agent.address).await).await;
+    status_is(&caller, "a call gets through", |status| status == 200).await;
+    clock.off_by(MAX_OFF + 60);
+    assert_eq!(caller.get(URL).await.status, 200, "it serves");
+    let spec = mesh.spec(json!({"name": "late"}), agent.address).await;
+    is_refused(&mut start(&spec).await).await;
+    refuses_checkpoints(&mesh).await;
+    assert_eq!(caller.get(URL).await.status, 200, "it serves");
+    clock.off_by(HOP_SECONDS + 60);
+    let answer = caller.get(URL).await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.reason()),
+        (409, "hop_replayed".to_owned())
+    );
+    clock.off_by(0);
+    start(&spec).await.ready().await;
+    status_is(&caller, "it serves", |status| status == 200).await;
+    let findings = mesh.admin().get("/v1/audit/findings").await;
+    assert_eq!(findings["items"], json!([]), "nothing is held against its log");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_plane_whose_clock_is_behind_lets_nobody_in_and_still_stops() {
     let mut mesh = Mesh::start().await;
     let agent = Agent::start();
     let clock = Clock::right(&mesh.dir("clock"));
-    goes_by(&mut mesh, &clock).await;
-    let mut program = clock.on(Command::new("python3"));
-    program.args(["-c", ANSWERS]);
-    let callee = RunAgent::start(&mesh, "callee", &program, &[]).await;
-    let (mut spec, dir) = (
-        mesh.spec(json!({"name": "caller"}), agent.address).await,
-        mesh.dir("caller"),
-    );
-    let token = dir.join("token");
-    fs::write(&token, &spec.token).unwrap();
-    spec.flags = vec!["--join-token-file".into(), token.to_str().unwrap().into()];
-    let command = clock.on(Sidecar::command(&spec, &dir));
-    let caller = Sidecar::start_as(spec, &dir, &command).await;
+    let plane = &mut mesh.control_plane;
+    plane.kill();
+    let command = ControlPlane::command(&ControlPlane::data(&plane.dir), plane.mesh, plane.admin.address, DEV);
+    plane.revive_as(&clock.on(command)).await;
+    let caller = mesh.sidecar("caller", agent.address).await;
+    let callee = mesh.sidecar("callee", agent.address).await;
     status_is(&caller, "a call gets through", |status| status == 200).await;
-
-    clock.off_by(2 * HOUR);
-    wait::until("a sidecar that nobody supervises says what it needs", async || {
-        let said = caller.process.stderr();
-        (said.contains("aip token create caller") && said.contains(token.to_str().unwrap())).then_some(())
+    let (spec, dir) = (
+        mesh.spec(json!({"name": "late"}), agent.address).await,
+        mesh.dir("late"),
+    );
+    clock.off_by(-DAY);
+    is_refused(&mut Sidecar::start_unready(spec.clone(), &dir).await).await;
+    status_is(&caller, "calls go on", |status| status == 200).await;
+    refuses_checkpoints(&mesh).await;
+    let scope = json!({"kind": "agent", "agent": "callee"});
+    let order = json!({"scope": scope, "mode": "kill", "reason": "a test"});
+    let order = mesh.admin().ok(Method::POST, "/v1/kills", Some(&order)).await;
+    status_is(&caller, "the order arrives", |status| status == 503).await;
+    for sidecar in [&caller, &callee] {
+        wait::until_ok("each of the two holds it", async || {
+            let page = sidecar.look("/kill").await.json();
+            let holds = page["orders"][0]["id"] == order["order"];
+            holds.then_some(()).ok_or_else(|| page.to_string())
+        })
+        .await;
+    }
+    clock.off_by(0);
+    let _late = Sidecar::start(spec, &dir).await;
+    wait::until("all acknowledge it", async || {
+        (unheard(&mesh, &order).await == json!([[], [], []])).then_some(())
     })
     .await;
-    wait::until("the supervisor has given the other one a token", async || {
-        callee.process.stderr().contains("has another join token").then_some(())
-    })
-    .await;
-    let refused = caller.get(URL).await;
-    assert_eq!(refused.status.as_u16(), 503, "{}", refused.text());
-    fs::write(&token, mesh.admin().token("caller").await).unwrap();
-    status_is(&caller, "both are back, and nothing was started again", |status| {
-        status == 200
-    })
-    .await;
-    assert_eq!(callee.process.stderr().matches("has another join token").count(), 1);
+    let resume = json!({"orders": [order["order"]]});
+    mesh.admin().ok(Method::POST, "/v1/kills/resume", Some(&resume)).await;
+    status_is(&caller, "it serves again", |status| status == 200).await;
 }
