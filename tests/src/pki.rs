@@ -226,7 +226,8 @@ impl Pki {
         let claims = AttestationResult {
             iss: format!("spiffe://{}/control-plane", self.trust_domain),
             sub: format!("spiffe://{}/agent/{about}", spec.trust_domain).parse().unwrap(),
-            iat: now,
+            // A certificate begins a minute before it is issued, as the control plane's do.
+            iat: now.saturating_add_signed((spec.from + 60).min(0)),
             exp: now.saturating_add_signed(spec.until),
             nonce: URL_SAFE_NO_PAD.encode([7; 32]),
             cnf: Confirmation {

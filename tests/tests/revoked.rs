@@ -99,8 +99,8 @@ async fn who_is_refused_a_renewal_because_its_svid_is_revoked_gives_it_up() {
     let agent = Agent::start();
     // Past the half of its life: a renewal is due at once.
     scripted.issue_as(LeafSpec {
-        from: -1_000,
-        until: 800,
+        from: -2_000,
+        until: 400,
         ..LeafSpec::good("renews")
     });
     let sidecar = scripted.sidecar("renews", agent.address, dir.path()).await;

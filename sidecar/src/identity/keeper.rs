@@ -319,7 +319,7 @@ impl Keeper {
             id = %svid.id(), serial = svid.identity.serial, not_after = svid.identity.not_after,
             generation = svid.result().generation, "SVID issued"
         );
-        let lives = svid.identity.not_after.saturating_sub(svid.identity.not_before);
+        let lives = svid.identity.not_after.saturating_sub(svid.result().iat);
         metrics::gauge!("aip_svid_lifetime_seconds").set(lives as f64);
         metrics::gauge!("aip_svid_not_after_seconds").set(svid.identity.not_after as f64);
         self.svid.set(svid)?;

@@ -19,6 +19,13 @@ use crate::mesh::world::Origin;
 const RENEW_AT: f64 = 0.5;
 const SPREAD: f64 = 0.1;
 
+/// When an SVID that was issued then is renewed. Its certificate begins a minute before, for peers whose clocks lag: counted from
+/// there, half of a short life would be over at once, and the next would be asked for again and again.
+fn due(issued: u64, not_after: u64, part: f64) -> u64 {
+    let life = not_after.saturating_sub(issued) as f64;
+    issued.saturating_add((life * part) as u64)
+}
+
 impl Keeper {
     pub(super) async fn renew_forever(&self) {
         let random = SystemRandom::new();
@@ -26,9 +33,8 @@ impl Keeper {
             let mut not_after = 0;
             if let Some(current) = self.svid.current() {
                 not_after = current.identity.not_after;
-                let life = not_after.saturating_sub(current.identity.not_before) as f64;
                 let part = RENEW_AT - SPREAD + 2.0 * SPREAD * jitter(&random);
-                let due = current.identity.not_before + (life * part) as u64;
+                let due = due(current.result().iat, not_after, part);
                 tokio::select! {
                     () = tokio::time::sleep(Duration::from_secs(due.saturating_sub(unix_now()))) => {}
                     () = self.svid.gone() => not_after = 0,
@@ -137,5 +143,21 @@ impl Keeper {
         self.svid
             .current()
             .is_none_or(|svid| svid.identity.not_after <= unix_now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_svid_is_renewed_at_half_of_its_life_however_short_that_is() {
+        let issued = 1_800_000_000;
+        for life in [60, 180, 3_600, 86_400] {
+            let after =
+                [RENEW_AT - SPREAD, RENEW_AT, RENEW_AT + SPREAD].map(|part| due(issued, issued + life, part) - issued);
+            assert_eq!(after, [life * 2 / 5, life / 2, life * 3 / 5]);
+        }
+        assert_eq!(due(issued, issued - 1, RENEW_AT), issued);
     }
 }
