@@ -61,6 +61,21 @@ pub struct SetError(pub String);
 #[derive(Debug, Default)]
 pub struct PolicySets(Mutex<HashMap<SetKey, Result<Arc<PolicySet>, SetError>>>);
 
+impl PolicySets {
+    /// Lets go of what no request will ask for again, now that the world is this: a policy that changes every minute would
+    /// otherwise leave a program behind each time. Who decides by the world before has what it needs, or compiles it again.
+    pub fn let_go(&self, now: &Snapshot) {
+        let stands = |(name, revision): &(String, u64)| now.policies.get(name).is_some_and(|p| p.revision == *revision);
+        let mut sets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sets.retain(|(mesh, policies), _| *mesh == now.mesh_revision && policies.iter().all(stands));
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+}
+
 impl Snapshot {
     /// The agent of this name, where it is held.
     pub fn agent(&self, name: &AgentName) -> Option<&Arc<Agent>> {

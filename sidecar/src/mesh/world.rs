@@ -415,7 +415,7 @@ impl World {
             }
         }
         let strictest = || Arc::new(MeshConfig::new(id.trust_domain.clone(), MeshMode::Prod));
-        Snapshot {
+        let snapshot = Snapshot {
             revision: self.revision,
             mesh: self.mesh_config().unwrap_or_else(strictest),
             mesh_revision,
@@ -431,7 +431,9 @@ impl World {
             unusable,
             sets: self.sets.clone(),
             id,
-        }
+        };
+        self.sets.let_go(&snapshot);
+        snapshot
     }
 }
 

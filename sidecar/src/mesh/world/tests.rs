@@ -63,6 +63,31 @@ fn what_was_deleted_is_remembered_for_a_while_and_not_for_ever() {
     assert!(world.snapshot().agent(&last.parse().unwrap()).is_some());
 }
 
+/// A policy that is changed again and again leaves no program of an earlier version behind.
+#[test]
+fn what_was_compiled_goes_with_what_it_was_compiled_from() {
+    let keys = Keys::new();
+    let mut world = keys.world();
+    let policy = |name: &str, revision: u64| {
+        let rego = format!(
+            "package aip.policy.{name}\n\nrules contains {{\"rule\": \"r{revision}\", \"verdict\": \"allow\", \"reason\": \"x\"}} if true\n"
+        );
+        let policy = serde_json::json!({"name": name, "rego": rego, "attach": "mesh"});
+        keys.resource(Kind::Policy, name, revision, policy.to_string().into_bytes())
+    };
+    assert!(world.apply(&push(vec![policy("kept", 1)]), NOW).is_empty());
+    for revision in 2..6 {
+        assert!(world.apply(&push(vec![policy("changed", revision)]), NOW).is_empty());
+        let snapshot = world.snapshot();
+        assert_eq!(snapshot.sets.len(), 0, "of the version before");
+        let compiled = snapshot.policies_for(None, None).unwrap();
+        // Another snapshot in which no policy changed compiles nothing anew.
+        let again = world.snapshot().policies_for(None, None).unwrap();
+        assert!(Arc::ptr_eq(&compiled, &again));
+        assert_eq!(snapshot.sets.len(), 1);
+    }
+}
+
 /// What is held is not forgotten for tombstones' sake.
 #[test]
 fn tombstones_push_nothing_out() {
