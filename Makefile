@@ -20,6 +20,9 @@ BENCH_FLAGS ?=
 FUZZ_SECONDS ?= 30
 FUZZ_TARGETS ?= $(patsubst fuzz/fuzz_targets/%.rs,%,$(wildcard fuzz/fuzz_targets/*.rs))
 
+# The soak: for how long a fleet is under load while agents come and go.
+SOAK_MINUTES ?= 60
+
 .PHONY: help build release demo demo-stay test soak fuzz clients promtool lint fmt doc proto tools bench bench-check bench-modes bench-kill bench-build bench-peers
 .DEFAULT_GOAL := help
 
@@ -43,7 +46,8 @@ demo-stay: build ## the same, and the mesh stays up to be played with
 test: build clients promtool ## every test
 	$(CARGO) test --workspace --no-fail-fast
 
-soak: build ## partitions and restarts of a fleet of 50, twenty times; processes killed at 300 random moments, and at each point; a million records asked for over the admin API; 10,000 idle streams; 2 GiB each way
+soak: build ## SOAK_MINUTES of load while agents come and go; partitions and restarts of a fleet of 50, twenty times; processes killed at 300 random moments, and at each point; a million records asked for over the admin API; 10,000 idle streams; 2 GiB each way
+	SOAK_MINUTES=$(SOAK_MINUTES) $(CARGO) test -p aip-tests --test fleet soak -- --ignored --nocapture
 	AIP_SEED=$$(date +%s) AIP_FLEET_RUNS=20 $(CARGO) test -p aip-tests --test fleet -- --nocapture
 	AIP_CRASH_POINTS=all $(CARGO) test -p aip-tests --test crash -- --skip random --nocapture
 	AIP_CRASHES=300 $(CARGO) test -p aip-tests --test crash random -- --nocapture

@@ -50,6 +50,7 @@ impl Seen {
 pub struct Agent {
     pub address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
+    forgets: bool,
     steps: Arc<watch::Sender<BTreeMap<String, u64>>>,
 }
 
@@ -58,11 +59,21 @@ type Body = UnsyncBoxBody<Bytes, Infallible>;
 impl Agent {
     /// Serves on a free port until the process ends.
     pub fn start() -> Self {
+        Self::serving(false)
+    }
+
+    /// One that records nothing: for more requests than memory can hold.
+    pub fn forgetful() -> Self {
+        Self::serving(true)
+    }
+
+    fn serving(forgets: bool) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let agent = Self {
             address: listener.local_addr().unwrap(),
             seen: Arc::default(),
+            forgets,
             steps: Arc::new(watch::Sender::new(BTreeMap::new())),
         };
         let serving = agent.clone();
@@ -202,6 +213,9 @@ impl Agent {
     }
 
     fn record<B>(&self, request: &Request<B>, body: Bytes, trailers: Option<HeaderMap>) {
+        if self.forgets {
+            return;
+        }
         self.seen.lock().unwrap().push(Seen {
             method: request.method().clone(),
             target: request.uri().to_string(),

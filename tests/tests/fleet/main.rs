@@ -15,6 +15,7 @@
 //! | `history` | all that was asked and answered, by one clock |
 //! | `healed` | what is found afterwards |
 //! | `judge` | whether that keeps the promises |
+//! | `soak` | a small fleet that nothing happens to, for an hour |
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -24,6 +25,7 @@ mod judge;
 mod load;
 mod members;
 mod schedule;
+mod soak;
 mod watch;
 
 use aip_tests::seeded::{number, seed};
