@@ -81,6 +81,8 @@ async fn every_kind_of_stream_is_cut_by_a_policy_that_would_refuse_it_now() {
         let open = Open::all(&pair.caller, &pair.callee, &agent, outside).await;
         let side = if at_the_caller { &pair.caller } else { &pair.callee };
         side.push(|world| world.policies.clear());
+        // One after the other.
+        until("all of it is cut", async || (requests(side) == 0).then_some(())).await;
         open.end_cut(&agent, at_the_caller).await;
         let cut = AT_THE_CALLEE + u64::from(at_the_caller);
         let lines = side.lines(cut as usize).await;
