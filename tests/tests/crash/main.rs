@@ -10,6 +10,7 @@ mod control_plane;
 mod copy;
 mod decisions;
 mod kills;
+mod observed;
 mod random;
 mod sidecar;
 
