@@ -38,6 +38,7 @@ use crate::proxy::backlog::Backlog;
 use crate::proxy::connections::Live;
 use crate::proxy::gate::{Gate, Share};
 use crate::proxy::hops::Seen;
+use crate::proxy::stalled::OpenEnd;
 use body::Body;
 use record::Record;
 
@@ -46,6 +47,8 @@ pub(crate) struct Via {
     pub(crate) from: From,
     /// Held by what outlives a connection's requests, such as an upgraded stream.
     pub(crate) drain: Option<DrainWatch>,
+    /// Of a tunnel, held by the same: it is open for as long as any of them.
+    pub(crate) tunnel: Option<Arc<OpenEnd>>,
 }
 
 /// Who sent it.

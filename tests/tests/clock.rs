@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use aip_tests::agent::Agent;
-use aip_tests::process::{ControlPlane, DEV, Mesh, Sidecar, SidecarSpec};
+use aip_tests::process::{ControlPlane, DEV, Mesh, RunAgent, Sidecar, SidecarSpec};
 use aip_tests::wait;
 use http::Method;
 use serde_json::{Value, json};
@@ -60,6 +60,14 @@ impl Clock {
         let file = fs::File::options().write(true).open(&self.seconds).unwrap();
         file.write_all_at(&seconds.to_ne_bytes(), 0).unwrap();
     }
+}
+
+/// Has the control plane go by this clock.
+async fn goes_by(mesh: &mut Mesh, clock: &Clock) {
+    let plane = &mut mesh.control_plane;
+    plane.kill();
+    let command = ControlPlane::command(&ControlPlane::data(&plane.dir), plane.mesh, plane.admin.address, DEV);
+    plane.revive_as(&clock.on(command)).await;
 }
 
 async fn status_is(caller: &Sidecar, what: &str, expected: impl Fn(u16) -> bool) {
@@ -124,10 +132,7 @@ async fn a_control_plane_whose_clock_is_ahead_calls_nobody_stopped_who_runs() {
     let mut mesh = Mesh::start().await;
     let agent = Agent::start();
     let clock = Clock::right(&mesh.dir("clock"));
-    let plane = &mut mesh.control_plane;
-    plane.kill();
-    let command = ControlPlane::command(&ControlPlane::data(&plane.dir), plane.mesh, plane.admin.address, DEV);
-    plane.revive_as(&clock.on(command)).await;
+    goes_by(&mut mesh, &clock).await;
     let caller = mesh.sidecar("caller", agent.address).await;
     let callee = mesh.sidecar("callee", agent.address).await;
     status_is(&caller, "a call gets through", |status| status == 200).await;
@@ -261,10 +266,7 @@ async fn a_control_plane_whose_clock_is_behind_lets_nobody_in_and_still_stops() 
     let mut mesh = Mesh::start().await;
     let agent = Agent::start();
     let clock = Clock::right(&mesh.dir("clock"));
-    let plane = &mut mesh.control_plane;
-    plane.kill();
-    let command = ControlPlane::command(&ControlPlane::data(&plane.dir), plane.mesh, plane.admin.address, DEV);
-    plane.revive_as(&clock.on(command)).await;
+    goes_by(&mut mesh, &clock).await;
     let caller = mesh.sidecar("caller", agent.address).await;
     let callee = mesh.sidecar("callee", agent.address).await;
     status_is(&caller, "a call gets through", |status| status == 200).await;
@@ -297,4 +299,101 @@ async fn a_control_plane_whose_clock_is_behind_lets_nobody_in_and_still_stops() 
     let resume = json!({"orders": [order["order"]]});
     mesh.admin().ok(Method::POST, "/v1/kills/resume", Some(&resume)).await;
     status_is(&caller, "it serves again", |status| status == 200).await;
+}
+
+/// Answers whatever it is asked.
+const ANSWERS: &str = r"
+import http.server, os
+class Agent(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header('content-length', '0')
+        self.end_headers()
+http.server.ThreadingHTTPServer(('127.0.0.1', int(os.environ['PORT'])), Agent).serve_forever()
+";
+
+/// As after a night in which the machine slept: the clock is right, and every SVID has ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_slept_for_longer_than_its_svid_lives_comes_back_with_another_join_token() {
+    let mut mesh = Mesh::start().await;
+    let agent = Agent::start();
+    let clock = Clock::right(&mesh.dir("clock"));
+    goes_by(&mut mesh, &clock).await;
+    let mut program = clock.on(Command::new("python3"));
+    program.args(["-c", ANSWERS]);
+    let callee = RunAgent::start(&mesh, "callee", &program, &[]).await;
+    let (mut spec, dir) = (
+        mesh.spec(json!({"name": "caller"}), agent.address).await,
+        mesh.dir("caller"),
+    );
+    let token = dir.join("token");
+    fs::write(&token, &spec.token).unwrap();
+    spec.flags = vec!["--join-token-file".into(), token.to_str().unwrap().into()];
+    let command = clock.on(Sidecar::command(&spec, &dir));
+    let caller = Sidecar::start_as(spec, &dir, &command).await;
+    status_is(&caller, "a call gets through", |status| status == 200).await;
+
+    clock.off_by(2 * HOUR);
+    wait::until("a sidecar that nobody supervises says what it needs", async || {
+        let said = caller.process.stderr();
+        (said.contains("aip token create caller") && said.contains(token.to_str().unwrap())).then_some(())
+    })
+    .await;
+    wait::until("the supervisor has given the other one a token", async || {
+        callee
+            .process
+            .stderr()
+            .contains("needed another join token, and has it")
+            .then_some(())
+    })
+    .await;
+    let refused = caller.get(URL).await;
+    assert_eq!(refused.status.as_u16(), 503, "{}", refused.text());
+    fs::write(&token, mesh.admin().token("caller").await).unwrap();
+    status_is(&caller, "both are back, and nothing was started again", |status| {
+        status == 200
+    })
+    .await;
+    assert_eq!(
+        callee
+            .process
+            .stderr()
+            .matches("needed another join token, and has it")
+            .count(),
+        1
+    );
+}
+
+/// Whoever was revoked is left to a person: `aip run` started it, and does not take that for its word that it runs on.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_was_revoked_gets_no_other_join_token_by_itself() {
+    let mesh = Mesh::start().await;
+    let mut program = Command::new("python3");
+    program.args(["-c", ANSWERS]);
+    let admin = mesh.admin();
+    for (name, all) in [("all", true), ("one", false)] {
+        let run = RunAgent::start(&mesh, name, &program, &[]).await;
+        let svids = admin.get(&format!("/v1/agents/{name}/svids")).await;
+        let revoke = match all {
+            true => json!({"reason": "a test"}),
+            false => json!({"serial": svids["items"][0]["serial"], "reason": "a test"}),
+        };
+        let path = format!("/v1/agents/{name}/revoke");
+        admin.ok(Method::POST, &path, Some(&revoke)).await;
+        let probes = run.state["probes"].as_str().unwrap().parse().unwrap();
+        wait::until("its sidecar has given it up", async || {
+            let ready = aip_tests::http::get(probes, "/readyz").await;
+            ready.is_ok_and(|ready| ready.text().contains("identity")).then_some(())
+        })
+        .await;
+        let sidecar = run.state["sidecar"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+        let sidecar = rustix::process::Pid::from_raw(sidecar.unwrap()).unwrap();
+        rustix::process::kill_process(sidecar, rustix::process::Signal::KILL).unwrap();
+        wait::until("it is left to a person", async || {
+            run.process.stderr().contains("was revoked while it ran").then_some(())
+        })
+        .await;
+    }
+    let tokens = admin.get("/v1/tokens?limit=500").await;
+    assert_eq!(tokens["items"], json!([]), "those of before are forgotten: {tokens}");
 }

@@ -58,9 +58,15 @@ impl Rig {
         let order = admin.ok(Method::POST, "/v1/kills", Some(&order)).await;
         let (term, epoch) = (&order["term"], &order["epoch"]);
         let path = format!("/v1/kills/progress?term={term}&epoch={epoch}&wait_ms=10000");
-        let shown = admin.get(&path).await;
-        let enforced = shown["enforced"].as_array().unwrap();
-        assert!(enforced.len() == 1 && shown["missing"] == json!([]), "{when}: {shown}");
+        wait::until_ok("it is enforced", async || {
+            let shown = admin.get(&path).await;
+            let enforced = shown["enforced"].as_array().map_or(0, Vec::len);
+            match enforced == 1 && shown["missing"] == json!([]) {
+                true => Ok(()),
+                false => Err(format!("{when}: {shown}")),
+            }
+        })
+        .await;
         let orders = json!({"orders": [order["order"]]});
         admin.ok(Method::POST, "/v1/kills/resume", Some(&orders)).await;
         wait::until("it serves again", async || {

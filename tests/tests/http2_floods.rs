@@ -232,7 +232,7 @@ async fn with_limits(all: u32, of_peer: u32, idle_ms: u64) -> Pair {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_opens_no_window_keeps_its_places_for_the_idle_time_only() {
     const WAITING: usize = 4;
-    let pair = with_limits(8, 4, 1_000).await;
+    let pair = with_limits(8, 4, 5_000).await;
     let mut raw = pair.frames(Port::Inbound, &[(4, 0)]).await;
     // More than the library holds of an answer.
     let body = vec![b'x'; 16_000];

@@ -144,8 +144,8 @@ impl Read {
             .map(|name| {
                 let name = cell(name);
                 format!(
-                    "{name}: its SVID has ended; `aip run` gets it another by itself, and any other sidecar takes a new join token: \
-                     aip token create {name}"
+                    "{name}: its SVID has ended; `aip run` gets it another by itself, unless it was revoked, and any other sidecar takes a new \
+                     join token: aip token create {name}"
                 )
             })
             .collect()

@@ -212,7 +212,7 @@ impl Keeper {
 
     /// A new SVID by token.
     async fn join(&self, measured: &mut Measurement) -> Result<Origin, JoinError> {
-        let token = join_token(&self.config)?;
+        let token = join_token(&self.config).inspect_err(|_| self.supervisor.needs_token(None))?;
         let key = match &self.vault {
             Some(vault) => vault.pending_key(&token.id_text())?,
             None => PendingKey::generate()?,

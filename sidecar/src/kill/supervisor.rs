@@ -67,11 +67,12 @@ impl Supervisor {
         }
     }
 
-    /// Says that another join token is needed than this one.
+    /// Says that another join token is needed than this one; at each attempt, since it may be heard at none of them.
     pub(crate) fn needs_token(&self, used: Option<&str>) {
         if !self.listens {
             return;
         }
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).line = None;
         if let Err(error) = self.say(&json!({ "token": used.unwrap_or_default() })) {
             tracing::warn!(%error, "the supervisor can't be asked for a join token");
         }

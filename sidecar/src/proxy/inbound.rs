@@ -88,6 +88,7 @@ where
     let via = Arc::new(Via {
         from,
         drain: Some(drain.clone()),
+        tunnel: None,
     });
     let stream = Corked::new(Recorded::new(tls, &proxy.settings.audit));
     let service = service_fn(move |request| {

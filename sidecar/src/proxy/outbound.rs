@@ -90,6 +90,7 @@ async fn connection(proxy: Arc<Proxy>, tcp: TcpStream, drain: Option<DrainWatch>
             let via = Via {
                 from: From::Agent,
                 drain,
+                tunnel: None,
             };
             serve_http(proxy.clone(), via, stranger.clone(), speaks, stream).await;
         }

@@ -45,9 +45,9 @@ pub(super) async fn connect(proxy: Arc<Proxy>, via: Arc<Via>, request: Request<I
         Ok(asked) => asked,
         Err(refused) => return refuse(proxy, via, head, refused).await,
     };
-    let (drain, opened) = (via.drain.clone(), OpenEnd::here());
+    let (drain, tunnel) = (via.drain.clone(), Some(Arc::new(OpenEnd::here())));
     tokio::spawn(async move {
-        let _opened = opened;
+        let tunnel = tunnel;
         let Ok(upgraded) = upgrade.await else { return };
         let Ok((speaks, inner)) = sniff(TokioIo::new(upgraded), TUNNEL_FIRST_BYTE).await else {
             return;
@@ -58,6 +58,7 @@ pub(super) async fn connect(proxy: Arc<Proxy>, via: Arc<Via>, request: Request<I
                 let via = Via {
                     from: From::Tunnel(target),
                     drain,
+                    tunnel,
                 };
                 outbound::serve_http(proxy, via, None, speaks, inner).await;
             }

@@ -4,6 +4,8 @@ pub(crate) mod card;
 pub(crate) mod endpoint;
 mod splice;
 
+use std::sync::Arc;
+
 use aip_policy::Direction;
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_TYPE, LOCATION, UPGRADE};
 use http::response::Parts;
@@ -48,6 +50,8 @@ struct Switched {
     caller: OnUpgrade,
     callee: OnUpgrade,
     drain: Option<aip_runtime::drain::DrainWatch>,
+    /// The tunnel that it is in.
+    tunnel: Option<Arc<OpenEnd>>,
 }
 
 /// Makes the answer ready.
@@ -98,6 +102,7 @@ async fn of_other(arrived: &mut Arrived, mut sent: Sent) -> Relayed {
                 caller,
                 callee: callee_upgrade,
                 drain: arrived.via.drain.clone(),
+                tunnel: arrived.via.tunnel.clone(),
             })
         }
         asked => {
@@ -232,7 +237,8 @@ impl Relayed {
             };
             return response.map(|()| self.body.of_response(exchange, tail));
         };
-        let held = (self.flight, self.permit, switched.drain, OpenEnd::here());
+        let ends = (OpenEnd::here(), switched.tunnel);
+        let held = (self.flight, self.permit, switched.drain, ends);
         tokio::spawn(async move {
             let _held = held;
             let exchange = record.exchange.clone();

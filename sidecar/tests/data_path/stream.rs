@@ -242,6 +242,23 @@ async fn a_websocket_over_http2_of_the_agent_passes_too() {
     );
 }
 
+/// The tunnel is open for as long as what was switched in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_in_a_tunnel_over_http2_passes_too() {
+    let agent = Agent::start().await;
+    let pair = Pair::start(agent.address).await;
+    let request = Request::builder().method("CONNECT").uri("ledger.aip.internal:80");
+    let mut response = begin_h2(pair.caller.outbound, request.body(Empty::<Bytes>::new()).unwrap()).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    let mut io = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
+    let inside = WEBSOCKET.replace("http://ledger.aip.internal", "");
+    let head = raw_on(&mut io, inside.as_bytes(), "\r\n\r\n").await;
+    assert!(head.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{head}");
+    for text in ["hello", "again", &"x".repeat(200_000)] {
+        echoes(&mut io, text).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_does_not_switch_answers_as_it_likes() {
     let agent = Agent::start().await;

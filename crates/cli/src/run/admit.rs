@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use aip_api::token::JoinToken;
@@ -14,16 +15,30 @@ use crate::exit::{Exit, Failure};
 use crate::{Globals, agent, bounded, output, secret, token};
 
 /// How the sidecar gets in.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Admitted {
     /// The control plane's mesh port.
     pub(super) control_plane: SocketAddr,
+    /// The agent's generation when this run had its first join token made; none where it has had none made.
+    generation: OnceLock<u64>,
+}
+
+impl Admitted {
+    fn at(control_plane: SocketAddr) -> Self {
+        let generation = OnceLock::new();
+        Self {
+            control_plane,
+            generation,
+        }
+    }
 }
 
 /// Largest file of a join token that is read: some hundred bytes, generously.
 const MAX_TOKEN_FILE: u64 = 16 * 1024;
 /// Between two attempts to give a sidecar another.
 const ANOTHER: Duration = Duration::from_secs(10);
+/// Of an agent that was just registered.
+const FIRST_GENERATION: u64 = 1;
 
 /// Registers the agent where a dev mesh lacks it, and has a join token made. Without a control plane, an agent that
 /// ran here before starts from what its sidecar kept.
@@ -38,13 +53,17 @@ pub(super) async fn admit(globals: &Globals, run: &Run, plan: &Plan) -> Result<A
     })?;
     if let Some(file) = &run.join_token_file {
         secret::write(&plan.join_token(), &given(file)?)?;
-        return Ok(Admitted { control_plane });
+        return Ok(Admitted::at(control_plane));
     }
+    let admitted = Admitted::at(control_plane);
     match register(globals, run, plan).await {
-        Ok(()) => Ok(Admitted { control_plane }),
+        Ok(generation) => {
+            let _ = admitted.generation.set(generation);
+            Ok(admitted)
+        }
         Err(failure) if failure.exit == Exit::NotReachable && kept(plan) => {
             output::note("aip: the control plane is not reachable; starting from what the sidecar kept");
-            Ok(Admitted { control_plane })
+            Ok(admitted)
         }
         Err(failure) => Err(failure),
     }
@@ -63,13 +82,13 @@ fn given(file: &Path) -> Result<Vec<u8>, Failure> {
 
 /// Gives the sidecar another join token than the one of this id, as [`admit`] gave it the first. Tries until it can, and says once
 /// what keeps it from that.
-pub(super) async fn admit_again(globals: &Globals, run: &Run, plan: &Plan, used: String) {
+pub(super) async fn admit_again(globals: &Globals, run: &Run, plan: &Plan, admitted: &Admitted, used: &str) {
     let mut said = None;
     loop {
-        let failure = match another(globals, run, plan, &used).await {
+        let failure = match another(globals, run, plan, admitted, used).await {
             Ok(()) => {
                 output::note(format!(
-                    "aip: the identity of {} had ended (its SVID was not renewed in time); its sidecar has another join token",
+                    "aip: the sidecar of {} needed another join token, and has it",
                     run.name
                 ));
                 return;
@@ -78,7 +97,7 @@ pub(super) async fn admit_again(globals: &Globals, run: &Run, plan: &Plan, used:
         };
         if said.as_ref() != Some(&failure) {
             output::note(format!(
-                "aip: the identity of {} has ended, and it serves nothing: {failure}",
+                "aip: {} serves nothing, since its sidecar needs another join token: {failure}",
                 run.name
             ));
             said = Some(failure);
@@ -87,7 +106,7 @@ pub(super) async fn admit_again(globals: &Globals, run: &Run, plan: &Plan, used:
     }
 }
 
-async fn another(globals: &Globals, run: &Run, plan: &Plan, used: &str) -> Result<(), Failure> {
+async fn another(globals: &Globals, run: &Run, plan: &Plan, admitted: &Admitted, used: &str) -> Result<(), Failure> {
     let is_another = |text: &[u8]| {
         let token = std::str::from_utf8(text).ok()?.parse::<JoinToken>().ok()?;
         Some(token.id_text() != used)
@@ -97,37 +116,72 @@ async fn another(globals: &Globals, run: &Run, plan: &Plan, used: &str) -> Resul
         return Ok(());
     }
     let Some(file) = &run.join_token_file else {
-        let answer = token::create(&Admin::open(globals)?, &run.name, None).await?;
-        return secret::write(&plan.join_token(), token::secret(&answer)?.as_bytes());
+        let Some(generation) = admitted.generation.get() else {
+            // What could not be done at the start.
+            let generation = register(globals, run, plan).await?;
+            let _ = admitted.generation.set(generation);
+            return Ok(());
+        };
+        let admin = Admin::open(globals)?;
+        not_revoked(&admin, run, plan, *generation).await?;
+        return make(&admin, run, plan).await;
     };
     let text = given(file)?;
     if is_another(&text) == Some(true) {
         return secret::write(&plan.join_token(), &text);
     }
     let name = &run.name;
-    Err(Failure::new(Exit::Failed, "its join token was used").next(format!(
+    Err(Failure::new(Exit::Failed, "the one in its file was used").next(format!(
         "aip token create {name}, and put what it prints into {}",
         file.display()
     )))
 }
 
-async fn register(globals: &Globals, run: &Run, plan: &Plan) -> Result<(), Failure> {
+/// Whoever revoked what this run had wants a person to say that it runs on: starting it again says so, and we alone do not.
+async fn not_revoked(admin: &Admin, run: &Run, plan: &Plan, generation: u64) -> Result<(), Failure> {
+    let agent = admin.get(&format!("/v1/agents/{}", run.name)).await?;
+    let revocations = admin.list("/v1/revocations").await?;
+    let is_revoked = |serial: &Value| {
+        let mut revoked = revocations.iter().map(|held| &held["resource"]["serial"]["serial"]);
+        serial.is_string() && revoked.any(|one| one == serial)
+    };
+    let svids = admin.list(&format!("/v1/agents/{}/svids", run.name)).await?;
+    let mut own = svids.iter().filter(|svid| svid["run"] == plan.id);
+    if agent::inner(&agent)["generation"] == generation && !own.any(|svid| is_revoked(&svid["serial"])) {
+        return Ok(());
+    }
+    Err(Failure::new(Exit::Failed, "its identity was revoked while it ran")
+        .next("if it is to run, end this `aip run` and start it again"))
+}
+
+async fn make(admin: &Admin, run: &Run, plan: &Plan) -> Result<(), Failure> {
+    let answer = token::create(admin, &run.name, None).await?;
+    secret::write(&plan.join_token(), token::secret(&answer)?.as_bytes())
+}
+
+/// Answers the agent's generation before its token was made: a revocation in this moment counts.
+async fn register(globals: &Globals, run: &Run, plan: &Plan) -> Result<u64, Failure> {
     let admin = Admin::open(globals)?;
     let mesh = admin.get("/v1/mesh").await?;
     let dev = mesh["mode"].as_str() == Some("dev");
-    if admin.find(&format!("/v1/agents/{}", run.name)).await?.is_none() {
-        if !dev {
+    let found = admin.find(&format!("/v1/agents/{}", run.name)).await?;
+    let generation = match found {
+        Some(agent) => agent::inner(&agent)["generation"].as_u64(),
+        None if !dev => {
             return Err(
                 Failure::new(Exit::NotFound, format!("agent {} is not registered", run.name))
                     .why("a prod mesh registers no agent by itself")
                     .next(format!("aip agent create {}", run.name)),
             );
         }
-        create(&admin, run).await?;
-        output::note(format!("aip: agent {} is registered", run.name));
-    }
-    let answer = token::create(&admin, &run.name, None).await?;
-    secret::write(&plan.join_token(), token::secret(&answer)?.as_bytes())
+        None => {
+            create(&admin, run).await?;
+            output::note(format!("aip: agent {} is registered", run.name));
+            None
+        }
+    };
+    make(&admin, run, plan).await?;
+    Ok(generation.unwrap_or(FIRST_GENERATION))
 }
 
 async fn create(admin: &Admin, run: &Run) -> Result<Value, Failure> {

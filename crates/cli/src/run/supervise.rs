@@ -59,7 +59,7 @@ pub(super) async fn supervise(globals: &Globals, run: &Run, plan: Plan, signals:
     };
     state.update(|s| running.describe(s));
     let begun = tokio::select! {
-        begun = Box::pin(begin(run, &plan, &mut running, &mut state)) => begun,
+        begun = Box::pin(begin(globals, run, &plan, &admitted, &mut running, &mut state)) => begun,
         signal = signals.next() => Ok(Some(interrupted(signal))),
     };
     let ended = match begun {
@@ -105,9 +105,17 @@ async fn stop_asked(sidecar: &mut Child) -> Wish {
 }
 
 /// Waits for the sidecar, starts the command and waits until it serves; `Some` where the command ended already.
-async fn begin(run: &Run, plan: &Plan, running: &mut Running, state: &mut StateFile) -> Result<Option<u8>, Failure> {
+async fn begin(
+    globals: &Globals,
+    run: &Run,
+    plan: &Plan,
+    admitted: &Admitted,
+    running: &mut Running,
+    state: &mut StateFile,
+) -> Result<Option<u8>, Failure> {
     let probes = running.ports.probes;
-    let ready = wait::for_sidecar(run, plan, &mut running.sidecar, probes, state);
+    let again = |used: String| async move { admit_again(globals, run, plan, admitted, &used).await };
+    let ready = wait::for_sidecar(run, plan, &mut running.sidecar, probes, state, again);
     // Of an agent that is stopped, its sidecar has said so before it was ready.
     let mut stopped = output::waiting("the sidecar measures and joins", Box::pin(ready)).await?;
     running.guard = Some(Guard::start(Duration::from_secs(run.grace))?);
@@ -209,7 +217,7 @@ async fn keep(
     let mut backoff = Backoff::new(RESTART.0, RESTART.1);
     let (mut drifted, mut told) = (Box::pin(drifted(run, plan)), false);
     let mut children = Children::catch().map_err(unheard)?;
-    let mut token = no_token();
+    let (mut token, mut asked) = (no_token(), None);
     loop {
         let launching = state.state.phase == Phase::Launching;
         tokio::select! {
@@ -235,14 +243,16 @@ async fn keep(
                 state.update(|s| s.phase = Phase::Drifted);
                 continue;
             }
-            () = &mut token => { token = no_token(); continue; }
+            () = &mut token => { (token, asked) = (no_token(), None); continue; }
             event = running.sidecar.next() => match event? {
                 Event::Ended(status) => {
                     note(format!("aip: the sidecar of {} ended ({status}); starting it again", run.name));
                 }
                 Event::Said(line) => {
-                    if let Some(used) = orders::needs_token(&line) {
-                        token = Box::pin(admit_again(globals, run, plan, used));
+                    let used = orders::needs_token(&line);
+                    if let Some(used) = used.filter(|used| asked.as_ref() != Some(used)) {
+                        asked = Some(used.clone());
+                        token = Box::pin(async move { admit_again(globals, run, plan, admitted, &used).await });
                     } else if let Some(wish) = orders::read(&line) {
                         running.obey(run, plan, state, wish).await?;
                     }

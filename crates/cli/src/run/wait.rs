@@ -96,13 +96,14 @@ impl<'a> Approval<'a> {
 }
 
 /// Waits until the sidecar is ready; answers what it wished meanwhile. Where a person must approve, without a deadline and saying
-/// so.
+/// so. Where it needs another join token than this one, `token` gets it one.
 pub(super) async fn for_sidecar(
     run: &Run,
     plan: &Plan,
     child: &mut Child,
     probes: SocketAddr,
     state: &mut StateFile,
+    token: impl AsyncFn(String),
 ) -> Result<Option<Wish>, Failure> {
     let deadline = Instant::now() + READY;
     let (mut approval, mut wish) = (Approval::of(&run.name), None);
@@ -123,6 +124,10 @@ pub(super) async fn for_sidecar(
         let mut news = approval.due(Instant::now());
         while let Some(line) = child.said().await {
             wish = orders::read(&line).or(wish);
+            if let Some(used) = orders::needs_token(&line) {
+                // Where none can be had, what the sidecar says last is what is told.
+                let _ = tokio::time::timeout_at(deadline, token(used)).await;
+            }
             if let Some(print) = orders::waits(&line) {
                 state.update(|s| s.phase = Phase::WaitingForApproval);
                 news = approval.waits(print, Instant::now()).or(news);
