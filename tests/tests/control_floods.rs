@@ -6,7 +6,7 @@
 use aip_tests::agent::Agent;
 use aip_tests::frames::{
     self, CONTINUATION, DATA, END_HEADERS, ENHANCE_YOUR_CALM, Fate, HEADERS, PING, REFUSED_STREAM, RST_STREAM, Raw,
-    SETTINGS, WHOLE, frame,
+    SETTINGS, frame,
 };
 use aip_tests::process::{Mesh, Sidecar};
 use aip_tests::wait;
@@ -147,13 +147,23 @@ async fn floods_of_frames_end_their_connection_and_orders_go_out() {
 async fn a_head_that_unfolds_is_no_call_and_streams_past_the_limit_are_refused() {
     let rig = Rig::start().await;
     rig.flooded("a head that unfolds", async |raw| {
+        // For the agent `x`: what answers it has a nonce.
+        let message = [0, 0, 0, 0, 3, 0x0a, 1, b'x'];
+        let is_challenged = |fate: &Fate| matches!(fate, Fate::Answered(body) if !body.is_empty());
+        let good = call("Identity/Challenge");
         let large = frames::indexed(b"x-large", &[b'x'; 3_900]);
-        let head = [call("Identity/Challenge"), large, vec![0xbe; 10_000]].concat();
+        let unfolds = [good.clone(), large, vec![0xbe; 10_000]].concat();
         for n in 0..20 {
-            raw.send(&frame(HEADERS, WHOLE, stream(n), &head)).await;
+            let head = if n == 0 { &good } else { &unfolds };
+            raw.send(&frame(HEADERS, END_HEADERS, stream(n), head)).await;
+            raw.send(&frame(DATA, frames::END_STREAM, stream(n), &message)).await;
+            if n == 0 {
+                let fate = raw.until(stream(0)).await;
+                assert!(is_challenged(&fate), "a good head: {fate:?}");
+            }
         }
-        let fate = raw.until(stream(0)).await;
-        assert!(!matches!(&fate, Fate::Answered(body) if !body.is_empty()), "{fate:?}");
+        let fate = raw.until(stream(1)).await;
+        assert!(!is_challenged(&fate), "one that unfolds: {fate:?}");
     })
     .await;
     rig.flooded("many streams", async |raw| {
