@@ -70,8 +70,9 @@ fuzz: $(TOOLS)/.cargo-fuzz-$(CARGO_FUZZ) ## each decoder of what a peer sends, f
 			$(FUZZ_BOUNDS) -max_total_time=$(FUZZ_SECONDS); \
 	done
 
-clients: ## the real agents and clients that the tests drive (Python, Node, curl)
+clients: ## the real agents and clients that the tests drive (Python, Node, curl), and schemathesis
 	sh tests/clients/setup.sh
+	sh tests/openapi/setup.sh
 
 promtool: ## what tests the alert rules
 	@sh deploy/prometheus/promtool.sh >/dev/null
