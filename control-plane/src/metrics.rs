@@ -106,6 +106,16 @@ pub const TABLE: &[(&str, &str, &str)] = &[
     ),
     ("aip_kill_streams", "gauge", "Open kill streams."),
     (
+        "aip_kill_webhooks_total",
+        "counter",
+        "Events that the webhook's receiver took, or that were given up.",
+    ),
+    (
+        "aip_kill_webhook_attempts_failed_total",
+        "counter",
+        "Attempts to deliver one that failed, by reason.",
+    ),
+    (
         "aip_kill_orders_in_force",
         "gauge",
         "Orders to stop in the set that was published last.",

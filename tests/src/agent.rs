@@ -168,7 +168,7 @@ impl Agent {
                 let body = StreamBody::new(futures_util::stream::repeat_with(bytes));
                 Response::new(body.boxed_unsync())
             }
-            "/large" => Response::new(full(vec![b'x'; LARGE])),
+            "/great" => Response::new(full(vec![b'x'; LARGE])),
             "/slow" => {
                 self.until_heard(&query["stream"], 1).await;
                 Response::new(full("at last"))
@@ -227,7 +227,7 @@ impl Agent {
     }
 }
 
-/// Bytes of the answer to `/large`.
+/// Bytes of the answer to `/great`.
 pub const LARGE: usize = 120_000;
 
 fn full(body: impl Into<Bytes>) -> Body {

@@ -280,12 +280,12 @@ async fn what_a_peer_leaves_unread_on_all_its_connections_is_bounded() {
     }
     for n in (0..EACH).step_by(AT_ONCE) {
         for raw in &mut open {
-            let ask = |n| frame(HEADERS, WHOLE, stream(n), &request("GET", "/large"));
+            let ask = |n| frame(HEADERS, WHOLE, stream(n), &request("GET", "/great"));
             let asked: Vec<u8> = (n..n + AT_ONCE).flat_map(ask).collect();
             assert!(raw.send(&asked).await);
         }
         wait::until("all of them are with the agent", async || {
-            (pair.agent.seen("/large").len() == 2 * (n + AT_ONCE)).then_some(())
+            (pair.agent.seen("/great").len() == 2 * (n + AT_ONCE)).then_some(())
         })
         .await;
     }
