@@ -85,6 +85,10 @@ fn given(file: &Path) -> Result<Vec<u8>, Failure> {
 pub(super) async fn admit_again(globals: &Globals, run: &Run, plan: &Plan, admitted: &Admitted, used: &str) {
     let mut said = None;
     loop {
+        if has_another(plan, used) {
+            // The sidecar said so before it looked again.
+            return;
+        }
         let failure = match another(globals, run, plan, admitted, used).await {
             Ok(()) => {
                 output::note(format!(
@@ -106,15 +110,19 @@ pub(super) async fn admit_again(globals: &Globals, run: &Run, plan: &Plan, admit
     }
 }
 
+/// Whether the sidecar will find another token than this one.
+fn has_another(plan: &Plan, used: &str) -> bool {
+    bounded::read(&plan.join_token(), MAX_TOKEN_FILE).is_ok_and(|held| is_another(&held, used))
+}
+
+fn is_another(text: &[u8], used: &str) -> bool {
+    let token = std::str::from_utf8(text)
+        .ok()
+        .and_then(|text| text.parse::<JoinToken>().ok());
+    token.is_some_and(|token| token.id_text() != used)
+}
+
 async fn another(globals: &Globals, run: &Run, plan: &Plan, admitted: &Admitted, used: &str) -> Result<(), Failure> {
-    let is_another = |text: &[u8]| {
-        let token = std::str::from_utf8(text).ok()?.parse::<JoinToken>().ok()?;
-        Some(token.id_text() != used)
-    };
-    if bounded::read(&plan.join_token(), MAX_TOKEN_FILE).is_ok_and(|held| is_another(&held) == Some(true)) {
-        // The sidecar said so before it looked again.
-        return Ok(());
-    }
     let Some(file) = &run.join_token_file else {
         let Some(generation) = admitted.generation.get() else {
             // What could not be done at the start.
@@ -127,7 +135,7 @@ async fn another(globals: &Globals, run: &Run, plan: &Plan, admitted: &Admitted,
         return make(&admin, run, plan).await;
     };
     let text = given(file)?;
-    if is_another(&text) == Some(true) {
+    if is_another(&text, used) {
         return secret::write(&plan.join_token(), &text);
     }
     let name = &run.name;
