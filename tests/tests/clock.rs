@@ -54,6 +54,13 @@ impl Clock {
         command
     }
 
+    /// A sidecar that goes by it.
+    async fn start(&self, mesh: &Mesh, spec: &SidecarSpec) -> Sidecar {
+        let dir = mesh.dir(&spec.name);
+        let command = self.on(Sidecar::command(spec, &dir));
+        Sidecar::start_as(spec.clone(), &dir, &command).await
+    }
+
     /// Sets it to be off by this much, in place: the processes have the file mapped.
     fn off_by(&self, seconds: i64) {
         use std::os::unix::fs::FileExt as _;
@@ -97,12 +104,8 @@ async fn a_sidecar_whose_clock_was_wrong_serves_again_by_itself() {
     let agent = Agent::start();
     let clock = Clock::right(&mesh.dir("clock"));
     let caller = mesh.sidecar("caller", agent.address).await;
-    let (spec, dir) = (
-        mesh.spec(json!({"name": "callee"}), agent.address).await,
-        mesh.dir("callee"),
-    );
-    let command = clock.on(Sidecar::command(&spec, &dir));
-    let callee = Sidecar::start_as(spec, &dir, &command).await;
+    let spec = mesh.spec(json!({"name": "callee"}), agent.address).await;
+    let callee = clock.start(&mesh, &spec).await;
     status_is(&caller, "a call gets through", |status| status == 200).await;
     for off in [DAY, -DAY] {
         clock.off_by(off);
@@ -202,12 +205,8 @@ async fn a_sidecar_whose_clock_is_behind_takes_and_signs_nothing_new_until_it_is
     let agent = Agent::start();
     let clock = Clock::right(&mesh.dir("clock"));
     let caller = mesh.sidecar("caller", agent.address).await;
-    let (spec, dir) = (
-        mesh.spec(json!({"name": "callee"}), agent.address).await,
-        mesh.dir("callee"),
-    );
-    let command = clock.on(Sidecar::command(&spec, &dir));
-    let callee = Sidecar::start_as(spec, &dir, &command).await;
+    let spec = mesh.spec(json!({"name": "callee"}), agent.address).await;
+    let callee = clock.start(&mesh, &spec).await;
     status_is(&caller, "a call gets through", |status| status == 200).await;
     clock.off_by(-DAY);
     let newcomer = mesh.sidecar("newcomer", agent.address).await;
@@ -235,17 +234,13 @@ async fn what_a_sidecar_signs_whose_clock_is_minutes_ahead_is_refused_until_it_i
     let agent = Agent::start();
     let clock = Clock::right(&mesh.dir("clock"));
     let caller = mesh.sidecar("caller", agent.address).await;
-    let start = async |spec: &SidecarSpec| {
-        let dir = mesh.dir(&spec.name);
-        let command = clock.on(Sidecar::command(spec, &dir));
-        Sidecar::start_as(spec.clone(), &dir, &command).await
-    };
-    let _callee = start(&mesh.spec(json!({"name": "callee"}), agent.address).await).await;
+    let spec = mesh.spec(json!({"name": "callee"}), agent.address).await;
+    let _callee = clock.start(&mesh, &spec).await;
     status_is(&caller, "a call gets through", |status| status == 200).await;
     clock.off_by(MAX_OFF + 60);
     assert_eq!(caller.get(URL).await.status, 200, "it serves");
     let spec = mesh.spec(json!({"name": "late"}), agent.address).await;
-    is_refused(&mut start(&spec).await).await;
+    is_refused(&mut clock.start(&mesh, &spec).await).await;
     refuses_checkpoints(&mesh).await;
     assert_eq!(caller.get(URL).await.status, 200, "it serves");
     clock.off_by(HOP_SECONDS + 60);
@@ -255,7 +250,7 @@ async fn what_a_sidecar_signs_whose_clock_is_minutes_ahead_is_refused_until_it_i
         (409, "hop_replayed".to_owned())
     );
     clock.off_by(0);
-    start(&spec).await.ready().await;
+    clock.start(&mesh, &spec).await.ready().await;
     status_is(&caller, "it serves", |status| status == 200).await;
     let findings = mesh.admin().get("/v1/audit/findings").await;
     assert_eq!(findings["items"], json!([]), "nothing is held against its log");
@@ -301,17 +296,6 @@ async fn a_control_plane_whose_clock_is_behind_lets_nobody_in_and_still_stops() 
     status_is(&caller, "it serves again", |status| status == 200).await;
 }
 
-/// Answers whatever it is asked.
-const ANSWERS: &str = r"
-import http.server, os
-class Agent(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header('content-length', '0')
-        self.end_headers()
-http.server.ThreadingHTTPServer(('127.0.0.1', int(os.environ['PORT'])), Agent).serve_forever()
-";
-
 /// As after a night in which the machine slept: the clock is right, and every SVID has ended.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_slept_for_longer_than_its_svid_lives_comes_back_with_another_join_token() {
@@ -319,18 +303,12 @@ async fn who_slept_for_longer_than_its_svid_lives_comes_back_with_another_join_t
     let agent = Agent::start();
     let clock = Clock::right(&mesh.dir("clock"));
     goes_by(&mut mesh, &clock).await;
-    let mut program = clock.on(Command::new("python3"));
-    program.args(["-c", ANSWERS]);
-    let callee = RunAgent::start(&mesh, "callee", &program, &[]).await;
-    let (mut spec, dir) = (
-        mesh.spec(json!({"name": "caller"}), agent.address).await,
-        mesh.dir("caller"),
-    );
-    let token = dir.join("token");
+    let callee = RunAgent::start(&mesh, "callee", &clock.on(RunAgent::answers()), &[]).await;
+    let mut spec = mesh.spec(json!({"name": "caller"}), agent.address).await;
+    let token = mesh.dir("caller").join("token");
     fs::write(&token, &spec.token).unwrap();
     spec.flags = vec!["--join-token-file".into(), token.to_str().unwrap().into()];
-    let command = clock.on(Sidecar::command(&spec, &dir));
-    let caller = Sidecar::start_as(spec, &dir, &command).await;
+    let caller = clock.start(&mesh, &spec).await;
     status_is(&caller, "a call gets through", |status| status == 200).await;
 
     clock.off_by(2 * HOUR);
@@ -362,38 +340,4 @@ async fn who_slept_for_longer_than_its_svid_lives_comes_back_with_another_join_t
             .count(),
         1
     );
-}
-
-/// Whoever was revoked is left to a person: `aip run` started it, and does not take that for its word that it runs on.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_agent_that_was_revoked_gets_no_other_join_token_by_itself() {
-    let mesh = Mesh::start().await;
-    let mut program = Command::new("python3");
-    program.args(["-c", ANSWERS]);
-    let admin = mesh.admin();
-    for (name, all) in [("all", true), ("one", false)] {
-        let run = RunAgent::start(&mesh, name, &program, &[]).await;
-        let svids = admin.get(&format!("/v1/agents/{name}/svids")).await;
-        let revoke = match all {
-            true => json!({"reason": "a test"}),
-            false => json!({"serial": svids["items"][0]["serial"], "reason": "a test"}),
-        };
-        let path = format!("/v1/agents/{name}/revoke");
-        admin.ok(Method::POST, &path, Some(&revoke)).await;
-        let probes = run.state["probes"].as_str().unwrap().parse().unwrap();
-        wait::until("its sidecar has given it up", async || {
-            let ready = aip_tests::http::get(probes, "/readyz").await;
-            ready.is_ok_and(|ready| ready.text().contains("identity")).then_some(())
-        })
-        .await;
-        let sidecar = run.state["sidecar"].as_i64().and_then(|pid| i32::try_from(pid).ok());
-        let sidecar = rustix::process::Pid::from_raw(sidecar.unwrap()).unwrap();
-        rustix::process::kill_process(sidecar, rustix::process::Signal::KILL).unwrap();
-        wait::until("it is left to a person", async || {
-            run.process.stderr().contains("was revoked while it ran").then_some(())
-        })
-        .await;
-    }
-    let tokens = admin.get("/v1/tokens?limit=500").await;
-    assert_eq!(tokens["items"], json!([]), "those of before are forgotten: {tokens}");
 }

@@ -1,14 +1,17 @@
 //! A sidecar whose own SVID is revoked: peers hear of it and refuse, and its way out to hosts outside of the mesh, at
-//! which there is no peer, ends too.
+//! which there is no peer, ends too. What supervises it does not have it let in again.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::fs;
+
 use aip_tests::agent::Agent;
 use aip_tests::pki::LeafSpec;
-use aip_tests::process::{Mesh, Sidecar, fails};
+use aip_tests::process::{Mesh, RunAgent, Sidecar, fails};
 use aip_tests::scripted::Scripted;
 use aip_tests::wait;
 use http::Method;
+use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
 /// A mesh whose agents may reach `outside`.
@@ -116,4 +119,60 @@ async fn who_is_refused_a_renewal_because_its_svid_is_revoked_gives_it_up() {
     scripted.refuse("svid_revoked");
     serves_nothing(&sidecar, "http://other.aip.internal/x").await;
     assert!(!sidecar.dir.join("run/identity.sealed").exists());
+}
+
+/// Revokes the agent, or only the SVID that it has, and ends its sidecar: nobody but a person says that it runs on.
+async fn is_left_to_a_person(mesh: &Mesh, run: &RunAgent, all: bool) {
+    let (admin, name) = (mesh.admin(), &run.name);
+    let svids = admin.get(&format!("/v1/agents/{name}/svids")).await;
+    let revoke = match all {
+        true => json!({"reason": "a test"}),
+        false => json!({"serial": svids["items"][0]["serial"], "reason": "a test"}),
+    };
+    admin
+        .ok(Method::POST, &format!("/v1/agents/{name}/revoke"), Some(&revoke))
+        .await;
+    let probes = run.state["probes"].as_str().unwrap().parse().unwrap();
+    wait::until("its sidecar has given it up", async || {
+        let ready = aip_tests::http::get(probes, "/readyz").await;
+        ready.is_ok_and(|ready| ready.text().contains("identity")).then_some(())
+    })
+    .await;
+    let sidecar = run.state["sidecar"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+    let sidecar = Pid::from_raw(sidecar.unwrap()).unwrap();
+    rustix::process::kill_process(sidecar, Signal::KILL).unwrap();
+    wait::until("it is left to a person", async || {
+        run.process.stderr().contains("was revoked while it ran").then_some(())
+    })
+    .await;
+    let tokens = admin.get("/v1/tokens?limit=500").await;
+    assert_eq!(tokens["items"], json!([]), "those of before are forgotten: {tokens}");
+}
+
+/// `aip run` started it, and does not take that for its word that it runs on.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_was_revoked_gets_no_other_join_token_by_itself() {
+    let mesh = Mesh::start().await;
+    for (name, all) in [("all", true), ("one", false)] {
+        let run = RunAgent::start(&mesh, name, &RunAgent::answers(), &[]).await;
+        is_left_to_a_person(&mesh, &run, all).await;
+    }
+}
+
+/// Nor where it was started from what its sidecar kept, and has had no join token made yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_was_revoked_after_it_started_alone_gets_no_join_token_by_itself() {
+    let mut mesh = Mesh::start().await;
+    for (name, all) in [("all", true), ("one", false)] {
+        let mut earlier = RunAgent::start(&mesh, name, &RunAgent::answers(), &[]).await;
+        earlier.process.signal(Signal::TERM);
+        earlier.process.end().await;
+        fs::remove_file(earlier.directory().join("state.json")).unwrap();
+        mesh.control_plane.kill();
+        let run = RunAgent::start(&mesh, name, &RunAgent::answers(), &[]).await;
+        let said = run.process.stderr();
+        assert!(said.contains("starting from what the sidecar kept"), "{said}");
+        mesh.revive().await;
+        is_left_to_a_person(&mesh, &run, all).await;
+    }
 }

@@ -12,6 +12,17 @@ use super::sidecar::sample;
 use super::{Mesh, Records, binary};
 use crate::{http, wait};
 
+/// Answers whatever it is asked.
+const ANSWERS: &str = r"
+import http.server, os
+class Agent(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header('content-length', '0')
+        self.end_headers()
+http.server.ThreadingHTTPServer(('127.0.0.1', int(os.environ['PORT'])), Agent).serve_forever()
+";
+
 /// A running `aip run`.
 #[derive(Debug)]
 pub struct RunAgent {
@@ -24,6 +35,13 @@ pub struct RunAgent {
 }
 
 impl RunAgent {
+    /// A program that answers every GET with an empty 200.
+    pub fn answers() -> Command {
+        let mut program = Command::new("python3");
+        program.args(["-c", ANSWERS]);
+        program
+    }
+
     /// Starts `program` as the agent `name` of `mesh`, and waits until it serves.
     pub async fn start(mesh: &Mesh, name: &str, program: &Command, flags: &[&str]) -> Self {
         let dir = mesh.dir(&format!("run-{name}"));

@@ -124,15 +124,14 @@ fn is_another(text: &[u8], used: &str) -> bool {
 
 async fn another(globals: &Globals, run: &Run, plan: &Plan, admitted: &Admitted, used: &str) -> Result<(), Failure> {
     let Some(file) = &run.join_token_file else {
-        let Some(generation) = admitted.generation.get() else {
-            // What could not be done at the start.
-            let generation = register(globals, run, plan).await?;
-            let _ = admitted.generation.set(generation);
-            return Ok(());
-        };
         let admin = Admin::open(globals)?;
-        not_revoked(&admin, run, plan, *generation).await?;
-        return make(&admin, run, plan).await;
+        not_revoked(&admin, run, plan, admitted).await?;
+        let token = made(&admin, run).await?;
+        // Between the two; what is revoked from now on takes the token with it.
+        let generation = not_revoked(&admin, run, plan, admitted).await?;
+        secret::write(&plan.join_token(), token.as_bytes())?;
+        let _ = admitted.generation.set(generation);
+        return Ok(());
     };
     let text = given(file)?;
     if is_another(&text, used) {
@@ -145,26 +144,32 @@ async fn another(globals: &Globals, run: &Run, plan: &Plan, admitted: &Admitted,
     )))
 }
 
-/// Whoever revoked what this run had wants a person to say that it runs on: starting it again says so, and we alone do not.
-async fn not_revoked(admin: &Admin, run: &Run, plan: &Plan, generation: u64) -> Result<(), Failure> {
+/// Whoever revoked what this run had wants a person to say that it runs on: starting it again says so, and we alone do not. A run
+/// that began without the control plane had what an earlier one left: any revocation of the agent may be of that. Answers the
+/// agent's generation.
+async fn not_revoked(admin: &Admin, run: &Run, plan: &Plan, admitted: &Admitted) -> Result<u64, Failure> {
     let agent = admin.get(&format!("/v1/agents/{}", run.name)).await?;
+    let generation = agent::inner(&agent)["generation"].as_u64().unwrap_or_default();
     let revocations = admin.list("/v1/revocations").await?;
-    let is_revoked = |serial: &Value| {
-        let mut revoked = revocations.iter().map(|held| &held["resource"]["serial"]["serial"]);
-        serial.is_string() && revoked.any(|one| one == serial)
+    let mut revoked = revocations.iter().map(|held| &held["resource"]);
+    let same = match admitted.generation.get() {
+        Some(began) => *began == generation,
+        None => !revoked.clone().any(|of| of["generation"]["agent"] == run.name.as_str()),
     };
     let svids = admin.list(&format!("/v1/agents/{}/svids", run.name)).await?;
-    let mut own = svids.iter().filter(|svid| svid["run"] == plan.id);
-    if agent::inner(&agent)["generation"] == generation && !own.any(|svid| is_revoked(&svid["serial"])) {
-        return Ok(());
+    let own = |svid: &&Value| admitted.generation.get().is_none() || svid["run"] == plan.id;
+    let own: Vec<&Value> = svids.iter().filter(own).map(|svid| &svid["serial"]).collect();
+    if same && !revoked.any(|of| own.contains(&&of["serial"]["serial"])) {
+        return Ok(generation);
     }
     Err(Failure::new(Exit::Failed, "its identity was revoked while it ran")
         .next("if it is to run, end this `aip run` and start it again"))
 }
 
-async fn make(admin: &Admin, run: &Run, plan: &Plan) -> Result<(), Failure> {
+/// A join token.
+async fn made(admin: &Admin, run: &Run) -> Result<String, Failure> {
     let answer = token::create(admin, &run.name, None).await?;
-    secret::write(&plan.join_token(), token::secret(&answer)?.as_bytes())
+    Ok(token::secret(&answer)?.to_owned())
 }
 
 /// Answers the agent's generation before its token was made: a revocation in this moment counts.
@@ -188,7 +193,7 @@ async fn register(globals: &Globals, run: &Run, plan: &Plan) -> Result<u64, Fail
             None
         }
     };
-    make(&admin, run, plan).await?;
+    secret::write(&plan.join_token(), made(&admin, run).await?.as_bytes())?;
     Ok(generation.unwrap_or(FIRST_GENERATION))
 }
 
