@@ -9,9 +9,11 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::request::Builder;
 use http::{HeaderMap, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Full, StreamBody};
+use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2::SendRequest;
+use hyper::ext::Protocol;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -134,6 +136,17 @@ where
     tokio::spawn(connection);
     let response = tokio::time::timeout(DEADLINE, sender.send_request(request));
     response.await.expect("an answer in time").expect("an answer")
+}
+
+/// What a CONNECT for this over HTTP/2 opens: a tunnel, or a WebSocket where it names that protocol.
+pub async fn connected_h2(proxy: SocketAddr, uri: &str, protocol: Option<&'static str>) -> TokioIo<Upgraded> {
+    let mut request = Request::connect(uri).body(Empty::<Bytes>::new()).unwrap();
+    if let Some(protocol) = protocol {
+        request.extensions_mut().insert(Protocol::from_static(protocol));
+    }
+    let mut response = begin_h2(proxy, request).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap())
 }
 
 /// Writes bytes; reads until the other end closes, or `enough` came.

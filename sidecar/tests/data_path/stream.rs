@@ -4,16 +4,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
-use http_body_util::{BodyExt as _, Empty, Full};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Frame;
-use hyper::ext::Protocol;
-use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::agent::Agent;
-use crate::client::{begin, begin_h2, channel, collect, get, raw, raw_on, send, to_ledger};
+use crate::client::{begin, begin_h2, channel, collect, connected_h2, get, raw, raw_on, send, to_ledger};
 use crate::mesh::{DEADLINE, Pair};
 use crate::refuse::{POLICY, pair_with};
 
@@ -227,13 +225,8 @@ async fn a_websocket_passes_both_sidecars() {
 async fn a_websocket_over_http2_of_the_agent_passes_too() {
     let agent = Agent::start().await;
     let pair = Pair::start(agent.address).await;
-    let mut request = Request::connect("http://ledger.aip.internal/upgrade")
-        .body(Empty::<Bytes>::new())
-        .unwrap();
-    request.extensions_mut().insert(Protocol::from_static("websocket"));
-    let mut response = begin_h2(pair.caller.outbound, request).await;
-    assert_eq!(response.status(), StatusCode::OK);
-    let mut io = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
+    let upgrade = "http://ledger.aip.internal/upgrade";
+    let mut io = connected_h2(pair.caller.outbound, upgrade, Some("websocket")).await;
     echoes(&mut io, "over h2").await;
     assert_eq!(
         agent.only().header("sec-websocket-key").len(),
@@ -247,10 +240,7 @@ async fn a_websocket_over_http2_of_the_agent_passes_too() {
 async fn a_websocket_in_a_tunnel_over_http2_passes_too() {
     let agent = Agent::start().await;
     let pair = Pair::start(agent.address).await;
-    let request = Request::builder().method("CONNECT").uri("ledger.aip.internal:80");
-    let mut response = begin_h2(pair.caller.outbound, request.body(Empty::<Bytes>::new()).unwrap()).await;
-    assert_eq!(response.status(), StatusCode::OK);
-    let mut io = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
+    let mut io = connected_h2(pair.caller.outbound, "ledger.aip.internal:80", None).await;
     let inside = WEBSOCKET.replace("http://ledger.aip.internal", "");
     let head = raw_on(&mut io, inside.as_bytes(), "\r\n\r\n").await;
     assert!(head.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{head}");

@@ -8,16 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aip_api::resource::EgressRule;
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::{Empty, Full};
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::ext::Protocol;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::agent::Agent;
-use crate::client::{Stranger, begin_h2, get, post, raw_on, send};
+use crate::client::{Stranger, begin_h2, connected_h2, get, post, raw_on, send};
 use crate::kinds::{echo, hello, requests};
 use crate::mesh::{DEADLINE, Pair, World, until};
 use crate::pki::Says;
@@ -243,13 +241,8 @@ async fn a_websocket_that_nobody_reads_is_cut_for_its_silence() {
                 connection: upgrade\r\nupgrade: websocket\r\n\r\n";
     let switched = raw_on(&mut http1, head.as_bytes(), "\r\n\r\n").await;
     assert!(switched.starts_with("HTTP/1.1 101"), "{switched}");
-    let mut request = Request::connect("http://ledger.aip.internal/upgrade")
-        .body(Empty::<Bytes>::new())
-        .unwrap();
-    request.extensions_mut().insert(Protocol::from_static("websocket"));
-    let mut response = begin_h2(pair.caller.outbound, request).await;
-    assert_eq!(response.status(), StatusCode::OK);
-    let http2 = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
+    let upgrade = "http://ledger.aip.internal/upgrade";
+    let http2 = connected_h2(pair.caller.outbound, upgrade, Some("websocket")).await;
     let (_unread1, http1) = http1.into_split();
     let (_unread2, http2) = tokio::io::split(http2);
     let sending = [endless(http1).1, endless(http2).1];
@@ -277,9 +270,7 @@ async fn a_tunnel_that_nobody_reads_is_cut_for_its_silence() {
     let mut http1 = TcpStream::connect(pair.caller.outbound).await.unwrap();
     let head = format!("CONNECT {authority} HTTP/1.1\r\nhost: {authority}\r\n\r\n");
     raw_on(&mut http1, head.as_bytes(), "\r\n\r\n").await;
-    let request = Request::builder().method(Method::CONNECT).uri(&authority);
-    let mut response = begin_h2(pair.caller.outbound, request.body(Empty::<Bytes>::new()).unwrap()).await;
-    let mut http2 = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
+    let mut http2 = connected_h2(pair.caller.outbound, &authority, None).await;
     let hello = hello("localhost");
     http1.write_all(&hello).await.unwrap();
     http1.read_exact(&mut vec![0; hello.len()]).await.unwrap();
