@@ -70,8 +70,9 @@ fuzz: $(TOOLS)/.cargo-fuzz-$(CARGO_FUZZ) ## each decoder of what a peer sends, f
 			$(FUZZ_BOUNDS) -max_total_time=$(FUZZ_SECONDS); \
 	done
 
-clients: ## the real agents and clients that the tests drive (Python, Node, curl), and schemathesis
+clients: ## the real agents and clients that the tests drive (Python, Node, curl, Rust), and schemathesis
 	sh tests/clients/setup.sh
+	sh tests/clients/reqwest/setup.sh
 	sh tests/openapi/setup.sh
 
 promtool: ## what tests the alert rules
@@ -80,6 +81,7 @@ promtool: ## what tests the alert rules
 lint: tools ## format, clippy, dependencies, documentation
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
+	$(CARGO) fmt --manifest-path tests/clients/reqwest/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --workspace --no-deps --document-private-items
 	PATH="$(abspath $(TOOLS))/bin:$$PATH" $(CARGO) deny --all-features check --hide-inclusion-graph bans licenses sources
@@ -88,6 +90,7 @@ lint: tools ## format, clippy, dependencies, documentation
 fmt: ## format everything
 	$(CARGO) fmt --all
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml
+	$(CARGO) fmt --manifest-path tests/clients/reqwest/Cargo.toml
 
 doc: ## the code's documentation, into target/doc
 	$(CARGO) doc --workspace --no-deps

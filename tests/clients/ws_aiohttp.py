@@ -1,6 +1,6 @@
 """aiohttp's WebSocket client, with the one argument that makes it read the proxy variables: ws_aiohttp.py URL
 
-An http URL: for a ws one it looks for a variable `ws_proxy`, which nobody sets.
+A ws URL, for which it reads `ws_proxy`, or an http one.
 """
 
 import asyncio

@@ -56,6 +56,19 @@ impl Clients {
         command
     }
 
+    /// The program on reqwest. Built where that was not done; a second call is instant.
+    pub fn reqwest(&self, args: &[&str]) -> Command {
+        static BUILT: OnceLock<()> = OnceLock::new();
+        BUILT.get_or_init(|| {
+            let setup = self.scripts.join("reqwest/setup.sh");
+            let status = Command::new(setup).status().expect("setup.sh runs");
+            assert!(status.success(), "tests/clients/reqwest/setup.sh failed");
+        });
+        let mut command = Command::new(self.out.join("reqwest/debug/aip-reqwest-client"));
+        command.args(args);
+        command
+    }
+
     fn node(&self) -> Command {
         Command::new(self.out.join("node/node_modules/.bin/node"))
     }

@@ -223,6 +223,16 @@ const ABSOLUTE: &[(&str, &str, &str)] = &[
         "callee.aip.internal",
         "unsupported_target",
     ),
+    (
+        "wss://callee.aip.internal/absolute",
+        "callee.aip.internal",
+        "unsupported_target",
+    ),
+    (
+        "ws://caller.aip.internal/absolute",
+        "callee.aip.internal",
+        "host_mismatch",
+    ),
     ("http:///absolute", "callee.aip.internal", ""),
     ("http:callee.aip.internal/absolute", "callee.aip.internal", ""),
     (

@@ -39,8 +39,9 @@ async fn form_of(command: Command) -> Form {
     let mut env: BTreeMap<String, String> = [("PATH", std::env::var("PATH").unwrap())]
         .map(|(k, v)| (k.to_owned(), v))
         .into();
-    for name in ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"] {
+    for name in ["http_proxy", "https_proxy", "ws_proxy", "wss_proxy"] {
         env.insert(name.into(), url.clone());
+        env.insert(name.to_uppercase(), url.clone());
     }
     env.insert("NO_PROXY".into(), "127.0.0.1,localhost,::1".into());
     env.insert("NODE_USE_ENV_PROXY".into(), "1".into());
@@ -58,7 +59,8 @@ async fn form_of(command: Command) -> Form {
     if line.starts_with("CONNECT client.aip.internal:80 ") {
         Form::Connect
     } else {
-        assert!(line.contains(" http://client.aip.internal/"), "{line}");
+        let ours = ["http", "ws"].map(|scheme| format!(" {scheme}://client.aip.internal/"));
+        assert!(ours.iter().any(|target| line.contains(target)), "{line}");
         Form::Absolute
     }
 }
@@ -113,6 +115,17 @@ async fn node() {
 async fn grpc_and_websocket() {
     let grpc = clients().script("grpc_client.py", &["client.aip.internal:80", "unary"]);
     assert_eq!(form_of(grpc).await, Form::Connect);
-    let websocket = clients().script("ws_client.py", &["ws://client.aip.internal/echo"]);
-    assert_eq!(form_of(websocket).await, Form::Connect);
+    let url = "ws://client.aip.internal/echo";
+    for (client, form) in [
+        ("ws_client.py", Form::Connect),
+        ("ws_client.mjs", Form::Connect),
+        ("ws_aiohttp.py", Form::Absolute),
+    ] {
+        assert_eq!(form_of(clients().script(client, &[url])).await, form, "{client}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rust() {
+    assert_eq!(form_of(clients().reqwest(&["get", URL])).await, Form::Absolute);
 }

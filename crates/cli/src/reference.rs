@@ -32,7 +32,7 @@ const FILES: &str = "## Files
 | `agents/<name>/proxy-secret`, `join-token` | what the agent shows its sidecar, and the sidecar the control plane; 0600 |
 ";
 
-const RUN: &str = "What the command sees: `HTTP_PROXY`, `HTTPS_PROXY` and both in lower case, with a secret of its own in the URL;
+const RUN: &str = "What the command sees: `HTTP_PROXY`, `HTTPS_PROXY`, `WS_PROXY`, `WSS_PROXY` and all in lower case, with a secret of its own in the URL;
 `NO_PROXY` and `no_proxy` (`127.0.0.1,localhost,::1`); `NODE_USE_ENV_PROXY=1`; the proxy properties in
 `JAVA_TOOL_OPTIONS` (they carry no credentials: [what Java needs](runtimes.md#java)); `AIP_URL`; `PORT`.
 `ALL_PROXY` and the variables that open the control plane are removed. Standard input is closed where it is a terminal.

@@ -2,9 +2,10 @@
 
 use std::process::Command;
 
+use aip_tests::clients::clients;
 use serde_json::{Value, json};
 
-use super::{EXPRESS, FASTAPI, HTTP, Turn};
+use super::{EXPRESS, FASTAPI, HTTP, Turn, pairs};
 
 pub(super) fn curl(args: &[&str]) -> Command {
     let mut command = Command::new("curl");
@@ -161,4 +162,46 @@ async fn aiohttp_without_trust_env_does_not_use_the_proxy_variables() {
 async fn node_clients_use_the_proxy_variables() {
     plain("http_client.mjs", "fetch").await;
     plain("http_client.mjs", "http").await;
+}
+
+/// In one session, as `tests/clients/reqwest` has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn reqwest_uses_the_proxy_variables() {
+    let turn = HTTP.turn().await;
+    let ran = turn
+        .run(clients().reqwest(&["session", "http://http.aip.internal"]))
+        .await;
+    let mut got = ran.observed();
+    let decision = got["denied"].as_array_mut().and_then(Vec::pop).unwrap();
+    let answered = |path: &str| json!({"status": 200, "version": "HTTP/1.1", "path": path});
+    let expected = json!({
+        "get": answered("/one"),
+        "post": {"method": "POST", "path": "/echo?q=a%20b", "same": true},
+        "stream": ["step 1", "step 2", "step 3"],
+        "denied": [403, "application/problem+json", "policy_denied", "no_forbidden_path"],
+        "after": answered("/two"),
+    });
+    assert_eq!(got, expected);
+    let refusal = turn.denied("no_forbidden_path").await;
+    assert_eq!(decision, refusal.text("decision"), "the answer names its record");
+    let (mut outbound, inbound) = turn.records();
+    outbound.0.retain(|record| record.hop() != refusal.hop());
+    assert_eq!(outbound.0.len(), 4);
+    pairs(&outbound, &inbound).unwrap();
+    let paths: Vec<_> = turn.seen().iter().map(|seen| seen["path"].clone()).collect();
+    assert_eq!(
+        paths,
+        ["/one", "/echo?q=a%20b", "/events?stream=reqwest&steps=3", "/two"]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reqwest_speaks_http_2_with_prior_knowledge() {
+    let turn = HTTP.turn().await;
+    let ran = turn
+        .run(clients().reqwest(&["h2", "http://http.aip.internal/two"]))
+        .await;
+    let got = ran.observed();
+    assert_eq!(got, json!({"status": 200, "version": "HTTP/2.0", "path": "/two"}));
+    turn.allowed().await;
 }

@@ -116,10 +116,14 @@ async fn websocket_frames_arrive_as_they_were_sent() {
     assert!(seen.contains(&closed), "{seen:?}");
 }
 
-/// Node's own client opens a tunnel; aiohttp's asks for the upgrade in absolute form, and has no proxy for `ws://`.
+/// Node's own client opens a tunnel; aiohttp's asks for the upgrade in absolute form, with the scheme that it was given.
 #[tokio::test(flavor = "multi_thread")]
 async fn websocket_clients_of_node_and_aiohttp() {
-    for (client, scheme) in [("ws_client.mjs", "ws"), ("ws_aiohttp.py", "http")] {
+    for (client, scheme) in [
+        ("ws_client.mjs", "ws"),
+        ("ws_aiohttp.py", "ws"),
+        ("ws_aiohttp.py", "http"),
+    ] {
         let turn = FASTAPI.turn().await;
         let got = turn
             .script(client, &[&format!("{scheme}://fastapi.aip.internal/ws")])

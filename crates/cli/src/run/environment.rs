@@ -7,6 +7,18 @@ use tokio::process::Command;
 /// Hosts that are reached without the sidecar: the command's own machine.
 pub(super) const NO_PROXY: &str = "127.0.0.1,localhost,::1";
 
+/// The variables that name the proxy. `ws_proxy` and `wss_proxy` are for aiohttp, which has none for `ws://` else.
+const PROXY: [&str; 8] = [
+    "HTTP_PROXY",
+    "http_proxy",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "WS_PROXY",
+    "ws_proxy",
+    "WSS_PROXY",
+    "wss_proxy",
+];
+
 /// Sets the variables on a command.
 pub(super) fn set(
     command: &mut Command,
@@ -16,7 +28,7 @@ pub(super) fn set(
     inherited_java: Option<&str>,
 ) {
     let url = proxy_url(outbound, secret);
-    for name in ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"] {
+    for name in PROXY {
         command.env(name, &url);
     }
     for name in ["NO_PROXY", "no_proxy"] {
@@ -67,7 +79,7 @@ mod tests {
             all.filter(|(k, _)| *k == name)
                 .find_map(|(_, v)| Some(v?.to_str()?.to_owned()))
         };
-        for name in ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "AIP_URL"] {
+        for name in PROXY.into_iter().chain(["AIP_URL"]) {
             assert_eq!(get(name).as_deref(), Some("http://aip:s3@127.0.0.1:9"), "{name}");
         }
         assert_eq!(get("NO_PROXY").as_deref(), Some("127.0.0.1,localhost,::1"));

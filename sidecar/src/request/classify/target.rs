@@ -69,13 +69,17 @@ pub(crate) fn of_authority(proxy: &Proxy, authority: &str) -> Result<Target, Ref
     Ok(Target::Outside(outside.into(), port))
 }
 
+/// Whether it is HTTP in the clear. aiohttp writes the URL of a WebSocket as its user did; what goes on is ours.
+fn is_plain(scheme: &Scheme) -> bool {
+    *scheme == Scheme::HTTP || scheme.as_str().eq_ignore_ascii_case("ws")
+}
+
 /// Whom a request of our own agent is for.
 pub(crate) fn target(arrived: &Arrived) -> Result<(Authority, Target), Refused> {
     let authority = authority(&arrived.head)?;
-    let plain = arrived.head.uri.scheme().is_none_or(|scheme| *scheme == Scheme::HTTP);
     // RFC 8441 clients without TLS say http, too; those with TLS are inside a tunnel and refused there.
-    if !plain {
-        return Err(Refusal::UnsupportedTarget.because("https:// is not for a proxy to read"));
+    if !arrived.head.uri.scheme().is_none_or(is_plain) {
+        return Err(Refusal::UnsupportedTarget.because("only http:// and ws:// are for a proxy to read"));
     }
     let target = of_authority(&arrived.proxy, authority.as_str())?;
     match &arrived.via.from {
