@@ -75,7 +75,7 @@ pub fn verify(signed: SignedCheckpoint, agent: &AgentName, trust: &TrustState, n
         agent: agent.clone(),
         claims,
         statement,
-        chain,
+        chain: signer.chain,
     })
 }
 

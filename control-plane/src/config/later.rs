@@ -1,5 +1,6 @@
-//! What comes after a Hello is small, and is looked at before it is read: gRPC's own bound is that of the Hello, which lists
-//! all that a sidecar holds, and a message of that size could wait half-read for as long as its stream lives.
+//! What comes is looked at before it is read. A Hello lists all that a sidecar holds, and no more than may be: read, it is many times
+//! as large as it came. What comes after it is small: gRPC's own bound is that of the Hello, and a message of that size could wait
+//! half-read for as long as its stream lives.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -12,15 +13,18 @@ use tonic::Code;
 use tonic::server::NamedService;
 use tower::Service;
 
+use super::entries::Entries;
 use crate::refusal::Reason;
 
 /// Largest message after the first: a thousand names, or the rejections of one push. Sidecars cut what they say for people to
 /// fit in it.
 const MAX_LATER_BYTES: u32 = 256 * 1024;
+const LARGE: &str = "a message of more than 256 KiB after the Hello";
+const LONG_LIST: &str = "the Hello lists more than 100,000 resources, or is none";
 /// gRPC's prefix of each message: a flag, and four bytes of length.
 const PREFIX: usize = 5;
 
-/// A service whose requests' messages but the first are small.
+/// A service whose requests' first message lists a bounded number of resources, and whose others are small.
 #[derive(Debug, Clone)]
 pub(crate) struct Small<S>(pub(crate) S);
 
@@ -61,17 +65,33 @@ struct Messages {
     prefix: Vec<u8>,
     /// Bytes of the message that are still to come.
     left: usize,
-    first_came: bool,
+    at: At,
+}
+
+#[derive(Debug, Default)]
+enum At {
+    #[default]
+    Nothing,
+    Hello(Entries),
+    Later,
 }
 
 impl Messages {
-    /// Looks at what comes next; false where a message is longer than it may be.
-    fn take(&mut self, mut data: &[u8]) -> bool {
+    /// Looks at what comes next.
+    ///
+    /// # Errors
+    /// A message is longer than it may be, or lists more.
+    fn take(&mut self, mut data: &[u8]) -> Result<(), &'static str> {
         while !data.is_empty() {
             if self.left > 0 {
-                let passed = self.left.min(data.len());
-                self.left -= passed;
-                data = &data[passed..];
+                let (passed, rest) = data.split_at(self.left.min(data.len()));
+                if let At::Hello(entries) = &mut self.at
+                    && !entries.take(passed)
+                {
+                    return Err(LONG_LIST);
+                }
+                self.left -= passed.len();
+                data = rest;
                 continue;
             }
             let wanted = (PREFIX - self.prefix.len()).min(data.len());
@@ -80,12 +100,16 @@ impl Messages {
             let [_, a, b, c, d] = self.prefix[..] else { continue };
             self.prefix.clear();
             let length = u32::from_be_bytes([a, b, c, d]);
-            if std::mem::replace(&mut self.first_came, true) && length > MAX_LATER_BYTES {
-                return false;
+            self.at = match self.at {
+                At::Nothing => At::Hello(Entries::default()),
+                _ => At::Later,
+            };
+            if matches!(self.at, At::Later) && length > MAX_LATER_BYTES {
+                return Err(LARGE);
             }
             self.left = length as usize;
         }
-        true
+        Ok(())
     }
 }
 
@@ -104,8 +128,7 @@ where
             Poll::Ready(None) => return Poll::Ready(None),
             Poll::Pending => return Poll::Pending,
         };
-        if frame.data_ref().is_some_and(|data| !self.messages.take(data)) {
-            let detail = format!("a message of more than {MAX_LATER_BYTES} bytes after the Hello");
+        if let Some(Err(detail)) = frame.data_ref().map(|data| self.messages.take(data)) {
             let reason = Reason::ProtocolViolation.row().reason;
             return Poll::Ready(Some(Err(grpc::status(Code::InvalidArgument, reason, detail).into())));
         }
@@ -128,7 +151,8 @@ mod tests {
     fn message(length: u32) -> Vec<u8> {
         let mut bytes = vec![0];
         bytes.extend(length.to_be_bytes());
-        bytes.resize(PREFIX + length as usize, 7);
+        // Read, these are numbers that nobody knows.
+        bytes.resize(PREFIX + length as usize, 0x78);
         bytes
     }
 
@@ -138,9 +162,9 @@ mod tests {
         let bad = [message(1 << 20), message(3), message(MAX_LATER_BYTES + 1)].concat();
         for cut in [1, 2, 3, 5, 7, 4_096, 1 << 21] {
             let mut messages = Messages::default();
-            assert!(good.chunks(cut).all(|data| messages.take(data)), "{cut}");
+            assert!(good.chunks(cut).all(|data| messages.take(data).is_ok()), "{cut}");
             let mut messages = Messages::default();
-            let read = bad.chunks(cut).take_while(|data| messages.take(data)).count() * cut;
+            let read = bad.chunks(cut).take_while(|data| messages.take(data).is_ok()).count() * cut;
             assert!(read <= (1 << 20) + 3 + 3 * PREFIX, "{cut}: its length was enough");
         }
     }

@@ -152,7 +152,11 @@ impl Task {
                 .map_or(self.ends, |(_, sent)| *sent + self.ack_deadline);
             tokio::select! {
                 message = inbound.message() => match message {
-                    Ok(Some(message)) => self.message(message).await?,
+                    Ok(Some(message)) => {
+                        self.message(message).await?;
+                        // Messages that have come already are no reason to keep others from this thread.
+                        tokio::task::yield_now().await;
+                    }
                     Ok(None) => {
                         if self.state.withdrawn {
                             self.session.ended();

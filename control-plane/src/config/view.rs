@@ -45,7 +45,7 @@ impl Push {
 pub(super) struct View {
     agent: AgentName,
     subscribed: BTreeMap<Kind, BTreeSet<AgentName>>,
-    held: HashMap<ResourceId, u64>,
+    held: BTreeMap<ResourceId, u64>,
     rejected: HashMap<ResourceId, u64>,
     // What has to be looked at, in the order in which sidecars need it.
     queue: BTreeSet<(usize, ResourceId)>,
@@ -71,7 +71,7 @@ impl View {
         let mut view = Self {
             agent,
             subscribed: BTreeMap::new(),
-            held,
+            held: held.into_iter().collect(),
             rejected: HashMap::new(),
             queue: BTreeSet::new(),
             missing: BTreeSet::new(),
@@ -169,10 +169,10 @@ impl View {
             }
             self.queue.extend(ids.into_iter().map(order));
         }
-        self.subscribed.entry(kind).or_default().extend(names);
         if kind == Kind::Policy {
-            self.queue.extend(self.policies(world).into_iter().map(order));
+            self.queue.extend(world.policies_of(&names).into_iter().map(order));
         }
+        self.subscribed.entry(kind).or_default().extend(names);
         self.synced.insert(kind);
         true
     }
@@ -184,26 +184,38 @@ impl View {
                 subscribed.remove(name);
             });
         }
-        let policies = self.policies(world);
-        let gone: Vec<ResourceId> = self
-            .held
-            .keys()
-            .filter(|id| match (kind, id.kind) {
-                (Kind::Policy, Kind::Policy) => !policies.contains(id),
-                (a, b) if a == b => {
-                    let agent = agent_of(&id.name);
-                    agent != self.agent.as_str() && names.iter().any(|n| n.as_str() == agent)
-                }
-                _ => false,
-            })
-            .cloned()
-            .collect();
-        for id in gone {
+        for id in self.came_by(kind, names, world) {
             self.held.remove(&id);
             self.rejected.remove(&id);
         }
-        self.missing
-            .retain(|id| id.kind != kind || !names.iter().any(|n| n.as_str() == id.name));
+        for name in names {
+            self.missing.remove(&ResourceId::new(kind, name.as_str()));
+        }
+    }
+
+    /// What is held because of these subscriptions alone. It is looked up by the names: a sidecar may list as held what it likes, and
+    /// then ask again and again.
+    fn came_by(&self, kind: Kind, names: &[AgentName], world: &World) -> Vec<ResourceId> {
+        let from = |prefix: &str| {
+            let held = self.held.range(ResourceId::new(kind, prefix)..);
+            held.map(|(id, _)| id).take_while(move |id| id.kind == kind)
+        };
+        let others = names.iter().filter(|name| **name != self.agent);
+        match kind {
+            Kind::Policy => {
+                let covering: BTreeSet<_> = self.policies(world).into_iter().collect();
+                from("").filter(|id| !covering.contains(*id)).cloned().collect()
+            }
+            Kind::Endpoint => {
+                let of = |name: &AgentName| {
+                    let prefix = format!("{name}/");
+                    let held = from(&prefix).take_while(|id| id.name.starts_with(&prefix));
+                    held.cloned().collect::<Vec<_>>()
+                };
+                others.flat_map(of).collect()
+            }
+            _ => others.map(|name| ResourceId::new(kind, name.as_str())).collect(),
+        }
     }
 
     /// The next push, or `None` where there is nothing to say: then the sidecar is at [`Self::revision`].
@@ -311,6 +323,12 @@ impl View {
                 }
             }
         }
+    }
+
+    /// Whether it is among what the sidecar holds.
+    #[cfg(test)]
+    pub(super) fn holds(&self, id: &ResourceId) -> bool {
+        self.held.contains_key(id)
     }
 
     /// The revision that the sidecar is at once everything that is due was acknowledged.

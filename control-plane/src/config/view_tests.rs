@@ -165,6 +165,32 @@ async fn run(steps: Vec<Step>) {
     follow.abort();
 }
 
+/// A subscription that ends costs what it names, and not what a sidecar lists as held: of the latter there may be much, and of
+/// the former one after the other.
+#[tokio::test]
+async fn what_came_by_a_subscription_is_found_by_its_name() {
+    let pair = Pair::new().await;
+    let mut held: HashMap<ResourceId, u64> = (0..100_000)
+        .map(|n| (ResourceId::new(Kind::Endpoint, format!("none-{n}/x")), 1))
+        .collect();
+    let own = ["a0/x", "a1/x", "a1/y", "a10/x"].map(|name| ResourceId::new(Kind::Endpoint, name));
+    held.extend(own.iter().cloned().map(|id| (id, 1)));
+    held.insert(ResourceId::new(Kind::Traffic, "a1"), 1);
+    let mut view = View::new(name(0), held, &pair.world, 1);
+    for batch in 0..200 {
+        let names: Vec<AgentName> = (0..1_000).map(|n| format!("b{batch}-{n}").parse().unwrap()).collect();
+        view.unsubscribe(Kind::Endpoint, &names, &pair.world);
+    }
+    let holds = |view: &View| own.clone().map(|id| view.holds(&id));
+    assert_eq!(holds(&view), [true; 4]);
+    view.unsubscribe(Kind::Endpoint, &[name(1), name(0)], &pair.world);
+    assert_eq!(holds(&view), [true, false, false, true]);
+    let traffic = ResourceId::new(Kind::Traffic, "a1");
+    assert!(view.holds(&traffic), "of another kind");
+    view.unsubscribe(Kind::Traffic, &[name(1)], &pair.world);
+    assert!(!view.holds(&traffic));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
     #[test]

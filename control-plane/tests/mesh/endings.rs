@@ -294,6 +294,9 @@ async fn what_the_protocol_does_not_allow_ends_the_stream() {
         .await,
         "instance_invalid"
     );
+    // Refused while they come in, whatever they would be once they are read.
+    let many = vec![aip_api::wire::Held::default(); 200_000];
+    assert_eq!(refused(Hello { held: many, ..hello() }).await, "protocol_violation");
 
     let anonymous = Sidecar::new(mesh.plane.run.mesh, "planner", &mesh.another_token("planner").await).await;
     let pin = mesh.plane.run.root;

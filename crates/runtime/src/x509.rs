@@ -288,7 +288,8 @@ pub enum Usage {
     Client,
 }
 
-/// Checks that the leaf chains to a root, for this use, now.
+/// Checks that the leaf chains to a root, for this use, now. Answers the intermediates by which it does, from the leaf's issuer
+/// on: what else came with it was not looked at.
 ///
 /// # Errors
 /// Unknown issuer, expired, not yet valid, or malformed.
@@ -298,7 +299,7 @@ pub fn verify_chain(
     roots: &[Vec<u8>],
     usage: Usage,
     now: UnixTime,
-) -> Result<(), IdentityError> {
+) -> Result<Vec<Vec<u8>>, IdentityError> {
     let malformed = |e: webpki::Error| IdentityError::Malformed(e.to_string());
     let entity = webpki::EndEntityCert::try_from(leaf).map_err(malformed)?;
     let ders: Vec<CertificateDer<'_>> = roots.iter().map(|r| CertificateDer::from(r.as_slice())).collect();
@@ -321,7 +322,11 @@ pub fn verify_chain(
             None,
             None,
         )
-        .map(|_| ())
+        .map(|path| {
+            path.intermediate_certificates()
+                .map(|above| above.der().to_vec())
+                .collect()
+        })
         .map_err(|e| match e {
             webpki::Error::CertExpired { .. } => IdentityError::Expired,
             webpki::Error::CertNotValidYet { .. } => IdentityError::NotYetValid,

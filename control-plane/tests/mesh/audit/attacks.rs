@@ -4,6 +4,8 @@ use aip_api::wire::{HeldLog, SegmentChunk};
 use aip_audit::log::{Options, Writer, fresh_name};
 use aip_audit::record::Direction;
 use aip_audit::{Closing, Record};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
 use super::refused;
@@ -97,6 +99,25 @@ async fn a_checkpoint_that_its_agent_did_not_sign_is_refused() {
         Ok(0),
         "and the honest one is taken"
     );
+}
+
+/// What comes with a certificate is kept for as long as records are: only what is signed is.
+#[tokio::test]
+async fn of_a_checkpoint_s_chain_only_what_leads_to_a_root_is_kept() {
+    let mesh = Mesh::dev().await;
+    let planner = mesh.joined("planner").await;
+    let mut log = Log::fresh();
+    log.fill(3);
+    let (mut stream, _) = Audit::resumed(&planner, &log).await;
+    let mut padded = log.checkpoint(&planner);
+    let honest = padded.chain.clone();
+    padded.chain.extend([vec![7; 16 * 1024], vec![8; 16 * 1024]]);
+    stream.checkpoint(padded).await.unwrap();
+    let shown = mesh.admin.get("/v1/audit/checkpoints").await;
+    let chain = shown["items"][0]["chain"].as_str().unwrap_or_else(|| panic!("{shown}"));
+    let kept = mesh.admin.get(&format!("/v1/audit/chains/{chain}")).await;
+    let honest: Vec<_> = honest.iter().map(|der| STANDARD.encode(der)).collect();
+    assert_eq!(kept["certificates"], json!(honest));
 }
 
 #[tokio::test]

@@ -93,7 +93,7 @@ struct Part<'a> {
 pub fn find(logs: &[Log], filter: &Filter, bounds: &Bounds<'_>) -> Result<Found, LogError> {
     let mut parts = Vec::new();
     for log in logs {
-        parts.extend(parts_of(log)?);
+        parts.extend(unless_gone(parts_of(log))?);
     }
     parts.sort_by_key(|part| std::cmp::Reverse(part.newest));
     let wanted = Wanted::of(filter);
@@ -218,11 +218,7 @@ fn search<'a>(
     if !shares.take(part)? {
         return Ok(());
     }
-    let held = match rows(&part.log.dir, part.segment, part.records) {
-        // A quota took it meanwhile.
-        Err(LogError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        held => held?,
-    };
+    let held = unless_gone(rows(&part.log.dir, part.segment, part.records))?;
     let latest = latest(part.log, part.segment);
     for row in held.chunks_exact(ROW_BYTES).rev() {
         if let Some((at, offset)) = wanted.hit(row, latest) {
@@ -230,6 +226,14 @@ fn search<'a>(
         }
     }
     Ok(())
+}
+
+/// What was read, and nothing of what was taken away meanwhile: by a quota, or with a log that came to nothing.
+fn unless_gone<T: Default>(read: Result<T, LogError>) -> Result<T, LogError> {
+    match read {
+        Err(LogError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(T::default()),
+        read => read,
+    }
 }
 
 fn millis(time: SystemTime) -> u64 {

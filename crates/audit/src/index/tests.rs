@@ -293,6 +293,16 @@ fn log_of(dir: &Path, agent: &str, times: impl Iterator<Item = u64>) -> Log {
     }
 }
 
+/// A log that came to nothing is taken away, also while somebody looks for records of others.
+#[test]
+fn a_log_that_is_gone_hides_nobody_elses_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let logs = ["gone", "there"].map(|agent| log_of(dir.path(), agent, 100..120));
+    std::fs::remove_dir_all(&logs[0].dir).unwrap();
+    let found = find(&logs, &Filter::default(), &bounds(10, None)).unwrap();
+    assert_eq!(times(&found.hits), naive_times(100..120, 10));
+}
+
 /// However much a few agents record: the others' records are found, theirs as far as their share reaches, and it is said whose
 /// were left out.
 #[test]

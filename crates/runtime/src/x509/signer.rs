@@ -27,6 +27,8 @@ pub struct SvidSigner {
     pub not_before: u64,
     /// Unix seconds.
     pub not_after: u64,
+    /// DER: the SVID, and what leads from it to a root. What was sent with them is not among them: nobody signed that.
+    pub chain: Vec<Vec<u8>>,
 }
 
 /// The signer of a statement that was made at `at` (Unix seconds): `chain` is DER, leaf first, and must lead to a root of
@@ -61,7 +63,7 @@ pub fn svid_signer(chain: &[Vec<u8>], state: &TrustState, at: u64) -> Result<Svi
     let der = |bytes: &Vec<u8>| CertificateDer::from(bytes.clone());
     let above: Vec<_> = above.iter().map(der).collect();
     let time = UnixTime::since_unix_epoch(Duration::from_secs(within));
-    verify_chain(&der(leaf), &above, state.roots(), Usage::Client, time)?;
+    let path = verify_chain(&der(leaf), &above, state.roots(), Usage::Client, time)?;
     let uri = spiffe_uri(&certificate)?;
     let id: SpiffeId = uri
         .parse()
@@ -77,5 +79,6 @@ pub fn svid_signer(chain: &[Vec<u8>], state: &TrustState, at: u64) -> Result<Svi
         point,
         not_before,
         not_after,
+        chain: std::iter::once(leaf.clone()).chain(path).collect(),
     })
 }
