@@ -110,6 +110,10 @@ impl Used {
             0 => drop(of_agent.remove(log)),
             bytes => drop(of_agent.insert(log.to_owned(), bytes)),
         }
+        // Agents come and go for years.
+        if of_agent.is_empty() {
+            used.remove(agent);
+        }
     }
 
     /// The agent's logs that take any.

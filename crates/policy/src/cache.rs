@@ -77,6 +77,18 @@ impl DecisionCache {
         }
     }
 
+    /// Forgets what the set of this digest decided, and gives the memory back.
+    pub(crate) fn forget(&mut self, digest: &str) {
+        let stays = |key: &Key| !key.starts_with(digest.as_bytes());
+        self.entries.retain(|key, _| stays(key));
+        self.entries.shrink_to_fit();
+        self.callers.retain(|_, queue| {
+            queue.retain(stays);
+            !queue.is_empty()
+        });
+        self.turns.retain(|caller| self.callers.contains_key(caller));
+    }
+
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
@@ -108,6 +120,24 @@ mod tests {
         fill(&mut cache, "loud", MAX_CACHED_DECISIONS * 2);
         assert!(cache.get(b"quiet 0").is_some());
         assert_eq!(cache.len(), 1 + MAX_CACHED_PER_CALLER);
+    }
+
+    #[test]
+    fn what_one_set_decided_is_forgotten_and_nothing_else() {
+        let mut cache = DecisionCache::default();
+        for (set, caller) in [("old", "a"), ("new", "a"), ("old", "b")] {
+            for index in 0..10 {
+                cache.insert(caller, format!("{set} {caller} {index}").as_bytes(), decision());
+            }
+        }
+        cache.forget("old");
+        assert_eq!(cache.len(), 10);
+        assert!(cache.get(b"new a 0").is_some() && cache.get(b"old a 0").is_none());
+        assert_eq!(cache.callers.keys().map(|caller| &**caller).collect::<Vec<_>>(), ["a"]);
+        assert_eq!(cache.turns.len(), 1);
+        // What is left is evicted as before.
+        fill(&mut cache, "a", MAX_CACHED_PER_CALLER);
+        assert_eq!(cache.len(), MAX_CACHED_PER_CALLER);
     }
 
     #[test]

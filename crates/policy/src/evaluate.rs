@@ -4,7 +4,7 @@
 //! reference counts than on the evaluation; two that don't are twice as fast as one.
 
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use regorus::Value;
 use regorus::rvm::vm::{ExecutionMode, VmError};
@@ -28,12 +28,15 @@ use crate::verdict::{Decision, builtin};
 pub struct Evaluator {
     /// Most recently used last.
     loaded: Vec<Loaded>,
+    /// What these have decided.
     cache: DecisionCache,
     key: Vec<u8>,
 }
 
 /// A set in memory of this worker's own.
 struct Loaded {
+    /// Gone once nobody can ask for it any more.
+    of: Weak<PolicySet>,
     digest: Arc<str>,
     originals: Arc<Program>,
     guarded: Arc<Program>,
@@ -127,19 +130,39 @@ impl Evaluator {
     fn load(&mut self, set: &Arc<PolicySet>) -> usize {
         let last = self.loaded.len().wrapping_sub(1);
         match self.loaded.iter().rposition(|loaded| loaded.digest == set.digest) {
-            Some(at) if at == last => return at,
+            Some(at) if at == last => {}
             Some(at) => {
                 let loaded = self.loaded.remove(at);
                 self.loaded.push(loaded);
             }
             None => {
-                if self.loaded.len() >= MAX_SETS_PER_WORKER {
-                    self.loaded.remove(0);
-                }
+                self.let_go();
                 self.loaded.push(Loaded::new(set));
             }
         }
-        self.loaded.len() - 1
+        let at = self.loaded.len() - 1;
+        // The same policies, compiled again.
+        if !std::ptr::eq(self.loaded[at].of.as_ptr(), Arc::as_ptr(set)) {
+            self.loaded[at].of = Arc::downgrade(set);
+        }
+        at
+    }
+
+    /// Makes room for a set: those that were let go of go, with what they decided, which nobody would find again; else the one
+    /// that was used least recently, where there are as many as may be. Policies that change every second would otherwise
+    /// fill the cache with decisions of the versions before.
+    fn let_go(&mut self) {
+        let is_full = self.loaded.len() >= MAX_SETS_PER_WORKER;
+        let mut gone: Vec<Loaded> = self
+            .loaded
+            .extract_if(.., |loaded| loaded.of.strong_count() == 0)
+            .collect();
+        if gone.is_empty() && is_full {
+            gone.push(self.loaded.remove(0));
+        }
+        for loaded in gone {
+            self.cache.forget(&loaded.digest);
+        }
     }
 }
 
@@ -152,8 +175,9 @@ fn far_end(facts: &Facts) -> &str {
 }
 
 impl Loaded {
-    fn new(set: &PolicySet) -> Self {
+    fn new(set: &Arc<PolicySet>) -> Self {
         Self {
+            of: Arc::downgrade(set),
             digest: set.digest.clone(),
             originals: Arc::new(private_program(&set.original)),
             guarded: Arc::new(private_program(&set.guarded)),

@@ -69,9 +69,14 @@ impl Cache {
     pub fn store<'a>(
         &self,
         revision: u64,
-        resources: impl Iterator<Item = &'a wire::Resource>,
+        resources: impl Iterator<Item = &'a wire::Resource> + Clone,
     ) -> Result<(), CacheError> {
-        let mut bytes = Vec::new();
+        // All of it at once, and no more: this is done after every push.
+        let all = resources.clone().map(|r| {
+            let length = r.encoded_len();
+            prost::length_delimiter_len(length) + length
+        });
+        let mut bytes = Vec::with_capacity(all.sum());
         for resource in resources {
             resource.encode_length_delimited(&mut bytes).map_err(io::Error::other)?;
         }

@@ -325,7 +325,8 @@ impl Session {
     async fn persist(&self) {
         let Some(cache) = self.client.cache.clone() else { return };
         let (revision, resources): (u64, Vec<_>) = (self.world.revision(), self.world.resources().cloned().collect());
-        let stored = tokio::task::spawn_blocking(move || cache.store(revision, resources.iter())).await;
+        let stored =
+            tokio::task::spawn_blocking(move || cache.store(revision, resources.iter().map(AsRef::as_ref))).await;
         if let Ok(Err(error)) = stored {
             // Serving goes on: only a restart without a control plane is lost.
             tracing::error!(reason = "cache_not_written", %error, "a restart would need the control plane");

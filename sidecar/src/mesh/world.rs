@@ -13,6 +13,7 @@ use aip_runtime::signed;
 use aip_runtime::trust::{Trust, TrustState};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 
 use crate::snapshot::{AttachedPolicy, PolicySets, Snapshot, source_of};
 
@@ -26,7 +27,8 @@ const MAX_TOMBSTONES: usize = 4_096;
 /// A resource that was taken.
 #[derive(Debug, Clone)]
 struct Held {
-    resource: wire::Resource,
+    /// Shared with whoever writes all of them to the disk, which is after every push.
+    resource: Arc<wire::Resource>,
     document: Document,
 }
 
@@ -80,7 +82,7 @@ pub struct World {
     held: BTreeMap<ResourceId, Held>,
     revision: u64,
     // Of all that was ever taken, what has the highest revision, as it was signed: it may be let go of.
-    newest: Option<wire::Resource>,
+    newest: Option<Arc<wire::Resource>>,
     synced: BTreeSet<Kind>,
     sets: Arc<PolicySets>,
 }
@@ -221,7 +223,12 @@ impl World {
     }
 
     fn hold(&mut self, id: ResourceId, resource: &wire::Resource, document: Document) {
-        let resource = resource.clone();
+        // In memory of its own: what was read shares the buffer of its message, and would keep all 8 KiB or more of that for as
+        // long as it is held. A revocation of 64 bytes is held for a day.
+        let resource = Arc::new(wire::Resource {
+            payload: Bytes::copy_from_slice(&resource.payload),
+            ..resource.clone()
+        });
         if self
             .newest
             .as_ref()
@@ -330,7 +337,7 @@ impl World {
     /// Of all resources and tombstones that were taken, the one of the highest revision: a control plane that is below it was
     /// restored from a copy.
     pub fn newest(&self) -> Option<&wire::Resource> {
-        self.newest.as_ref()
+        self.newest.as_deref()
     }
 
     /// Raises the revision to one that was persisted.
@@ -371,7 +378,7 @@ impl World {
     }
 
     /// The signed resources, for the cache.
-    pub fn resources(&self) -> impl Iterator<Item = &wire::Resource> {
+    pub fn resources(&self) -> impl Iterator<Item = &Arc<wire::Resource>> {
         self.held.values().map(|h| &h.resource)
     }
 

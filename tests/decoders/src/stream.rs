@@ -86,7 +86,7 @@ fn pushed(push: wire::ConfigResponse) -> bool {
     let mut world = World::new(MESH.origin(), MESH.trust().clone().shared());
     let rejected = world.apply(&push, NOW);
     assert!(rejected.len() <= push.resources.len());
-    world.resources().for_each(is_signed);
+    world.resources().map(AsRef::as_ref).for_each(is_signed);
     let _ = world.snapshot();
     world.resources().next().is_some()
 }
@@ -251,7 +251,7 @@ pub(crate) fn resource(bytes: &[u8]) -> bool {
         return false;
     }
     assert!(payload.len() <= MAX_PAYLOAD_BYTES && name.len() <= MAX_NAME_BYTES && (!deleted || payload.is_empty()));
-    world.resources().for_each(is_signed);
+    world.resources().map(AsRef::as_ref).for_each(is_signed);
     let _ = world.snapshot();
     let mut altered = sent.clone();
     altered.revision += 1;
@@ -452,7 +452,7 @@ fn is_kept(files: &Files, mut bytes: &[u8]) -> bool {
         ..Default::default()
     };
     world.apply(&push, NOW);
-    world.resources().for_each(is_signed);
+    world.resources().map(AsRef::as_ref).for_each(is_signed);
     world.resources().next().is_some()
 }
 

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::Evaluator;
 use crate::facts::{Fact, Facts, PeerFacts};
+use crate::limits::MAX_SETS_PER_WORKER;
 use crate::set::PolicySet;
 use crate::source::PolicySource;
 use crate::verdict::{Decision, Verdict, builtin};
@@ -101,4 +102,53 @@ fn a_fact_that_is_not_established_denies_before_negation_sees_it() {
         "source.reputation could not be established: registry_unreachable"
     );
     assert_eq!(decide(&[allow()], &facts).verdict, Verdict::Allow, "nobody reads it");
+}
+
+/// The `version`th version of a policy.
+fn version(version: usize) -> PolicySource {
+    let rules =
+        format!(r#"rules contains {{"rule": "v{version}", "verdict": "allow", "reason": input.source.id}} if true"#);
+    policy("changes", &rules)
+}
+
+#[test]
+fn what_is_no_longer_in_force_leaves_nothing_behind() {
+    let mut evaluator = Evaluator::new();
+    let (base, kept) = (set(&[allow()]), from("kept"));
+    evaluator.decide(&base, &kept);
+    for n in 0..3 * MAX_SETS_PER_WORKER {
+        let current = set(&[version(n)]);
+        for caller in 0..10 {
+            let decision = evaluator.decide(&current, &from(&format!("caller {caller}")));
+            assert_eq!(decision.rule(), format!("v{n}"));
+        }
+        // Of this version, and of what else stands.
+        assert!(evaluator.loaded.len() <= 2 && evaluator.cache.len() <= 11, "after {n}");
+    }
+    assert!(evaluator.decide(&base, &kept).cached, "what stands is found");
+}
+
+#[test]
+fn what_is_compiled_again_is_in_force_as_long_as_the_last_one_is() {
+    let mut evaluator = Evaluator::new();
+    let facts = from("caller");
+    let first = set(&[version(1)]);
+    evaluator.decide(&first, &facts);
+    let again = set(&[version(1)]);
+    assert!(evaluator.decide(&again, &facts).cached);
+    drop(first);
+    evaluator.decide(&set(&[version(2)]), &facts);
+    assert!(evaluator.decide(&again, &facts).cached);
+}
+
+#[test]
+fn what_stands_is_let_go_of_where_more_stands_than_is_kept() {
+    let mut evaluator = Evaluator::new();
+    let sets: Vec<_> = (0..=MAX_SETS_PER_WORKER).map(|n| set(&[version(n)])).collect();
+    for set in &sets {
+        evaluator.decide(set, &from("caller"));
+    }
+    assert_eq!(evaluator.loaded.len(), MAX_SETS_PER_WORKER);
+    assert_eq!(evaluator.cache.len(), MAX_SETS_PER_WORKER);
+    assert!(!evaluator.decide(&sets[0], &from("caller")).cached);
 }

@@ -1,5 +1,7 @@
 mod any_order;
 
+use prost::Message as _;
+
 use super::*;
 use crate::testing::Keys;
 
@@ -86,6 +88,21 @@ fn what_was_compiled_goes_with_what_it_was_compiled_from() {
         assert!(Arc::ptr_eq(&compiled, &again));
         assert_eq!(snapshot.sets.len(), 1);
     }
+}
+
+/// The buffer of a message is as large as all that came with it.
+#[test]
+fn what_is_held_keeps_no_message_alive() {
+    let keys = Keys::new();
+    let mut world = keys.world();
+    let message = Bytes::from(push(vec![keys.agent("peer", 1), keys.endpoint("peer", 2)]).encode_to_vec());
+    let read = wire::ConfigResponse::decode(message.clone()).unwrap();
+    let is_of_message = |payload: &Bytes| message.as_ptr_range().contains(&payload.as_ptr());
+    assert!(read.resources.iter().all(|r| is_of_message(&r.payload)));
+    assert!(world.apply(&read, NOW).is_empty());
+    let held: Vec<_> = world.resources().map(AsRef::as_ref).chain(world.newest()).collect();
+    assert_eq!(held.len(), 3);
+    assert!(held.iter().all(|r| !r.payload.is_empty() && !is_of_message(&r.payload)));
 }
 
 /// What is held is not forgotten for tombstones' sake.

@@ -117,7 +117,7 @@ fn held(world: &World) -> BTreeMap<ResourceId, (u64, bool)> {
         let id = ResourceId::new(Kind::from_wire(r.kind).unwrap(), r.name.clone());
         (id, (r.revision, r.deleted))
     };
-    world.resources().map(one).collect()
+    world.resources().map(|resource| one(resource)).collect()
 }
 
 /// All that requests are decided by.
