@@ -20,7 +20,7 @@ use aip_audit::verify::{Fault, Kind, LogReport};
 use aip_tests::agent::Agent;
 use aip_tests::process::{Mesh, Sidecar};
 use aip_tests::seeded::number;
-use aip_tests::trail;
+use aip_tests::{trail, wait};
 use http::Method;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -40,6 +40,9 @@ const SVID: u64 = 60;
 /// MiB of a sidecar's log, and of the control plane's copies of one agent's: both are full soon, so that what an hour at
 /// most adds is what a leak adds.
 const LOG_MIB: u64 = 16;
+
+/// How long the control plane may be behind in the end.
+const SENT: Duration = Duration::from_secs(180);
 
 /// The name of one that stands.
 fn name(standing: usize) -> String {
@@ -77,6 +80,7 @@ async fn load_and_churn_fail_nobody_and_leak_nothing() {
     meter.is_flat();
     renewed(&mesh, minutes).await;
     nobody_complains(&mesh, &standing);
+    all_is_sent(&standing).await;
     verifies(&mesh, &churn.left).await;
 }
 
@@ -113,6 +117,18 @@ fn nobody_complains(mesh: &Mesh, standing: &[Sidecar]) {
         let said = process.stderr();
         let errors: Vec<_> = said.lines().filter(|line| line.contains("ERROR")).take(5).collect();
         assert!(errors.is_empty(), "{}: {errors:#?}", process.name);
+    }
+}
+
+/// The control plane has what was recorded: from then on nothing comes, for which it would let go of what is being exported.
+async fn all_is_sent(standing: &[Sidecar]) {
+    for sidecar in standing {
+        let what = format!("all of {} is sent", sidecar.spec.name);
+        wait::until_within(SENT, &what, async || {
+            let unsent = sidecar.metric("aip_audit_unsent_bytes", &[]).await;
+            (unsent < 1.0).then_some(())
+        })
+        .await;
     }
 }
 
