@@ -13,6 +13,8 @@ mod kinds;
 mod mesh;
 #[path = "data_path/orders.rs"]
 mod orders;
+#[path = "data_path/paused.rs"]
+mod paused;
 #[path = "data_path/pki.rs"]
 mod pki;
 
@@ -56,6 +58,8 @@ mod rewrite;
 mod stopped;
 #[path = "data_path/stream.rs"]
 mod stream;
+#[path = "data_path/timeouts.rs"]
+mod timeouts;
 #[path = "data_path/unread.rs"]
 mod unread;
 #[path = "data_path/upgrade.rs"]

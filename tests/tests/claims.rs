@@ -176,8 +176,13 @@ async fn from_a_page(address: std::net::SocketAddr) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_in_a_browser_is_refused_at_every_port() {
     let pair = pair().await;
-    for address in [pair.caller.outbound, pair.caller.admin] {
+    for address in [pair.caller.outbound, pair.caller.admin, pair.caller.probes] {
         from_a_page(address).await;
+    }
+    // 15006 knows TLS only, and no page has a certificate.
+    for text in FROM_A_PAGE {
+        let answer = http::raw(pair.callee.inbound, text.as_bytes(), to_the_end).await;
+        assert!(!answer.contains("HTTP"), "{text}: {answer}");
     }
     // A script or an image is asked for without an origin.
     let look = |site: &'static str| {

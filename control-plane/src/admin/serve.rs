@@ -204,3 +204,44 @@ where
         () = must_leave => {},
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use aip_runtime::drain;
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    /// How long the API hears out who says a byte of a head each second after `first`, and what it answered.
+    async fn heard_out(first: &'static [u8]) -> (u64, String) {
+        let (far, near) = duplex(1024);
+        let (_drain, watch) = drain::channel();
+        let router = Router::new().route("/", get(async || "here"));
+        let serving = connection(near, router, watch, Visitor::new(None));
+        let (mut answers, mut says) = tokio::io::split(far);
+        tokio::spawn(async move {
+            let mut said = says.write_all(first).await;
+            while said.is_ok() {
+                sleep(Duration::from_secs(1)).await;
+                said = says.write_all(b"G").await;
+            }
+        });
+        let began = Instant::now();
+        serving.await;
+        let mut answer = Vec::new();
+        answers.read_to_end(&mut answer).await.unwrap();
+        (began.elapsed().as_secs(), String::from_utf8(answer).unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_trickles_in_is_cut() {
+        let (seconds, answer) = heard_out(b"GET / HTTP/1.1\r\nx-slow: ").await;
+        assert_eq!((seconds, answer.as_str()), (FIRST_HEAD.as_secs(), ""));
+        // The next one has what is between two requests of a client.
+        let (seconds, answer) = heard_out(b"GET / HTTP/1.1\r\nhost: x\r\n\r\nGET / HTTP/1.1\r\nx-slow: ").await;
+        assert!((10..20).contains(&seconds), "{seconds}");
+        assert_eq!(answer.matches("HTTP/1.1 200").count(), 1, "{answer}");
+    }
+}

@@ -6,7 +6,7 @@
 //! | being a process | [`settings`], [`telemetry`], [`spans`], [`shutdown`], [`drain`], [`ready`], [`admin`], [`backoff`], [`files`], [`limits`], [`fault`] |
 //! | keys and statements | [`signing`], [`jws`], [`signed`], [`kill`], [`sealing`] |
 //! | identity | [`x509`], [`trust`], [`svid`] |
-//! | the wire | [`sockets`], [`door`], [`tls`], [`grpc`] |
+//! | the wire | [`sockets`], [`door`], [`tls`], [`preface`], [`grpc`] |
 //! | policy admission in a child that may die | [`admission`] |
 //!
 //! This is the only crate that names rustls: everything else sees TLS as streams with a verified peer.
@@ -24,6 +24,7 @@ pub mod grpc;
 pub mod jws;
 pub mod kill;
 pub mod limits;
+pub mod preface;
 pub mod ready;
 pub mod sealing;
 pub mod settings;

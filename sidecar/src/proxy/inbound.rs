@@ -7,6 +7,7 @@ use std::sync::Arc;
 use aip_policy::Direction;
 use aip_runtime::door::{Door, Known};
 use aip_runtime::drain::DrainWatch;
+use aip_runtime::preface::Prefaced;
 use aip_runtime::tls::{self, Clients, TlsError};
 use aip_runtime::x509::PeerIdentity;
 use arc_swap::ArcSwap;
@@ -90,7 +91,7 @@ where
         drain: Some(drain.clone()),
         tunnel: None,
     });
-    let stream = Corked::new(Recorded::new(tls, &proxy.settings.audit));
+    let stream = Corked::new(Recorded::new(Prefaced::new(tls), &proxy.settings.audit));
     let service = service_fn(move |request| {
         let (proxy, via) = (proxy.clone(), via.clone());
         async move { Ok::<_, Infallible>(pipeline::handle(proxy, via, request).await) }

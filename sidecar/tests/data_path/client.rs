@@ -201,16 +201,21 @@ impl Stranger {
         self.connect_streaming(address, agent).await
     }
 
+    /// A connection on which nothing has been said inside of TLS.
+    pub async fn connect_raw(&self, address: SocketAddr, agent: &str) -> tls::ClientTls<TcpStream> {
+        let expected = format!("spiffe://{TRUST_DOMAIN}/agent/{agent}").parse().unwrap();
+        let config = tls::agent_client(self.svid.slot(), &self.trust, expected, tls::ALPN_H2).unwrap();
+        let tcp = TcpStream::connect(address).await.unwrap();
+        tls::connect(&config, &self.trust, tcp).await.unwrap().0
+    }
+
     /// A connection for requests with bodies of any kind.
     pub async fn connect_streaming<B>(&self, address: SocketAddr, agent: &str) -> SendRequest<B>
     where
         B: hyper::body::Body<Data = Bytes> + Unpin + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let expected = format!("spiffe://{TRUST_DOMAIN}/agent/{agent}").parse().unwrap();
-        let config = tls::agent_client(self.svid.slot(), &self.trust, expected, tls::ALPN_H2).unwrap();
-        let tcp = TcpStream::connect(address).await.unwrap();
-        let (tls, _) = tls::connect(&config, &self.trust, tcp).await.unwrap();
+        let tls = self.connect_raw(address, agent).await;
         let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls));
         let (sender, connection) = handshake.await.unwrap();
         tokio::spawn(connection);

@@ -16,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 use crate::door::{Bounds, Door, Guest, Place};
+use crate::preface::Prefaced;
 use crate::tls::{MeshTls, ServerTls};
 use crate::trust::Trust;
 use crate::x509::PeerIdentity;
@@ -52,7 +53,7 @@ pub struct PeerInfo {
 
 /// A connection whose handshake is over.
 pub struct MeshStream {
-    stream: ServerTls<TcpStream>,
+    stream: Prefaced<ServerTls<TcpStream>>,
     peer: PeerInfo,
     // Of one without a certificate, or for orders alone: ready when it must end.
     gives_way: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
@@ -124,7 +125,7 @@ async fn known(
         false => (known.peer, None),
     };
     Some(MeshStream {
-        stream: known.stream,
+        stream: Prefaced::new(known.stream),
         gives_way,
         peer: PeerInfo {
             identity,
