@@ -57,7 +57,10 @@ fn reset_admin() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(bootstrap::reset_admin(&settings))?;
     let file = settings.data.join(bootstrap::ADMIN_TOKEN_FILE);
-    println!("every admin token was revoked; a new one is in {}", file.display());
+    println!(
+        "every admin token was revoked, and what waited for a second person is void; a new token is in {}",
+        file.display()
+    );
     Ok(())
 }
 

@@ -15,7 +15,7 @@ pub const SUBCOMMAND: &str = "reset-admin";
 /// Rows of a kind that are looked at; there are never more.
 const ROWS: usize = 10_000;
 
-/// Revokes every admin token, forgets the second person, and writes a new first token. It stands in the audit.
+/// Revokes every admin token, voids all that waits for a second person, forgets who that is, and writes a new first token. It stands in the audit.
 ///
 /// # Errors
 /// There is no mesh, it is in use, or as [`StartError`] lists.
@@ -29,7 +29,12 @@ pub async fn reset_admin(settings: &Settings) -> Result<(), StartError> {
     let admin = first_admin(mesh.record.mode, now);
     let draft = registry.change(&Actor::control_plane(), "admin_token.reset", &admin.jti);
     let mut draft = draft.put(keys::admin_token(&admin.jti), &admin, Expect::Absent);
-    for (key, held) in registry.all::<AdminTokenRecord>(keys::ADMIN_TOKENS, ROWS).await? {
+    let tokens = registry.all::<AdminTokenRecord>(keys::ADMIN_TOKENS, ROWS).await?;
+    let count = tokens
+        .iter()
+        .filter(|(_, held)| held.value.revoked_at.is_none())
+        .count();
+    for (key, held) in tokens {
         let revoked = AdminTokenRecord {
             revoked_at: held.value.revoked_at.or(Some(now)),
             ..held.value
@@ -37,8 +42,12 @@ pub async fn reset_admin(settings: &Settings) -> Result<(), StartError> {
         draft = draft.put(key, &revoked, Expect::At(held.revision));
     }
     let claims = registry.store.scan(keys::CLAIMS, "", ROWS).await?;
+    // The new token is of the name that a stolen one may have been of: who reads what waits would take it for their own.
+    let proposals = registry.store.scan(keys::PROPOSALS, "", ROWS).await?;
+    let void = proposals.len();
     let gone = claims
         .into_iter()
+        .chain(proposals)
         .map(|e| e.key)
         .chain([keys::SECOND_PERSON.to_owned()]);
     let gone = gone.map(|key| Op::Delete {
@@ -46,6 +55,7 @@ pub async fn reset_admin(settings: &Settings) -> Result<(), StartError> {
         expect: Expect::Any,
     });
     let token = auth::token(&mesh.ca, &admin)?;
+    let draft = draft.detail(format!("{count} admin tokens revoked, {void} proposals void"));
     draft.ops(gone).commit().await?;
     registry.store.close().await;
     write(&settings.data.join(ADMIN_TOKEN_FILE), token.as_bytes())

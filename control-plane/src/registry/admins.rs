@@ -6,9 +6,8 @@ use aip_api::Digest;
 use aip_api::problem::FieldError;
 use serde::{Deserialize, Serialize};
 
-use super::proposals::MAX_PROPOSALS;
 use super::records::{Action, AdminTokenRecord, Claim, Proposal, SecondPerson};
-use super::{Actor, Draft, Outcome, Registry, Versioned, keys};
+use super::{Actor, Draft, Outcome, Registry, Versioned, decode, keys};
 use crate::admin::roles::{Permission, Role, may};
 use crate::refusal::{Reason, Refusal};
 use crate::reputation::signed;
@@ -191,7 +190,7 @@ impl Registry {
     }
 
     /// Revokes an admin token; requests with it are refused from now on, and what its person proposed is void: nobody
-    /// knows which of it was theirs.
+    /// knows which of it was theirs. So is what would issue that person another: who proposed it did not know.
     ///
     /// # Errors
     /// Unknown, or the store fails.
@@ -206,14 +205,18 @@ impl Registry {
             revoked_at: Some(self.clock.now()),
             ..held.value
         };
-        let proposals = self.all::<Proposal>(keys::PROPOSALS, MAX_PROPOSALS).await?;
-        let void = proposals
-            .into_iter()
-            .filter(|(_, p)| p.value.proposed_by == revoked.sub);
-        let void = void.map(|(key, _)| Op::Delete {
-            key,
-            expect: Expect::Any,
-        });
+        let for_them = |action: &Action| matches!(action, Action::IssueAdmin { wanted } if wanted.sub == revoked.sub);
+        let mut void = Vec::new();
+        // All of them: of many that are made at once, more may wait than should.
+        for entry in self.store.snapshot(keys::PROPOSALS).await?.entries {
+            let proposal = decode::<Proposal>(&entry)?.value;
+            if proposal.proposed_by == revoked.sub || for_them(&proposal.action) {
+                void.push(Op::Delete {
+                    key: entry.key,
+                    expect: Expect::Any,
+                });
+            }
+        }
         let draft = self.change(actor, "admin_token.revoke", jti).ops(void);
         draft.put(key, &revoked, Expect::At(held.revision)).commit().await
     }

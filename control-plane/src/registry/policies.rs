@@ -62,9 +62,12 @@ impl Registry {
         if name.as_str() == BASELINE {
             return Err(Reason::BaselineRequired.into());
         }
-        self.existing::<Policy>(name.as_str()).await?;
-        self.do_or_propose(sub, Action::DeletePolicy { name: name.clone() })
-            .await
+        retrying(async || {
+            let removes = self.existing::<Policy>(name.as_str()).await?.revision;
+            let name = name.clone();
+            self.do_or_propose(sub, Action::DeletePolicy { name, removes }).await
+        })
+        .await
     }
 
     /// A policy's versions, newest first, each with the revision that wrote it.
@@ -127,16 +130,17 @@ impl Registry {
         self.version_ops(draft, actor, &policy.name, Some(policy)).await
     }
 
-    /// Adds what removes a policy; its versions stay.
+    /// Adds what removes a policy that is at revision `removes`; its versions stay.
     pub(super) async fn delete_policy_ops(
         &self,
         draft: Draft,
         actor: &Actor,
         name: &PolicyName,
+        removes: u64,
     ) -> Result<Draft, Refusal> {
         let held = self.existing::<Policy>(name.as_str()).await?;
         let draft = self.keep_former(draft, &held)?;
-        let draft = draft.delete_resource(Kind::Policy, name.as_str(), Expect::At(held.revision));
+        let draft = draft.delete_resource(Kind::Policy, name.as_str(), Expect::At(removes));
         self.version_ops(draft, actor, name, None).await
     }
 

@@ -97,7 +97,8 @@ impl Registry {
                 return Err(Refusal::new(Reason::SecondPersonRequired, detail));
             }
             if let Action::ResetReputation { agent, .. } = action {
-                // The second person is none whom it helps, either.
+                // Neither of the two is one whom it helps, by now.
+                self.may_judge(proposed_by, agent).await?;
                 self.may_judge(sub, agent).await?;
             }
             self.still_stands(&held.value).await?;
@@ -137,6 +138,10 @@ impl Registry {
                 let name = policy.name.as_str();
                 (name, *replaces, self.revision_of::<Policy>(name).await?)
             }
+            Action::DeletePolicy { name, removes } => {
+                let name = name.as_str();
+                (name, *removes, self.revision_of::<Policy>(name).await?)
+            }
             Action::PutMeshConfig { replaces, .. } => {
                 let name = MeshConfig::NAME;
                 (name, *replaces, self.revision_of::<MeshConfig>(name).await?)
@@ -145,12 +150,11 @@ impl Registry {
                 let now = self.worst_since(agent, *events).await?;
                 (agent.as_str(), *events, now)
             }
-            // Orders that are to end must be in force, which is looked at when they do.
-            Action::DeletePolicy { .. }
-            | Action::IssueAdmin { .. }
-            | Action::Stop { .. }
-            | Action::Resume { .. }
-            | Action::Lift { .. } => return Ok(()),
+            // Each says all that it does: an order never changes, and one that is to end must be in force, which is looked at
+            // when it does; a lift rewrites what stands; what would issue a token to somebody who was revoked since is gone.
+            Action::IssueAdmin { .. } | Action::Stop { .. } | Action::Resume { .. } | Action::Lift { .. } => {
+                return Ok(());
+            }
         };
         if seen == now {
             return Ok(());
@@ -182,7 +186,7 @@ impl Registry {
             }
             Action::PutAgent { agent, replaces } => self.agent_ops(draft, agent, *replaces).await,
             Action::PutPolicy { policy, replaces } => self.put_policy_ops(draft, actor, policy, *replaces).await,
-            Action::DeletePolicy { name } => self.delete_policy_ops(draft, actor, name).await,
+            Action::DeletePolicy { name, removes } => self.delete_policy_ops(draft, actor, name, *removes).await,
             Action::PutMeshConfig { config, replaces } => self.mesh_config_ops(draft, config, *replaces).await,
             Action::IssueAdmin { wanted } => {
                 self.room_for_admin().await?;
@@ -219,7 +223,7 @@ impl Action {
             Self::ApproveMeasurement { measurement, .. } => measurement.name(),
             Self::PutAgent { agent, .. } => agent.name.to_string(),
             Self::PutPolicy { policy, .. } => policy.name.to_string(),
-            Self::DeletePolicy { name } => name.to_string(),
+            Self::DeletePolicy { name, .. } => name.to_string(),
             Self::PutMeshConfig { config, .. } => config.name(),
             Self::IssueAdmin { wanted } => wanted.sub.clone(),
             Self::ResetReputation { agent, .. } => agent.to_string(),

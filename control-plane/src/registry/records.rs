@@ -208,6 +208,10 @@ pub enum Action {
     DeletePolicy {
         /// Which.
         name: PolicyName,
+        /// The revision that it removes. An older control plane did not write it down, and nothing is of revision 0: such a
+        /// proposal lapses, since nobody can say what its proposer saw.
+        #[serde(default)]
+        removes: u64,
     },
     /// Changes the mesh's settings.
     PutMeshConfig {
@@ -281,7 +285,7 @@ impl Action {
             }
             Self::PutPolicy { policy, replaces: 0 } => format!("create policy {}", policy.name),
             Self::PutPolicy { policy, replaces } => format!("replace policy {} (revision {replaces})", policy.name),
-            Self::DeletePolicy { name } => format!("delete policy {name}"),
+            Self::DeletePolicy { name, removes } => format!("delete policy {name} (revision {removes})"),
             Self::PutMeshConfig { .. } => "change the mesh's settings".into(),
             Self::IssueAdmin { wanted } => {
                 format!("issue an admin token to {} as {}", wanted.sub, wanted.role.as_str())

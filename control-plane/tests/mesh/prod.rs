@@ -5,9 +5,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use aip_api::Digest;
 use serde_json::{Value, json};
 
-use crate::support::process::{command, ended};
 use crate::support::sidecar::why;
 use crate::support::{Admin, Process, Sidecar, reason};
+
+mod lapsed;
+mod reset;
 
 struct Prod {
     process: Process,
@@ -65,6 +67,14 @@ impl Prod {
         let (status, answer) = by.call(method, path, body).await;
         assert_eq!(status.as_u16(), 202, "{method} {path}: {answer}");
         format!("/v1/approvals/{}/approve", answer["proposal"].as_str().unwrap())
+    }
+
+    /// Revokes the first token of this person.
+    async fn revoke(&self, sub: &str) {
+        let tokens = self.admin.get(ISSUE).await;
+        let theirs = tokens["items"].as_array().unwrap().iter().find(|t| t["sub"] == sub);
+        let path = format!("{ISSUE}/{}", theirs.unwrap()["jti"].as_str().unwrap());
+        self.admin.ok("DELETE", &path, Value::Null).await;
     }
 
     /// An agent with a token for it.
@@ -170,10 +180,7 @@ async fn nobody_becomes_the_second_person_to_themselves() {
     own.claim(&mesh).await.get(ISSUE).await;
 
     // Whatever became of the second one: there is one such event in a mesh's life.
-    let tokens = admin.get(ISSUE).await;
-    let of_bob = tokens["items"].as_array().unwrap().iter().find(|t| t["sub"] == "bob");
-    let path = format!("{ISSUE}/{}", of_bob.unwrap()["jti"].as_str().unwrap());
-    admin.ok("DELETE", &path, Value::Null).await;
+    mesh.revoke("bob").await;
     mesh.proposed(admin, "POST", ISSUE, Person::new("dave").wanted("approver"))
         .await;
     let audit = admin.get("/v1/audit").await;
@@ -195,15 +202,35 @@ async fn what_a_stolen_token_proposed_goes_with_it() {
     admin.ok("POST", "/v1/agents", json!({"name": "planner"})).await;
     let theirs = mesh.proposed(&thief, "POST", "/v1/measurements", loose).await;
     let ours = mesh.proposed(admin, "PUT", "/v1/mesh-config", config).await;
-    let tokens = admin.get(ISSUE).await;
-    let of_carol = tokens["items"].as_array().unwrap().iter().find(|t| t["sub"] == "carol");
-    let path = format!("{ISSUE}/{}", of_carol.unwrap()["jti"].as_str().unwrap());
-    admin.ok("DELETE", &path, Value::Null).await;
+    mesh.revoke("carol").await;
     assert_eq!(
         bob.refused("POST", &theirs, Value::Null).await,
         (404, "not_found".into())
     );
     bob.ok("POST", &ours, Value::Null).await;
+}
+
+#[tokio::test]
+async fn who_was_revoked_is_not_let_back_in_by_what_was_proposed_before() {
+    let mesh = Prod::start().await;
+    let (admin, bob) = (&mesh.admin, mesh.second().await);
+    let own = Person::new("admin");
+    let another = mesh.proposed(admin, "POST", ISSUE, own.wanted("approver")).await;
+    // For bob, who has a token: another one, of which it is not said who has the secret.
+    let carol = Person::new("carol");
+    let mut wanted = carol.wanted("admin");
+    wanted["sub"] = json!("bob");
+    let theirs = mesh.proposed(admin, "POST", ISSUE, wanted).await;
+    let dave = Person::new("dave");
+    let confirm = mesh.proposed(admin, "POST", ISSUE, dave.wanted("approver")).await;
+    bob.ok("POST", &confirm, Value::Null).await;
+    let dave = dave.claim(&mesh).await;
+    mesh.revoke("bob").await;
+    let refused = dave.refused("POST", &theirs, Value::Null).await;
+    assert_eq!(refused, (404, "not_found".into()));
+    let secret = json!({"secret": carol.secret});
+    assert_eq!(admin.refused("POST", CLAIM, secret).await.0, 404);
+    dave.ok("POST", &another, Value::Null).await;
 }
 
 #[tokio::test]
@@ -262,21 +289,25 @@ async fn a_measurement_waits_until_two_people_approved_it() {
     );
 }
 
+const QUIET: &str = "/v1/policies/quiet";
+
+/// A policy that denies what nobody sends, for this reason.
+fn quiet(reason: &str) -> Value {
+    let rego = format!(
+        "package aip.policy.quiet\n\nrules contains {{\"rule\": \"q\", \"verdict\": \"deny\", \"reason\": \"{reason}\"}} if {{\n\
+         \tinput.request.method == \"TRACE\"\n}}\n"
+    );
+    json!({"name": "quiet", "rego": rego})
+}
+
 #[tokio::test]
 async fn what_was_changed_after_it_was_proposed_must_be_proposed_anew() {
     let mesh = Prod::start().await;
     let (admin, bob) = (&mesh.admin, mesh.second().await);
     let lapsed = (409, "proposal_lapsed".to_owned());
-    let policy = |reason: &str| {
-        let rego = format!(
-            "package aip.policy.quiet\n\nrules contains {{\"rule\": \"q\", \"verdict\": \"deny\", \"reason\": \"{reason}\"}} if {{\n\
-             \tinput.request.method == \"TRACE\"\n}}\n"
-        );
-        json!({"name": "quiet", "rego": rego})
-    };
-    let path = "/v1/policies/quiet";
-    let first = mesh.proposed(admin, "PUT", path, policy("a")).await;
-    let second = mesh.proposed(admin, "PUT", path, policy("b")).await;
+    let path = QUIET;
+    let first = mesh.proposed(admin, "PUT", path, quiet("a")).await;
+    let second = mesh.proposed(admin, "PUT", path, quiet("b")).await;
     assert_eq!(admin.refused("GET", path, Value::Null).await.0, 404);
     bob.ok("POST", &first, Value::Null).await;
     assert!(
@@ -288,7 +319,7 @@ async fn what_was_changed_after_it_was_proposed_must_be_proposed_anew() {
     assert_eq!(bob.refused("POST", &second, Value::Null).await, lapsed);
     bob.ok("POST", &second.replace("/approve", "/refuse"), Value::Null)
         .await;
-    let (status, same) = admin.call("PUT", path, policy("a")).await;
+    let (status, same) = admin.call("PUT", path, quiet("a")).await;
     assert_eq!(
         (status.as_u16(), &same["unchanged"]),
         (200, &json!(true)),
@@ -319,6 +350,32 @@ async fn what_was_changed_after_it_was_proposed_must_be_proposed_anew() {
 }
 
 #[tokio::test]
+async fn a_deletion_of_what_was_replaced_since_must_be_proposed_anew() {
+    let mesh = Prod::start().await;
+    let (admin, bob) = (&mesh.admin, mesh.second().await);
+    let write = async |reason: &str| {
+        let confirm = mesh.proposed(admin, "PUT", QUIET, quiet(reason)).await;
+        bob.ok("POST", &confirm, Value::Null).await;
+    };
+    write("a").await;
+    let seen = mesh.proposed(admin, "DELETE", QUIET, Value::Null).await;
+    assert_eq!(
+        mesh.proposed(admin, "DELETE", QUIET, Value::Null).await,
+        seen,
+        "asking twice is asking once"
+    );
+    write("b").await;
+    let lapsed = bob.refused("POST", &seen, Value::Null).await;
+    assert_eq!(lapsed, (409, "proposal_lapsed".into()));
+    let held = admin.get(QUIET).await["resource"]["rego"].to_string();
+    assert!(held.contains("reason\\\": \\\"b"), "{held}");
+    let anew = mesh.proposed(admin, "DELETE", QUIET, Value::Null).await;
+    assert_ne!(anew, seen);
+    bob.ok("POST", &anew, Value::Null).await;
+    assert_eq!(admin.refused("GET", QUIET, Value::Null).await.0, 404);
+}
+
+#[tokio::test]
 async fn what_holds_for_an_agent_is_loosened_by_two() {
     let mesh = Prod::start().await;
     let (admin, bob) = (&mesh.admin, mesh.second().await);
@@ -330,6 +387,10 @@ async fn what_holds_for_an_agent_is_loosened_by_two() {
             json!({"name": "a", "allow_ambiguous_paths": true}),
         ),
         ("aliases", json!({"name": "a", "aliases": ["bank.example.com"]})),
+        (
+            "lease",
+            json!({"name": "a", "lease": {"seconds": 86_400, "on_lost": "continue"}}),
+        ),
     ] {
         let (status, problem) = admin.call("POST", "/v1/agents", loose).await;
         assert_eq!((status.as_u16(), &problem["errors"][0]["field"]), (422, &json!(field)));
@@ -405,56 +466,31 @@ async fn what_a_name_means_is_not_changed_by_removing_and_registering_it() {
 }
 
 #[tokio::test]
-async fn who_lost_every_token_comes_back_with_the_machine_and_the_key() {
-    let mut mesh = Prod::start().await;
-    let bob = mesh.second().await;
-    let data = mesh.dir.path().join("data");
-    let key = mesh.dir.path().join("sealing.key");
-    let key = key.to_str().unwrap().to_owned();
-    let reset = |key: String, data: std::path::PathBuf| async move {
-        let plain = command(&data, &["--key-file", &key]);
-        let mut command = std::process::Command::new(plain.get_program());
-        command
-            .env_remove("AIP_DATA_KEY")
-            .arg("reset-admin")
-            .args(plain.get_args());
-        ended(command).await
-    };
-    let busy = reset(key.clone(), data.clone()).await;
-    assert!(!busy.status.success());
-    assert!(String::from_utf8_lossy(&busy.stderr).contains("in use"), "{busy:?}");
-    let old = mesh.process.token();
-    mesh.process.end().await;
-    let absent = reset(key.clone(), mesh.dir.path().join("nothing")).await;
-    assert!(!absent.status.success() && !mesh.dir.path().join("nothing").exists());
-    let other = mesh.dir.path().join("other.key");
-    std::fs::write(&other, "ab".repeat(32)).unwrap();
-    assert!(
-        !reset(other.to_str().unwrap().into(), data.clone())
-            .await
-            .status
-            .success()
-    );
-    let done = reset(key, data).await;
-    assert!(done.status.success(), "{done:?}");
-
-    let process = Prod::process(&mesh.dir).await;
-    let back = Admin::over(&process.socket(), process.token());
-    back.get("/v1/mesh").await;
-    for gone in [back.with(old), back.with(bob.token)] {
-        assert_eq!(
-            gone.refused("GET", "/v1/mesh", Value::Null).await.1,
-            "admin_token_revoked"
-        );
+async fn a_lease_is_not_loosened_by_removing_and_registering_its_agent() {
+    let mesh = Prod::start().await;
+    let (admin, bob) = (&mesh.admin, mesh.second().await);
+    let path = "/v1/agents/payer";
+    let strict = json!({"name": "payer", "lease": {"seconds": 5, "on_lost": "deny"}});
+    admin.ok("POST", "/v1/agents", json!({"name": "payer"})).await;
+    let confirm = mesh.proposed(admin, "PUT", path, strict.clone()).await;
+    bob.ok("POST", &confirm, Value::Null).await;
+    admin.ok("DELETE", path, Value::Null).await;
+    for lease in [
+        json!({"seconds": 86_400, "on_lost": "continue"}),
+        json!({"seconds": 5, "on_lost": "continue"}),
+        json!({"seconds": 6, "on_lost": "deny"}),
+    ] {
+        let loose = json!({"name": "payer", "lease": lease});
+        let (status, problem) = admin.call("POST", "/v1/agents", loose).await;
+        let field = &problem["errors"][0]["field"];
+        assert_eq!((status.as_u16(), field), (422, &json!("lease")), "{lease}");
     }
-    let dave = Person::new("dave");
-    back.ok("POST", "/v1/admin-tokens", dave.wanted("approver")).await;
-    let audit = back.get("/v1/audit").await;
-    assert!(
-        audit["items"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .any(|r| r["action"] == "admin_token.reset")
-    );
+    // How its server is spoken to is one person's to say, and changes nothing else.
+    let spoken = json!({"name": "payer", "lease": strict["lease"], "protocol": "http1", "host": "original"});
+    for asked in [json!({"name": "payer"}), strict.clone(), spoken] {
+        admin.ok("POST", "/v1/agents", asked.clone()).await;
+        let back = admin.get(path).await["resource"]["lease"].clone();
+        assert_eq!(back, strict["lease"], "{asked}");
+        admin.ok("DELETE", path, Value::Null).await;
+    }
 }
