@@ -11,12 +11,14 @@ use http::{HeaderMap, Uri};
 use serde_json::Value;
 
 use crate::proxy::egress::hello;
+use crate::request::accept;
 use crate::request::classify::content;
 use crate::request::classify::headers as header;
 use crate::request::classify::json;
 use crate::request::classify::path;
 use crate::request::classify::protocol::{self, Content};
-use crate::request::relay::card;
+use crate::request::relay::card::{self, Addresses};
+use crate::request::relay::endpoint::First;
 use crate::request::trace::Trace;
 
 /// What a TLS ClientHello names, as far as it came.
@@ -80,6 +82,7 @@ pub fn clean(headers: &mut HeaderMap, direction: Direction) -> Result<(), &'stat
     if header::foreign_coding(headers).is_some() {
         return Err("transfer_coding");
     }
+    header::trim(headers);
     header::remove_ours(headers);
     header::end_hop(headers);
     header::end_proxy(headers, direction);
@@ -119,8 +122,31 @@ pub fn client_hello(bytes: &[u8]) -> ClientHello {
 /// The card of an agent that serves at `agent` and is `mesh` to its peers, where it is rewritten.
 pub fn agent_card(card: &[u8], agent: SocketAddr, mesh: &str) -> Option<Vec<u8>> {
     let card = serde_json::from_slice(card).ok()?;
-    let addresses = card::Addresses::new(agent, mesh.to_owned());
+    let addresses = Addresses::new(agent, mesh.to_owned());
     card::rewritten(&addresses, card).map(|bytes| bytes.to_vec())
+}
+
+/// What goes on of an event stream that comes in these pieces, from an agent that serves at `agent` and is `mesh` to its peers.
+pub fn event_stream<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, agent: SocketAddr, mesh: &str) -> Vec<u8> {
+    let mut first = First::new(Addresses::new(agent, mesh.to_owned()));
+    let mut out = Vec::new();
+    for piece in pieces {
+        first.came(piece);
+        out.extend(first.take().unwrap_or_default());
+    }
+    first.ended();
+    out.extend(first.take().unwrap_or_default());
+    out
+}
+
+/// Whether a request shows the secret of the proxy's URL.
+pub fn shows_secret(headers: &HeaderMap, secret: &str) -> bool {
+    accept::shows(headers, secret)
+}
+
+/// Makes the head of an extended CONNECT for WebSocket the one that HTTP/1.1 has for it; whether it is one.
+pub fn extended_connect(head: &mut Parts) -> bool {
+    crate::request::classify::extended_connect(head).is_some()
 }
 
 /// Whether a header's value is the salt of a hop.

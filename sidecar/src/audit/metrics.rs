@@ -101,7 +101,7 @@ impl Metrics {
         counter!(PANICS).increment(1);
     }
 
-    pub(super) fn refused(&self, reason: &str) {
-        counter!(REFUSED, "reason" => reason.to_owned()).increment(1);
+    pub(super) fn refused(&self, reason: &'static str) {
+        counter!(REFUSED, "reason" => reason).increment(1);
     }
 }

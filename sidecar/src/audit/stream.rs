@@ -60,6 +60,8 @@ enum StreamEnd {
     Status(#[from] tonic::Status),
     #[error("the control plane ended the stream, or did not answer")]
     Closed,
+    #[error("the control plane answered of another audit log than it was told of")]
+    OtherLog,
     #[error("the control plane does not take it now ({0})")]
     Refused(String),
     #[error(transparent)]

@@ -91,6 +91,15 @@ pub(crate) fn of_agent(proxy: &Proxy, headers: &HeaderMap) -> Result<(), Refused
     let Some(secret) = &proxy.settings.proxy_secret else {
         return Ok(());
     };
+    if shows(headers, secret) {
+        Ok(())
+    } else {
+        Err(Refusal::ProxyAuth.into())
+    }
+}
+
+/// Whether they show this secret, as clients show what stands in a proxy's URL (RFC 7617).
+pub(crate) fn shows(headers: &HeaderMap, secret: &str) -> bool {
     let shown = headers.get(PROXY_AUTHORIZATION).and_then(|v| v.to_str().ok());
     let encoded = shown
         .and_then(|v| v.split_once(' '))
@@ -100,9 +109,5 @@ pub(crate) fn of_agent(proxy: &Proxy, headers: &HeaderMap) -> Result<(), Refused
         .unwrap_or_default();
     let password = decoded.splitn(2, |b| *b == b':').nth(1).unwrap_or_default();
     // Digests are compared: how long that takes says nothing about the secret.
-    if Digest::sha256(password) == Digest::sha256(secret.as_bytes()) {
-        Ok(())
-    } else {
-        Err(Refusal::ProxyAuth.into())
-    }
+    Digest::sha256(password) == Digest::sha256(secret.as_bytes())
 }

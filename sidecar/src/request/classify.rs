@@ -25,6 +25,7 @@ use aip_api::resource::AgentProtocol;
 use aip_policy::{Direction, TraceFacts};
 use aip_runtime::svid::Svid;
 use aip_runtime::unix_now;
+use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Version};
 use hyper::ext::Protocol;
@@ -161,12 +162,8 @@ async fn read(arrived: &mut Arrived, pair: &Pair, own: &Svid, end: &End) -> Resu
 fn take_upgrade(arrived: &mut Arrived) -> Result<Option<HeaderValue>, Refused> {
     let head = &mut arrived.head;
     if head.method == Method::CONNECT {
-        let protocol = head.extensions.remove::<Protocol>();
-        let protocol = protocol
-            .and_then(|p| HeaderValue::from_str(p.as_str()).ok())
-            .filter(is_websocket);
+        let protocol = extended_connect(head);
         let protocol = protocol.ok_or_else(|| Refusal::UnsupportedTarget.because("CONNECT here is for WebSocket"))?;
-        head.method = Method::GET;
         arrived.record.method = Method::GET;
         return Ok(Some(protocol));
     }
@@ -174,6 +171,15 @@ fn take_upgrade(arrived: &mut Arrived) -> Result<Option<HeaderValue>, Refused> {
     let bodiless = arrived.body.as_ref().is_none_or(http_body::Body::is_end_stream);
     let wish = headers::upgrade(&head.headers).filter(is_websocket);
     Ok(wish.filter(|_| bodiless && head.method == Method::GET))
+}
+
+/// Makes the head of an extended CONNECT (RFC 8441) the one that HTTP/1.1 has for the same; none where it is for something
+/// else than WebSocket.
+pub(crate) fn extended_connect(head: &mut Parts) -> Option<HeaderValue> {
+    let protocol = head.extensions.remove::<Protocol>()?;
+    let protocol = HeaderValue::from_str(protocol.as_str()).ok().filter(is_websocket)?;
+    head.method = Method::GET;
+    Some(protocol)
 }
 
 fn is_websocket(protocol: &HeaderValue) -> bool {
@@ -190,6 +196,7 @@ fn carrier(headers: &HeaderMap, upgrade: Option<&HeaderValue>) -> &'static str {
 
 fn clean(arrived: &mut Arrived) -> Result<(), Refused> {
     let direction = arrived.record.direction;
+    headers::trim(&mut arrived.head.headers);
     headers::remove_ours(&mut arrived.head.headers);
     headers::end_hop(&mut arrived.head.headers);
     headers::end_proxy(&mut arrived.head.headers, direction);

@@ -1,6 +1,6 @@
 //! What is said on one stream: checkpoints first, then chunks, each answered before the next one goes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +37,39 @@ const FOR_GOOD: [&str; 6] = [
     "root_mismatch",
     "log_truncated",
 ];
+
+/// Refusals that trying again may mend.
+const FOR_NOW: [&str; 9] = [
+    "checkpoint_invalid",
+    "checkpoint_time",
+    "checkpoint_behind",
+    "checkpoint_missing",
+    "audit_quota",
+    "audit_log_limit",
+    "audit_copy_failed",
+    "store_failed",
+    "store_full",
+];
+/// How all others are counted: what they say is the control plane's choice, and would be kept for good.
+const OTHER: &str = "other";
+/// Characters of a reason and of a detail that are kept and written.
+const MAX_REASON: usize = 64;
+const MAX_DETAIL: usize = 512;
+
+/// As it is counted.
+fn counted(reason: &str) -> &'static str {
+    let mut known = FOR_GOOD.into_iter().chain(FOR_NOW);
+    known.find(|known| *known == reason).unwrap_or(OTHER)
+}
+
+/// Of which log an answer is.
+fn log_of(answer: &audit_response::Message) -> &str {
+    match answer {
+        audit_response::Message::Resume(resume) => &resume.log,
+        audit_response::Message::Checkpoint(taken) => &taken.log,
+        audit_response::Message::Refused(refused) => &refused.log,
+    }
+}
 
 /// One stream, up to the end of the process or of the stream.
 pub(super) struct Session {
@@ -137,8 +170,14 @@ impl Session {
             sent.logs.retain(|log, _| logs.contains(log));
             sent.logs.values_mut().for_each(|held| held.has_all = false);
         }
-        for _ in logs {
-            session.answer(None).await?;
+        // Each once, and no other: its name would be a path here.
+        let mut awaited: HashSet<&str> = logs.iter().map(String::as_str).collect();
+        while !awaited.is_empty() {
+            let answer = session.heard().await?;
+            if !awaited.remove(log_of(&answer)) {
+                return Err(StreamEnd::OtherLog);
+            }
+            session.note(None, answer)?;
         }
         shared.sent().connected = true;
         Ok(session)
@@ -171,7 +210,8 @@ impl Session {
         for (log, dir) in all {
             while let Some((message, next)) = self.next(&log, &dir).await? {
                 say(&self.send, message).await?;
-                self.answer(Some((&log, next))).await?;
+                let answer = self.heard().await?;
+                self.note(Some((&log, next)), answer)?;
             }
             let held = self.shared.sent().logs.get(&log).cloned();
             unsent += blocking(move || files::unsent(&dir, held.as_ref())).await?;
@@ -206,13 +246,21 @@ impl Session {
         }
     }
 
-    /// Waits for an answer and notes it: to what was sent last, or to the greeting.
-    async fn answer(&mut self, asked: Option<(&str, Next)>) -> Result<(), StreamEnd> {
+    /// The next answer.
+    async fn heard(&mut self) -> Result<audit_response::Message, StreamEnd> {
         let answer = tokio::time::timeout(ANSWER, self.answers.message()).await;
         let answer = answer.map_err(|_| StreamEnd::Closed)??.ok_or(StreamEnd::Closed)?;
+        answer.message.ok_or(StreamEnd::Closed)
+    }
+
+    /// Notes an answer: to what was sent last, or to the greeting, of a log that was greeted with.
+    fn note(&self, asked: Option<(&str, Next)>, answer: audit_response::Message) -> Result<(), StreamEnd> {
         let root = self.shared.book().root().to_owned();
         let mut sent = self.shared.sent();
-        match answer.message.ok_or(StreamEnd::Closed)? {
+        match answer {
+            audit_response::Message::Resume(resume) if asked.is_some_and(|(log, _)| log != resume.log) => {
+                return Err(StreamEnd::OtherLog);
+            }
             audit_response::Message::Resume(resume) => {
                 let held = sent.logs.entry(resume.log.clone()).or_default();
                 if asked.is_none() {
@@ -239,8 +287,9 @@ impl Session {
 
     /// What becomes of a log of which something was refused.
     fn refused(&self, asked: Option<(&str, Next)>, refused: AuditRefused, root: &Path) {
-        let (reason, detail) = (refused.reason, refused.detail);
-        self.shared.metrics.refused(&reason);
+        let clip = |text: String, most| text.chars().take(most).collect::<String>();
+        let (reason, detail) = (clip(refused.reason, MAX_REASON), clip(refused.detail, MAX_DETAIL));
+        self.shared.metrics.refused(counted(&reason));
         let log = asked.map_or(refused.log.as_str(), |(log, _)| log);
         let mut sent = self.shared.sent();
         let held = sent.logs.entry(log.to_owned()).or_default();

@@ -124,7 +124,7 @@ pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
             .iter()
             .chain(&HOP_BY_HOP)
             .any(|known| dashed(name, known));
-        belongs_to_head || is_ours(name) || is_origin(name) || overrides(name).is_some()
+        belongs_to_head || is_quoted(name) || is_ours(name) || is_origin(name) || overrides(name).is_some()
     });
 }
 
@@ -147,6 +147,27 @@ fn is_origin(name: &HeaderName) -> bool {
 /// calls is in `x-aip-source`.
 pub(crate) fn remove_origins(headers: &mut HeaderMap) {
     remove(headers, is_origin);
+}
+
+/// Whether HTTP/1.1 has no such name, though the library reads it in HTTP/2.
+fn is_quoted(name: &HeaderName) -> bool {
+    name.as_str().contains('"')
+}
+
+/// Leaves what HTTP/1.1 says, too: an agent that speaks it would read another value than policy where blanks stand at its
+/// ends, which no value has (RFC 9110 section 5.5).
+pub(crate) fn trim(headers: &mut HeaderMap) {
+    remove(headers, is_quoted);
+    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    for value in headers.values_mut() {
+        let bytes = value.as_bytes();
+        if (is_blank(bytes.first()) || is_blank(bytes.last()))
+            && let Ok(mut trimmed) = HeaderValue::from_bytes(bytes.trim_ascii())
+        {
+            trimmed.set_sensitive(value.is_sensitive());
+            *value = trimmed;
+        }
+    }
 }
 
 /// Leaves one line of a length that stands more than once. Whether they all are the same.
