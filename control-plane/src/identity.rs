@@ -6,7 +6,7 @@
 //! in the line that it goes on ([`mod@line`]).
 
 mod credential;
-mod drift;
+pub(crate) mod drift;
 pub(crate) mod evidence;
 mod issue;
 mod line;

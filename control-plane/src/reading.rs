@@ -4,13 +4,14 @@
 use std::collections::HashMap;
 
 use aip_api::AgentName;
-use aip_api::evidence::Evidence;
+use aip_api::evidence::{Drift, Evidence};
 use aip_api::resource::{Kind, ResourceId};
 use aip_api::wire::{Hello, Subscribe};
-use aip_runtime::x509::CsrKey;
+use aip_runtime::x509::{CsrKey, PeerIdentity};
 
+use crate::identity::{drift, evidence};
 use crate::refusal::Refusal;
-use crate::{config, hello, identity::evidence};
+use crate::{config, hello};
 
 /// The nonce that evidence says it answers, and what it states if the key of the CSR signed it for `agent` at about `now`
 /// (Unix seconds).
@@ -21,6 +22,14 @@ pub fn evidence(token: &str, agent: &AgentName, key: &CsrKey, now: u64) -> Resul
     evidence::check_size(token)?;
     let nonce = evidence::nonce(token)?;
     Ok((nonce, evidence::verify(token, agent, key, now)?))
+}
+
+/// What a drift report states, if the key of `peer`'s SVID signed it at about `now` (Unix seconds).
+///
+/// # Errors
+/// Too large, malformed, or of another key, agent, generation or time.
+pub fn drift(statement: &str, peer: &PeerIdentity, now: u64) -> Result<Drift, Refusal> {
+    drift::verify(statement, peer, now)
 }
 
 /// What the first message of a configuration stream says is held.

@@ -255,6 +255,34 @@ async fn http_2_that_two_readers_take_for_two_requests_is_refused_with_its_reaso
     assert!(pair.agent.seen("/refused").is_empty());
 }
 
+/// What an agent of HTTP/1.1 reads of a header is what policy reads, also where the caller wrote blanks around it.
+#[tokio::test(flavor = "multi_thread")]
+async fn blanks_around_a_value_hide_it_from_no_policy() {
+    const RULES: &str = r#"package aip.policy.baseline
+
+rules contains {"rule": "allow_all", "verdict": "allow", "reason": "a test allows everything"}
+
+rules contains {"rule": "no_admin", "verdict": "deny", "reason": "a test"} if {
+    input.request.headers["x-role"][_] == "admin"
+}
+"#;
+    let pair = Pair::start_ruled(RULES).await;
+    for port in BOTH {
+        let mut raw = pair.frames(port, &[]).await;
+        let mut stream = 1;
+        for value in ["admin", " admin", "admin ", "\tadmin \t"] {
+            let listed = [METHOD, SCHEME, AUTHORITY, (":path", "/padded"), ("x-role", value)];
+            assert!(raw.send(&frame(HEADERS, WHOLE, stream, &head(&listed))).await);
+            let fate = raw.until(stream).await;
+            let denied = matches!(&fate, Fate::Answered(body) if body.contains("no_admin"));
+            assert!(denied, "{port:?}: {value:?}: {fate:?}");
+            stream += 2;
+        }
+        serves_on(&pair, &mut raw, stream, &format!("/after-padded-{port:?}")).await;
+    }
+    assert!(pair.agent.seen("/padded").is_empty());
+}
+
 /// A length is what comes, or nothing of it counts: not even what came so far is a request for the agent to work on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_length_that_is_not_what_comes_is_no_request() {

@@ -8,7 +8,7 @@ use super::evidence::SKEW_SECONDS;
 use crate::refusal::{Reason, Refusal};
 
 /// Verifies a report of the agent at the other end of this connection, signed by the key of this connection's SVID.
-pub(super) fn verify(statement: &str, peer: &PeerIdentity, now: u64) -> Result<Drift, Refusal> {
+pub(crate) fn verify(statement: &str, peer: &PeerIdentity, now: u64) -> Result<Drift, Refusal> {
     let malformed = |detail: String| Refusal::new(Reason::DriftMalformed, detail);
     if statement.len() > MAX_DRIFT_BYTES {
         let detail = format!("{} bytes; at most {MAX_DRIFT_BYTES}", statement.len());

@@ -8,9 +8,12 @@
 //! | module | what comes from a peer |
 //! |---|---|
 //! | `request` | heads, headers, paths, trace context, what a tunnel begins with |
+//! | `http2` | heads of HTTP/2 |
 //! | `body` | JSON, the call in it, agent cards |
+//! | `events` | event streams of agents |
 //! | `names` | names and ids |
 //! | `identity` | statements, certificates, evidence, tokens |
+//! | `claims` | drift reports, the secret of a proxy's URL |
 //! | `stream` | messages between sidecars and the control plane, resources, the cache of them |
 //! | `kill` | orders to stop |
 //! | `audit` | records, segments, checkpoints, exports |
@@ -23,6 +26,9 @@
 
 mod audit;
 mod body;
+mod claims;
+mod events;
+mod http2;
 mod identity;
 mod kill;
 mod mesh;
@@ -63,10 +69,13 @@ macro_rules! targets {
 targets! {
     request: http_head http_head_seeds, trailers trailers_seeds, path path_seeds, trace trace_seeds,
         client_hello client_hello_seeds;
+    http2: http2_head http2_head_seeds;
     body: json_body json_body_seeds, call call_seeds, agent_card agent_card_seeds;
+    events: event_stream event_stream_seeds;
     names: names names_seeds;
     identity: attestation attestation_seeds, svid_extension svid_extension_seeds, svid svid_seeds, csr csr_seeds,
         evidence evidence_seeds, join_token join_token_seeds, admin_token admin_token_seeds;
+    claims: drift drift_seeds, proxy_secret proxy_secret_seeds;
     stream: mesh_messages mesh_messages_seeds, resource resource_seeds, manifest manifest_seeds,
         config_cache config_cache_seeds;
     kill: kill_set kill_set_seeds, kill_file kill_file_seeds;

@@ -47,7 +47,7 @@ pub(crate) fn http_head(bytes: &[u8]) -> bool {
 }
 
 /// Whether a request with this head would go on. What the agent is then sent, it reads as we did.
-fn is_taken(head: Parts) -> bool {
+pub(crate) fn is_taken(head: Parts) -> bool {
     let (Ok(authority), true) = (reading::authority(&head), reading::has_target(&head)) else {
         return false;
     };
