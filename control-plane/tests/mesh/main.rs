@@ -18,6 +18,7 @@ mod identity;
 mod kills;
 mod lines;
 mod matrix;
+mod memory;
 mod orders;
 mod policies;
 mod prod;

@@ -21,7 +21,7 @@ const TRIED: u64 = 100;
 
 /// Messages as bytes, whatever they are.
 #[derive(Default)]
-struct Raw;
+pub(crate) struct Raw;
 
 impl Codec for Raw {
     type Encode = Vec<u8>;
@@ -55,26 +55,26 @@ impl Decoder for Raw {
 }
 
 /// The same numbers for the same seed (splitmix64).
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    fn roll(&mut self) -> u64 {
+    pub(crate) fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
     }
 
-    fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.roll() % end
     }
 
-    fn bytes(&mut self, most: u64) -> Vec<u8> {
+    pub(crate) fn bytes(&mut self, most: u64) -> Vec<u8> {
         (0..self.below(most + 1)).map(|_| self.roll() as u8).collect()
     }
 
     /// A number as the far ends of types have it, or a small one.
-    fn number(&mut self) -> u64 {
+    pub(crate) fn number(&mut self) -> u64 {
         let far = [
             0,
             1,
@@ -157,7 +157,12 @@ fn good_hello() -> Vec<u8> {
     message
 }
 
-async fn open(channel: &Channel, service: &str, sent: ReceiverStream<Vec<u8>>) -> Result<Streaming<Vec<u8>>, Status> {
+/// A stream of this service, of messages as they are.
+pub(crate) async fn open(
+    channel: &Channel,
+    service: &str,
+    sent: ReceiverStream<Vec<u8>>,
+) -> Result<Streaming<Vec<u8>>, Status> {
     let mut grpc = tonic::client::Grpc::new(channel.clone());
     grpc.ready().await.unwrap();
     let path = format!("/aip.mesh.v1.{service}/Stream").parse().unwrap();

@@ -81,6 +81,13 @@ impl Process {
         Admin::new(self.address("admin"), self.token())
     }
 
+    /// Bytes of memory that it has.
+    pub fn resident(&self) -> u64 {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.child.id())).unwrap();
+        let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
+        pages * 4096
+    }
+
     /// Asks it to stop.
     pub async fn end(&mut self) -> ExitStatus {
         let pid = rustix::process::Pid::from_raw(self.child.id() as i32).unwrap();
