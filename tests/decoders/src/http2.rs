@@ -162,7 +162,7 @@ fn is_what_was_said(head: &Parts, fields: &[Field<'_>]) {
         .unwrap_or(fields.len());
     let (pseudo, rest) = fields.split_at(regular);
     assert!(
-        !rest.iter().any(|field| is_pseudo(field)),
+        !rest.iter().any(is_pseudo),
         "a pseudo-header after others"
     );
     let said = |name: &str| {
