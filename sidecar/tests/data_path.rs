@@ -20,6 +20,8 @@ mod pki;
 
 #[path = "data_path/allow.rs"]
 mod allow;
+#[path = "data_path/answered.rs"]
+mod answered;
 #[path = "data_path/audit.rs"]
 mod audit;
 #[path = "data_path/bodies.rs"]

@@ -12,7 +12,8 @@ use tokio::net::TcpStream;
 
 use super::http2::Tasks;
 use super::limits::{
-    AGENT_IDLE, CONNECT_TIMEOUT, CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_HTTP1_BUFFER, MAX_IDLE_AGENT, STREAM_WINDOW,
+    AGENT_IDLE, AGENT_READY, CONNECT_TIMEOUT, CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_HTTP1_BUFFER, MAX_IDLE_AGENT,
+    STREAM_WINDOW,
 };
 use super::recorded::Recorded;
 use super::stalled::UntilGivenUp;
@@ -35,7 +36,7 @@ pub(crate) struct AgentPool {
     h2: tokio::sync::Mutex<Option<http2::SendRequest<Body>>>,
 }
 
-/// A connection that goes back into the pool when its response has been read.
+/// A connection that goes back into the pool when its request has been sent and its response read.
 pub(crate) struct Returning {
     proxy: Arc<Proxy>,
     /// The worker that has its task.
@@ -132,8 +133,9 @@ impl AgentPool {
                 return None;
             }
             let mut sender = taken.sender;
-            // Its last response has been read; its task may have yet to notice.
-            if sender.ready().await.is_ok() {
+            // Its last request and response are over; its task may have yet to notice. Another connection is better than a
+            // long wait.
+            if sender.is_ready() || matches!(tokio::time::timeout(AGENT_READY, sender.ready()).await, Ok(Ok(()))) {
                 return Some(sender);
             }
         }

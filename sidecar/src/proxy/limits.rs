@@ -80,6 +80,8 @@ pub const MAX_IDLE_AGENT: usize = 128;
 /// How long one is kept: shorter than the 5 s after which uvicorn and Node close theirs, so that a request does not
 /// meet a closing connection.
 pub const AGENT_IDLE: Duration = Duration::from_secs(4);
+/// How long one of them may take to notice that its last call is over: that is one turn of its task.
+pub const AGENT_READY: Duration = Duration::from_millis(10);
 /// A net for outbound calls, above the hour that a callee's own deadline can be: the callee's sidecar answers first.
 pub const OUTBOUND_RESPONSE_TIMEOUT: Duration = Duration::from_secs(3_660);
 
@@ -103,7 +105,8 @@ pub const WAITING_REQUEST: usize = 8 * 1024;
 pub const BODY_READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Nested arrays and objects in it; documents that people write stay under ten, and recursive code walks them.
 pub const MAX_JSON_DEPTH: usize = 64;
-/// How long a refusal waits for the rest of a small body, so that the client reads the answer instead of a reset.
+/// How long a refusal waits for the rest of a small body, so that the client reads the answer instead of a reset; and what is
+/// answered already for the end of its request.
 pub const REFUSED_BODY_WAIT: Duration = Duration::from_secs(1);
 /// Bytes of a body that a refusal waits for.
 pub const REFUSED_BODY_BYTES: usize = 256 * 1024;

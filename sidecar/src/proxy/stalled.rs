@@ -22,6 +22,8 @@ const GIVEN_UP: u8 = 2;
 pub(crate) struct Sending {
     state: AtomicU8,
     carrier: AtomicWaker,
+    /// Who waits for its end.
+    waits: AtomicWaker,
 }
 
 impl Sending {
@@ -29,6 +31,23 @@ impl Sending {
         let _ = self
             .state
             .compare_exchange(UNDER_WAY, how, Ordering::AcqRel, Ordering::Acquire);
+        self.waits.wake();
+    }
+
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.state.load(Ordering::Acquire) == UNDER_WAY
+    }
+
+    /// Resolves when it is over or given up: whether it came to its end. One waiter at a time.
+    pub(crate) async fn over(&self) -> bool {
+        std::future::poll_fn(|cx| {
+            self.waits.register(cx.waker());
+            match self.state.load(Ordering::Acquire) {
+                UNDER_WAY => Poll::Pending,
+                state => Poll::Ready(state == OVER),
+            }
+        })
+        .await
     }
 
     /// Nobody waits any longer for its reader.
@@ -62,6 +81,11 @@ impl UnderWay {
     pub(crate) fn is_carried(&self) {
         let known = CARRIED.take().filter(|carried| Arc::ptr_eq(carried, &self.0));
         CARRIED.set(Some(known.unwrap_or_else(|| self.0.clone())));
+    }
+
+    /// Notes that it does not come to its end.
+    pub(crate) fn breaks(&self) {
+        self.0.ends(GIVEN_UP);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Requests in flight: what was counted of them, what cuts them, and what they were decided on.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -18,6 +18,15 @@ use crate::kill::lease::Lease;
 use crate::request::refusal::Cut;
 use crate::request::told::Decided;
 
+/// How far an answer has come, as the body of its request has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Progress {
+    GoesOn,
+    /// Its end is recorded, and yet to come.
+    Recorded,
+    Over,
+}
+
 /// One request in flight, shared by its two bodies, its record and whoever may cut it.
 #[derive(Debug)]
 pub(crate) struct Exchange {
@@ -31,6 +40,8 @@ pub(crate) struct Exchange {
     /// More of the request's body was asked for, and has not come: its sender is waited for, and nobody else.
     pub(crate) awaits_body: AtomicBool,
     cut: AtomicU8,
+    /// The [`Progress`] of its answer.
+    answer: AtomicU8,
     /// Nothing passes without it.
     lease: Arc<Lease>,
     /// Its body called itself gRPC, and was not.
@@ -64,6 +75,7 @@ impl Exchange {
             moved: AtomicU64::new(0),
             awaits_body: AtomicBool::new(false),
             cut: AtomicU8::new(0),
+            answer: AtomicU8::new(Progress::GoesOn as u8),
             lease: lease.clone(),
             is_no_grpc: AtomicBool::new(false),
             request: AtomicWaker::new(),
@@ -172,6 +184,33 @@ impl Exchange {
             self.give_up();
         }
         under_way
+    }
+
+    /// The end of its answer is recorded now: what comes of its request from here on would be in no record, and does not
+    /// go on.
+    pub(crate) fn answer_is_recorded(&self) {
+        self.answer.fetch_max(Progress::Recorded as u8, Ordering::AcqRel);
+        // Before the bytes are read that are recorded, as those are counted before [`Self::answer`] is asked.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Its answer has come to its end: the body of its request, where that is still under way.
+    pub(crate) fn answer_is_over(&self) -> Option<Arc<Sending>> {
+        self.answer.fetch_max(Progress::Over as u8, Ordering::AcqRel);
+        self.request.wake();
+        self.request_sending
+            .get()
+            .filter(|sending| sending.is_under_way())
+            .cloned()
+    }
+
+    pub(crate) fn answer(&self) -> Progress {
+        fence(Ordering::SeqCst);
+        match self.answer.load(Ordering::Acquire) {
+            0 => Progress::GoesOn,
+            1 => Progress::Recorded,
+            _ => Progress::Over,
+        }
     }
 
     pub(crate) fn is_cut(&self) -> Option<Cut> {

@@ -1,5 +1,6 @@
 //! Bodies on their way through: nothing is buffered, every frame goes on as it comes, and what passes is counted.
 
+mod source;
 mod tail;
 
 use std::pin::Pin;
@@ -19,7 +20,8 @@ use super::refusal::Cut;
 use super::relay::endpoint::EndpointEvent;
 use crate::audit::digest::{Tally, Way};
 use crate::proxy::stalled::UnderWay;
-use crate::proxy::streams::Exchange;
+use crate::proxy::streams::{Exchange, Progress};
+use source::{Front, Source};
 pub(crate) use tail::{Tail, Waits};
 
 /// Why a body ended before its end.
@@ -34,6 +36,9 @@ pub(crate) enum BodyError {
     /// It calls itself gRPC and is not.
     #[error("it calls itself gRPC, and does not begin as a message of it")]
     NotGrpc,
+    /// Its answer was over when more of it came.
+    #[error("its answer was over when more of it came")]
+    Answered,
     /// How it ended can't be recorded, and that must be before anybody learns of it.
     #[error("how it ended can't be recorded")]
     Unrecorded,
@@ -62,30 +67,6 @@ impl std::fmt::Debug for Last {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Last")
     }
-}
-
-#[derive(Debug, Default)]
-enum Source {
-    #[default]
-    Empty,
-    Whole(Bytes),
-    /// What came after the data, too.
-    Trailed(Box<(Bytes, HeaderMap)>),
-    Stream(Incoming),
-    /// What had come of it when the request went on, and the rest.
-    Begun(Option<Result<Frame<Bytes>, hyper::Error>>, Incoming),
-    /// What was read of it before, and the rest.
-    Rest(Box<Front>, Incoming),
-    /// An event stream whose first event may be rewritten.
-    Events(Box<EndpointEvent>, Incoming),
-}
-
-/// What was read of a body, until it is sent on.
-#[derive(Debug)]
-struct Front {
-    bytes: Bytes,
-    /// What that takes of what may be held.
-    held: Option<Held>,
 }
 
 #[derive(Debug)]
@@ -181,10 +162,8 @@ impl Body {
             }
         });
         let first = first.await;
-        Self {
-            source: Source::Begun(first, incoming),
-            ..self
-        }
+        self.source = Source::Begun(first, incoming);
+        self
     }
 
     /// As a request's body: counted, and ended when the exchange is cut.
@@ -271,21 +250,19 @@ impl Body {
                     let _ = exchange.request_in.set(tally.passed());
                 }
             }
-            Some(Watched::Response(_, tail) | Watched::Answer(_, tail)) => {
+            Some(Watched::Response(exchange, tail) | Watched::Answer(exchange, tail)) => {
                 if ended || self.source.remains() == Some(0) {
+                    // First: what is recorded of the request is all that goes on of it.
+                    exchange.answer_is_recorded();
                     let wait = tail.record.over(&mut tail.passed);
                     self.last = self
                         .last
                         .take()
                         .or(wait.map(|wait| Box::new(Last { frame: None, wait })));
                 }
-                if ended {
+                if ended && !tail.record.is_completed() {
                     tail.record.completed();
-                    if let Some(returning) = tail.returning.take() {
-                        returning.give_back();
-                    }
-                    tail.flight = None;
-                    tail.permit = None;
+                    tail.release();
                 }
             }
             None => {}
@@ -297,6 +274,14 @@ impl Body {
             Some(Watched::Request(exchange, _)) => exchange.poll_request_cut(cx),
             Some(Watched::Response(exchange, _)) => exchange.poll_response_cut(cx),
             Some(Watched::Answer(..)) | None => Poll::Pending,
+        }
+    }
+
+    /// How far its answer has come, where it is a request's.
+    fn answer(&self) -> Progress {
+        match &self.watched {
+            Some(Watched::Request(exchange, _)) => exchange.answer(),
+            _ => Progress::GoesOn,
         }
     }
 
@@ -327,61 +312,24 @@ impl Body {
     }
 
     fn broke(&mut self) {
-        if let Some(Watched::Response(_, tail)) = &mut self.watched {
-            tail.record.broke();
+        match &mut self.watched {
+            Some(Watched::Response(_, tail)) => tail.record.broke(),
+            // On the connection that it goes out on there is half a request.
+            Some(Watched::Request(..)) => self.under_way.iter().for_each(UnderWay::breaks),
+            Some(Watched::Answer(..)) | None => {}
         }
     }
 }
 
-impl Source {
-    fn is_end(&self) -> bool {
-        match self {
-            Self::Empty => true,
-            Self::Whole(_) | Self::Trailed(_) => false,
-            Self::Stream(incoming) => incoming.is_end_stream(),
-            Self::Begun(first, incoming) => first.is_none() && incoming.is_end_stream(),
-            Self::Rest(front, incoming) => front.bytes.is_empty() && incoming.is_end_stream(),
-            Self::Events(first, incoming) => first.is_done() && incoming.is_end_stream(),
-        }
-    }
-
-    /// Bytes of data that are yet to come, where their number was declared.
-    fn remains(&self) -> Option<u64> {
-        match self {
-            Self::Stream(incoming) | Self::Begun(None, incoming) => incoming.size_hint().exact(),
-            _ => None,
-        }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self {
-            Self::Empty => Poll::Ready(None),
-            Self::Whole(bytes) => {
-                let bytes = std::mem::take(bytes);
-                *self = Self::Empty;
-                Poll::Ready(Some(Ok(Frame::data(bytes))))
-            }
-            Self::Trailed(whole) => {
-                let (bytes, trailers) = (std::mem::take(&mut whole.0), &mut whole.1);
-                let frame = match bytes.is_empty() {
-                    true => Frame::trailers(std::mem::take(trailers)),
-                    false => Frame::data(bytes),
-                };
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Self::Stream(incoming) => Pin::new(incoming).poll_frame(cx),
-            Self::Begun(first, incoming) => match first.take() {
-                Some(first) => Poll::Ready(Some(first)),
-                None => Pin::new(incoming).poll_frame(cx),
-            },
-            Self::Rest(front, incoming) => match std::mem::take(&mut front.bytes) {
-                bytes if bytes.is_empty() => Pin::new(incoming).poll_frame(cx),
-                bytes => {
-                    front.held = None;
-                    Poll::Ready(Some(Ok(Frame::data(bytes))))
-                }
-            },
-            Self::Events(first, incoming) => first.poll(incoming, cx),
+impl Drop for Body {
+    fn drop(&mut self) {
+        // A client that is still sending would read a reset instead of the answer. From one that was cut nothing is taken.
+        if let Some(Watched::Request(exchange, _)) = &self.watched
+            && exchange.answer() == Progress::Over
+            && exchange.is_cut().is_none()
+            && !self.source.is_end()
+        {
+            tail::discard(std::mem::take(&mut self.source));
         }
     }
 }
@@ -424,6 +372,10 @@ impl HttpBody for Body {
         if let Some(Watched::Response(_, tail)) = &mut self.watched {
             ready!(tail.poll_room(cx));
         }
+        if self.answer() == Progress::Recorded {
+            // Woken when the answer is over.
+            return Poll::Pending;
+        }
         let polled = self.source.poll(cx);
         self.waits(polled.is_pending());
         let mut frame = ready!(polled);
@@ -440,6 +392,13 @@ impl HttpBody for Body {
                 }
                 if let Some(data) = frame.data_ref() {
                     self.passed(data);
+                }
+                // Looked at when it is counted: it is in the record of the end, or goes nowhere. An empty frame may be the
+                // end itself.
+                let is_empty = frame.data_ref().is_some_and(Bytes::is_empty);
+                if !is_empty && self.answer() != Progress::GoesOn {
+                    self.broke();
+                    return Poll::Ready(Some(Err(BodyError::Answered)));
                 }
                 if let Some(trailers) = frame.trailers_mut() {
                     headers::clean_trailers(trailers);

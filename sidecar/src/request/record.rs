@@ -286,6 +286,11 @@ impl Record {
         self.completed = true;
     }
 
+    /// Whether it was.
+    pub(super) fn is_completed(&self) -> bool {
+        self.completed
+    }
+
     /// The header that names this decision.
     pub(crate) fn header(&self) -> String {
         let end = match self.direction {

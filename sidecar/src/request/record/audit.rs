@@ -285,6 +285,11 @@ impl Record {
         }
     }
 
+    /// Whether its end is recorded.
+    pub(crate) fn is_over(&self) -> bool {
+        self.audit.over
+    }
+
     /// Records an end that nobody waits for.
     pub(super) fn audit_end(&mut self) {
         if self.audit.over {
