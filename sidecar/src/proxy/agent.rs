@@ -12,8 +12,8 @@ use tokio::net::TcpStream;
 
 use super::http2::Tasks;
 use super::limits::{
-    AGENT_IDLE, AGENT_READY, CONNECT_TIMEOUT, CONNECTION_WINDOW, MAX_HEADER_LIST, MAX_HTTP1_BUFFER, MAX_IDLE_AGENT,
-    STREAM_WINDOW,
+    AGENT_CONNECTION_WINDOW, AGENT_IDLE, AGENT_READY, AGENT_STREAM_WINDOW, CONNECT_TIMEOUT, MAX_HEADER_LIST,
+    MAX_HTTP1_BUFFER, MAX_IDLE_AGENT,
 };
 use super::recorded::Recorded;
 use super::stalled::UntilGivenUp;
@@ -182,8 +182,8 @@ impl AgentPool {
         // No pings: gRPC servers take more than one in five minutes for an attack (ENHANCE_YOUR_CALM).
         let handshake = http2::Builder::new(Tasks)
             .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_stream_window_size(AGENT_STREAM_WINDOW)
+            .initial_connection_window_size(AGENT_CONNECTION_WINDOW)
             .max_header_list_size(MAX_HEADER_LIST)
             .handshake(TokioIo::new(tcp));
         let (sender, connection) = handshake.await.map_err(|e| self.unreachable(e))?;

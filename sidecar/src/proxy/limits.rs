@@ -46,6 +46,12 @@ pub const MAX_HTTP1_BUFFER: usize = 128 * 1024;
 pub const STREAM_WINDOW: u32 = 1024 * 1024;
 /// Flow-control window of a connection: what a slow agent can make this process hold for one peer.
 pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Flow-control window of a stream to our own agent, which is on this machine: HTTP/2's own, so that the
+/// answers of as many calls as the agent takes by default hold 64 MiB where none of their callers reads.
+pub const AGENT_STREAM_WINDOW: u32 = 64 * 1024;
+/// Flow-control window of a connection to it: as large as there are, more than all streams' together. All callers share
+/// the connection, and none of them may use it up with answers that it does not read.
+pub const AGENT_CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// Bytes of an answer that wait, in each stream, for a client that does not read, whatever windows it grants: 64 MiB in
 /// all [`MAX_STREAMS`] of a connection, and some frames each, so that a stream that flows is not held up.
 pub const MAX_SEND_BUFFER: usize = 128 * 1024;

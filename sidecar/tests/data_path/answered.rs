@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use aip_api::resource::EgressRule;
+use aip_api::resource::{AgentProtocol, EgressRule};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
@@ -13,9 +13,11 @@ use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpListener;
 
-use crate::client::{Frames, begin, begin_h2, channel, get, post, send};
+use crate::agent::Agent;
+use crate::client::{Frames, Stranger, begin, begin_h2, channel, get, post, send};
 use crate::kinds::requests;
 use crate::mesh::{DEADLINE, Pair, World, until};
+use crate::pki::Says;
 
 /// How an upload begins: as gRPC does.
 const BEGUN: &[u8] = b"\0\0\0\0\x05hello";
@@ -209,4 +211,52 @@ async fn connections_to_the_agent_with_half_a_request_are_nobody_elses() {
         assert_eq!(answer.await.expect("an answer at once").status, StatusCode::OK);
     }
     drop(open);
+}
+
+/// Over the one HTTP/2 connection that all callers share.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_one_caller_leaves_unread_hold_up_nobody_else() {
+    let agent = Agent::start().await;
+    let mut world = World::of(&["planner", "ledger", "auditor"]);
+    world.agent("ledger").protocol = AgentProtocol::H2c;
+    let pair = Pair::in_world(agent.address, world).await;
+    let hop = || aip_api::id::HopId::fresh().to_string();
+    let ask = |path: &str| {
+        let request = Request::get(format!("https://ledger.aip.internal{path}")).header("x-aip-hop", hop());
+        request.body(Full::<Bytes>::default()).unwrap()
+    };
+    let greedy = Stranger::new(&pair.pki, "planner", Says::default());
+    let mut unread = Vec::new();
+    // More than one connection: each may be another worker's.
+    for _ in 0..4 {
+        let mut sender = greedy.connect(pair.callee.inbound, "ledger").await;
+        for _ in 0..16 {
+            let response = sender.send_request(ask("/endless")).await.unwrap();
+            assert_eq!(response.status(), StatusCode::OK);
+            unread.push(response);
+        }
+    }
+    let (mut before, mut looks) = (0, 0);
+    until("nothing moves any more", async || {
+        let now = agent.frames();
+        looks = if now == before { looks + 1 } else { 0 };
+        before = now;
+        (looks > 60).then_some(())
+    })
+    .await;
+    let other = Stranger::new(&pair.pki, "auditor", Says::default());
+    for _ in 0..4 {
+        let mut sender = other.connect(pair.callee.inbound, "ledger").await;
+        let answered = async {
+            let request = ask("/trailers");
+            let response = sender.send_request(request).await.unwrap();
+            response.into_body().collect().await.unwrap().to_bytes()
+        };
+        let answered = tokio::time::timeout(DEADLINE, answered).await;
+        assert_eq!(
+            answered.expect("an answer, though others leave theirs unread"),
+            "with trailers"
+        );
+    }
+    drop(unread);
 }
