@@ -116,6 +116,8 @@ pub const MAX_JSON_DEPTH: usize = 64;
 pub const REFUSED_BODY_WAIT: Duration = Duration::from_secs(1);
 /// Bytes of a body that a refusal waits for.
 pub const REFUSED_BODY_BYTES: usize = 256 * 1024;
+/// Bytes of a body that are read and dropped when the other end has answered before it read them, as servers do themselves.
+pub const ANSWERED_BODY_BYTES: usize = 16 * 1024 * 1024;
 
 /// Bytes of a request that are read at a time before it is refused for where it comes from.
 pub const REFUSED_HEAD_BYTES: usize = 4 * 1024;

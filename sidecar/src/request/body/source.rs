@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 
 use super::super::classify::held::Held;
 use super::super::relay::endpoint::EndpointEvent;
+use crate::proxy::limits::ANSWERED_BODY_BYTES;
 
 #[derive(Debug, Default)]
 pub(super) enum Source {
@@ -90,10 +91,12 @@ impl Source {
     /// Takes no notice of what is yet to come, where it is not in memory.
     pub(super) async fn discard(mut self) {
         let is_coming = matches!(self, Self::Stream(_) | Self::Begun(..) | Self::Rest(..));
-        while is_coming && !self.is_end() {
-            let Some(Ok(_)) = std::future::poll_fn(|cx| self.poll(cx)).await else {
+        let mut bytes = 0;
+        while is_coming && !self.is_end() && bytes < ANSWERED_BODY_BYTES {
+            let Some(Ok(frame)) = std::future::poll_fn(|cx| self.poll(cx)).await else {
                 return;
             };
+            bytes += frame.data_ref().map_or(0, Bytes::len);
             // However fast it comes, whoever limits this is asked.
             tokio::task::yield_now().await;
         }
