@@ -161,10 +161,7 @@ fn is_what_was_said(head: &Parts, fields: &[Field<'_>]) {
         .position(|field| !is_pseudo(field))
         .unwrap_or(fields.len());
     let (pseudo, rest) = fields.split_at(regular);
-    assert!(
-        !rest.iter().any(is_pseudo),
-        "a pseudo-header after others"
-    );
+    assert!(!rest.iter().any(is_pseudo), "a pseudo-header after others");
     let said = |name: &str| {
         let mut all = pseudo.iter().filter(|(of, _)| *of == name.as_bytes());
         let (one, more) = (all.next(), all.next());
