@@ -1,5 +1,6 @@
 //! Bodies on their way through: nothing is buffered, every frame goes on as it comes, and what passes is counted.
 
+mod grpc;
 mod source;
 mod tail;
 
@@ -21,6 +22,7 @@ use super::relay::endpoint::EndpointEvent;
 use crate::audit::digest::{Tally, Way};
 use crate::proxy::stalled::UnderWay;
 use crate::proxy::streams::{Exchange, Progress};
+use grpc::{Came, Opened, Opening};
 use source::{Front, Source};
 pub(crate) use tail::{Tail, Waits};
 
@@ -51,8 +53,8 @@ pub(crate) struct Body {
     watched: Option<Watched>,
     /// So that it ends when it is cut, whether or not it is asked for more.
     under_way: Option<UnderWay>,
-    /// What it begins with is yet to be looked at.
-    grpc: bool,
+    /// What it begins with is yet to be looked at, as far as it has come.
+    grpc: Option<Box<Opening>>,
     /// Its last frame, while the record of its end is brought to disk.
     last: Option<Box<Last>>,
 }
@@ -86,7 +88,7 @@ impl Body {
             source,
             watched: None,
             under_way: None,
-            grpc: false,
+            grpc: None,
             last: None,
         }
     }
@@ -94,7 +96,7 @@ impl Body {
     /// As a body that calls itself gRPC. Nobody waits for its first byte, since a stream may send that late, or never:
     /// it is looked at when it comes, and nothing goes on of what does not begin as a message.
     pub(crate) fn of_grpc(mut self) -> Self {
-        self.grpc = true;
+        self.grpc = Some(Box::default());
         self
     }
 
@@ -104,7 +106,7 @@ impl Body {
             Source::Begun(Some(Ok(first)), _) => first.data_ref(),
             _ => None,
         };
-        self.grpc && first.is_some_and(|data| !begins_as_grpc(data))
+        self.grpc.is_some() && first.is_some_and(|data| grpc::is_otherwise(data))
     }
 
     pub(crate) fn whole(bytes: Bytes) -> Self {
@@ -311,6 +313,20 @@ impl Body {
         }
     }
 
+    /// What goes on now of what came.
+    fn opened(&mut self, came: Option<Came>) -> Opened {
+        let opened = match &mut self.grpc {
+            Some(opening) => opening.opened(came),
+            None => Opened::Passes(came),
+        };
+        if matches!(opened, Opened::Otherwise)
+            && let Some(Watched::Request(exchange, _)) = &self.watched
+        {
+            exchange.is_no_grpc.store(true, Ordering::Release);
+        }
+        opened
+    }
+
     fn broke(&mut self) {
         match &mut self.watched {
             Some(Watched::Response(_, tail)) => tail.record.broke(),
@@ -332,11 +348,6 @@ impl Drop for Body {
             tail::discard(std::mem::take(&mut self.source));
         }
     }
-}
-
-/// Whether a message of gRPC begins so: with the flag that says whether it is compressed. No text does.
-fn begins_as_grpc(data: &[u8]) -> bool {
-    data.first().is_none_or(|flag| *flag <= 1)
 }
 
 /// What is left: `before`, and what has yet to come.
@@ -378,18 +389,13 @@ impl HttpBody for Body {
         }
         let polled = self.source.poll(cx);
         self.waits(polled.is_pending());
-        let mut frame = ready!(polled);
+        let mut frame = match self.opened(ready!(polled)) {
+            Opened::Passes(frame) => frame,
+            Opened::Held => return self.poll_frame(cx),
+            Opened::Otherwise => return Poll::Ready(Some(Err(BodyError::NotGrpc))),
+        };
         match &mut frame {
             Some(Ok(frame)) => {
-                if let Some(data) = frame.data_ref().filter(|data| self.grpc && !data.is_empty()) {
-                    if !begins_as_grpc(data) {
-                        if let Some(Watched::Request(exchange, _)) = &self.watched {
-                            exchange.is_no_grpc.store(true, Ordering::Release);
-                        }
-                        return Poll::Ready(Some(Err(BodyError::NotGrpc)));
-                    }
-                    self.grpc = false;
-                }
                 if let Some(data) = frame.data_ref() {
                     self.passed(data);
                 }
@@ -422,7 +428,8 @@ impl HttpBody for Body {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.last.is_none() && self.source.is_end()
+        let holds = self.grpc.as_ref().is_some_and(|opening| opening.holds());
+        self.last.is_none() && !holds && self.source.is_end()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -31,6 +31,13 @@ fn problem(answer: &Answer) -> Value {
     }
 }
 
+/// Text in UTF-16 or UTF-32, the greatest byte first.
+fn wide(text: &str, bytes: usize) -> Vec<u8> {
+    text.bytes()
+        .flat_map(|b| [vec![0; bytes - 1], vec![b]].concat())
+        .collect()
+}
+
 fn grpc(content_type: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
     Request::post("http://ledger.aip.internal/test.Echo/Unary")
         .header("content-type", content_type)
@@ -46,11 +53,19 @@ async fn what_calls_itself_grpc_is_grpc() {
     let mut sent = 0;
     for content_type in ["application/grpc", "application/grpc+json", "application/grpc;x=y"] {
         for body in [
-            HARM.to_owned(),
-            format!(" {HARM}"),
-            format!("[{HARM}]"),
-            "\u{b}{}".to_owned(),
-            "\x02".to_owned(),
+            HARM.into(),
+            format!(" {HARM}").into(),
+            format!("[{HARM}]").into(),
+            b"\x0b{}".to_vec(),
+            b"\x02".to_vec(),
+            // As Python's `json.loads` and others find out by themselves.
+            wide(HARM, 2),
+            wide(HARM, 4),
+            wide(&format!("\t\n{HARM}"), 2),
+            wide(&format!(" {HARM}"), 4),
+            // What is no message at all.
+            b"\0\0\0".to_vec(),
+            b"\0\x7f\xff\xff\xff\x08".to_vec(),
         ] {
             for side in [&pair.caller, &blind.caller] {
                 let over_http2 = collect(begin_h2(side.outbound, grpc(content_type, body.clone())).await).await;
@@ -86,7 +101,15 @@ async fn what_calls_itself_grpc_is_grpc() {
 async fn a_stream_that_turns_out_to_be_no_grpc_is_broken_off() {
     let agent = Agent::start().await;
     let pair = pair_with(&agent, CALLS).await;
-    for (first, passes) in [("\0\0\0\0\0", true), (HARM, false)] {
+    let whole: &[usize] = &[];
+    for (said, cuts, passes) in [
+        (b"\0\0\0\0\0".to_vec(), whole, true),
+        (b"\0\0\0\x01\0\x0a".to_vec(), &[1, 5][..], true),
+        (HARM.into(), whole, false),
+        (wide(HARM, 2), whole, false),
+        (wide(HARM, 2), &[1, 2, 4][..], false),
+        (wide(HARM, 4), &[3, 5][..], false),
+    ] {
         let (frames, body) = channel();
         let request = Request::post("http://ledger.aip.internal/chat")
             .header("content-type", "application/grpc")
@@ -94,12 +117,18 @@ async fn a_stream_that_turns_out_to_be_no_grpc_is_broken_off() {
             .unwrap();
         let mut response = begin_h2(pair.caller.outbound, request).await;
         assert_eq!(response.status(), StatusCode::OK, "it answers before it is spoken to");
-        frames.send(Frame::data(Bytes::from(first))).await.unwrap();
+        let said = Bytes::from(said);
+        let mut sent = 0;
+        for end in cuts.iter().copied().chain([said.len()]) {
+            // Whoever was refused takes no more.
+            let _ = frames.send(Frame::data(said.slice(sent..end))).await;
+            sent = end;
+        }
         let echoed = tokio::time::timeout(crate::mesh::DEADLINE, response.body_mut().frame())
             .await
             .unwrap();
         match echoed {
-            Some(Ok(frame)) => assert!(passes && frame.into_data().unwrap() == first),
+            Some(Ok(frame)) => assert!(passes && frame.into_data().unwrap() == said),
             ended => assert!(!passes, "{ended:?}"),
         }
     }

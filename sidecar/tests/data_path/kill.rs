@@ -8,7 +8,7 @@ use aip_sidecar::kill::Gate;
 use http_body_util::BodyExt as _;
 
 use crate::agent::Agent;
-use crate::client::{begin, get, post, send};
+use crate::client::{begin, begin_h2, collect, get, post, send};
 use crate::mesh::{DEADLINE, Pair, Side, hold};
 
 fn order(scope: Scope, mode: Mode, expires: Option<u64>) -> Order {
@@ -74,8 +74,15 @@ async fn a_tool_that_is_stopped_is_not_called_and_others_are() {
         let batch = r#"[{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"wipe"}}]"#;
         let answer = send(pair.caller.outbound, post("/mcp", "application/json", batch)).await;
         assert_eq!(answer.status, 503);
+        // Nor is it hidden in what calls itself gRPC: readers of JSON know UTF-16 by its first bytes.
+        let wipe = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"wipe"}}"#;
+        let wide: Vec<u8> = wipe.bytes().flat_map(|b| [0, b]).collect();
+        let answer = collect(begin_h2(pair.caller.outbound, post("/mcp", "application/grpc", wide)).await).await;
+        assert!(!["", "0"].contains(&answer.header("grpc-status")), "{answer:?}");
         hold(gate(side), &[]);
     }
+    let wiped = |seen: &crate::agent::Seen| seen.body.contains(&b'w');
+    assert!(!agent.seen().iter().any(wiped));
 }
 
 #[tokio::test(flavor = "multi_thread")]
