@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 use crate::agent::Agent;
-use crate::client::{Answer, Stranger, collect, get, send};
+use crate::client::{Answer, Stranger, collect, get, post, send};
 use crate::mesh::{Pair, Side, until};
 use crate::pki::Says;
 use crate::refuse::{POLICY, pair_with};
@@ -283,7 +283,31 @@ fn unlabelled() -> Vec<Case> {
             HARM,
             Unread("body_streams"),
         ),
-        typed("text", "text/plain; charset=utf-8", "hello", Passes),
+    ]
+}
+
+/// Bodies that are no JSON, and say to their readers what JSON could say.
+fn foreign() -> Vec<Case> {
+    let no_json = Unread("body_not_json");
+    let part = "--x\r\ncontent-disposition: form-data; name=\"amount\"\r\n\r\n5000\r\n--x--\r\n";
+    vec![
+        typed("text", "text/plain; charset=utf-8", "hello", no_json),
+        typed(
+            "a plain form",
+            "application/x-www-form-urlencoded",
+            "amount=5000",
+            no_json,
+        ),
+        typed("a form in parts", "multipart/form-data; boundary=x", part, no_json),
+        typed("YAML", "application/yaml", "amount: 5000\n", no_json),
+        typed(
+            "msgpack",
+            "application/msgpack",
+            b"\x81\xa6amount\xcd\x13\x88".to_vec(),
+            no_json,
+        ),
+        typed("blanks", "text/plain", "\n \n", no_json),
+        typed("nothing", "text/plain", "", Passes),
     ]
 }
 
@@ -319,7 +343,16 @@ fn packed() -> Vec<Case> {
 }
 
 fn cases() -> Vec<Case> {
-    [ambiguous(), deep(), large(), labelled(), unlabelled(), packed()].concat()
+    [
+        ambiguous(),
+        deep(),
+        large(),
+        labelled(),
+        unlabelled(),
+        foreign(),
+        packed(),
+    ]
+    .concat()
 }
 
 fn request(uri: &str, (_, headers, body, _): &Case) -> Request<Full<Bytes>> {
@@ -401,6 +434,39 @@ async fn a_body_that_no_policy_reads_arrives_as_it_was_sent() {
         assert_eq!(answer.status, StatusCode::OK, "{}", case.0);
         assert!(agent.only().body == case.2, "{}", case.0);
         agent.forget();
+    }
+}
+
+/// Nobody here knows the arguments of a body that is no JSON; that it calls no tool of MCP is known.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_no_json_has_no_arguments_that_are_known() {
+    let agent = Agent::start().await;
+    let by_amount = POLICY.replace("arguments.message.text == \"harm\"", "arguments.amount > 100");
+    let by_tool = by_amount.replace(
+        "input.protocol.arguments.amount > 100",
+        "input.protocol.method == \"x\"",
+    );
+    for (rego, passes) in [(by_amount, false), (by_tool, true)] {
+        let pair = pair_with(&agent, &rego).await;
+        for case in foreign() {
+            let answer = send(pair.caller.outbound, request("http://ledger.aip.internal/pay", &case)).await;
+            let due = if passes { Passes } else { case.3 };
+            met(&(case.0, case.1, case.2, due), "the caller", &answer, &agent);
+        }
+        let dear = typed("JSON", JSON, r#"{"amount": 5000}"#, Passes);
+        let answer = send(pair.caller.outbound, request("http://ledger.aip.internal/pay", &dear)).await;
+        assert_eq!(answer.status == StatusCode::OK, passes);
+        agent.forget();
+        // What is open is decided again in the same way.
+        if passes {
+            let form = post("/slow", "application/x-www-form-urlencoded", "amount=5000");
+            let waiting = tokio::spawn(send(pair.caller.outbound, form));
+            until("the agent has it", async || agent.seen().pop()).await;
+            pair.callee
+                .push(|world| world.policies[0].1 = rego.replace("method == \"x\"", "arguments.amount > 100"));
+            assert_eq!(waiting.await.unwrap().status, StatusCode::FORBIDDEN);
+            agent.forget();
+        }
     }
 }
 

@@ -117,12 +117,8 @@ async fn a_tool_can_t_hide() {
     assert_eq!(answer.status, StatusCode::FORBIDDEN, "without a version");
     assert!(agent.seen().is_empty());
     // And what is none passes.
-    for (content_type, body) in [("text/plain", "hello"), ("application/json", r#"{"a": 1}"#)] {
-        assert_eq!(
-            send(pair.caller.outbound, post("/x", content_type, body)).await.status,
-            StatusCode::OK
-        );
-    }
+    let answer = send(pair.caller.outbound, post("/x", "application/json", r#"{"a": 1}"#)).await;
+    assert_eq!(answer.status, StatusCode::OK);
 }
 
 /// What can't be read might be anything.

@@ -21,11 +21,13 @@ use crate::request::refusal::{Refusal, Refused};
 /// times as much, and is made again when an open request is decided again.
 #[derive(Debug, Default)]
 pub(crate) enum Kept {
-    /// There is none, or it is none that a policy reads.
+    /// There is none, or it is one that is never read: gRPC's, a tunnel's.
     #[default]
     Nothing,
     /// JSON, read before.
     Json(Bytes),
+    /// It is no JSON.
+    NoJson,
     /// What it says is not known.
     Unread(&'static str),
 }
@@ -35,7 +37,7 @@ impl Kept {
     pub(crate) fn bytes(&self) -> Bytes {
         match self {
             Self::Json(bytes) => bytes.clone(),
-            Self::Nothing | Self::Unread(_) => Bytes::new(),
+            Self::Nothing | Self::NoJson | Self::Unread(_) => Bytes::new(),
         }
     }
 
@@ -43,6 +45,7 @@ impl Kept {
     pub(crate) fn content(&self) -> Content {
         match self {
             Self::Nothing => Content::Other,
+            Self::NoJson => Content::NoJson,
             // Nobody waits for this one: it is made and dropped by the one task that decides again.
             Self::Json(bytes) => json::parse(bytes, None).map_or(Content::Unread("body_not_json"), Content::Json),
             Self::Unread(why) => Content::Unread(why),
@@ -73,6 +76,14 @@ impl Read {
         Self {
             content: Content::Other,
             kept: Kept::Nothing,
+            held: None,
+        }
+    }
+
+    fn no_json() -> Self {
+        Self {
+            content: Content::NoJson,
+            kept: Kept::NoJson,
             held: None,
         }
     }
@@ -173,8 +184,13 @@ pub(crate) async fn read(arrived: &mut Arrived) -> Result<Read, Refused> {
         .map_err(|_| Refusal::BodyTimeout)??;
     let (whole, mut held) = match came {
         Came::Other(body, unread) => {
+            let empty = body.size() == Some(0);
             arrived.body = Some(body);
-            return Ok(unread.map_or_else(Read::nothing, |why| Read::unread(why, None)));
+            return Ok(match unread {
+                Some(why) => Read::unread(why, None),
+                None if empty => Read::nothing(),
+                None => Read::no_json(),
+            });
         }
         Came::Whole(whole, held) => (whole, held),
     };

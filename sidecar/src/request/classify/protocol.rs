@@ -66,11 +66,13 @@ const A2A: [&str; 22] = [
 /// what its bytes do.
 #[derive(Debug, PartialEq, Default)]
 pub(crate) enum Content {
-    /// There is none, or it is none that a policy reads.
+    /// There is none, or it is one that is never read: gRPC's, a tunnel's.
     #[default]
     Other,
     /// JSON, read whole.
     Json(Parsed),
+    /// There is one, and it is no JSON: a form, YAML, an upload. What it passes is known to nobody here.
+    NoJson,
     /// It may be JSON, and could not be read.
     Unread(&'static str),
 }
@@ -197,6 +199,7 @@ pub(crate) fn facts(carrier: &'static str, headers: &HeaderMap, content: Content
             facts.arguments = Fact::Unestablished("body_grpc");
         }
         Content::Other => {}
+        Content::NoJson => facts.arguments = Fact::Unestablished("body_not_json"),
         Content::Unread(why) => {
             if facts.name == "http" {
                 // Not "http": that would be a claim, and a rule for plain HTTP would take it.
