@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 
 use crate::agent::Agent;
-use crate::client::{get, send, to_ledger};
+use crate::client::{get, raw, send, to_ledger};
 use crate::mesh::Pair;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,4 +93,32 @@ async fn an_agent_can_t_forge_them_in_its_answer() {
     assert_eq!(decisions.len(), 2);
     assert!(decisions[0].ends_with(";allow;callee") && decisions[1].ends_with(";allow;caller"));
     assert_eq!((answer.header("x-hop-only"), answer.header("x-kept")), ("", "kept"));
+}
+
+/// The name and password of a user, in a URL or a `Host`, are nobody's to read: not in an answer, the access log or the
+/// audit.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_in_a_url_is_written_nowhere() {
+    let agent = Agent::start().await;
+    let pair = Pair::start(agent.address).await;
+    let own = "ledger.aip.internal";
+    let heads = [
+        format!("GET http://user:sesame@{own}/x HTTP/1.1\r\nhost: {own}"),
+        format!("GET http://user:sesame@other/x HTTP/1.1\r\nhost: {own}"),
+        format!("GET http://{own}/x HTTP/1.1\r\nhost: user:sesame@other"),
+        format!("GET http://user:sesame@{own}/x HTTP/1.1\r\nhost: user:sesame@other"),
+        "GET /x HTTP/1.1\r\nhost: user:sesame@other".to_owned(),
+        format!("CONNECT user:sesame@{own}:80 HTTP/1.1\r\nhost: {own}"),
+    ];
+    for head in &heads {
+        let text = format!("{head}\r\nconnection: close\r\n\r\n");
+        let answer = raw(pair.caller.outbound, text.as_bytes(), "").await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{head}: {answer}");
+        assert!(!answer.contains("sesame"), "{head}: {answer}");
+    }
+    let lines = pair.caller.lines(heads.len() - 1).await;
+    let recorded = pair.caller.audited(heads.len() - 1).await;
+    let written = format!("{lines:?} {recorded:?}");
+    assert!(!written.contains("sesame"), "{written}");
+    assert!(agent.seen().is_empty());
 }

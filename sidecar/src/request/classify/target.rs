@@ -22,6 +22,11 @@ pub(crate) fn authority(head: &Parts) -> Result<Authority, Refused> {
             Authority::try_from(value.as_bytes()).map_err(|_| Refusal::InvalidHost.because("Host can't be read"))?,
         ),
     };
+    // Before anything is said of them: what stands before an `@` is a user's name and password.
+    let named = [head.uri.authority(), header.as_ref()];
+    if named.iter().flatten().any(|authority| authority.as_str().contains('@')) {
+        return Err(Refusal::InvalidHost.because("a host has no user name"));
+    }
     let authority = match (head.uri.authority(), header) {
         (None, None) => return Err(Refusal::InvalidHost.because("it names none")),
         (None, Some(header)) => header,
@@ -29,8 +34,8 @@ pub(crate) fn authority(head: &Parts) -> Result<Authority, Refused> {
         (Some(target), Some(header)) if same(target, &header) => target.clone(),
         (Some(target), Some(header)) => return Err(Refusal::HostMismatch.because(format!("{header} and {target}"))),
     };
-    if authority.as_str().contains('@') || authority.host().is_empty() {
-        return Err(Refusal::InvalidHost.because("a host has no user name and is not empty"));
+    if authority.host().is_empty() {
+        return Err(Refusal::InvalidHost.because("a host is not empty"));
     }
     Ok(authority)
 }
@@ -127,5 +132,7 @@ mod tests {
         assert_eq!(of("/p", &["u@a"]), Err("invalid_host"));
         assert_eq!(of("/p", &["a b"]), Err("invalid_host"));
         assert_eq!(of("http://a/p", &["b"]), Err("host_mismatch"));
+        assert_eq!(of("http://u:secret@a/p", &["b"]), Err("invalid_host"));
+        assert_eq!(of("http://a/p", &["u:secret@b"]), Err("invalid_host"));
     }
 }
