@@ -34,7 +34,7 @@ mod inbound;
 pub(crate) mod io;
 pub mod limits;
 pub mod metrics;
-mod outbound;
+pub(crate) mod outbound;
 pub(crate) mod pair;
 pub(crate) mod peers;
 pub(crate) mod recorded;

@@ -38,6 +38,7 @@ use crate::proxy::backlog::Backlog;
 use crate::proxy::connections::Live;
 use crate::proxy::gate::{Gate, Share};
 use crate::proxy::hops::Seen;
+use crate::proxy::outbound::Place;
 use crate::proxy::stalled::OpenEnd;
 use body::Body;
 use record::Record;
@@ -47,6 +48,8 @@ pub(crate) struct Via {
     pub(crate) from: From,
     /// Held by what outlives a connection's requests, such as an upgraded stream.
     pub(crate) drain: Option<DrainWatch>,
+    /// Its place among the connections of the agent, held by the same.
+    pub(crate) place: Option<Arc<Place>>,
     /// Of a tunnel, held by the same: it is open for as long as any of them.
     pub(crate) tunnel: Option<Arc<OpenEnd>>,
 }

@@ -62,6 +62,8 @@ mod stopped;
 mod stream;
 #[path = "data_path/timeouts.rs"]
 mod timeouts;
+#[path = "data_path/tunnel.rs"]
+mod tunnel;
 #[path = "data_path/unread.rs"]
 mod unread;
 #[path = "data_path/upgrade.rs"]

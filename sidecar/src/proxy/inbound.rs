@@ -41,7 +41,7 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, mut drain: D
         let (proxy, drain, config) = (proxy.clone(), drain.clone(), config.clone());
         let workers = proxy.settings.workers.clone();
         let from = tcp.peer_addr().ok();
-        workers.serve(tcp, async move |tcp| {
+        workers.serve(tcp, async move |tcp, _worker| {
             match guest.handshake(tcp, &config, &proxy.trust).await {
                 Ok(Known {
                     stream,
@@ -89,6 +89,8 @@ where
     let via = Arc::new(Via {
         from,
         drain: Some(drain.clone()),
+        // HTTP/2, whose connection is served for as long as any stream of it is open.
+        place: None,
         tunnel: None,
     });
     let stream = Corked::new(Recorded::new(Prefaced::new(tls), &proxy.settings.audit));

@@ -18,7 +18,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::cork::Corked;
 use super::io::{Speaks, sniff};
@@ -29,7 +29,7 @@ use super::limits::{
 use super::recorded::Recorded;
 use super::stalled::UntilGivenUp;
 use super::strangers::{Stranger, Strangers};
-use super::{Proxy, http2, metrics, tunnel};
+use super::{Proxy, http2, metrics, tunnel, workers};
 use crate::request::body::Body;
 use crate::request::refusal::{self, Refusal};
 use crate::request::{From, Via, accept, pipeline};
@@ -62,7 +62,7 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, drain: Drain
         // Where there is no secret to show, everybody who comes so far is let in.
         let stranger = proxy.settings.proxy_secret.is_some().then(|| strangers.enter());
         let workers = proxy.settings.workers.clone();
-        workers.serve(tcp, async move |tcp| {
+        workers.serve(tcp, async move |tcp, worker| {
             if let Err(refusal) = is_our_agent(&proxy, &tcp).await {
                 let decision = DecisionId::fresh();
                 refused(&proxy, &tcp, refusal, &decision);
@@ -73,14 +73,44 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>, drain: Drain
                 }
                 return;
             }
-            let _permit = permit;
-            connection(proxy, tcp, drain, stranger).await;
+            let place = Place::of(&proxy, permit, worker);
+            connection(proxy, tcp, drain, stranger, place).await;
         });
     }
 }
 
-async fn connection(proxy: Arc<Proxy>, tcp: TcpStream, drain: Option<DrainWatch>, stranger: Option<Arc<Stranger>>) {
-    proxy.metrics.connections(Direction::Outbound, 1.0);
+/// A connection of the agent among those that there may be, for as long as anything of it is open: a tunnel and a switched
+/// stream outlive what serves its requests.
+pub(crate) struct Place {
+    proxy: Arc<Proxy>,
+    _permit: OwnedSemaphorePermit,
+    _worker: workers::Place,
+}
+
+impl Place {
+    fn of(proxy: &Arc<Proxy>, permit: OwnedSemaphorePermit, worker: workers::Place) -> Arc<Self> {
+        proxy.metrics.connections(Direction::Outbound, 1.0);
+        Arc::new(Self {
+            proxy: proxy.clone(),
+            _permit: permit,
+            _worker: worker,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.proxy.metrics.connections(Direction::Outbound, -1.0);
+    }
+}
+
+async fn connection(
+    proxy: Arc<Proxy>,
+    tcp: TcpStream,
+    drain: Option<DrainWatch>,
+    stranger: Option<Arc<Stranger>>,
+    place: Arc<Place>,
+) {
     let serving = async {
         let first_byte = match stranger {
             Some(_) => STRANGER_FIRST_BYTE,
@@ -90,6 +120,7 @@ async fn connection(proxy: Arc<Proxy>, tcp: TcpStream, drain: Option<DrainWatch>
             let via = Via {
                 from: From::Agent,
                 drain,
+                place: Some(place),
                 tunnel: None,
             };
             serve_http(proxy.clone(), via, stranger.clone(), speaks, stream).await;
@@ -113,7 +144,6 @@ async fn connection(proxy: Arc<Proxy>, tcp: TcpStream, drain: Option<DrainWatch>
             }
         }
     }
-    proxy.metrics.connections(Direction::Outbound, -1.0);
 }
 
 /// Whether the connection comes from where the agent is. What it shows in its requests is looked at there.

@@ -3,8 +3,9 @@
 //! is read, too.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use aip_policy::{Direction, Fact, TraceFacts, Verdict};
+use aip_policy::{Direction, Fact, TraceFacts};
 use aip_runtime::unix_now;
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, Uri};
@@ -23,6 +24,7 @@ use crate::request::body::Body;
 use crate::request::classify::content::Kept;
 use crate::request::classify::protocol::Content;
 use crate::request::classify::target_of;
+use crate::request::decide::refusal as refusal_of;
 use crate::request::record::{Ends, Record, Said};
 use crate::request::refusal::{self, Cut, Refusal, Refused};
 use crate::request::told::{self, Decided, End, Told};
@@ -45,7 +47,7 @@ pub(super) async fn connect(proxy: Arc<Proxy>, via: Arc<Via>, request: Request<I
         Ok(asked) => asked,
         Err(refused) => return refuse(proxy, via, head, refused).await,
     };
-    let (drain, tunnel) = (via.drain.clone(), Some(Arc::new(OpenEnd::here())));
+    let (drain, place, tunnel) = (via.drain.clone(), via.place.clone(), Some(Arc::new(OpenEnd::here())));
     tokio::spawn(async move {
         let tunnel = tunnel;
         let Ok(upgraded) = upgrade.await else { return };
@@ -58,6 +60,7 @@ pub(super) async fn connect(proxy: Arc<Proxy>, via: Arc<Via>, request: Request<I
                 let via = Via {
                     from: From::Tunnel(target),
                     drain,
+                    place,
                     tunnel,
                 };
                 outbound::serve_http(proxy, via, None, speaks, inner).await;
@@ -136,24 +139,24 @@ fn decide(proxy: &Arc<Proxy>, host: &Arc<str>, port: u16, record: Option<&mut Re
         now,
         record.is_some(),
     )?;
-    let allowed = decision.verdict == Verdict::Allow;
+    let refused = refusal_of(&decision);
     let enforced = snapshot.me.mode.enforces(now);
     if let Some(record) = record {
         record.verdict = decision.verdict.as_str();
         record.rule = decision.rule().to_owned();
-        record.observed = !allowed && !enforced;
+        record.tags.clone_from(&decision.obligations.tags);
+        if let Some(refused) = refused.as_ref().filter(|_| !enforced) {
+            record.observed = true;
+            record.reason = refused.refusal.reason().to_owned();
+            proxy.metrics.observed(Direction::Outbound);
+        }
         record.ends = Ends::Pair(pair);
         record.audited(decision.obligations.audit, kept);
     }
-    if allowed || !enforced {
-        return Ok(told);
+    match refused {
+        Some(refused) if enforced => Err(refused),
+        _ => Ok(told),
     }
-    Err(Refused {
-        refusal: Refusal::PolicyDenied,
-        detail: Some(decision.reason().to_owned()),
-        rule: Some(decision.rule().to_owned()),
-        retry_after: None,
-    })
 }
 
 /// TLS to an outside host: guarded, its name compared, and then passed through unread.
@@ -167,21 +170,8 @@ async fn blind(proxy: Arc<Proxy>, host: Arc<str>, port: u16, mut inner: Prefixed
         ..Said::default()
     };
     match open(&proxy, &host, port, &mut inner, &mut record).await {
-        Ok((first, mut outside, told)) => {
+        Ok((first, mut outside)) => {
             record.answered(200);
-            let idle = std::time::Duration::from_millis(proxy.mesh.snapshot().traffic.idle_timeout_ms);
-            record.exchange.decide(Decided {
-                direction: Direction::Outbound,
-                end: End::Outside(host, port),
-                told,
-                idle: Some(idle),
-            });
-            record.in_flight();
-            // An order that came while it was opened: those from here on look at it themselves.
-            if accept::is_not_stopped(&proxy, None).is_err() {
-                record.exchange.cut(Cut::Killed);
-                return;
-            }
             if outside.write_all(&first).await.is_ok() {
                 record
                     .exchange
@@ -203,7 +193,7 @@ async fn blind(proxy: Arc<Proxy>, host: Arc<str>, port: u16, mut inner: Prefixed
     }
 }
 
-type Opened = (bytes::Bytes, tokio::net::TcpStream, Told);
+type Opened = (bytes::Bytes, tokio::net::TcpStream);
 
 async fn open<IO: AsyncRead + AsyncWrite + Unpin>(
     proxy: &Arc<Proxy>,
@@ -212,8 +202,9 @@ async fn open<IO: AsyncRead + AsyncWrite + Unpin>(
     inner: &mut IO,
     record: &mut Record,
 ) -> Result<Opened, Refused> {
-    let told = decide(proxy, host, port, Some(record))?;
+    // First: an agent may take its time for it, and what is decided must hold when the tunnel opens.
     let hello = hello::read(inner, TUNNEL_FIRST_BYTE).await;
+    let told = decide(proxy, host, port, Some(record))?;
     let (first, name) = hello.map_err(|error| Refusal::SniMismatch.because(error))?;
     // An address has no server name (RFC 6066 section 3).
     let expected = host.parse::<std::net::IpAddr>().is_err().then_some(&**host);
@@ -225,6 +216,30 @@ async fn open<IO: AsyncRead + AsyncWrite + Unpin>(
     let snapshot = proxy.mesh.snapshot();
     let (tcp, address) = egress::connect(proxy, &snapshot, host, port).await?;
     record.endpoint = Some(address);
+    record.exchange.decide(Decided {
+        direction: Direction::Outbound,
+        end: End::Outside(host.clone(), port),
+        told,
+        idle: Some(Duration::from_millis(snapshot.traffic.idle_timeout_ms)),
+    });
+    record.exchange.moved();
+    record.in_flight();
+    still_allowed(proxy, record)?;
     record.settled().await?;
-    Ok((first, tcp, told))
+    // From where it was in flight on, whoever changes the world looks at it.
+    record.exchange.is_cut().map_or(Ok(()), |cut| Err(refused_by(cut)))?;
+    Ok((first, tcp))
+}
+
+/// Looks once more: an order may have come, or the world may have changed, while the host was looked up and reached.
+fn still_allowed(proxy: &Arc<Proxy>, record: &Record) -> Result<(), Refused> {
+    accept::is_not_stopped(proxy, None)?;
+    match told::recheck(proxy, &proxy.mesh.snapshot(), &record.exchange) {
+        Some(cut) => Err(refused_by(cut)),
+        None => Ok(()),
+    }
+}
+
+fn refused_by(cut: Cut) -> Refused {
+    Refusal::of_cut(cut).because(cut.reason())
 }

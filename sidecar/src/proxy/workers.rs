@@ -61,8 +61,8 @@ impl Workers {
         }]))
     }
 
-    /// Gives a connection to the worker that has the fewest, for as long as `serve` takes.
-    pub(crate) fn serve<F>(&self, tcp: TcpStream, serve: impl FnOnce(TcpStream) -> F + Send + 'static)
+    /// Gives a connection to the worker that has the fewest; it counts for as long as `serve` keeps its place.
+    pub(crate) fn serve<F>(&self, tcp: TcpStream, serve: impl FnOnce(TcpStream, Place) -> F + Send + 'static)
     where
         F: Future<Output = ()> + Send,
     {
@@ -76,9 +76,8 @@ impl Workers {
             index,
         };
         self.0[index].runtime.spawn(async move {
-            let _place = place;
             match TcpStream::from_std(tcp) {
-                Ok(tcp) => serve(tcp).await,
+                Ok(tcp) => serve(tcp, place).await,
                 Err(error) => tracing::warn!(%error, "a connection can't be served"),
             }
         });
@@ -91,7 +90,7 @@ impl Workers {
 }
 
 /// A connection among those of its worker.
-struct Place {
+pub(crate) struct Place {
     workers: Workers,
     index: usize,
 }
@@ -169,7 +168,7 @@ mod tests {
             clients.push(TcpStream::connect(address).await.unwrap());
             let (tcp, _) = listener.accept().await.unwrap();
             let (seen, report) = (seen.clone(), report.clone());
-            workers.serve(tcp, async move |tcp: TcpStream| {
+            workers.serve(tcp, async move |tcp: TcpStream, _place| {
                 seen.lock().unwrap().push(index());
                 report.send(()).await.unwrap();
                 // Until the client goes.

@@ -25,7 +25,7 @@ use super::classify::{Classified, headers};
 use super::limit::Limits;
 use super::refusal::{Refusal, Refused};
 use super::route::Route;
-use super::told::{Decided, End, Told};
+use super::told::{self, Decided, End, Told};
 use crate::proxy::agent::Returning;
 use crate::proxy::gate::Permit;
 use crate::proxy::peers::Flight;
@@ -134,12 +134,12 @@ fn still_allowed(arrived: &Arrived, classified: &Classified, exchange: &Arc<Exch
         kill.admit(&pair.snapshot, classified.own.result(), &decided.end, &decided.told)?;
     }
     let current = arrived.proxy.mesh.snapshot();
-    if !Arc::ptr_eq(&current, &pair.snapshot)
-        && let Some(cut) = super::told::recheck(&arrived.proxy, &current, exchange)
-    {
-        return Err(Refusal::of_cut(cut).because(cut.reason()));
-    }
-    Ok(())
+    let cut = match told::identified(&arrived.proxy, exchange) {
+        Ok(own) if Arc::ptr_eq(&current, &pair.snapshot) && Arc::ptr_eq(&own, &classified.own) => None,
+        Ok(_) => told::recheck(&arrived.proxy, &current, exchange),
+        Err(cut) => Some(cut),
+    };
+    cut.map_or(Ok(()), |cut| Err(Refusal::of_cut(cut).because(cut.reason())))
 }
 
 fn no_grpc() -> Refused {

@@ -35,7 +35,8 @@ pub(crate) fn decide(arrived: &mut Arrived, classified: &mut Classified) -> Resu
     Ok(())
 }
 
-fn refusal(decision: &Decision) -> Option<Refused> {
+/// Why it must not go on, if it must not: an allow with an obligation that nobody here carries out is none.
+pub(crate) fn refusal(decision: &Decision) -> Option<Refused> {
     let refusal = match decision.verdict {
         Verdict::Allow if decision.obligations == kept(&decision.obligations) => return None,
         Verdict::Allow => Refusal::UnsupportedObligation,

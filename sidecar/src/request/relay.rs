@@ -22,6 +22,7 @@ use super::{Arrived, From, Via};
 use crate::audit::digest::{Tally, Way};
 use crate::proxy::agent::Returning;
 use crate::proxy::gate::Permit;
+use crate::proxy::outbound::Place;
 use crate::proxy::peers::Flight;
 use crate::proxy::stalled::OpenEnd;
 use endpoint::EndpointEvent;
@@ -50,6 +51,8 @@ struct Switched {
     caller: OnUpgrade,
     callee: OnUpgrade,
     drain: Option<aip_runtime::drain::DrainWatch>,
+    /// The place of the caller's connection.
+    place: Option<Arc<Place>>,
     /// The tunnel that it is in.
     tunnel: Option<Arc<OpenEnd>>,
 }
@@ -102,6 +105,7 @@ async fn of_other(arrived: &mut Arrived, mut sent: Sent) -> Relayed {
                 caller,
                 callee: callee_upgrade,
                 drain: arrived.via.drain.clone(),
+                place: arrived.via.place.clone(),
                 tunnel: arrived.via.tunnel.clone(),
             })
         }
@@ -237,7 +241,7 @@ impl Relayed {
             };
             return response.map(|()| self.body.of_response(exchange, tail));
         };
-        let ends = (OpenEnd::here(), switched.tunnel);
+        let ends = (OpenEnd::here(), switched.tunnel, switched.place);
         let held = (self.flight, self.permit, switched.drain, ends);
         tokio::spawn(async move {
             let _held = held;

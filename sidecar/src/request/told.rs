@@ -8,12 +8,14 @@ use aip_api::AgentName;
 use aip_policy::{
     ContentFacts, Decision, Direction, Fact, Facts, INPUT_VERSION, Kept, RequestFacts, TraceFacts, with_evaluator,
 };
+use aip_runtime::svid::Svid;
 use aip_runtime::unix_now;
 use http::{HeaderMap, Method, Uri};
 
 use super::classify::held::Held;
 use super::classify::protocol::{self, Content};
 use super::classify::{content, headers, path};
+use super::decide::refusal;
 use super::record::Said;
 use super::refusal::{Cut, Refusal, Refused};
 use crate::proxy::Proxy;
@@ -195,14 +197,10 @@ pub(crate) fn decision(
 /// Why an open request must not go on in this version of the world, if it must not.
 pub(crate) fn recheck(proxy: &Proxy, snapshot: &Arc<Snapshot>, exchange: &Exchange) -> Option<Cut> {
     let decided = exchange.decided()?;
-    // What was revoked is cut in a moment; until then nothing goes on.
-    let revoked = |live: &Live| proxy.trust.load().revoked(&live.peer).map(Cut::of_revocation);
-    if let Some(cut) = exchange
-        .live()
-        .and_then(|live| live.is_cut().or_else(|| revoked(&live)))
-    {
-        return Some(cut);
-    }
+    let own = match identified(proxy, exchange) {
+        Ok(own) => own,
+        Err(cut) => return Some(cut),
+    };
     if decided
         .end
         .agent()
@@ -210,9 +208,6 @@ pub(crate) fn recheck(proxy: &Proxy, snapshot: &Arc<Snapshot>, exchange: &Exchan
     {
         return Some(Cut::Deregistered);
     }
-    let Some(own) = proxy.svid.current() else {
-        return Some(Cut::Suspended);
-    };
     // Orders, and what the mesh requires, are never only observed.
     if let Some(cut) = proxy.settings.kill.cut(snapshot, own.result(), decided) {
         return Some(cut);
@@ -231,7 +226,25 @@ pub(crate) fn recheck(proxy: &Proxy, snapshot: &Arc<Snapshot>, exchange: &Exchan
     } else {
         Content::Other
     };
-    let allowed = decision(proxy, decided.direction, &pair, &decided.told, content, now, false);
-    let goes_on = allowed.is_ok_and(|(decision, ..)| decision.verdict == aip_policy::Verdict::Allow);
+    let asked = decision(proxy, decided.direction, &pair, &decided.told, content, now, false);
+    let goes_on = asked.is_ok_and(|(decision, ..)| refusal(&decision).is_none());
     (!goes_on).then_some(Cut::PolicyDenied)
+}
+
+/// Whether both ends are still who they were, as far as that shows without policy: the SVID of this one, as it is now.
+pub(crate) fn identified(proxy: &Proxy, exchange: &Exchange) -> Result<Arc<Svid>, Cut> {
+    // What was revoked is cut in a moment; until then nothing goes on.
+    let revoked = |live: &Live| proxy.trust.load().revoked(&live.peer).map(Cut::of_revocation);
+    if let Some(cut) = exchange
+        .live()
+        .and_then(|live| live.is_cut().or_else(|| revoked(&live)))
+    {
+        return Err(cut);
+    }
+    let own = proxy.svid.current().ok_or(Cut::Suspended)?;
+    // Also in the moment before an expired one is taken away.
+    if own.identity.not_after <= unix_now() {
+        return Err(Cut::Suspended);
+    }
+    Ok(own)
 }

@@ -15,14 +15,14 @@ use crate::agent::Agent;
 use crate::client::{collect, h2_on, raw, raw_on, send};
 use crate::mesh::{Pair, World};
 
-async fn connect(proxy: SocketAddr, authority: &str) -> (TcpStream, String) {
+pub(crate) async fn connect(proxy: SocketAddr, authority: &str) -> (TcpStream, String) {
     let mut tcp = TcpStream::connect(proxy).await.unwrap();
     let text = format!("CONNECT {authority} HTTP/1.1\r\nhost: {authority}\r\n\r\n");
     let head = raw_on(&mut tcp, text.as_bytes(), "\r\n\r\n").await;
     (tcp, head)
 }
 
-fn listed(host: &str, port: u16, allow_private: bool) -> EgressRule {
+pub(crate) fn listed(host: &str, port: u16, allow_private: bool) -> EgressRule {
     EgressRule {
         host: host.into(),
         port,
@@ -93,7 +93,7 @@ async fn a_tunnel_goes_where_connect_said_and_nowhere_else() {
 }
 
 /// A server outside, on this machine: says what it got.
-async fn outside() -> SocketAddr {
+pub(crate) async fn outside() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -117,7 +117,7 @@ async fn outside() -> SocketAddr {
 }
 
 /// A ClientHello with this server name.
-fn hello(name: Option<&str>) -> Vec<u8> {
+pub(crate) fn hello(name: Option<&str>) -> Vec<u8> {
     let u16b = |n: usize| (n as u16).to_be_bytes();
     let extension = name.map_or(Vec::new(), |name| {
         let entry = [&[0][..], &u16b(name.len()), name.as_bytes()].concat();
