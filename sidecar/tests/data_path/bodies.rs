@@ -343,16 +343,8 @@ fn packed() -> Vec<Case> {
 }
 
 fn cases() -> Vec<Case> {
-    [
-        ambiguous(),
-        deep(),
-        large(),
-        labelled(),
-        unlabelled(),
-        foreign(),
-        packed(),
-    ]
-    .concat()
+    let all = [ambiguous, deep, large, labelled, unlabelled, foreign, packed];
+    all.into_iter().flat_map(|cases| cases()).collect()
 }
 
 fn request(uri: &str, (_, headers, body, _): &Case) -> Request<Full<Bytes>> {
