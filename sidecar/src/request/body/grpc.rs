@@ -20,14 +20,15 @@ enum Begins {
 fn begins(data: &[u8]) -> Begins {
     match *data {
         [flag, ..] if flag > 1 => Begins::Otherwise,
-        [_, a, b, c, d, ref message @ ..] => match (u32::from_be_bytes([a, b, c, d]), message) {
-            (MAX_FIRST_MESSAGE.., _) => Begins::Otherwise,
-            // UTF-32: the second character's first two bytes are zero. As a message, its length says so by chance, but
-            // no field of protobuf has the number zero.
-            (1.., [0, ..]) if d == 0 => Begins::Otherwise,
-            (1.., []) if d == 0 => Begins::Undecided,
+        [_, a, b, c, d, ..] if u32::from_be_bytes([a, b, c, d]) >= MAX_FIRST_MESSAGE => Begins::Otherwise,
+        // What JSON begins with in UTF-32, or the mark of its byte order. It is a length, too: another character tells.
+        [0, 0, 0, b'{' | b'[' | b' ' | b'\t' | b'\r' | b'\n', 0, ref message @ ..]
+        | [0, 0, 0xfe, 0xff, 0, ref message @ ..] => match *message {
+            [0, 0, b' '..=b'~' | b'\t' | b'\r' | b'\n', ..] => Begins::Otherwise,
+            [] | [0] | [0, 0] => Begins::Undecided,
             _ => Begins::Message,
         },
+        [_, _, _, _, _, ..] => Begins::Message,
         _ => Begins::Undecided,
     }
 }
@@ -91,7 +92,7 @@ impl Opening {
         match begins(&all) {
             Begins::Otherwise => Opened::Otherwise,
             Begins::Undecided => {
-                // At most a prefix: it is copied, and its frame let go.
+                // At most seven bytes: they are copied, and their frame let go.
                 self.held = all.to_vec();
                 Opened::Held
             }
@@ -161,10 +162,15 @@ mod tests {
             b"\0\0\x40\0\0\x1f\x8b",
             b"\0\x07\xff\xff\xff\x0a",
             b"\0\0\0\0\x01\0",
+            // Codecs other than protobuf's have messages that begin with zeros.
+            b"\0\x01\0\0\0\0\x01\x02\x03",
+            b"\0\0\0 \0\0\0\0",
+            b"\0\0\0 \0\0\x01",
+            b"\x01\0\0{\0\0\0{",
         ] {
             assert_eq!(begins(body), Begins::Message, "{body:x?}");
         }
-        for body in [&b""[..], b"\0", b"\x01\0\0\0", b"\0\0\0{\0"] {
+        for body in [&b""[..], b"\0", b"\x01\0\0\0", b"\0\0\0{\0", b"\0\0\0{\0\0\0"] {
             assert_eq!(begins(body), Begins::Undecided, "{body:x?}");
         }
     }
